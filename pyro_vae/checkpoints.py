@@ -1,0 +1,63 @@
+"""A training run on disk: everything that is needed to go on as if it had never stopped, in one safetensors file."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae import files
+
+__all__ = ["Checkpoint", "get_random_state", "read_checkpoint", "set_random_state", "write_checkpoint"]
+
+
+@dataclass
+class Checkpoint:
+    """The state of a run after a whole number of epochs.
+
+    Args:
+        tensors: Weights, best weights, moments of the optimiser and random states, by group and name.
+        numbers: Everything else, as JSON data.
+    """
+
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Writes a checkpoint, whole or not at all."""
+    flat = {f"{group}/{name}": tensor for group, named in checkpoint.tensors.items() for name, tensor in named.items()}
+    files.write_tensors(flat, path, metadata={"numbers": json.dumps(checkpoint.numbers)})
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint.
+
+    Raises:
+        ValueError: if the file is missing, half-written or not a checkpoint.
+    """
+    flat, metadata = files.read_tensors(path)
+    if "numbers" not in metadata:
+        raise ValueError(f"{path} is not a checkpoint of a training run")
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in flat.items():
+        group, _, name = key.partition("/")
+        tensors.setdefault(group, {})[name] = tensor
+    return Checkpoint(tensors, json.loads(metadata["numbers"]))
+
+
+def get_random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's generators on the CPU and on ``device``."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Puts back what :func:`get_random_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,134 @@
+"""Checks on data before a model sees them: one clear sentence for each mistake."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_vae.programs import forked_random_state
+from pyro_vae.ranges import Constraint, constraints, elementwise, is_bounded, phrase, within
+from pyro_vae.transforms import Transform
+
+__all__ = ["check_fit", "check_rows"]
+
+_CHUNK = 4096
+
+
+def check_fit(transform: Transform, data_range: Constraint, likelihood: str) -> None:
+    """Holds what a transform yields against what a likelihood describes.
+
+    A bounded range must be met exactly, for a mean that reaches [-1, 1] wastes half its range on data in [0, 1].
+    Bits are a special case of [0, 1]. A transform that yields what it is given is checked on the data instead.
+
+    Raises:
+        ValueError: with the transform that would fit.
+    """
+    found = transform.codomain
+    if found is None:
+        return
+    fits = within(found, data_range)
+    if is_bounded(data_range) and found is not constraints.boolean:
+        fits = fits and within(data_range, found)
+    if not fits:
+        raise ValueError(
+            f"{likelihood} describes {phrase(data_range)}, but {type(transform).__name__} yields {phrase(found)}: "
+            f"{_mend(data_range)}"
+        )
+
+
+def _mend(data_range: Constraint, low: float | None = None, high: float | None = None) -> str:
+    """What to do about data that do not fit a likelihood's range; ``low`` and ``high`` are what was found."""
+    between = "low, high" if low is None or high is None else f"{low:g}, {high:g}"
+    if data_range is constraints.boolean:
+        return f"use transform=Binarize({between}), or likelihood=Normal(link='sigmoid') with Scale({between})"
+    if within(data_range, constraints.unit_interval):
+        return f"use transform=Scale({between}), or link='linear' with Standardize"
+    if is_bounded(data_range):
+        return f"use transform=Scale({between}, onto=(-1, 1)), or link='linear' with Standardize"
+    return "choose a transform or a likelihood for such values"
+
+
+def check_rows(
+    x: Tensor,
+    *,
+    event_shape: Sequence[int] | None,
+    data_range: Constraint | None,
+    transform: Transform,
+    dtype: torch.dtype,
+    device: torch.device,
+    name: str = "x",
+) -> None:
+    """Looks at every row once: shape, NaN and infinity, and the values that transform and likelihood take.
+
+    Args:
+        x: Rows ``(N, *E)`` in the user's units.
+        event_shape: The model's shape of one row; None where it is not known beforehand.
+        data_range: The values of one element that the likelihood describes, in the model's units, likewise.
+        transform: The user's units to the model's.
+        dtype: The model's floating-point type.
+        device: The model's device.
+        name: What the data are called in the message.
+
+    Raises:
+        ValueError: for the first thing that is wrong, with what was found, what was expected and what to do.
+    """
+    if x.dim() == 0 or len(x) == 0:
+        raise ValueError(f"{name} has no rows; expected at least one")
+    if x.is_complex():
+        raise ValueError(f"{name} has complex values; expected real numbers")
+    if event_shape is not None and tuple(x.shape[1:]) != tuple(event_shape):
+        raise ValueError(
+            f"{name} has rows of shape {tuple(x.shape[1:])}, but the model describes rows of shape "
+            f"{tuple(event_shape)}{_reshape_hint(x, event_shape)}"
+        )
+    _check_finite(x, name)
+    domain = elementwise(transform.domain)
+    expected = None if data_range is None else elementwise(data_range)
+    with forked_random_state(device):
+        for start in range(0, len(x), _CHUNK):
+            rows = x[start : start + _CHUNK].to(device=device, dtype=dtype)
+            if not _all_in(rows, domain):
+                low, high = _extremes(x)
+                raise ValueError(
+                    f"{name} has values from {low:g} to {high:g}, but {type(transform).__name__} takes "
+                    f"{phrase(domain)}: give the transform the bounds that the data have"
+                )
+            if expected is not None and not _all_in(transform(rows), expected):
+                raise ValueError(_outside(x, rows, expected, name))
+
+
+def _reshape_hint(x: Tensor, event_shape: Sequence[int]) -> str:
+    same_size = math.prod(x.shape[1:]) == math.prod(event_shape)
+    return f"; reshape it to (N, {', '.join(map(str, event_shape))})" if same_size else ""
+
+
+def _check_finite(x: Tensor, name: str) -> None:
+    if not x.is_floating_point():
+        return
+    bad = ~torch.isfinite(x)
+    count = int(bad.sum())
+    if count:
+        first = tuple(int(i) for i in bad.nonzero()[0])
+        raise ValueError(
+            f"{name} has {count} NaN or infinite value{'s' if count > 1 else ''}, the first at index {first}: "
+            f"remove or fill those entries"
+        )
+
+
+def _all_in(rows: Tensor, constraint: Constraint) -> bool:
+    return constraint is constraints.real or bool(constraint.check(rows).all())
+
+
+def _extremes(x: Tensor) -> tuple[float, float]:
+    return float(x.min()), float(x.max())
+
+
+def _outside(x: Tensor, rows: Tensor, expected: Constraint, name: str) -> str:
+    low, high = _extremes(x)
+    bad = ~expected.check(rows)
+    example = f", such as {rows[bad][0].item():g}" if bad.shape == rows.shape and bool(bad.any()) else ""
+    # Grey levels reach 1 or 255 in some row even where these rows do not.
+    top = 1.0 if 0 <= low and high <= 1 else 255.0 if 0 <= low and high <= 255 else high
+    found = f"{name} has values from {low:g} to {high:g}{example}"
+    return f"{found}, but the likelihood describes {phrase(expected)}: {_mend(expected, min(low, 0.0), top)}"

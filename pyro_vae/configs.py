@@ -1,0 +1,51 @@
+"""Parts as plain data: a module's constructor arguments as JSON, and back.
+
+Every part keeps each constructor argument under the argument's own name, so that its description can be read off it.
+Rebuilding looks class names up among the classes it is given, and calls nothing else.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+__all__ = ["build", "describe"]
+
+
+def describe(part: Any) -> Any:
+    """A part, or a value among its arguments, as JSON data.
+
+    Example:
+        >>> from pyro_vae.likelihoods import Normal
+        >>> describe(Normal(scale=0.1, link="tanh"))
+        {'class': 'Normal', 'scale': 0.1, 'link': 'tanh', 'min_scale': 0.001}
+    """
+    if isinstance(part, nn.Module):
+        names = inspect.signature(type(part)).parameters
+        return {"class": type(part).__name__, **{name: describe(getattr(part, name)) for name in names}}
+    if isinstance(part, (list, tuple)):
+        return [describe(value) for value in part]
+    if part is None or isinstance(part, (bool, int, float, str)):
+        return part
+    raise ValueError(f"cannot save a {type(part).__name__} among a part's arguments: use numbers, names and parts")
+
+
+def build(description: Any, classes: Mapping[str, type[nn.Module]]) -> Any:
+    """The part that :func:`describe` described.
+
+    Raises:
+        ValueError: if a class is not among ``classes``, or does not take the arguments.
+    """
+    if isinstance(description, list):
+        return tuple(build(value, classes) for value in description)
+    if not isinstance(description, dict):
+        return description
+    name = description.get("class")
+    if name not in classes:
+        raise ValueError(f"it uses a part {name!r} that this version of pyro_vae does not have")
+    arguments = {key: build(value, classes) for key, value in description.items() if key != "class"}
+    try:
+        return classes[name](**arguments)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"its description of {name} is damaged ({error})") from error

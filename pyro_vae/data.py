@@ -1,0 +1,261 @@
+"""Data sets: by name, or from a file or folder; splits; and rows on their way to the model."""
+
+import contextlib
+import gzip
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.names import lookup
+
+__all__ = ["NAMED", "DataSet", "default_root", "import_torchvision", "load_data", "split"]
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Rows to train on and rows held out, in the units they came in.
+
+    Args:
+        name: What to call it.
+        x_train: Training rows ``(N, *E)``.
+        x_test: Held-out rows ``(M, *E)``.
+        bounds: Lowest and highest value that an element can have (0 and 255 for 8-bit grey levels), or None where
+            there are no such bounds.
+        y_train: Labels of the training rows, for colouring figures, or None.
+        y_test: Labels of the held-out rows, likewise.
+    """
+
+    name: str
+    x_train: Tensor
+    x_test: Tensor
+    bounds: tuple[float, float] | None
+    y_train: Tensor | None = None
+    y_test: Tensor | None = None
+
+
+def default_root() -> Path:
+    """Where downloaded data sets live: the environment variable ``PYRO_VAE_DATA``, or ``data``."""
+    return Path(os.environ.get("PYRO_VAE_DATA") or "data")
+
+
+def split(num_rows: int, fraction: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Indices of two disjoint parts, shuffled by ``seed``; the second has ``fraction`` of the rows, at least one.
+
+    Example:
+        >>> kept, held_out = split(10, 0.2)
+        >>> len(kept), len(held_out), len(set(kept.tolist()) & set(held_out.tolist()))
+        (8, 2, 0)
+    """
+    held_out = max(1, round(num_rows * fraction))
+    if held_out >= num_rows:
+        raise ValueError(f"cannot hold out {held_out} of {num_rows} rows: nothing would be left to train on")
+    order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
+    return order[held_out:], order[:held_out]
+
+
+def load_data(name: str, root: str | os.PathLike[str] | None = None) -> DataSet:
+    """Loads a data set by its name, or from a ``.npy`` or ``.npz`` file or a folder of images.
+
+    Args:
+        name: One of :data:`NAMED`, or a path. An ``.npz`` holds ``x`` or ``x_train``, and may hold ``x_test``, ``y``,
+            ``y_train`` and ``y_test``. Images lie in the folder or in one subfolder for each label. Where there is
+            no test part, a tenth of the rows is held out, always the same.
+        root: Folder of downloaded data sets; :func:`default_root` by default.
+
+    Raises:
+        ValueError: if the name is unknown or the data cannot be read.
+    """
+    if name in NAMED:
+        return NAMED[name](default_root() if root is None else Path(root))
+    path = Path(name)
+    if path.is_dir():
+        return _from_images(path)
+    if path.suffix in (".npy", ".npz"):
+        return _from_numpy(path)
+    if path.exists():
+        raise ValueError(f"cannot read {path}: expected a .npy or .npz file, or a folder of images")
+    lookup(name, [*NAMED, "a path to a .npy or .npz file", "a folder of images"], "data set")
+    raise AssertionError  # lookup has raised
+
+
+def _digits(root: Path) -> DataSet:
+    """The 1,797 handwritten 8×8 digits that scikit-learn bundles, grey levels 0–16 (Alpaydin & Kaynak, 1998)."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x, y = torch.as_tensor(digits.images).to(torch.uint8), torch.as_tensor(digits.target)
+    return _hold_out(DataSet("digits", x, x[:0], (0.0, 16.0), y), 0.2)
+
+
+def _hold_out(data: DataSet, fraction: float) -> DataSet:
+    train, test = split(len(data.x_train), fraction)
+    y = data.y_train
+    return replace(
+        data,
+        x_train=data.x_train[train],
+        x_test=data.x_train[test],
+        y_train=None if y is None else y[train],
+        y_test=None if y is None else y[test],
+    )
+
+
+def import_torchvision() -> Any:
+    """Imports torchvision, or says why that fails.
+
+    Raises:
+        ValueError: naming the two versions that disagree, where torchvision was built for another torch.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        import torchvision
+        import torchvision.datasets
+    except Exception as error:
+        try:
+            found = f"torchvision {version('torchvision')}"
+        except PackageNotFoundError:
+            found = "no torchvision"
+        raise ValueError(
+            f"this data set needs torchvision, which does not import: found torch {torch.__version__} and {found}, "
+            f"which do not belong together; install a matching pair with `pip install torch torchvision`, or use "
+            f"--data digits, a .npy file or a folder of images, which do without ({type(error).__name__})"
+        ) from error
+    return torchvision
+
+
+def _torchvision_set(name: str, class_name: str, expected: str) -> Callable[[Path], DataSet]:
+    def load(root: Path) -> DataSet:
+        cls = getattr(import_torchvision().datasets, class_name)
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                found = _unpack(root / class_name / "raw", Path(scratch) / class_name / "raw")
+                source = Path(scratch) if found else root
+                parts = [cls(source, train=train, download=not found) for train in (True, False)]
+            except Exception as error:  # whatever the network, the disk or a damaged file raises
+                _remove_empty(root / class_name)
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise ValueError(
+                    f"{name} could not be read from {root}, nor downloaded ({reason}): put {expected} under "
+                    f"{root}, or name another --data-root; --data digits needs no files"
+                ) from error
+        (x_train, y_train), (x_test, y_test) = ((_images(p.data), torch.as_tensor(p.targets)) for p in parts)
+        return DataSet(name, x_train, x_test, (0.0, 255.0), y_train, y_test)
+
+    return load
+
+
+def _unpack(packed: Path, target: Path) -> bool:
+    """Unpacks the ``.gz`` files of an MNIST-like set elsewhere, for the data root may be read-only."""
+    paths = sorted(packed.glob("*-ubyte.gz"))
+    if len(paths) < 4:
+        return False
+    target.mkdir(parents=True)
+    for path in paths:
+        with gzip.open(path) as source, open(target / path.stem, "wb") as sink:
+            shutil.copyfileobj(source, sink)
+    return True
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes the empty folders that a failed download leaves."""
+    for path in (folder / "raw", folder, folder.parent):
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+def _images(x: Any) -> Tensor:
+    """Images as ``(N, H, W)`` if grey, ``(N, C, H, W)`` if in colour."""
+    x = torch.as_tensor(np.asarray(x))
+    return x.movedim(-1, 1).contiguous() if x.dim() == 4 else x
+
+
+def _idx(class_name: str) -> str:
+    return f"{class_name}/raw/{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte.gz"
+
+
+NAMED: Mapping[str, Callable[[Path], DataSet]] = {
+    "digits": _digits,
+    "mnist": _torchvision_set("mnist", "MNIST", _idx("MNIST")),
+    "fashion-mnist": _torchvision_set("fashion-mnist", "FashionMNIST", _idx("FashionMNIST")),
+    "kmnist": _torchvision_set("kmnist", "KMNIST", _idx("KMNIST")),
+    "cifar10": _torchvision_set("cifar10", "CIFAR10", "cifar-10-python.tar.gz"),
+}
+
+
+def _bounds(x: Tensor) -> tuple[float, float] | None:
+    """The bounds that values of this type and extent have by custom."""
+    if x.numel() == 0 or x.dtype is torch.bool:
+        return (0.0, 1.0)
+    low, high = float(x.min()), float(x.max())
+    if 0 <= low and high <= 1:
+        return (0.0, 1.0)
+    if not x.is_floating_point() and 0 <= low:
+        return (0.0, 255.0) if high <= 255 else (0.0, 65535.0) if high <= 65535 else None
+    return None
+
+
+def _from_numpy(path: Path) -> DataSet:
+    try:
+        content = np.load(path, allow_pickle=False)
+        arrays = {"x": content} if isinstance(content, np.ndarray) else dict(content)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # numpy raises many kinds for a file that is not its own
+        raise ValueError(f"cannot read {path} as NumPy data ({error})") from error
+    x = arrays.get("x_train", arrays.get("x"))
+    if x is None:
+        raise ValueError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected an array named x or x_train")
+    y = arrays.get("y_train", arrays.get("y"))
+    rows = _numbers(x, path)
+    if len(rows) < 2:
+        raise ValueError(f"{path} holds {len(rows)} rows; expected at least 2, one to train on and one to test")
+    data = DataSet(path.stem, rows, rows[:0], _bounds(rows), None if y is None else _labels(y, len(rows), path))
+    if "x_test" not in arrays:
+        return _hold_out(data, 0.1)
+    x_test, y_test = _numbers(arrays["x_test"], path), arrays.get("y_test")
+    return replace(data, x_test=x_test, y_test=None if y_test is None else _labels(y_test, len(x_test), path))
+
+
+def _numbers(x: np.ndarray, path: Path) -> Tensor:
+    if x.dtype.kind not in "biuf" or x.ndim == 0:
+        raise ValueError(f"{path} holds {x.dtype} data of shape {x.shape}; expected rows of numbers")
+    return torch.as_tensor(np.ascontiguousarray(x.astype(x.dtype.newbyteorder("="), copy=False)))
+
+
+def _labels(y: np.ndarray, num_rows: int, path: Path) -> Tensor:
+    if y.shape != (num_rows,):
+        raise ValueError(f"{path} has labels of shape {y.shape} for {num_rows} rows; expected one for each")
+    return torch.as_tensor(np.unique(y, return_inverse=True)[1])
+
+
+def _from_images(folder: Path) -> DataSet:
+    from PIL import Image, UnidentifiedImageError
+
+    suffixes = Image.registered_extensions()
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    if len(paths) < 2:
+        raise ValueError(f"{folder} holds {len(paths)} images; expected at least 2, one to train on and one to test")
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                images.append(np.asarray(image.convert("L" if image.mode in ("1", "L", "LA", "P") else "RGB")))
+        except (OSError, UnidentifiedImageError) as error:
+            raise ValueError(f"cannot read {path} as an image ({error})") from error
+        if images[-1].shape != images[0].shape:
+            raise ValueError(
+                f"{path} has shape {images[-1].shape} and {paths[0]} has {images[0].shape}: bring all images to one "
+                f"size and one kind, grey or colour"
+            )
+    subfolders = [path.relative_to(folder).parts[0] for path in paths]
+    labelled = len(set(subfolders)) < len(paths) and all(path.parent != folder for path in paths)
+    y = torch.as_tensor(np.unique(subfolders, return_inverse=True)[1]) if labelled else None
+    return _hold_out(DataSet(folder.name, _images(np.stack(images)), torch.empty(0), (0.0, 255.0), y), 0.1)

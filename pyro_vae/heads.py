@@ -1,0 +1,66 @@
+r"""Heads: modules that turn a network's raw output into a distribution.
+
+A likelihood :math:`p(x \mid z)` and a posterior family :math:`q(z \mid x)` are the same kind of thing. A head says how
+large the raw output must be and how it is read; it does not know the network that made it.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Self
+
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+__all__ = ["Head"]
+
+
+class Head(nn.Module):
+    r"""Base class: raw network output to a distribution over one event.
+
+    To write a new head:
+
+    - set ``num_params``, the number of raw outputs for each element of the event;
+    - write ``distribution(*params)``: as many tensors as ``num_params``, each ``(*B, *E)``, to an elementwise
+      ``pyro.distributions`` distribution of that batch shape. The base class makes it one event;
+    - keep each constructor argument under its own name, for that is what gets saved;
+    - if it owns parameters that depend on the event's shape, create them in ``add_parameters``;
+    - if its raw output is not ``num_params`` blocks of the event's shape, override ``raw_shape`` and ``forward``.
+
+    Shape:
+        raw: ``(*B, num_params, *E)``. Returns a distribution with batch ``(*B,)`` and event ``E``.
+        A head that was not told its event shape takes events of one dimension.
+    """
+
+    num_params: int = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.event_shape: tuple[int, ...] | None = None
+
+    def raw_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the network's output for one event of shape ``event_shape``."""
+        return (self.num_params, *event_shape)
+
+    def for_event(self, event_shape: Sequence[int]) -> Self:
+        """Returns a copy made for events of this shape, so that two models never share a head's parameters."""
+        head = copy.deepcopy(self)
+        head.event_shape = tuple(event_shape)
+        head.add_parameters(head.event_shape)
+        return head
+
+    def add_parameters(self, event_shape: tuple[int, ...]) -> None:
+        """Creates the parameters that depend on the event's shape; by default there are none."""
+
+    def distribution(self, *params: Tensor) -> TorchDistribution:
+        """The elementwise distribution with these raw parameters."""
+        raise NotImplementedError(f"{type(self).__name__} must define distribution(*params)")
+
+    def forward(self, raw: Tensor) -> TorchDistribution:
+        """The distribution over one event that the raw output stands for."""
+        event_dim = 1 if self.event_shape is None else len(self.event_shape)
+        if self.event_shape is not None and tuple(raw.shape[-1 - event_dim :]) != self.raw_shape(self.event_shape):
+            raise ValueError(
+                f"{type(self).__name__} reads raw output of shape (*batch, "
+                f"{', '.join(map(str, self.raw_shape(self.event_shape)))}), found {tuple(raw.shape)}"
+            )
+        return self.distribution(*raw.unbind(-1 - event_dim)).to_event(event_dim)

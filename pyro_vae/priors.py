@@ -1,0 +1,48 @@
+"""Priors p(z): modules that are called with nothing and return a distribution over the latent vector."""
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+__all__ = ["Prior", "StandardNormal"]
+
+
+class Prior(nn.Module):
+    """Base class of priors.
+
+    To write a new one, set ``latent_dim`` and return from ``forward()`` a ``pyro.distributions`` distribution with
+    batch shape ``()`` and event ``(latent_dim,)``. Keep each constructor argument under its own name.
+    """
+
+    latent_dim: int
+
+    def forward(self) -> dist.TorchDistribution:
+        """The prior distribution."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward()")
+
+
+class StandardNormal(Prior):
+    r"""The standard normal prior, :math:`p(z) = \mathcal{N}(z \mid 0, I)`.
+
+    Args:
+        latent_dim: Number of latents :math:`L`.
+
+    Shape:
+        Returns a distribution with batch ``()`` and event ``(L,)``.
+
+    Example:
+        >>> StandardNormal(50)().event_shape
+        torch.Size([50])
+    """
+
+    loc: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
+
+    def forward(self) -> dist.TorchDistribution:  # noqa: D102
+        return dist.Normal(self.loc, self.scale).to_event(1)

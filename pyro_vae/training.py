@@ -1,0 +1,428 @@
+"""Training: :func:`fit` maximises the ELBO of any pair of Pyro programs."""
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.optim import lr_scheduler
+from tqdm.auto import tqdm
+
+from pyro_vae.checkpoints import Checkpoint, get_random_state, read_checkpoint, set_random_state, write_checkpoint
+from pyro_vae.evaluation import elbo_per_row
+from pyro_vae.names import lookup
+from pyro_vae.objectives import elbo_terms
+from pyro_vae.pair import Pair
+from pyro_vae.programs import forked_random_state, local_parameters
+
+__all__ = ["fit", "resolve_device"]
+
+Data = Tensor | np.ndarray | Mapping[str, Any]
+Schedule = Literal["cosine", "constant", "plateau"]
+
+_SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, int], Any]] = {
+    "cosine": lambda optimizer, steps: lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps),
+    "constant": lambda optimizer, steps: lr_scheduler.ConstantLR(optimizer, factor=1.0),
+    "plateau": lambda optimizer, steps: lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=5),
+}
+
+_STORE = "param store: "  # how weights that live in Pyro's parameter store are named in a checkpoint
+
+
+def fit(
+    pair: Pair,
+    x_train: Data,
+    *,
+    validation_data: Data | None = None,
+    epochs: int = 20,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    schedule: Schedule = "cosine",
+    kl_warmup: int = 0,
+    max_grad_norm: float | None = None,
+    patience: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    progress: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+) -> pd.DataFrame:
+    r"""Trains a pair of programs by stochastic variational inference.
+
+    Every step takes ``batch_size`` rows that the epoch has not seen, estimates their ELBO as ``Trace_ELBO`` does, and
+    takes an Adam step up its gradient (Kingma & Ba, 2015). The data stay on the device as they came; the transform
+    is applied to each batch, so dynamic binarisation draws anew each time.
+
+    Args:
+        pair: A :class:`~pyro_vae.VAE`, or any :class:`~pyro_vae.Pair`. It is trained in place.
+        x_train: Rows ``(N, *E)`` in the user's units; or a mapping of ``"x"`` and the programs' keyword arguments,
+            rows first.
+        validation_data: Rows that are never trained on. After each epoch their ELBO is estimated, always with the same
+            noise, and the weights with the highest one are kept.
+        epochs: Times that every row is seen.
+        batch_size: Rows in a step; the last step of an epoch takes what is left.
+        learning_rate: Adam's step size at the start.
+        schedule: ``"cosine"`` lets it fall to zero over the run, ``"constant"`` keeps it, ``"plateau"`` halves it
+            when the validation (without any, the training) ELBO has not risen for five epochs.
+        kl_warmup: Epochs over which the weight of the KL rises from 0 to 1 (Bowman et al., 2016).
+        max_grad_norm: Bound on the norm of the whole gradient, in nats per datum.
+        patience: Stop when the validation ELBO has not risen for this many epochs.
+        seed: Seeds the order of the rows, the noise and the transform. The caller's random state is left alone.
+        device: ``"auto"`` is CUDA where there is one, else the CPU.
+        progress: Show a progress bar.
+        checkpoint: File to which the run's state is written after each epoch.
+        resume: Go on from the file ``checkpoint``, to the same numbers as a run that was never stopped.
+
+    Returns:
+        A table with one row an epoch: ``epoch``; ``elbo``, ``reconstruction`` and ``kl`` over the training rows, with
+        ``elbo = reconstruction - kl``, in nats per datum and in the user's units; the same with the prefix
+        ``validation_``; ``kl_weight``, ``learning_rate``, ``seconds`` and ``rows_per_second``.
+        ``history.attrs["stopped"]`` says why it ended: ``"finished"``, ``"early"`` or ``"interrupted"`` (Ctrl-C, which
+        keeps what has been learned), and ``history.attrs["best_epoch"]`` which epoch's weights were kept, if
+        there are validation data.
+
+    Raises:
+        ValueError: if the data or an argument do not suit, before anything is trained.
+        FloatingPointError: if the ELBO becomes NaN or infinite; the weights of the last whole epoch are put back.
+
+    Example:
+        >>> from pyro_vae import mlp_vae
+        >>> from pyro_vae.likelihoods import Normal
+        >>> vae = mlp_vae((3,), latent_dim=1, hidden_dims=(), likelihood=Normal())
+        >>> history = fit(vae, torch.randn(256, 3), epochs=2, progress=False)
+        >>> len(history), history.attrs["stopped"]
+        (2, 'finished')
+    """
+    if resume and checkpoint is None:
+        raise ValueError("resume=True needs checkpoint, the file to go on from")
+    settings = _Settings(epochs, batch_size, learning_rate, schedule, kl_warmup, max_grad_norm, patience, seed)
+    if patience is not None and validation_data is None:
+        raise ValueError("patience needs validation_data: early stopping watches their ELBO")
+    device = resolve_device(device)
+    pair.to(device)
+    train = _as_mapping(pair, x_train, "x_train")
+    valid = None if validation_data is None else _as_mapping(pair, validation_data, "validation_data")
+    num_rows = len(train["x"])
+    if num_rows < batch_size:
+        raise ValueError(f"x_train has {num_rows} rows, fewer than batch_size={batch_size}: use a smaller batch_size")
+    with _seeded(seed, device), local_parameters():
+        run = _Run(pair, train, valid, settings, None if checkpoint is None else Path(checkpoint))
+        if resume:
+            run.restore()
+        return run.train(progress=progress)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device that a name stands for; ``"auto"`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"cannot use device {str(device)!r} ({reason}); use auto, cpu or cuda") from error
+    return device
+
+
+def _as_mapping(pair: Pair, data: Data, name: str) -> dict[str, Tensor]:
+    """Checked rows and keyword arguments as tensors on the pair's device, in the type they came in."""
+    named = dict(data) if isinstance(data, Mapping) else {"x": data}
+    if "x" not in named:
+        raise ValueError(f"{name} has no entry 'x', only {', '.join(named) or 'none'}")
+    context = {key: torch.as_tensor(value).to(pair.device) for key, value in named.items() if key != "x"}
+    x = torch.as_tensor(named["x"])
+    for key, value in context.items():
+        if len(value) != len(x):
+            raise ValueError(f"{name} has {len(x)} rows in 'x' and {len(value)} in {key!r}: give as many in each")
+    return {"x": pair.check(x, name, **context).to(pair.device), **context}
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds every generator that a program may use, and puts the caller's states back."""
+    state = pyro.util.get_rng_state()
+    with forked_random_state(device):
+        pyro.set_rng_seed(seed)
+        try:
+            yield
+        finally:
+            pyro.util.set_rng_state(state)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The numbers that a run goes by, checked."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    schedule: Schedule
+    kl_warmup: int
+    max_grad_norm: float | None
+    patience: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("kl_warmup", 0), ("patience", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, found {value}")
+        for name in ("learning_rate", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, found {value}")
+        lookup(self.schedule, _SCHEDULES, "schedule")
+
+
+class _Run:
+    """One training run: its data, its optimiser, and how far it is."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        train: dict[str, Tensor],
+        valid: dict[str, Tensor] | None,
+        settings: _Settings,
+        checkpoint: Path | None,
+    ) -> None:
+        self.pair, self.data, self.valid = pair, train, valid
+        self.settings, self.checkpoint = settings, checkpoint
+        self.device = pair.device
+        self.num_rows = len(train["x"])
+        self.steps = math.ceil(self.num_rows / settings.batch_size)
+        self.order = torch.Generator().manual_seed(settings.seed)
+        self.parameters = self._parameters()
+        self.optimizer = torch.optim.Adam(
+            self.parameters.values(), lr=settings.learning_rate, fused=self.device.type in ("cpu", "cuda")
+        )
+        self.scheduler = _SCHEDULES[settings.schedule](self.optimizer, settings.epochs * self.steps)
+        self.history: list[dict[str, float]] = []
+        self.weights = self._copy_weights()
+        self.best: dict[str, Tensor] = {}
+        self.best_elbo, self.best_epoch = -math.inf, 0
+
+    def _parameters(self) -> dict[str, Tensor]:
+        """Everything there is to train: the modules' parameters, and those that the programs make when they run."""
+        named: dict[str, Tensor] = {name: p for name, p in self.pair.named_parameters() if p.requires_grad}
+        with forked_random_state(self.device), torch.no_grad(), poutine.trace(param_only=True) as capture:
+            x, context, _ = self._batch(torch.arange(self.settings.batch_size))
+            elbo_terms(self.pair.model, self.pair.guide, x, context)
+        known = {id(p) for p in named.values()}
+        for name, site in capture.trace.nodes.items():
+            value = site["value"].unconstrained()
+            if id(value) not in known:
+                named[f"{_STORE}{name}"] = value
+        if not named:
+            raise ValueError("the programs have nothing to train: no pyro.param, pyro.module or nn.Parameter")
+        return named
+
+    def _batch(self, index: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Rows in the model's units, their keyword arguments, and the transform's log-Jacobian of each row."""
+        index = index.to(self.device)
+        rows = self.data["x"][index].to(self.pair.dtype)
+        context = {name: value[index] for name, value in self.data.items() if name != "x"}
+        return self.pair.transform(rows), context, self.pair.transform.log_abs_det_jacobian(rows)
+
+    def train(self, *, progress: bool) -> pd.DataFrame:
+        """Trains what is left to train, and leaves the best weights in the pair."""
+        stopped = "finished"
+        epochs, done = self.settings.epochs, len(self.history)
+        self.pair.train()
+        bar = tqdm(
+            total=epochs * self.steps, initial=done * self.steps, disable=not progress, unit="step", dynamic_ncols=True
+        )
+        try:
+            with bar:
+                while len(self.history) < epochs:
+                    if self._out_of_patience():
+                        stopped = "early"
+                        break
+                    self._epoch(bar)
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+        if self.best:
+            self._set_weights(self.best)
+        self.pair.eval()
+        history = pd.DataFrame(self.history)
+        history.attrs = {"stopped": stopped, "best_epoch": self.best_epoch or None}
+        return history
+
+    def _out_of_patience(self) -> bool:
+        patience = self.settings.patience
+        return patience is not None and len(self.history) - self.best_epoch >= patience
+
+    def _epoch(self, bar: Any) -> None:
+        epoch = len(self.history) + 1
+        started = time.perf_counter()
+        order = torch.randperm(self.num_rows, generator=self.order)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        learning_rate, kl_weight, seen = self._learning_rate(), 1.0, 0
+        for step, index in enumerate(order.split(self.settings.batch_size)):
+            kl_weight = self._kl_weight((epoch - 1) * self.steps + step)
+            sums += self._step(index, kl_weight, checked=epoch == 1 and step == 0)
+            seen += len(index)
+            # Between redraws of the bar nothing is read back from the device.
+            if not bar.disable and time.time() - bar.last_print_t >= bar.mininterval:
+                bar.set_postfix_str(self._postfix(epoch, sums / seen, started, seen), refresh=False)
+            bar.update()
+        reconstruction, kl = (sums / seen).tolist()
+        seconds = time.perf_counter() - started
+        if not math.isfinite(reconstruction - kl):
+            self._set_weights(self.weights)
+            raise FloatingPointError(
+                f"the ELBO became {reconstruction - kl} in epoch {epoch} (reconstruction {reconstruction}, KL {kl}); "
+                f"the weights are those of epoch {epoch - 1}: try a lower learning_rate, max_grad_norm=100, or a "
+                f"likelihood with a higher floor on its scale"
+            )
+        row = {"epoch": epoch, "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+        if self.valid is not None:
+            row |= self._validate(self.valid)
+        self.history.append(
+            row
+            | {
+                "kl_weight": kl_weight,
+                "learning_rate": learning_rate,
+                "seconds": seconds,
+                "rows_per_second": seen / seconds,
+            }
+        )
+        self.weights = self._copy_weights()
+        if self.valid is not None and row["validation_elbo"] > self.best_elbo:
+            self.best, self.best_elbo, self.best_epoch = self.weights, row["validation_elbo"], epoch
+        if self.settings.schedule == "plateau":
+            self.scheduler.step(row.get("validation_elbo", row["elbo"]))
+        if self.checkpoint is not None:
+            self._write(self.checkpoint)
+
+    def _step(self, index: Tensor, kl_weight: float, *, checked: bool) -> Tensor:
+        """One step of the optimiser; returns the sums of reconstruction and KL over the batch."""
+        x, context, log_jacobian = self._batch(index)
+        # Pyro's checks of shapes and supports cost as much as the arithmetic; one checked step finds the mistakes.
+        with pyro.validation_enabled(checked):
+            terms = elbo_terms(
+                self.pair.model, self.pair.guide, x, context, kl_weight=kl_weight, num_rows=self.num_rows
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        (-terms.surrogate).backward()
+        if self.settings.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
+        self.optimizer.step()
+        if self.settings.schedule != "plateau":
+            self.scheduler.step()
+        return torch.stack([(terms.reconstruction + log_jacobian).sum(), terms.kl.sum()])
+
+    def _kl_weight(self, step: int) -> float:
+        warmup = self.settings.kl_warmup * self.steps
+        return min(1.0, step / warmup) if warmup else 1.0
+
+    def _learning_rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _validate(self, valid: dict[str, Tensor]) -> dict[str, float]:
+        context = {name: value for name, value in valid.items() if name != "x"}
+        # The same noise after every epoch: the weights alone make the difference.
+        terms = elbo_per_row(self.pair, valid["x"], context, num_rows=self.num_rows, seed=self.settings.seed)
+        reconstruction, kl = (float(term.double().mean()) for term in terms)
+        return {
+            "validation_elbo": reconstruction - kl,
+            "validation_reconstruction": reconstruction,
+            "validation_kl": kl,
+        }
+
+    def _postfix(self, epoch: int, means: Tensor, started: float, seen: int) -> str:
+        reconstruction, kl = means.tolist()
+        rate = seen / (time.perf_counter() - started)
+        return (
+            f"epoch {epoch}/{self.settings.epochs}, ELBO {reconstruction - kl:.2f}, "
+            f"reconstruction {reconstruction:.2f}, KL {kl:.2f} nats, lr {self._learning_rate():.1e}, {rate:,.0f} rows/s"
+        )
+
+    def _store_parameters(self) -> dict[str, Tensor]:
+        return {name: p for name, p in self.parameters.items() if name.startswith(_STORE)}
+
+    def _copy_weights(self) -> dict[str, Tensor]:
+        state = {**self.pair.state_dict(), **self._store_parameters()}
+        return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+    def _set_weights(self, weights: dict[str, Tensor]) -> None:
+        store = self._store_parameters()
+        with torch.no_grad():
+            for name, parameter in store.items():
+                parameter.copy_(weights[name])
+        self.pair.load_state_dict({name: tensor for name, tensor in weights.items() if name not in store})
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same when the run goes on."""
+        return {**dataclasses.asdict(self.settings), "num_rows": self.num_rows}
+
+    def _write(self, path: Path) -> None:
+        optimizer = self.optimizer.state_dict()
+        moments = {f"{i}/{key}": value for i, state in optimizer["state"].items() for key, value in state.items()}
+        write_checkpoint(
+            Checkpoint(
+                tensors={
+                    "weights": self.weights,
+                    "best": self.best,
+                    "moments": moments,
+                    "random": get_random_state(self.device),
+                    "order": {"state": self.order.get_state()},
+                },
+                numbers={
+                    "identity": self._identity(),
+                    "param_groups": optimizer["param_groups"],
+                    "scheduler": self.scheduler.state_dict(),
+                    "history": self.history,
+                    "best_epoch": self.best_epoch,
+                    "best_elbo": self.best_elbo,
+                },
+            ),
+            path,
+        )
+
+    def restore(self) -> None:
+        """Goes back to the state in the checkpoint.
+
+        Raises:
+            ValueError: if it belongs to another run.
+        """
+        assert self.checkpoint is not None
+        saved = read_checkpoint(self.checkpoint)
+        for name, value in self._identity().items():
+            before = saved.numbers["identity"].get(name)
+            if before != value:
+                raise ValueError(
+                    f"{self.checkpoint} is of a run with {name}={before}, found {name}={value}: "
+                    f"go on with the same settings and data"
+                )
+        try:
+            self._set_weights(saved.tensors["weights"])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"{self.checkpoint} is of another model ({' '.join(str(error).split())})") from error
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in saved.tensors.get("moments", {}).items():
+            index, _, name = key.partition("/")
+            state.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": saved.numbers["param_groups"]})
+        self.scheduler.load_state_dict(saved.numbers["scheduler"])
+        self.history = saved.numbers["history"]
+        self.best_epoch, self.best_elbo = saved.numbers["best_epoch"], saved.numbers["best_elbo"]
+        self.weights = self._copy_weights()
+        self.best = {name: tensor.to(self.device) for name, tensor in saved.tensors.get("best", {}).items()}
+        self.order.set_state(saved.tensors["order"]["state"])
+        set_random_state(saved.tensors["random"], self.device)
