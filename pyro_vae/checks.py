@@ -129,6 +129,6 @@ def _outside(x: Tensor, rows: Tensor, expected: Constraint, name: str) -> str:
     bad = ~expected.check(rows)
     example = f", such as {rows[bad][0].item():g}" if bad.shape == rows.shape and bool(bad.any()) else ""
     # Grey levels reach 1 or 255 in some row even where these rows do not.
-    top = 1.0 if 0 <= low and high <= 1 else 255.0 if 0 <= low and high <= 255 else high
+    top = 1.0 if low >= 0 and high <= 1 else 255.0 if low >= 0 and high <= 255 else high
     found = f"{name} has values from {low:g} to {high:g}{example}"
     return f"{found}, but the likelihood describes {phrase(expected)}: {_mend(expected, min(low, 0.0), top)}"

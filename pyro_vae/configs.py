@@ -10,7 +10,12 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["build", "describe"]
+__all__ = ["arguments", "build", "describe"]
+
+
+def arguments(part: nn.Module) -> dict[str, Any]:
+    """A part's constructor arguments, by name."""
+    return {name: getattr(part, name) for name in inspect.signature(type(part)).parameters}
 
 
 def describe(part: Any) -> Any:
@@ -22,8 +27,7 @@ def describe(part: Any) -> Any:
         {'class': 'Normal', 'scale': 0.1, 'link': 'tanh', 'min_scale': 0.001}
     """
     if isinstance(part, nn.Module):
-        names = inspect.signature(type(part)).parameters
-        return {"class": type(part).__name__, **{name: describe(getattr(part, name)) for name in names}}
+        return {"class": type(part).__name__, **{name: describe(v) for name, v in arguments(part).items()}}
     if isinstance(part, (list, tuple)):
         return [describe(value) for value in part]
     if part is None or isinstance(part, (bool, int, float, str)):
@@ -41,7 +45,7 @@ def build(description: Any, classes: Mapping[str, type[nn.Module]]) -> Any:
         return tuple(build(value, classes) for value in description)
     if not isinstance(description, dict):
         return description
-    name = description.get("class")
+    name = str(description.get("class"))
     if name not in classes:
         raise ValueError(f"it uses a part {name!r} that this version of pyro_vae does not have")
     arguments = {key: build(value, classes) for key, value in description.items() if key != "class"}

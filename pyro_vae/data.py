@@ -61,42 +61,25 @@ def split(num_rows: int, fraction: float, seed: int = 0) -> tuple[Tensor, Tensor
     return order[held_out:], order[:held_out]
 
 
-def load_data(name: str, root: str | os.PathLike[str] | None = None) -> DataSet:
+def load_data(name: str, root: str | os.PathLike[str] | None = None, *, hold_out: bool = True) -> DataSet:
     """Loads a data set by its name, or from a ``.npy`` or ``.npz`` file or a folder of images.
 
     Args:
         name: One of :data:`NAMED`, or a path. An ``.npz`` holds ``x`` or ``x_train``, and may hold ``x_test``, ``y``,
-            ``y_train`` and ``y_test``. Images lie in the folder or in one subfolder for each label. Where there is
-            no test part, a tenth of the rows is held out, always the same.
+            ``y_train`` and ``y_test``. Images lie in the folder or in one subfolder for each label.
         root: Folder of downloaded data sets; :func:`default_root` by default.
+        hold_out: Where there is no test part, hold a fifth of the rows out, always the same ones; else all rows, in
+            their order, are ``x_test``.
 
     Raises:
         ValueError: if the name is unknown or the data cannot be read.
     """
-    if name in NAMED:
-        return NAMED[name](default_root() if root is None else Path(root))
-    path = Path(name)
-    if path.is_dir():
-        return _from_images(path)
-    if path.suffix in (".npy", ".npz"):
-        return _from_numpy(path)
-    if path.exists():
-        raise ValueError(f"cannot read {path}: expected a .npy or .npz file, or a folder of images")
-    lookup(name, [*NAMED, "a path to a .npy or .npz file", "a folder of images"], "data set")
-    raise AssertionError  # lookup has raised
-
-
-def _digits(root: Path) -> DataSet:
-    """The 1,797 handwritten 8×8 digits that scikit-learn bundles, grey levels 0–16 (Alpaydin & Kaynak, 1998)."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    x, y = torch.as_tensor(digits.images).to(torch.uint8), torch.as_tensor(digits.target)
-    return _hold_out(DataSet("digits", x, x[:0], (0.0, 16.0), y), 0.2)
-
-
-def _hold_out(data: DataSet, fraction: float) -> DataSet:
-    train, test = split(len(data.x_train), fraction)
+    data = _read(name, default_root() if root is None else Path(root))
+    if len(data.x_test):
+        return data
+    if not hold_out:
+        return replace(data, x_train=data.x_test, y_train=None, x_test=data.x_train, y_test=data.y_train)
+    train, test = split(len(data.x_train), 0.2)
     y = data.y_train
     return replace(
         data,
@@ -105,6 +88,28 @@ def _hold_out(data: DataSet, fraction: float) -> DataSet:
         y_train=None if y is None else y[train],
         y_test=None if y is None else y[test],
     )
+
+
+def _read(name: str, root: Path) -> DataSet:
+    if name in NAMED:
+        return NAMED[name](root)
+    path = Path(name)
+    if path.is_dir():
+        return _from_images(path)
+    if not path.exists():
+        lookup(name, [*NAMED, "a path to a .npy or .npz file", "a path to a folder of images"], "data set")
+    if path.suffix not in (".npy", ".npz"):
+        raise ValueError(f"cannot read {path}: expected a .npy or .npz file, or a folder of images")
+    return _from_numpy(path)
+
+
+def _digits(root: Path) -> DataSet:
+    """The 1,797 handwritten 8×8 digits that scikit-learn bundles, grey levels 0–16 (Alpaydin & Kaynak, 1998)."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    x = torch.as_tensor(pixels).to(torch.uint8).reshape(-1, 8, 8)
+    return DataSet("digits", x, x[:0], (0.0, 16.0), torch.as_tensor(labels))
 
 
 def import_torchvision() -> Any:
@@ -195,9 +200,9 @@ def _bounds(x: Tensor) -> tuple[float, float] | None:
     if x.numel() == 0 or x.dtype is torch.bool:
         return (0.0, 1.0)
     low, high = float(x.min()), float(x.max())
-    if 0 <= low and high <= 1:
+    if low >= 0 and high <= 1:
         return (0.0, 1.0)
-    if not x.is_floating_point() and 0 <= low:
+    if not x.is_floating_point() and low >= 0:
         return (0.0, 255.0) if high <= 255 else (0.0, 65535.0) if high <= 65535 else None
     return None
 
@@ -215,11 +220,11 @@ def _from_numpy(path: Path) -> DataSet:
         raise ValueError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected an array named x or x_train")
     y = arrays.get("y_train", arrays.get("y"))
     rows = _numbers(x, path)
-    if len(rows) < 2:
-        raise ValueError(f"{path} holds {len(rows)} rows; expected at least 2, one to train on and one to test")
+    if len(rows) == 0:
+        raise ValueError(f"{path} holds no rows")
     data = DataSet(path.stem, rows, rows[:0], _bounds(rows), None if y is None else _labels(y, len(rows), path))
     if "x_test" not in arrays:
-        return _hold_out(data, 0.1)
+        return data
     x_test, y_test = _numbers(arrays["x_test"], path), arrays.get("y_test")
     return replace(data, x_test=x_test, y_test=None if y_test is None else _labels(y_test, len(x_test), path))
 
@@ -241,8 +246,8 @@ def _from_images(folder: Path) -> DataSet:
 
     suffixes = Image.registered_extensions()
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
-    if len(paths) < 2:
-        raise ValueError(f"{folder} holds {len(paths)} images; expected at least 2, one to train on and one to test")
+    if not paths:
+        raise ValueError(f"{folder} holds no images")
     images = []
     for path in paths:
         try:
@@ -258,4 +263,5 @@ def _from_images(folder: Path) -> DataSet:
     subfolders = [path.relative_to(folder).parts[0] for path in paths]
     labelled = len(set(subfolders)) < len(paths) and all(path.parent != folder for path in paths)
     y = torch.as_tensor(np.unique(subfolders, return_inverse=True)[1]) if labelled else None
-    return _hold_out(DataSet(folder.name, _images(np.stack(images)), torch.empty(0), (0.0, 255.0), y), 0.1)
+    x = _images(np.stack(images))
+    return DataSet(folder.name, x, x[:0], (0.0, 255.0), y)

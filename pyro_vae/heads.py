@@ -11,6 +11,8 @@ from typing import Self
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_vae.configs import arguments
+
 __all__ = ["Head"]
 
 
@@ -36,6 +38,10 @@ class Head(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.event_shape: tuple[int, ...] | None = None
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments, for printing."""
+        return ", ".join(f"{name}={value!r}" for name, value in arguments(self).items())
 
     def raw_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of the network's output for one event of shape ``event_shape``."""

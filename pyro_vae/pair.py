@@ -122,7 +122,7 @@ class Pair(nn.Module):
             return site_distribution(self.guide, "z", rows, **context)
 
     def decode(self, z: Tensor, **context: Any) -> TorchDistribution:
-        r"""The likelihood :math:`p(x \mid z)` in the model's units, for latents ``(N, L)``: batch ``(N,)``, event ``E``.
+        r"""The likelihood :math:`p(x \mid z)` at latents ``(N, L)``, in the model's units: batch ``(N,)``, event ``E``.
 
         Without gradients; where they are needed, call the model's own parts.
         """
@@ -143,9 +143,7 @@ class Pair(nn.Module):
             predictive.draw_prior_predictive(self.model, num_samples, mean=mean, context=context)
         )
 
-    def posterior_predictive(
-        self, x: Rows, num_samples: int = 1, *, mean: bool = False, **context: Any
-    ) -> Tensor:
+    def posterior_predictive(self, x: Rows, num_samples: int = 1, *, mean: bool = False, **context: Any) -> Tensor:
         r"""Draws new data like each row, :math:`z \sim q(z \mid x),\ x' \sim p(x \mid z)`: ``(num_samples, N, *E)``.
 
         Args:
@@ -163,7 +161,7 @@ class Pair(nn.Module):
     def reconstruct(self, x: Rows, **context: Any) -> Tensor:
         r"""The mean :math:`E[x' \mid z]` at the mean of :math:`q(z \mid x)`, one for each row: ``(N, *E)``."""
         z = self.encode(x, **context).mean
-        return self._means_at(z[None], context)[0]
+        return self.mean_at(z, **context)
 
     def interpolate(
         self,
@@ -181,8 +179,14 @@ class Pair(nn.Module):
         ends = self.encode(a, **context).mean, self.encode(b, **context).mean
         if ends[0].shape != ends[1].shape:
             raise ValueError(f"a has {len(ends[0])} rows and b has {len(ends[1])}: give as many of each")
-        return self._means_at(predictive.interpolate_latents(*ends, steps, path=path), context)
+        latents = predictive.interpolate_latents(*ends, steps, path=path)
+        return torch.stack([self.mean_at(z, **context) for z in latents])
 
-    def _means_at(self, z: Tensor, context: dict[str, Any]) -> Tensor:
-        means = predictive.predict_from_latents(self.model, {"z": z}, z.shape[1], mean=True, context=context)
-        return self.transform.inverse(means)
+    def mean_at(self, z: Tensor, **context: Any) -> Tensor:
+        r"""The mean :math:`E[x \mid z]` at latents ``(N, L)``: ``(N, *E)``.
+
+        It is the transform's way back applied to the likelihood's mean, which is exact where that way is affine.
+        """
+        latents = {"z": z.to(device=self.device, dtype=self.dtype)[None]}
+        means = predictive.predict_from_latents(self.model, latents, len(z), mean=True, context=context)
+        return self.transform.inverse(means[0])

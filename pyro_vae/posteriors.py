@@ -1,7 +1,6 @@
 r"""Posterior families :math:`q(z \mid x)`: what the encoder may believe about a row."""
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 

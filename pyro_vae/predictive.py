@@ -17,7 +17,13 @@ from torch import Tensor
 
 from pyro_vae.programs import evaluating
 
-__all__ = ["draw_posterior_predictive", "draw_prior_predictive", "interpolate_latents", "predict_from_latents"]
+__all__ = [
+    "draw_posterior_predictive",
+    "draw_prior_predictive",
+    "interpolate_latents",
+    "latent_grid",
+    "predict_from_latents",
+]
 
 Program = Callable[..., Any]
 Context = Mapping[str, Any]
@@ -87,17 +93,16 @@ def draw_prior_predictive(
         ``(N, *E)`` in the model's units.
     """
     predictive = Predictive(_forward_program(model, mean=mean), num_samples=1, return_sites=("x",))
-    rows: Tensor | None = None
+    _check_count(num_samples)
+    out: Any = None
     with evaluating(model):
         for start in range(0, num_samples, chunk_size):
             stop = min(start + chunk_size, num_samples)
             chunk = predictive(batch_size=stop - start, **_rows(context or {}, start, stop))["x"][0]
-            if rows is None:
-                rows = chunk.new_empty(num_samples, *chunk.shape[1:])
-            rows[start:stop] = chunk
-    if rows is None:
-        raise ValueError(f"num_samples must be at least 1, found {num_samples}")
-    return rows
+            if out is None:
+                out = chunk.new_empty(num_samples, *chunk.shape[1:])
+            out[start:stop] = chunk
+    return out
 
 
 def draw_posterior_predictive(
@@ -124,9 +129,8 @@ def draw_posterior_predictive(
     Returns:
         ``(S, N, *E)`` in the model's units.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, found {num_samples}")
-    out: Tensor | None = None
+    _check_count(num_samples)
+    out: Any = None
     draws_at_once = min(num_samples, 16)
     rows_at_once = max(1, chunk_size // draws_at_once)
     with evaluating(model, guide):
@@ -140,20 +144,23 @@ def draw_posterior_predictive(
                 if out is None:
                     out = chunk.new_empty(num_samples, len(x), *chunk.shape[2:])
                 out[first:last, start:stop] = chunk
-    if out is None:
-        raise ValueError("x has no rows")
     return out
+
+
+def _check_count(num_samples: int) -> None:
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, found {num_samples}")
 
 
 def _draw_latents(guide: Program, x: Tensor, num_samples: int, context: Context) -> dict[str, Tensor]:
     # Not by Predictive, which gives global sites an extra dimension that a user's model need not broadcast over.
-    traces = [prune_subsample_sites(poutine.trace(guide).get_trace(x, **context)) for _ in range(num_samples)]
+    traces: list[Any] = [
+        prune_subsample_sites(poutine.trace(guide).get_trace(x, **context)) for _ in range(num_samples)
+    ]
     return {name: torch.stack([t.nodes[name]["value"] for t in traces]) for name in traces[0].stochastic_nodes}
 
 
-def interpolate_latents(
-    a: Tensor, b: Tensor, steps: int, *, path: Literal["linear", "spherical"] = "linear"
-) -> Tensor:
+def interpolate_latents(a: Tensor, b: Tensor, steps: int, *, path: Literal["linear", "spherical"] = "linear") -> Tensor:
     r"""Points on the way from latents ``a`` to latents ``b``, both ends included.
 
     .. math:: \text{linear: } (1 - t)\,a + t\,b, \qquad
@@ -178,3 +185,13 @@ def interpolate_latents(
     straight = sine < 1e-6  # parallel ends: the arc is the line
     sine = torch.where(straight, 1.0, sine)
     return torch.where(straight, linear, (((1 - t) * omega).sin() * a + (t * omega).sin() * b) / sine)
+
+
+def latent_grid(side: int) -> Tensor:
+    """Two latents at evenly spaced quantiles of the standard normal, from 2.5% to 97.5%: ``(side, side, 2)``.
+
+    The first latent rises along the second dimension, the second along the first.
+    """
+    quantiles = torch.special.ndtri(torch.linspace(0.025, 0.975, side))
+    second, first = torch.meshgrid(quantiles, quantiles, indexing="ij")
+    return torch.stack([first, second], dim=-1)

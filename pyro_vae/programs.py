@@ -25,7 +25,16 @@ from pyro_vae.likelihoods import Likelihood
 from pyro_vae.posteriors import Posterior
 from pyro_vae.priors import Prior
 
-__all__ = ["Decoder", "Encoder", "Guide", "Model", "evaluating", "forked_random_state", "local_parameters", "site_distribution"]
+__all__ = [
+    "Decoder",
+    "Encoder",
+    "Guide",
+    "Model",
+    "evaluating",
+    "forked_random_state",
+    "local_parameters",
+    "site_distribution",
+]
 
 
 class Decoder(nn.Module):
@@ -171,6 +180,6 @@ def site_distribution(program: Any, site: str, *args: Any, **kwargs: Any) -> Tor
     """
     trace = poutine.trace(program).get_trace(*args, **kwargs)
     if site not in trace.nodes or trace.nodes[site]["type"] != "sample":
-        sites = [name for name in (*trace.stochastic_nodes, *trace.observation_nodes)]
+        sites = [*trace.stochastic_nodes, *trace.observation_nodes]
         raise ValueError(f"the program has no sample site {site!r}; its sites are {', '.join(sites) or 'none'}")
     return trace.nodes[site]["fn"]

@@ -15,6 +15,7 @@ import pandas as pd
 import pyro
 import torch
 from pyro import poutine
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.optim import lr_scheduler
 from tqdm.auto import tqdm
@@ -156,13 +157,13 @@ def _as_mapping(pair: Pair, data: Data, name: str) -> dict[str, Tensor]:
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds every generator that a program may use, and puts the caller's states back."""
-    state = pyro.util.get_rng_state()
+    state = get_rng_state()
     with forked_random_state(device):
         pyro.set_rng_seed(seed)
         try:
             yield
         finally:
-            pyro.util.set_rng_state(state)
+            set_rng_state(state)
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,8 @@ class _Run:
             elbo_terms(self.pair.model, self.pair.guide, x, context)
         known = {id(p) for p in named.values()}
         for name, site in capture.trace.nodes.items():
-            value = site["value"].unconstrained()
+            constrained: Any = site["value"]
+            value = constrained.unconstrained()
             if id(value) not in known:
                 named[f"{_STORE}{name}"] = value
         if not named:

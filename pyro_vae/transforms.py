@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.configs import arguments
 from pyro_vae.ranges import Constraint, constraints, interval
 
 __all__ = ["Binarize", "Identity", "Scale", "Standardize", "Transform"]
@@ -36,6 +37,10 @@ class Transform(nn.Module):
     def codomain(self) -> Constraint | None:
         """The values of one element that it yields, in the model's units; None where that depends on the data."""
         return constraints.real
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments, for printing."""
+        return ", ".join(f"{name}={value!r}" for name, value in arguments(self).items())
 
     def forward(self, x: Tensor) -> Tensor:
         """The user's units to the model's."""

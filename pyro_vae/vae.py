@@ -43,9 +43,7 @@ class VAE(Pair):
     model: Model
     guide: Guide
 
-    def __init__(
-        self, prior: Prior, decoder: Decoder, encoder: Encoder, transform: Transform | None = None
-    ) -> None:
+    def __init__(self, prior: Prior, decoder: Decoder, encoder: Encoder, transform: Transform | None = None) -> None:
         if prior.latent_dim != encoder.latent_dim:
             raise ValueError(f"the prior has {prior.latent_dim} latents and the encoder {encoder.latent_dim}")
         transform = Identity() if transform is None else transform
@@ -134,7 +132,9 @@ def mlp_vae(
     hidden_dims = tuple(hidden_dims)
     return VAE(
         StandardNormal(latent_dim) if prior is None else prior,
-        Decoder(MLP(z_shape, likelihood.raw_shape(event_shape), hidden_dims[::-1], activation), likelihood, event_shape),
+        Decoder(
+            MLP(z_shape, likelihood.raw_shape(event_shape), hidden_dims[::-1], activation), likelihood, event_shape
+        ),
         Encoder(MLP(event_shape, posterior.raw_shape(z_shape), hidden_dims, activation), posterior, latent_dim),
         transform,
     )

@@ -1,0 +1,177 @@
+"""Figures: samples, reconstructions, interpolation, latent space, manifold and curves.
+
+Every function returns a matplotlib figure and shows nothing. Rows come in the user's units; images ``(H, W)``,
+``(C, H, W)`` and plain vectors ``(D,)`` are all drawn.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_vae import files
+
+__all__ = [
+    "plot_curves",
+    "plot_grid",
+    "plot_interpolation",
+    "plot_latents",
+    "plot_manifold",
+    "plot_reconstructions",
+    "plot_samples",
+    "save_figure",
+]
+
+Bounds = tuple[float, float] | None
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a figure in the format of the path's suffix, whole or not at all."""
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight")
+
+
+def _tile(x: Tensor) -> np.ndarray:
+    """One row for ``imshow``: ``(H, W)`` or ``(H, W, 3)``. Channels that are no colours lie side by side."""
+    x = x.detach().cpu().float()
+    if x.dim() < 2:
+        return x.reshape(1, -1).numpy()
+    if x.dim() == 3 and x.shape[0] == 3:
+        return x.movedim(0, -1).numpy()
+    return x.reshape(-1, *x.shape[-2:]).movedim(0, 1).flatten(1).numpy()
+
+
+def _mosaic(grid: Tensor, bounds: Bounds) -> tuple[np.ndarray, float, float]:
+    """``(R, C, *E)`` as one picture with a thin line between tiles, and the values that are black and white."""
+    tiles = [[_tile(x) for x in row] for row in grid]
+    low, high = bounds or (float(grid.min()), float(grid.max()))
+    pad = ((0, 1), (0, 1), (0, 0))[: tiles[0][0].ndim]
+    line = 0.5 * (low + high)
+    picture = np.concatenate(
+        [np.concatenate([np.pad(t, pad, constant_values=line) for t in row], axis=1) for row in tiles], axis=0
+    )
+    return picture[:-1, :-1], low, high
+
+
+def plot_grid(
+    grid: Tensor, *, bounds: Bounds = None, row_labels: Sequence[str] = (), title: str | None = None
+) -> Figure:
+    """Draws rows of data as tiles.
+
+    Args:
+        grid: ``(R, C, *E)``: C tiles in each of R rows.
+        bounds: The values that are black and white; the extremes by default.
+        row_labels: A label for each row of tiles.
+        title: A line above.
+    """
+    picture, low, high = _mosaic(grid, bounds)
+    height, width = picture.shape[:2]
+    inches = 8 if width >= height else 8 * width / height
+    figure = Figure(figsize=(inches, max(0.6, inches * height / width)))
+    axes = figure.add_axes((0, 0, 1, 1))
+    if picture.ndim == 3:
+        axes.imshow(np.clip((picture - low) / (high - low or 1), 0, 1), interpolation="nearest")
+    else:
+        axes.imshow(picture, cmap="gray", vmin=low, vmax=high, interpolation="nearest", aspect="equal")
+    axes.set_xticks([])
+    tile = (height + 1) / len(grid)
+    axes.set_yticks([tile * (i + 0.5) - 1 for i in range(len(row_labels))], row_labels)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if title:
+        axes.set_title(title)
+    return figure
+
+
+def plot_samples(x: Tensor, *, bounds: Bounds = None, title: str | None = None) -> Figure:
+    """Draws rows ``(N, *E)`` in a grid as square as it gets."""
+    columns = math.ceil(math.sqrt(len(x))) if x.dim() > 2 else 1
+    missing = -len(x) % columns
+    low = bounds[0] if bounds else float(x.min())
+    padded = torch.cat([x, x.new_full((missing, *x.shape[1:]), low)])
+    return plot_grid(padded.reshape(-1, columns, *x.shape[1:]), bounds=bounds, title=title)
+
+
+def plot_reconstructions(x: Tensor, reconstructions: Tensor, draws: Tensor, *, bounds: Bounds = None) -> Figure:
+    """Draws data ``(N, *E)``, their reconstructions ``(N, *E)`` and one posterior predictive draw ``(N, *E)``."""
+    grid = torch.stack([t.cpu().float() for t in (x, reconstructions, draws)])
+    return plot_grid(grid, bounds=bounds, row_labels=("data x", "mean E[x′|z]", "draw x′~p(x′|z)"))
+
+
+def plot_interpolation(x: Tensor, *, bounds: Bounds = None) -> Figure:
+    """Draws ``(steps, N, *E)`` with one way from left to right in each row."""
+    return plot_grid(x.movedim(0, 1), bounds=bounds, title="from one row of data to another, through the latent space")
+
+
+def plot_latents(means: Tensor, labels: Tensor | None = None) -> Figure:
+    r"""Draws the posterior means :math:`E_q[z]` of many rows, coloured by label.
+
+    Args:
+        means: ``(N, L)``. With more than two latents, their first two principal directions are drawn.
+        labels: ``(N,)`` whole numbers.
+    """
+    points = means.detach().cpu().double().numpy()
+    names = ("$z_1$", "$z_2$")
+    if points.shape[1] == 1:
+        points = np.column_stack([points, np.zeros(len(points))])
+        names = ("$z_1$", "")
+    elif points.shape[1] > 2:
+        from sklearn.decomposition import PCA
+
+        pca = PCA(2).fit(points)
+        points = pca.transform(points)
+        names = tuple(
+            f"principal direction {i + 1} ({share:.0%} of the variance)"
+            for i, share in enumerate(pca.explained_variance_ratio_)
+        )
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.add_subplot()
+    size = float(np.clip(4000 / len(points), 2, 20))
+    if labels is None:
+        axes.scatter(*points.T, s=size, alpha=0.6, linewidths=0)
+    else:
+        values = labels.cpu().numpy()
+        kinds = np.unique(values)
+        for kind in kinds:
+            axes.scatter(*points[values == kind].T, s=size, alpha=0.6, linewidths=0, color=_colour(kind, len(kinds)))
+            axes.scatter([], [], s=30, color=_colour(kind, len(kinds)), label=str(kind))
+        if len(kinds) <= 20:
+            axes.legend(title="label", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.set(xlabel=names[0], ylabel=names[1], title="latent means of held-out data")
+    axes.set_aspect("equal", adjustable="datalim")
+    return figure
+
+
+def _colour(kind: int, count: int) -> tuple[float, float, float, float]:
+    from matplotlib import colormaps
+
+    return colormaps["tab10"](int(kind) % 10) if count <= 10 else colormaps["tab20"](int(kind) % 20)
+
+
+def plot_manifold(x: Tensor, *, bounds: Bounds = None) -> Figure:
+    """Draws the means ``(side, side, *E)`` at a grid of two latents; the second one rises upwards."""
+    return plot_grid(x.flip(0), bounds=bounds, title="E[x|z] at the prior's quantiles of z₁ (across) and z₂ (up)")
+
+
+def plot_curves(history: pd.DataFrame) -> Figure:
+    """Draws ELBO, reconstruction and KL against the epoch, in nats per datum."""
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    terms = {"elbo": "ELBO", "reconstruction": "reconstruction", "kl": "KL"}
+    for axes, (term, name) in zip(figure.subplots(1, 3), terms.items(), strict=True):
+        axes.plot(history["epoch"], history[term], label="training")
+        if f"validation_{term}" in history:
+            axes.plot(history["epoch"], history[f"validation_{term}"], label="validation")
+        axes.set(xlabel="epoch", ylabel="nats per datum", title=name)
+        # The first epochs are far off and would flatten the rest.
+        settled = np.stack([np.asarray(line.get_ydata(), float)[len(history) // 20 :] for line in axes.lines])
+        margin = 0.1 * np.ptp(settled)
+        if margin > 0:
+            axes.set_ylim(settled.min() - margin, settled.max() + margin)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(frameon=False)
+    return figure

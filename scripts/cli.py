@@ -1,0 +1,128 @@
+"""What the scripts share: names for the command line, and errors as one sentence."""
+
+import itertools
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import typer
+
+from pyro_vae import VAE, conv_vae, files, mlp_vae, plotting
+from pyro_vae.data import DataSet, load_data
+from pyro_vae.likelihoods import Bernoulli, Likelihood, Normal
+from pyro_vae.loading import load_config
+from pyro_vae.names import lookup
+from pyro_vae.training import resolve_device
+from pyro_vae.transforms import Binarize, Scale, Standardize, Transform
+
+__all__ = ["LIKELIHOODS", "NETWORKS", "resolve_device"]
+
+
+def _bernoulli(data: DataSet, scale: Any) -> tuple[Likelihood, Transform]:
+    if data.bounds is None:
+        raise ValueError(
+            f"bernoulli describes 0 or 1, or grey levels to draw bits from, but {data.name} has values from "
+            f"{data.x_train.min():g} to {data.x_train.max():g}: use --likelihood normal"
+        )
+    return Bernoulli(), Binarize(*data.bounds)
+
+
+def _normal(data: DataSet, scale: Any) -> tuple[Likelihood, Transform]:
+    if data.bounds is None:
+        return Normal(scale, link="linear"), Standardize(data.x_train.shape[1:]).fit(data.x_train)
+    return Normal(scale, link="sigmoid"), Scale(*data.bounds)
+
+
+# A likelihood by name, with the transform that brings the data into its range.
+LIKELIHOODS: Mapping[str, Callable[[DataSet, Any], tuple[Likelihood, Transform]]] = {
+    "bernoulli": _bernoulli,
+    "normal": _normal,
+}
+NETWORKS: Mapping[str, Callable[..., VAE]] = {"mlp": mlp_vae, "conv": conv_vae}
+
+
+def choose(table: Mapping[str, Any], name: str, kind: str) -> Any:
+    """The entry of a table under a name that a person typed."""
+    return table[lookup(name, table, kind)]
+
+
+def integers(text: str, option: str) -> tuple[int, ...]:
+    """Reads ``"400,200"``."""
+    try:
+        numbers = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise ValueError(
+            f"{option} takes positive whole numbers with commas between them, such as 400,200; found {text!r}"
+        )
+    return numbers
+
+
+def number_or_name(text: str) -> float | str:
+    """Reads a number where there is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def unused_folder(name: str) -> Path:
+    """``runs/name``, or ``runs/name-2`` and so on where that is taken."""
+    candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(folder for candidate in candidates if not (folder := Path("runs") / candidate).exists())
+
+
+def rows_for(run: Path, name: str | None, root: Path | None) -> torch.Tensor:
+    """Rows to use a model on: those held out of its training, or other data, whole and in their order."""
+    settings = load_config(run)["run"]
+    trained_on = settings.get("data")
+    if name is None and trained_on is None:
+        raise ValueError(f"{run} does not say what it was trained on: name the rows with --data")
+    root = root or Path(settings.get("data_root", "data"))
+    return load_data(name or trained_on, root, hold_out=name in (None, trained_on)).x_test
+
+
+def writer(out: Path, by_suffix: Mapping[str, Callable[[Any, Path], None]]) -> Callable[[Any, Path], None]:
+    """What writes a file of this name, once it is known that one can be written there."""
+    if out.suffix not in by_suffix:
+        raise ValueError(f"--out must end in {' or '.join(by_suffix)}, found {out}")
+    files.check_writable(out.parent)
+    return by_suffix[out.suffix]
+
+
+def write_tiles(x: torch.Tensor, out: Path) -> None:
+    """Draws rows as tiles."""
+    plotting.save_figure(plotting.plot_samples(x), out)
+
+
+def write_reconstructions(arrays: Mapping[str, torch.Tensor], out: Path) -> None:
+    """Draws data, reconstructions and one draw for each."""
+    figure = plotting.plot_reconstructions(arrays["x"], arrays["reconstructions"], arrays["posterior_predictive"][0])
+    plotting.save_figure(figure, out)
+
+
+def write_array(x: torch.Tensor, out: Path) -> None:
+    """Writes one array."""
+    with files.replacing(out) as temporary:
+        np.save(temporary, x.numpy())
+
+
+def write_arrays(arrays: Mapping[str, torch.Tensor], out: Path) -> None:
+    """Writes named arrays."""
+    with files.replacing(out) as temporary:
+        np.savez(temporary, allow_pickle=False, **{name: x.numpy() for name, x in arrays.items()})
+
+
+def run_command(main: Callable[..., None]) -> None:
+    """Runs a script's command; a mistake ends it with one sentence and exit status 2."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    try:
+        app()
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,31 @@
+"""Draws new data from a trained model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import cli
+import torch
+import typer
+
+from pyro_vae import load
+
+
+def main(
+    run: Annotated[Path, typer.Argument(help="A run folder that train.py left.", metavar="RUN")],
+    out: Annotated[Path, typer.Option(help="What to write: .png for a picture, .npy for the numbers.")],
+    num_samples: Annotated[int, typer.Option(help="Number of rows to draw.")] = 64,
+    mean: Annotated[bool, typer.Option("--mean", help="E[x|z] at z ~ p(z) instead of draws x ~ p(x).")] = False,
+    device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
+) -> None:
+    """Draws new rows x ~ p(x) from a trained model, in the units of its data."""
+    write = cli.writer(out, {".png": cli.write_tiles, ".npy": cli.write_array})
+    vae = load(run).to(cli.resolve_device(device))
+    torch.manual_seed(seed)
+    x = vae.sample(num_samples, mean=mean).cpu()
+    write(x, out)
+    print(f"{out}: {num_samples} rows of shape {tuple(x.shape[1:])}, {'means' if mean else 'draws'}")
+
+
+if __name__ == "__main__":
+    cli.run_command(main)

@@ -1,0 +1,207 @@
+"""Trains a variational autoencoder and leaves a run folder: the model, its history and figures."""
+
+import contextlib
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import cli
+import torch
+import typer
+
+from pyro_vae import VAE, files, fit, plotting
+from pyro_vae.data import DataSet, default_root, load_data, split
+from pyro_vae.loading import load_config
+from pyro_vae.predictive import latent_grid
+from pyro_vae.training import resolve_device
+from pyro_vae.vae import CONFIG
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def main(
+    context: typer.Context,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits, mnist, fashion-mnist, kmnist, cifar10; or a .npy or .npz file, or a folder of images."
+        ),
+    ] = "digits",
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where downloaded data sets live. [default: $PYRO_VAE_DATA, or data]")
+    ] = None,
+    network: Annotated[str, typer.Option(help="mlp (fully connected) or conv (convolutional).")] = "mlp",
+    upsample: Annotated[str, typer.Option(help="How conv's decoder enlarges: transposed or nearest.")] = "transposed",
+    likelihood: Annotated[
+        str, typer.Option(help="What the data are: bernoulli (bits, or grey levels as their odds) or normal.")
+    ] = "bernoulli",
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="normal's standard deviation: a number, or learned: shared (one), element (one for each), network."
+        ),
+    ] = "shared",
+    latent_dim: Annotated[int, typer.Option(help="Number of latents.")] = 10,
+    hidden_dims: Annotated[str, typer.Option(help="Widths of mlp's hidden layers, such as 400,200.")] = "400",
+    channels: Annotated[str, typer.Option(help="Channels of conv's layers, such as 32,64.")] = "32,64",
+    activation: Annotated[str, typer.Option(help="ReLU, LeakyReLU, Tanh, Softplus, SiLU or GELU.")] = "ReLU",
+    epochs: Annotated[
+        int | None, typer.Option(help="Times every row is seen. [default: 20, or as many as make 6,000 steps]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows in a step.")] = 128,
+    learning_rate: Annotated[
+        float, typer.Option(help="Adam's step size at the start; it falls along a cosine.")
+    ] = 1e-3,
+    kl_warmup: Annotated[int, typer.Option(help="Epochs over which the weight of the KL rises from 0 to 1.")] = 0,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop when the validation ELBO has not risen for so many epochs.")
+    ] = None,
+    validation_fraction: Annotated[
+        float, typer.Option(help="Share of the training rows that is only watched; the best weights by it are kept.")
+    ] = 0.1,
+    device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seeds the split, the weights, the order of rows and the noise.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder. [default: runs/DATA-NETWORK-LIKELIHOOD, numbered]")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this folder, with its own settings.", metavar="RUN")
+    ] = None,
+) -> None:
+    """Trains a variational autoencoder on a data set.
+
+    Without options: on the handwritten digits that come with scikit-learn, in about a minute.
+    """
+    settings = {name: value for name, value in context.params.items() if name not in ("out", "resume", "device")}
+    if resume is None:
+        settings |= {"data": _absolute(data), "data_root": str((data_root or default_root()).absolute())}
+        folder = out or cli.unused_folder(f"{Path(data).stem}-{network}-{likelihood}")
+        if (folder / CONFIG).exists():
+            raise ValueError(f"{folder} already holds a run: go on with --resume {folder}, or name another --out")
+    else:
+        given = [n for n in context.params if getattr(context.get_parameter_source(n), "name", "") == "COMMANDLINE"]
+        clashes = ["--" + n.replace("_", "-") for n in given if n not in ("resume", "device")]
+        if clashes:
+            raise ValueError(f"--resume goes on with the run's own settings: leave out {', '.join(clashes)}")
+        folder = resume
+        settings = load_config(folder)["run"]
+    train(settings, folder, device, resuming=resume is not None)
+
+
+def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool) -> None:
+    """Trains by these settings in a run folder."""
+    resolve_device(device)
+    checkpoint = folder / CHECKPOINT
+    if resuming and not checkpoint.exists() and (folder / "history.csv").exists():
+        print(f"{folder} has been trained to its end: nothing is left to do.")
+        return
+    data = load_data(settings["data"], settings["data_root"])
+    kept, watched = split(len(data.x_train), settings["validation_fraction"], settings["seed"])
+    x_valid = data.x_train[watched]
+    data = replace(data, x_train=data.x_train[kept])
+    vae = build(settings, data)
+    epochs = settings["epochs"] or max(20, math.ceil(6000 / math.ceil(len(data.x_train) / settings["batch_size"])))
+
+    vae.check(data.x_train, settings["data"])  # before anything is written
+    files.check_writable(folder)
+    vae.save_config(folder, run=settings)
+    num_weights = sum(p.numel() for p in vae.parameters())
+    rows = f"rows: {len(kept):,} to train on, {len(watched):,} to watch, {len(data.x_test):,} to test"
+    print(f"data        {data.name}, {rows}")
+    print(f"model       {settings['network']}, {vae.latent_dim} latents, {num_weights:,} weights")
+    print(f"likelihood  {vae.decoder.likelihood}, of the data through {vae.transform}")
+    try:
+        history = fit(
+            vae,
+            data.x_train,
+            validation_data=x_valid,
+            epochs=epochs,
+            batch_size=settings["batch_size"],
+            learning_rate=settings["learning_rate"],
+            kl_warmup=settings["kl_warmup"],
+            patience=settings["patience"],
+            seed=settings["seed"],
+            device=device,
+            checkpoint=checkpoint,
+            resume=resuming and checkpoint.exists(),
+        )
+    except ValueError:
+        if not resuming:
+            (folder / CONFIG).unlink()
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+    vae.to("cpu").save(folder, run=settings)
+    if history.attrs["stopped"] == "interrupted":
+        print(f"\nStopped after {len(history)} of {epochs} epochs; what it had learned is in {folder}. Go on with:")
+        print(f"  python scripts/train.py --resume {folder}")
+        sys.exit(130)
+    draw_figures(vae, data, history, folder / "figures")
+    with files.replacing(folder / "history.csv") as temporary:
+        history.to_csv(temporary, index=False)
+    checkpoint.unlink(missing_ok=True)
+    best_epoch = history.attrs["best_epoch"]
+    best_elbo = history["validation_elbo"].max()
+    print(f"\nvalidation ELBO {best_elbo:.2f} nats per datum, at epoch {best_epoch} of {len(history)}")
+    print(f"The run is in {folder}, its pictures in {folder / 'figures'}. To go on:")
+    print(f"  python scripts/evaluate.py {folder} --out metrics.json")
+    print(f"  python scripts/sample.py {folder} --num-samples 64 --out samples.png")
+    print(f"  python scripts/predict.py {folder} --num-samples 10 --out predictions.npz")
+
+
+def build(settings: dict[str, Any], data: DataSet) -> VAE:
+    """The model that the settings ask for."""
+    likelihood, transform = cli.choose(cli.LIKELIHOODS, settings["likelihood"], "likelihood")(
+        data, cli.number_or_name(settings["scale"])
+    )
+    network = {
+        "mlp": {"hidden_dims": cli.integers(settings["hidden_dims"], "--hidden-dims")},
+        "conv": {"channels": cli.integers(settings["channels"], "--channels"), "upsample": settings["upsample"]},
+    }
+    builder = cli.choose(cli.NETWORKS, settings["network"], "network")
+    torch.manual_seed(settings["seed"])
+    return builder(
+        tuple(data.x_train.shape[1:]),
+        settings["latent_dim"],
+        likelihood=likelihood,
+        transform=transform,
+        activation=settings["activation"],
+        **network[settings["network"]],
+    )
+
+
+def draw_figures(vae: VAE, data: DataSet, history: Any, folder: Path) -> None:
+    """Draws what the model has learned, on held-out rows."""
+    torch.manual_seed(0)
+    x, labels = data.x_test[:5000], None if data.y_test is None else data.y_test[:5000]
+    shown = x[:10]
+    half = max(1, min(8, len(x) // 2))
+    figures = {
+        "samples": plotting.plot_samples(vae.sample(64, mean=True), bounds=data.bounds, title="E[x|z] at z ~ p(z)"),
+        "reconstructions": plotting.plot_reconstructions(
+            shown, vae.reconstruct(shown), vae.posterior_predictive(shown)[0], bounds=data.bounds
+        ),
+        "interpolation": plotting.plot_interpolation(
+            vae.interpolate(x[:half], x[-half:], steps=11), bounds=data.bounds
+        ),
+        "latent": plotting.plot_latents(vae.encode(x).mean, labels),
+        "curves": plotting.plot_curves(history),
+    }
+    if vae.latent_dim == 2:
+        grid = latent_grid(20)
+        means = vae.mean_at(grid.flatten(0, 1)).unflatten(0, (20, 20))
+        figures["manifold"] = plotting.plot_manifold(means, bounds=data.bounds)
+    for name, figure in figures.items():
+        plotting.save_figure(figure, folder / f"{name}.png")
+
+
+def _absolute(data: str) -> str:
+    """A path that still leads there from another folder; a name stays a name."""
+    return str(Path(data).absolute()) if Path(data).suffix or "/" in data else data
+
+
+if __name__ == "__main__":
+    cli.run_command(main)

@@ -1,0 +1,36 @@
+"""Every test starts alike: seeded, with an empty parameter store and Pyro's checks on; nothing writes outside tmp."""
+
+import os
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+    pyro.enable_validation(True)
+    yield
+    pyro.clear_param_store()
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def data_root():
+    """A data root that holds MNIST, or a skip that says where one was looked for."""
+    candidates = [os.environ.get("PYRO_VAE_DATA"), ROOT.parent / "shared" / "data"]
+    for candidate in candidates:
+        if candidate and (Path(candidate) / "MNIST" / "raw").is_dir():
+            return Path(candidate)
+    pytest.skip(f"no MNIST: neither $PYRO_VAE_DATA nor {candidates[1]} holds MNIST/raw")
