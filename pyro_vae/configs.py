@@ -15,7 +15,9 @@ __all__ = ["arguments", "build", "describe"]
 
 def arguments(part: nn.Module) -> dict[str, Any]:
     """A part's constructor arguments, by name."""
-    return {name: getattr(part, name) for name in inspect.signature(type(part)).parameters}
+    parameters = inspect.signature(type(part)).parameters.values()
+    named = (p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    return {name: getattr(part, name) for name in named}
 
 
 def describe(part: Any) -> Any:

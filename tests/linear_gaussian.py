@@ -1,4 +1,4 @@
-"""The linear-Gaussian VAE, which is probabilistic PCA: evidence and posterior in closed form (Tipping & Bishop, 1999)."""
+"""The linear-Gaussian VAE, probabilistic PCA: evidence and posterior in closed form (Tipping & Bishop, 1999)."""
 
 import math
 

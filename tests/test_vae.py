@@ -1,0 +1,239 @@
+"""VAEs: how they are put together, saved and opened."""
+
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pyro_vae import VAE, conv_vae, load, mlp_vae
+from pyro_vae.likelihoods import Bernoulli, Likelihood, Normal
+from pyro_vae.posteriors import DiagonalNormal
+from pyro_vae.priors import StandardNormal
+from pyro_vae.programs import Decoder, Encoder
+from pyro_vae.ranges import constraints
+from pyro_vae.transforms import Binarize, Identity, Scale, Standardize
+
+VAES = {
+    "mlp": lambda: mlp_vae((3, 4), 2, hidden_dims=(7, 5), likelihood=Bernoulli(), transform=Binarize(0, 16)),
+    "conv": lambda: conv_vae(
+        (3, 5, 6), 2, channels=(4, 3), upsample="nearest", likelihood=Normal("element", "tanh"),
+        transform=Scale(0, 255, onto=(-1, 1)), activation="SiLU", kernel_size=5,
+    ),
+    "standardised": lambda: mlp_vae(
+        (4,), 3, likelihood=Normal("network"), transform=Standardize((4,)).fit(torch.randn(9, 4) * 7)
+    ),
+    "fixed scale": lambda: mlp_vae((4,), 3, likelihood=Normal(0.3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VAES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_saved_opens_as_the_same_distributions(tmp_path, name, dtype):
+    torch.manual_seed(1)
+    vae = VAES[name]().to(dtype)
+    vae.save(tmp_path / "run", run={"note": "kept"})
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "model.safetensors"]
+    opened = load(tmp_path / "run")
+    assert not opened.training
+    x = torch.randint(0, 2, (5, *vae.event_shape)).to(dtype)
+    z = torch.randn(5, vae.latent_dim, dtype=dtype)
+    torch.manual_seed(2)
+    q_z, p_x = vae.encode(x), vae.decode(z)
+    torch.manual_seed(2)
+    q_opened, p_opened = opened.encode(x), opened.decode(z)
+    assert torch.equal(q_opened.log_prob(z), q_z.log_prob(z))
+    assert torch.equal(p_opened.log_prob(x), p_x.log_prob(x))
+    assert q_opened.log_prob(z).dtype is dtype
+    torch.testing.assert_close(opened.transform.inverse(x), vae.transform.inverse(x), rtol=0, atol=0)
+
+
+def test_the_parts_are_what_the_arguments_say():
+    vae = conv_vae((1, 28, 28), 6, likelihood=Normal(link="sigmoid"), channels=(4,), transform=Scale(0, 255))
+    assert vae.prior().event_shape == (6,)
+    assert vae.decoder(torch.zeros(2, 3, 6)).batch_shape == (2, 3)
+    assert vae.encoder(torch.zeros(2, 3, 1, 28, 28)).batch_shape == (2, 3)
+    assert vae.decoder.likelihood.link == "sigmoid"
+    assert vae.latent_dim == 6
+
+
+def test_one_likelihood_in_two_models_is_two_likelihoods():
+    likelihood = Normal(scale="element")
+    a, b = (mlp_vae((3,), 2, likelihood=likelihood) for _ in range(2))
+    shared = {id(p) for p in a.parameters()} & {id(p) for p in b.parameters()}
+    assert not shared
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "transform", "mend"),
+    [
+        (
+            Bernoulli(),
+            Scale(0, 255),
+            r"describes 0 or 1, but Scale yields the interval \[0, 1\]: use transform=Binarize",
+        ),
+        (Bernoulli(), Standardize((4,)), "Standardize yields the real numbers: use transform=Binarize"),
+        (Normal(link="tanh"), Scale(0, 255), r"interval \[-1, 1\], but Scale .* onto=\(-1, 1\)"),
+        (Normal(link="sigmoid"), Scale(0, 255, onto=(-1, 1)), r"use transform=Scale\(low, high\)"),
+        (Normal(link="sigmoid"), Standardize((4,)), "link='linear' with Standardize"),
+    ],
+)
+def test_a_likelihood_and_a_transform_that_do_not_fit_are_refused(likelihood, transform, mend):
+    with pytest.raises(ValueError, match=mend):
+        mlp_vae((4,), 2, likelihood=likelihood, transform=transform)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "transform"),
+    [
+        (Bernoulli(), Binarize(0, 255)),
+        (Bernoulli(), Identity()),
+        (Normal(link="sigmoid"), Scale(0, 255)),
+        (Normal(link="sigmoid"), Binarize(0, 255)),
+        (Normal(link="tanh"), Scale(0, 1, onto=(-1, 1))),
+        (Normal(), Scale(0, 255)),
+        (Normal(), Standardize((4,))),
+    ],
+)
+def test_those_that_fit_are_taken(likelihood, transform):
+    assert mlp_vae((4,), 2, likelihood=likelihood, transform=transform).sample(3).shape == (3, 4)
+
+
+def test_parts_that_disagree_are_refused():
+    vae = VAES["mlp"]()
+    with pytest.raises(ValueError, match="the prior has 5 latents and the encoder 2"):
+        VAE(StandardNormal(5), vae.decoder, vae.encoder)
+    wrong = Decoder(torch.nn.Linear(2, 4), Normal(), (4,))
+    with pytest.raises(ValueError, match=r"reads raw output of shape \(\*batch, 1, 4\), found \(3, 4\)"):
+        wrong(torch.zeros(3, 2))
+
+
+# A part of the user's own
+
+
+class SoftplusNormal(Likelihood):
+    """Positive means."""
+
+    def __init__(self, floor: float = 0.1) -> None:
+        super().__init__()
+        self.floor = floor
+
+    @property
+    def data_range(self):
+        return constraints.real
+
+    def distribution(self, *params):
+        return torch.distributions.Normal(F.softplus(params[0]), self.floor)
+
+
+def test_a_part_of_the_users_own_is_saved_and_opened_by_its_class(tmp_path):
+    import pyro.distributions as dist
+
+    class Own(SoftplusNormal):
+        def distribution(self, *params):
+            return dist.Normal(F.softplus(params[0]), self.floor)
+
+    vae = mlp_vae((3,), 2, likelihood=Own(floor=0.25))
+    vae.save(tmp_path)
+    opened = load(tmp_path, parts=[Own])
+    assert opened.decoder.likelihood.floor == 0.25
+    assert torch.equal(opened.decode(torch.ones(1, 2)).mean, vae.decode(torch.ones(1, 2)).mean)
+    with pytest.raises(ValueError, match="a part 'Own' that this version"):
+        load(tmp_path)
+
+
+# Damage
+
+
+@pytest.fixture
+def saved(tmp_path):
+    VAES["mlp"]().save(tmp_path)
+    return tmp_path
+
+
+def edit(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_folder_without_a_model_is_told_so(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no saved model: there is no config\.json"):
+        load(tmp_path / "nowhere")
+
+
+def test_a_newer_format_is_refused_by_its_version(saved):
+    edit(saved, lambda c: c.update(format_version=99, pyro_vae_version="9.9"))
+    with pytest.raises(ValueError, match=r"format 99, written by pyro_vae 9\.9; this is pyro_vae .* newer version"):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.pop("model"),
+        lambda c: c.update(format_version="one"),
+        lambda c: c["model"].pop("prior"),
+        lambda c: c["model"].update(prior=None),
+        lambda c: c["model"].update({"class": "Linear"}),
+        lambda c: c["model"].update({"class": "StandardNormal"}),
+        lambda c: c["model"]["decoder"]["network"].update(in_shape="x"),
+        lambda c: c["model"]["decoder"].update(likelihood=3),
+        lambda c: c.update(model=[1]),
+    ],
+)
+def test_a_damaged_description_is_one_sentence(saved, change):
+    edit(saved, change)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        load(saved)
+
+
+def test_a_config_that_is_not_json_is_one_sentence(saved):
+    (saved / "config.json").write_text('{"format_version": 1, "mod')
+    with pytest.raises(ValueError, match=r"config\.json is damaged: it is not JSON"):
+        load(saved)
+
+
+def test_missing_half_written_and_foreign_weights_are_told_apart(saved, tmp_path):
+    weights = saved / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="is damaged or half-written"):
+        load(saved)
+    VAES["fixed scale"]().save(tmp_path / "other")
+    weights.write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"does not hold the model that config\.json describes"):
+        load(saved)
+    weights.unlink()
+    with pytest.raises(ValueError, match="training has not ended; go on with --resume"):
+        load(saved)
+
+
+def test_saving_over_a_model_that_fails_leaves_the_old_one(saved, monkeypatch):
+    before = (saved / "model.safetensors").read_bytes()
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        VAES["mlp"]().save(saved)
+    assert (saved / "model.safetensors").read_bytes() == before
+    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_encoder_and_decoder_give_gradients():
+    vae = VAES["fixed scale"]()
+    vae.decoder(vae.encoder(torch.randn(2, 4)).rsample()).log_prob(torch.randn(2, 4)).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in vae.parameters())
+
+
+def test_posterior_and_prior_are_swapped_by_argument():
+    class Wide(StandardNormal):
+        def forward(self):
+            return super().forward()
+
+    vae = mlp_vae((4,), 2, likelihood=Normal(), posterior=DiagonalNormal(min_scale=0.5), prior=Wide(2))
+    assert (vae.encode(torch.randn(3, 4)).stddev >= 0.5).all()
+    assert isinstance(vae.encoder, Encoder)
+    assert isinstance(vae.prior, Wide)
