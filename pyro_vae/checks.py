@@ -10,7 +10,7 @@ from pyro_vae.programs import forked_random_state
 from pyro_vae.ranges import Constraint, constraints, elementwise, is_bounded, phrase, within
 from pyro_vae.transforms import Transform
 
-__all__ = ["check_fit", "check_rows"]
+__all__ = ["check_finite", "check_fit", "check_rows"]
 
 _CHUNK = 4096
 
@@ -82,7 +82,7 @@ def check_rows(
             f"{name} has rows of shape {tuple(x.shape[1:])}, but the model describes rows of shape "
             f"{tuple(event_shape)}{_reshape_hint(x, event_shape)}"
         )
-    _check_finite(x, name)
+    check_finite(x, name)
     domain = elementwise(transform.domain)
     expected = None if data_range is None else elementwise(data_range)
     with forked_random_state(device):
@@ -103,7 +103,12 @@ def _reshape_hint(x: Tensor, event_shape: Sequence[int]) -> str:
     return f"; reshape it to (N, {', '.join(map(str, event_shape))})" if same_size else ""
 
 
-def _check_finite(x: Tensor, name: str) -> None:
+def check_finite(x: Tensor, name: str) -> None:
+    """Refuses NaN and infinity.
+
+    Raises:
+        ValueError: with their number and the index of the first.
+    """
     if not x.is_floating_point():
         return
     bad = ~torch.isfinite(x)

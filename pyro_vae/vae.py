@@ -127,11 +127,12 @@ def mlp_vae(
         >>> vae.sample(3).shape, vae.encode(torch.zeros(2, 28, 28)).event_shape
         (torch.Size([3, 28, 28]), torch.Size([50]))
     """
+    prior = StandardNormal(latent_dim) if prior is None else prior
     posterior = DiagonalNormal() if posterior is None else posterior
     z_shape = (latent_dim,)
     hidden_dims = tuple(hidden_dims)
     return VAE(
-        StandardNormal(latent_dim) if prior is None else prior,
+        prior,
         Decoder(
             MLP(z_shape, likelihood.raw_shape(event_shape), hidden_dims[::-1], activation), likelihood, event_shape
         ),
@@ -173,11 +174,12 @@ def conv_vae(
         >>> vae.sample(3).shape
         torch.Size([3, 1, 28, 28])
     """
+    prior = StandardNormal(latent_dim) if prior is None else prior
     posterior = DiagonalNormal() if posterior is None else posterior
     z_shape = (latent_dim,)
     raw_shape = likelihood.raw_shape(event_shape)
     return VAE(
-        StandardNormal(latent_dim) if prior is None else prior,
+        prior,
         Decoder(ConvDecoder(z_shape, raw_shape, channels, upsample, kernel_size, activation), likelihood, event_shape),
         Encoder(
             ConvEncoder(event_shape, posterior.raw_shape(z_shape), channels, kernel_size, activation),

@@ -1,8 +1,9 @@
 """What the scripts share: names for the command line, and errors as one sentence."""
 
+import contextlib
 import itertools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pyro_vae.loading import load_config
 from pyro_vae.names import lookup
 from pyro_vae.training import resolve_device
 from pyro_vae.transforms import Binarize, Scale, Standardize, Transform
+from pyro_vae.vae import CONFIG
 
 __all__ = ["LIKELIHOODS", "NETWORKS", "resolve_device"]
 
@@ -74,6 +76,21 @@ def unused_folder(name: str) -> Path:
     """``runs/name``, or ``runs/name-2`` and so on where that is taken."""
     candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(folder for candidate in candidates if not (folder := Path("runs") / candidate).exists())
+
+
+@contextlib.contextmanager
+def new_run(folder: Path) -> Iterator[None]:
+    """Makes a run folder, and takes it back if it turns out that the run cannot start."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    files.check_writable(folder)
+    try:
+        yield
+    except ValueError:
+        (folder / CONFIG).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+        raise
 
 
 def rows_for(run: Path, name: str | None, root: Path | None) -> torch.Tensor:

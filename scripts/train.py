@@ -12,6 +12,7 @@ import torch
 import typer
 
 from pyro_vae import VAE, files, fit, plotting
+from pyro_vae.checks import check_finite
 from pyro_vae.data import DataSet, default_root, load_data, split
 from pyro_vae.loading import load_config
 from pyro_vae.predictive import latent_grid
@@ -98,21 +99,21 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
         print(f"{folder} has been trained to its end: nothing is left to do.")
         return
     data = load_data(settings["data"], settings["data_root"])
+    check_finite(data.x_train, settings["data"])
     kept, watched = split(len(data.x_train), settings["validation_fraction"], settings["seed"])
     x_valid = data.x_train[watched]
     data = replace(data, x_train=data.x_train[kept])
     vae = build(settings, data)
     epochs = settings["epochs"] or max(20, math.ceil(6000 / math.ceil(len(data.x_train) / settings["batch_size"])))
 
-    vae.check(data.x_train, settings["data"])  # before anything is written
-    files.check_writable(folder)
-    vae.save_config(folder, run=settings)
-    num_weights = sum(p.numel() for p in vae.parameters())
-    rows = f"rows: {len(kept):,} to train on, {len(watched):,} to watch, {len(data.x_test):,} to test"
-    print(f"data        {data.name}, {rows}")
-    print(f"model       {settings['network']}, {vae.latent_dim} latents, {num_weights:,} weights")
-    print(f"likelihood  {vae.decoder.likelihood}, of the data through {vae.transform}")
-    try:
+    vae.check(data.x_train, settings["data"])
+    with contextlib.nullcontext() if resuming else cli.new_run(folder):
+        vae.save_config(folder, run=settings)
+        num_weights = sum(p.numel() for p in vae.parameters())
+        rows = f"rows: {len(kept):,} to train on, {len(watched):,} to watch, {len(data.x_test):,} to test"
+        print(f"data        {data.name}, {rows}")
+        print(f"model       {settings['network']}, {vae.latent_dim} latents, {num_weights:,} weights")
+        print(f"likelihood  {vae.decoder.likelihood}, of the data through {vae.transform}")
         history = fit(
             vae,
             data.x_train,
@@ -127,12 +128,6 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
             checkpoint=checkpoint,
             resume=resuming and checkpoint.exists(),
         )
-    except ValueError:
-        if not resuming:
-            (folder / CONFIG).unlink()
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
 
     vae.to("cpu").save(folder, run=settings)
     if history.attrs["stopped"] == "interrupted":

@@ -1,0 +1,59 @@
+"""The layout holds: imports point one way, and the documentation names every room."""
+
+import ast
+import re
+from pathlib import Path
+
+import pyro_vae
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "pyro_vae"
+
+
+def rooms():
+    """The modules in the order of docs/architecture.md."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    listing = text.split("pyro_vae/\n")[1].split("```")[0]
+    return re.findall(r"^  (\w+)\.py", listing, re.MULTILINE)
+
+
+def imported(path):
+    """Modules of the package that a file imports, at the top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "pyro_vae":
+            found |= {alias.name for alias in node.names if (PACKAGE / f"{alias.name}.py").exists()}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyro_vae."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("pyro_vae.")}
+    return found
+
+
+def test_the_documentation_names_every_room():
+    assert sorted(rooms()) == sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
+
+
+def test_imports_point_one_way():
+    order = rooms()
+    for position, room in enumerate(order):
+        later = imported(PACKAGE / f"{room}.py") - set(order[:position])
+        assert not later, f"{room} imports {later}, which stand below it"
+
+
+def test_networks_know_nothing_of_pyro():
+    for room in ("networks", "ranges", "names", "files", "configs"):
+        assert not re.search(r"^\s*(import|from) pyro\b", (PACKAGE / f"{room}.py").read_text(), re.MULTILINE)
+
+
+def test_torchvision_is_imported_only_where_it_is_used():
+    for path in PACKAGE.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        top = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+        assert "torchvision" not in " ".join(ast.unparse(n) for n in top)
+
+
+def test_public_names_are_there_and_documented():
+    for name in pyro_vae.__all__:
+        if name != "__version__":
+            assert getattr(pyro_vae, name).__doc__

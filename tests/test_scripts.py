@@ -1,0 +1,325 @@
+"""The scripts, as a person runs them: what they leave behind, and what they say to mistakes."""
+
+import importlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cli
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from pyro_vae import load
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+SMALL = ("--epochs", "3", "--hidden-dims", "16", "--latent-dim", "3")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a script in this process; returns its exit status, output and errors."""
+
+    def command(script, *arguments):
+        module = importlib.import_module(script)
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.run_command(module.main)
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on the digits, trained once for all tests that only read it."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    subprocess.run([sys.executable, SCRIPTS / "train.py", *SMALL, "--out", folder], check=True, capture_output=True)
+    return folder
+
+
+def assert_refused(result, *words):
+    """One sentence, status 2, no traceback."""
+    status, out, err = result
+    lines = [line for line in err.splitlines() if line and "it/s" not in line]
+    assert status == 2, (out, err)
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def picture_size(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+# What a run leaves
+
+
+def test_a_run_leaves_its_model_history_and_figures(trained):
+    assert {str(p.relative_to(trained)) for p in trained.rglob("*") if p.is_file()} == {
+        "config.json",
+        "model.safetensors",
+        "history.csv",
+        *(f"figures/{n}.png" for n in ("samples", "reconstructions", "interpolation", "latent", "curves")),
+    }
+    history = pd.read_csv(trained / "history.csv")
+    assert history["epoch"].tolist() == [1, 2, 3]
+    assert history["elbo"].iloc[-1] > history["elbo"].iloc[0]
+    assert load(trained).latent_dim == 3
+    assert min(picture_size(trained / "figures" / "samples.png")) > 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--network", "conv", "--channels", "4,8", "--latent-dim", "2"),
+        ("--network", "conv", "--channels", "4", "--upsample", "nearest", "--likelihood", "normal"),
+        ("--likelihood", "normal", "--scale", "0.1", "--kl-warmup", "1", "--patience", "1"),
+        ("--likelihood", "normal", "--scale", "network", "--activation", "GELU"),
+        ("--likelihood", "normal", "--scale", "element"),
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_every_choice_trains(run, tmp_path, arguments):
+    status, out, _ = run("train", "--epochs", 2, "--out", tmp_path / "run", *arguments)
+    assert status == 0
+    assert f"python scripts/sample.py {tmp_path / 'run'}" in out
+    assert (tmp_path / "run" / "figures" / "manifold.png").exists() == ("2" in arguments)
+    status, out, _ = run("evaluate", tmp_path / "run", "--out", tmp_path / "metrics.json")
+    assert status == 0
+
+
+def test_without_a_name_runs_are_numbered(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert run("train", *SMALL, "--epochs", 1)[0] == 0
+    assert sorted(p.name for p in Path("runs").iterdir()) == ["digits-mlp-bernoulli", "digits-mlp-bernoulli-2"]
+
+
+def test_evaluate_writes_every_metric(run, trained, tmp_path):
+    status, out, _ = run("evaluate", trained, "--out", tmp_path / "metrics.json")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert status == 0
+    assert metrics["num_rows"] == 359
+    assert metrics["elbo"] == pytest.approx(-metrics["rate"] - metrics["distortion"])
+    for name in ("elbo", "rate", "distortion", "bits_per_dim"):
+        assert metrics[f"{name}_se"] > 0
+    assert 0 <= metrics["active_units"] <= 3
+    assert f"{metrics['elbo']:.4f}" in out
+
+
+def test_sample_writes_numbers_and_pictures(run, trained, tmp_path):
+    assert run("sample", trained, "--num-samples", 50, "--out", tmp_path / "x.npy")[0] == 0
+    x = np.load(tmp_path / "x.npy")
+    assert x.shape == (50, 8, 8)
+    assert set(np.unique(x)) == {0.0, 16.0}
+    assert run("sample", trained, "--mean", "--out", tmp_path / "mean.npy")[0] == 0
+    assert len(np.unique(np.load(tmp_path / "mean.npy"))) > 100
+    assert run("sample", trained, "--num-samples", 9, "--out", tmp_path / "x.png")[0] == 0
+    assert min(picture_size(tmp_path / "x.png")) > 300
+
+
+def test_the_same_seed_draws_the_same(run, trained, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run("sample", trained, "--out", tmp_path / f"{name}.npy", "--seed", seed)
+    a, b, c = (np.load(tmp_path / f"{name}.npy") for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_predict_keeps_the_order_of_the_rows_it_is_given(run, trained, tmp_path):
+    x = np.random.default_rng(0).integers(0, 17, (30, 8, 8)).astype(np.uint8)
+    np.save(tmp_path / "new.npy", x)
+    arguments = ("--data", tmp_path / "new.npy", "--num-samples", 4, "--out", tmp_path / "out.npz")
+    assert run("predict", trained, *arguments)[0] == 0
+    written = np.load(tmp_path / "out.npz")
+    assert np.array_equal(written["x"], x)
+    assert written["posterior_predictive"].shape == (4, 30, 8, 8)
+    assert written["reconstructions"].shape == (30, 8, 8)
+    assert set(np.unique(written["posterior_predictive"])) == {0.0, 16.0}
+    assert run("predict", trained, "--out", tmp_path / "out.png")[0] == 0
+
+
+def test_measurements_without_bounds_are_standardised(run, tmp_path):
+    x = np.random.default_rng(0).normal(size=(300, 5)) * [1, 10, 100, 1, 1] + [0, 50, 0, 0, 0]
+    np.savez(tmp_path / "table.npz", x_train=x[:250], x_test=x[250:], y_train=np.array(["a", "b"] * 125))
+    arguments = ("--data", tmp_path / "table.npz", "--likelihood", "normal", "--epochs", 40, "--hidden-dims", "16")
+    assert run("train", *arguments, "--out", tmp_path / "run")[0] == 0
+    run("sample", tmp_path / "run", "--num-samples", 4000, "--out", tmp_path / "x.npy")
+    drawn = np.load(tmp_path / "x.npy")
+    assert drawn.std(0) / x.std(0) == pytest.approx(np.ones(5), abs=0.3)
+    assert drawn.mean(0)[1] == pytest.approx(50, abs=3)
+
+
+def test_mnist_trains_from_its_packed_files(run, data_root, tmp_path):
+    arguments = ("--data", "mnist", "--data-root", data_root, "--epochs", 1, "--hidden-dims", "32")
+    status, out, _ = run("train", *arguments, "--out", tmp_path / "run")
+    assert status == 0
+    assert "rows: 54,000 to train on, 6,000 to watch, 10,000 to test" in out
+    assert run("evaluate", tmp_path / "run", "--out", tmp_path / "m.json")[0] == 0
+    assert -250 < json.loads((tmp_path / "m.json").read_text())["elbo"] < -120
+
+
+# Stopped and resumed
+
+
+def test_ctrl_c_keeps_what_there_is_and_resume_ends_at_the_same_numbers(run, tmp_path):
+    arguments = ["--epochs", "60", "--hidden-dims", "16", "--seed", "3"]
+    assert run("train", *arguments, "--out", tmp_path / "whole")[0] == 0
+
+    folder = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, SCRIPTS / "train.py", *arguments, "--out", folder],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (folder / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"python scripts/train.py --resume {folder}" in out
+    assert load(folder).latent_dim == 10  # what it has can be used
+    assert not (folder / "figures").exists()
+
+    assert_refused(run("train", "--resume", folder, "--epochs", 5), "leave out --epochs")
+    assert run("train", "--resume", folder)[0] == 0
+    assert not (folder / "checkpoint.safetensors").exists()
+    whole, resumed = (
+        pd.read_csv(tmp_path / name / "history.csv").drop(columns=["seconds", "rows_per_second"])
+        for name in ("whole", "stopped")
+    )
+    pd.testing.assert_frame_equal(whole, resumed, check_exact=True)
+    a, b = (load(tmp_path / name).state_dict() for name in ("whole", "stopped"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    status, out, _ = run("train", "--resume", folder)
+    assert status == 0
+    assert "nothing is left to do" in out
+
+
+def test_a_run_that_was_killed_in_its_first_epoch_resumes_from_the_start(run, trained, tmp_path):
+    (tmp_path / "config.json").write_text((trained / "config.json").read_text())
+    assert_refused(run("sample", tmp_path, "--out", tmp_path / "x.npy"), "training has not ended", "--resume")
+    assert run("train", "--resume", tmp_path)[0] == 0
+    a, b = (load(folder).state_dict() for folder in (trained, tmp_path))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+# Mistakes
+
+ARRAYS = {
+    "nan": np.array([[0.5, np.nan]] * 300),
+    "infinity": np.array([[0.5, np.inf]] * 300),
+    "empty": np.zeros((0, 4)),
+    "few": np.zeros((20, 4), np.uint8),
+    "wild": np.linspace(-3, 5, 1200).reshape(300, 4),
+    "text": np.array([["a", "b"]] * 300),
+}
+
+MISTAKES = {
+    "nan": (["--data", "{nan}"], ["NaN or infinite values", "the first at index (0, 1)"]),
+    "infinity": (["--data", "{infinity}"], ["NaN or infinite values", "(0, 1)"]),
+    "no rows": (["--data", "{empty}"], ["holds no rows"]),
+    "fewer rows than a batch": (["--data", "{few}"], ["fewer than batch_size=128", "smaller batch_size"]),
+    "unbounded values as bits": (["--data", "{wild}"], ["values from -3 to 5", "--likelihood normal"]),
+    "text": (["--data", "{text}"], ["expected rows of numbers"]),
+    "unknown data": (["--data", "mnits"], ["unknown data set 'mnits'", "did you mean 'mnist'", "cifar10"]),
+    "unknown likelihood": (["--likelihood", "bernouli"], ["did you mean 'bernoulli'", "normal"]),
+    "unknown network": (["--network", "cnov"], ["did you mean 'conv'"]),
+    "unknown activation": (["--activation", "relu6"], ["did you mean 'ReLU'", "GELU"]),
+    "unknown upsampling": (["--network", "conv", "--upsample", "nearst"], ["did you mean 'nearest'"]),
+    "unknown scale": (["--likelihood", "normal", "--scale", "shard"], ["did you mean 'shared'"]),
+    "negative scale": (["--likelihood", "normal", "--scale", "-1"], ["positive number", "-1"]),
+    "bad widths": (["--hidden-dims", "400x200"], ["whole numbers with commas", "400x200"]),
+    "no latents": (["--latent-dim", "0"], ["latent_dim must be at least 1, found 0"]),
+    "no epochs": (["--epochs", "-2"], ["epochs must be at least 1, found -2"]),
+    "unknown device": (["--device", "gpu0"], ["cannot use device 'gpu0'"]),
+    "an image network for vectors": (["--data", "{few}", "--network", "conv"], ["(H, W) or (C, H, W)", "(4,)"]),
+    "fraction": (["--validation-fraction", "1"], ["nothing would be left to train on"]),
+    "resume of nothing": (["--resume", "{here}/nowhere"], ["holds no saved model"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(run, tmp_path, name):
+    arguments, words = MISTAKES[name]
+    paths = {"here": tmp_path}
+    for array, content in ARRAYS.items():
+        paths[array] = tmp_path / f"{array}.npy"
+        np.save(paths[array], content)
+    before = sorted(tmp_path.rglob("*"))
+    out = [] if "--resume" in arguments else ["--out", tmp_path / "a" / "run"]
+    assert_refused(run("train", *(a.format(**paths) for a in arguments), *out), *words)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(run, trained):
+    before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
+    assert_refused(run("train", "--out", trained), "already holds a run", f"--resume {trained}", "another --out")
+    assert {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()} == before
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_before_training(run, tmp_path, trained):
+    (tmp_path / "file").write_text("kept")
+    start = time.monotonic()
+    assert_refused(run("train", "--epochs", 100_000, "--out", tmp_path / "file" / "run"), "cannot write in")
+    assert time.monotonic() - start < 30
+    assert_refused(run("sample", trained, "--out", tmp_path / "file" / "x.npy"), "cannot write in")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("script", ["sample", "predict", "evaluate"])
+def test_a_run_that_is_damaged_or_newer_or_none_is_refused(run, trained, tmp_path, script):
+    suffix = {"sample": "npy", "predict": "npz", "evaluate": "json"}[script]
+    out = ("--out", tmp_path / "out" / f"x.{suffix}")
+    assert_refused(run(script, tmp_path / "nowhere", *out), "holds no saved model")
+
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    config = (trained / "config.json").read_text()
+    weights = (trained / "model.safetensors").read_bytes()
+    (broken / "config.json").write_text(config)
+    (broken / "model.safetensors").write_bytes(weights[:1000])
+    assert_refused(run(script, broken, *out), "damaged or half-written")
+    (broken / "model.safetensors").write_bytes(weights)
+    (broken / "config.json").write_text(config.replace('"format_version": 1', '"format_version": 7'))
+    assert_refused(run(script, broken, *out), "format 7", "install a newer version")
+    (broken / "config.json").write_text(config[:100])
+    assert_refused(run(script, broken, *out), "is damaged")
+    assert not (tmp_path / "out" / f"x.{suffix}").exists()
+
+
+def test_data_of_another_shape_names_both(run, trained, tmp_path):
+    np.save(tmp_path / "wide.npy", np.zeros((300, 9, 9), np.uint8))
+    result = run("predict", trained, "--data", tmp_path / "wide.npy", "--out", tmp_path / "x.npz")
+    assert_refused(result, "(9, 9)", "(8, 8)")
+    np.save(tmp_path / "bright.npy", np.full((300, 8, 8), 200, np.uint8))
+    result = run("evaluate", trained, "--data", tmp_path / "bright.npy", "--out", tmp_path / "x.json")
+    assert_refused(result, "values from 200 to 200", "the interval [0, 16]")
+
+
+@pytest.mark.parametrize(("script", "known"), [("sample", ".png or .npy"), ("predict", ".npz"), ("evaluate", ".json")])
+def test_a_kind_of_file_that_is_not_written_is_refused(run, trained, tmp_path, script, known):
+    assert_refused(run(script, trained, "--out", tmp_path / "x.gif"), "must end in", known, "x.gif")
+
+
+@pytest.mark.parametrize("script", ["train", "sample", "predict", "evaluate"])
+def test_help_names_every_option(script):
+    result = subprocess.run([sys.executable, SCRIPTS / f"{script}.py", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0
+    expected = {"train": ["--data", "--latent-dim", "--resume", "--kl-warmup"]}.get(
+        script, ["RUN", "--out", "--device"]
+    )
+    for option in expected:
+        assert option in result.stdout
