@@ -131,7 +131,7 @@ def plot_latents(means: Tensor, labels: Tensor | None = None) -> Figure:
         )
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.add_subplot()
-    size = float(np.clip(4000 / len(points), 2, 20))
+    size = float(np.clip(20000 / len(points), 5, 20))
     if labels is None:
         axes.scatter(*points.T, s=size, alpha=0.6, linewidths=0)
     else:

@@ -17,7 +17,7 @@ class LinearGaussian:
     def __init__(self, data_dim: int = 5, latent_dim: int = 2, scale: float = 0.7) -> None:
         self.vae: VAE = mlp_vae((data_dim,), latent_dim, hidden_dims=(), likelihood=Normal(scale=scale))
         self.scale = scale
-        (self.affine,) = self.vae.decoder.network.layers  # pyright: ignore
+        (self.affine,) = self.vae.decoder.network.layers
         with torch.no_grad():
             self.affine.weight.copy_(torch.randn(data_dim, latent_dim))
             self.affine.bias.copy_(torch.randn(data_dim))

@@ -39,7 +39,7 @@ def test_standard_errors_are_the_spread_of_the_mean():
 
 def test_active_units_counts_the_latents_that_vary_with_the_data():
     lg = LinearGaussian(latent_dim=4)
-    layer = lg.vae.encoder.network.layers[0]  # pyright: ignore
+    layer = lg.vae.encoder.network.layers[0]
     x = torch.randn(3000, 5)
     with torch.no_grad():
         layer.weight.zero_()
@@ -63,7 +63,7 @@ def test_standardising_is_undone_in_the_evidence(float64):
     """A model of standardised data is a model of the data: its density integrates to one there."""
     x = torch.randn(500, 1) * 30 + 7
     vae = mlp_vae((1,), 1, hidden_dims=(), likelihood=Normal(scale=1.0), transform=Standardize((1,)).fit(x)).double()
-    affine = vae.decoder.network.layers[0]  # pyright: ignore
+    affine = vae.decoder.network.layers[0]
     for p in affine.parameters():
         torch.nn.init.zeros_(p)
     reconstruction, _ = elbo_per_row(vae, x)

@@ -39,7 +39,7 @@ def test_training_comes_within_one_percent_of_the_maximum_likelihood_evidence():
     best = maximum_log_evidence(x, 2)
 
     model = LinearGaussian(data_dim=6, latent_dim=2, scale=float(vae.decode(torch.zeros(1, 2)).stddev[0, 0]))
-    affine = vae.decoder.network.layers[0]  # pyright: ignore
+    affine = vae.decoder.network.layers[0]
     covariance = affine.weight @ affine.weight.T + model.scale**2 * torch.eye(6)
     evidence = torch.distributions.MultivariateNormal(affine.bias, covariance).log_prob(x).mean().item()
     elbo = evaluate(vae, x)["elbo"]

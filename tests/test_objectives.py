@@ -33,7 +33,7 @@ def loss_and_gradients(run):
     pyro.set_rng_seed(3)
     with poutine.trace(param_only=True) as capture:
         loss = run()
-    parameters = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}  # pyright: ignore
+    parameters = {name: site["value"].unconstrained() for name, site in capture.trace.nodes.items()}
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return loss.item(), dict(zip(parameters, gradients, strict=True))
 
@@ -120,7 +120,7 @@ def test_the_score_function_gradient_is_unbiased():
     """The exact gradient for a binary latent is a sum over its two values."""
     pair, x = discrete_pair(), torch.randn(4)
     pair.guide(x)
-    slope = pyro.get_param_store()["slope"].unconstrained()  # pyright: ignore
+    slope = pyro.get_param_store()["slope"].unconstrained()
 
     def exact():
         loc = torch.tensor([-1.0, 1.5])

@@ -66,8 +66,8 @@ def test_reconstructions_are_the_mean_at_the_posterior_mean():
 def test_the_data_never_come_back_as_predictions():
     """A decoder that ignores z cannot know which row it was asked about."""
     vae = mlp_vae((3,), 2, hidden_dims=(), likelihood=Normal(scale=0.1))
-    nn.init.zeros_(vae.decoder.network.layers[0].weight)  # pyright: ignore
-    nn.init.zeros_(vae.decoder.network.layers[0].bias)  # pyright: ignore
+    nn.init.zeros_(vae.decoder.network.layers[0].weight)
+    nn.init.zeros_(vae.decoder.network.layers[0].bias)
     x = torch.full((4, 3), 50.0)
     assert vae.posterior_predictive(x, 5).abs().max() < 1
     assert vae.reconstruct(x).abs().max() == 0
@@ -181,7 +181,7 @@ def test_evaluation_mode_is_set_and_each_modules_mode_put_back():
     assert torch.equal(a, b)
     lg.vae.sample(10)
     lg.vae.posterior_predictive(x, 2)
-    assert float(norm.num_batches_tracked) == 0  # pyright: ignore
+    assert float(norm.num_batches_tracked) == 0
     assert [module.training for module in lg.vae.modules()] == before
     assert not a.requires_grad
 
@@ -270,7 +270,7 @@ def test_the_spherical_path_keeps_to_the_sphere_at_even_angles():
     with pytest.raises(ValueError, match="steps >= 2"):
         interpolate_latents(a, b, 1)
     with pytest.raises(ValueError, match="unknown path"):
-        interpolate_latents(a, b, 3, path="cubic")  # pyright: ignore
+        interpolate_latents(a, b, 3, path="cubic")
 
 
 def test_latents_left_out_are_drawn_by_the_model():

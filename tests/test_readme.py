@@ -1,0 +1,63 @@
+"""The README's code runs: its Python as one session, its commands one after another, with fewer epochs."""
+
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import cli
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_python_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    session = {"__name__": "readme"}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), session)
+    assert session["x_like"].shape == (5, 359, 8, 8)
+    assert session["x_new"].shape == (64, 5)
+    assert session["draws"].shape == (10, 5, 8, 8)
+
+
+def commands():
+    found = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("python scripts/")]
+    return [c for c in found if "mnist" not in c], [c for c in found if "mnist" in c]
+
+
+def run(command, monkeypatch, *extra):
+    _, script, *arguments = shlex.split(command)
+    monkeypatch.setattr(sys, "argv", [script, *arguments, *extra])
+    with pytest.raises(SystemExit) as end:
+        cli.run_command(importlib.import_module(Path(script).stem).main)
+    assert not end.value.code
+
+
+def test_the_commands_run_one_after_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    offline, _ = commands()
+    assert len(offline) == 4
+    for command in offline:
+        run(command, monkeypatch, *(("--epochs", "2") if "train.py" in command else ()))
+    assert {"metrics.json", "samples.png", "predictions.npz"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_the_commands_on_mnist_run(tmp_path, monkeypatch, data_root):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYRO_VAE_DATA", str(data_root))
+    _, on_mnist = commands()
+    assert len(on_mnist) == 2
+    for command in on_mnist:
+        run(command, monkeypatch, "--epochs", "1", "--channels", "2,4", "--hidden-dims", "16", "--batch-size", "1000")
+
+
+def test_the_pictures_and_documents_it_links_to_are_there():
+    root = Path(__file__).parents[1]
+    for target in re.findall(r"\]\(([^)#]+)", README):
+        assert target.startswith("https://") or (root / target).exists(), target
