@@ -139,8 +139,8 @@ class Pair(nn.Module):
             mean: Return :math:`E[x \mid z]` at :math:`z \sim p(z)` instead: smoother, but not draws from the model.
             context: Keyword arguments of the model, ``num_samples`` rows each.
         """
-        return self.transform.inverse(
-            predictive.draw_prior_predictive(self.model, num_samples, mean=mean, context=context)
+        return predictive.draw_prior_predictive(
+            self.model, num_samples, mean=mean, context=context, finish=self.transform.inverse
         )
 
     def posterior_predictive(self, x: Rows, num_samples: int = 1, *, mean: bool = False, **context: Any) -> Tensor:
@@ -153,10 +153,9 @@ class Pair(nn.Module):
             context: Keyword arguments of both programs, rows first.
         """
         rows = self._rows(x, context)
-        draws = predictive.draw_posterior_predictive(
-            self.model, self.guide, rows, num_samples, mean=mean, context=context
+        return predictive.draw_posterior_predictive(
+            self.model, self.guide, rows, num_samples, mean=mean, context=context, finish=self.transform.inverse
         )
-        return self.transform.inverse(draws)
 
     def reconstruct(self, x: Rows, **context: Any) -> Tensor:
         r"""The mean :math:`E[x' \mid z]` at the mean of :math:`q(z \mid x)`, one for each row: ``(N, *E)``."""

@@ -1,8 +1,8 @@
 """Draws from Pyro programs: all contact with :class:`pyro.infer.Predictive`.
 
 Every function takes programs, not our classes, and works in the model's units. Data are never passed to the model as
-``x``, so they cannot come back as predictions. Draws are made in chunks and written into the array that is returned:
-memory beyond it does not grow with their number.
+``x``, so they cannot come back as predictions. Draws are made in chunks, each brought to the user's units by ``finish``
+and written into the array that is returned: memory beyond it does not grow with their number.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,6 +27,7 @@ __all__ = [
 
 Program = Callable[..., Any]
 Context = Mapping[str, Any]
+Finish = Callable[[Tensor], Tensor]
 
 
 class _MeanOf(Messenger):
@@ -78,7 +79,13 @@ def predict_from_latents(
 
 
 def draw_prior_predictive(
-    model: Program, num_samples: int, *, mean: bool = False, context: Context | None = None, chunk_size: int = 1024
+    model: Program,
+    num_samples: int,
+    *,
+    mean: bool = False,
+    context: Context | None = None,
+    finish: Finish | None = None,
+    chunk_size: int = 1024,
 ) -> Tensor:
     """Draws rows x ~ p(x).
 
@@ -87,10 +94,11 @@ def draw_prior_predictive(
         num_samples: Number of rows N.
         mean: Return E[x | z] with z ~ p(z) instead of draws.
         context: Keyword arguments of the program, ``num_samples`` rows each.
+        finish: Applied to each chunk of rows.
         chunk_size: Rows drawn at a time.
 
     Returns:
-        ``(N, *E)`` in the model's units.
+        ``(N, *E)``.
     """
     predictive = Predictive(_forward_program(model, mean=mean), num_samples=1, return_sites=("x",))
     _check_count(num_samples)
@@ -99,6 +107,7 @@ def draw_prior_predictive(
         for start in range(0, num_samples, chunk_size):
             stop = min(start + chunk_size, num_samples)
             chunk = predictive(batch_size=stop - start, **_rows(context or {}, start, stop))["x"][0]
+            chunk = finish(chunk) if finish else chunk
             if out is None:
                 out = chunk.new_empty(num_samples, *chunk.shape[1:])
             out[start:stop] = chunk
@@ -113,6 +122,7 @@ def draw_posterior_predictive(
     *,
     mean: bool = False,
     context: Context | None = None,
+    finish: Finish | None = None,
     chunk_size: int = 1024,
 ) -> Tensor:
     """Draws new data like each row: z ~ q(z | x), then x' ~ p(x | z).
@@ -124,10 +134,11 @@ def draw_posterior_predictive(
         num_samples: Draws S for each row.
         mean: Return E[x | z] for each draw of z instead.
         context: Keyword arguments of both programs, rows first.
+        finish: Applied to each chunk of draws.
         chunk_size: Rows times draws at a time.
 
     Returns:
-        ``(S, N, *E)`` in the model's units.
+        ``(S, N, *E)``.
     """
     _check_count(num_samples)
     out: Any = None
@@ -141,6 +152,7 @@ def draw_posterior_predictive(
                 last = min(first + draws_at_once, num_samples)
                 latents = _draw_latents(guide, x[start:stop], last - first, here)
                 chunk = predict_from_latents(model, latents, stop - start, mean=mean, context=here)
+                chunk = finish(chunk) if finish else chunk
                 if out is None:
                     out = chunk.new_empty(num_samples, len(x), *chunk.shape[2:])
                 out[first:last, start:stop] = chunk
