@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.programs import forked_random_state
-from pyro_vae.ranges import Constraint, constraints, elementwise, is_bounded, phrase, within
+from pyro_vae.ranges import Constraint, bounds, constraints, elementwise, is_boolean, is_bounded, phrase, within
 from pyro_vae.transforms import Transform
 
 __all__ = ["check_finite", "check_fit", "check_rows"]
@@ -28,8 +28,8 @@ def check_fit(transform: Transform, data_range: Constraint, likelihood: str) -> 
     if found is None:
         return
     fits = within(found, data_range)
-    if is_bounded(data_range) and found is not constraints.boolean:
-        fits = fits and within(data_range, found)
+    if is_bounded(data_range):
+        fits = fits and bounds(found) == bounds(data_range)
     if not fits:
         raise ValueError(
             f"{likelihood} describes {phrase(data_range)}, but {type(transform).__name__} yields {phrase(found)}: "
@@ -40,7 +40,7 @@ def check_fit(transform: Transform, data_range: Constraint, likelihood: str) -> 
 def _mend(data_range: Constraint, low: float | None = None, high: float | None = None) -> str:
     """What to do about data that do not fit a likelihood's range; ``low`` and ``high`` are what was found."""
     between = "low, high" if low is None or high is None else f"{low:g}, {high:g}"
-    if data_range is constraints.boolean:
+    if is_boolean(data_range):
         return f"use transform=Binarize({between}), or likelihood=Normal(link='sigmoid') with Scale({between})"
     if within(data_range, constraints.unit_interval):
         return f"use transform=Scale({between}), or link='linear' with Standardize"
@@ -88,6 +88,11 @@ def check_rows(
     with forked_random_state(device):
         for start in range(0, len(x), _CHUNK):
             rows = x[start : start + _CHUNK].to(device=device, dtype=dtype)
+            if not bool(torch.isfinite(rows).all()):
+                largest = float(x.abs().max())
+                raise ValueError(
+                    f"{name} has values as large as {largest:g}, more than the model's {dtype} can hold: rescale them"
+                )
             if not _all_in(rows, domain):
                 low, high = _extremes(x)
                 raise ValueError(
@@ -126,7 +131,7 @@ def _all_in(rows: Tensor, constraint: Constraint) -> bool:
 
 
 def _extremes(x: Tensor) -> tuple[float, float]:
-    return float(x.min()), float(x.max())
+    return float(x.min()) + 0.0, float(x.max()) + 0.0  # and never minus zero
 
 
 def _outside(x: Tensor, rows: Tensor, expected: Constraint, name: str) -> str:
@@ -136,4 +141,4 @@ def _outside(x: Tensor, rows: Tensor, expected: Constraint, name: str) -> str:
     # Grey levels reach 1 or 255 in some row even where these rows do not.
     top = 1.0 if low >= 0 and high <= 1 else 255.0 if low >= 0 and high <= 255 else high
     found = f"{name} has values from {low:g} to {high:g}{example}"
-    return f"{found}, but the likelihood describes {phrase(expected)}: {_mend(expected, min(low, 0.0), top)}"
+    return f"{found}, but the likelihood describes {phrase(expected)}: {_mend(expected, min(low, 0.0) + 0.0, top)}"

@@ -53,5 +53,5 @@ def build(description: Any, classes: Mapping[str, type[nn.Module]]) -> Any:
     arguments = {key: build(value, classes) for key, value in description.items() if key != "class"}
     try:
         return classes[name](**arguments)
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"its description of {name} is damaged ({error})") from error

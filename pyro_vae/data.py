@@ -5,7 +5,7 @@ import gzip
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,11 @@ def _read(name: str, root: Path) -> DataSet:
     path = Path(name)
     if path.is_dir():
         return _from_images(path)
+    if not path.exists() and (path.suffix or len(path.parts) > 1):
+        raise ValueError(
+            f"there is no file or folder {path}; expected a path to a .npy or .npz file or to a folder of images, "
+            f"or one of {', '.join(NAMED)}"
+        )
     if not path.exists():
         lookup(name, [*NAMED, "a path to a .npy or .npz file", "a path to a folder of images"], "data set")
     if path.suffix not in (".npy", ".npz"):
@@ -139,13 +144,16 @@ def import_torchvision() -> Any:
 def _torchvision_set(name: str, class_name: str, expected: str) -> Callable[[Path], DataSet]:
     def load(root: Path) -> DataSet:
         cls = getattr(import_torchvision().datasets, class_name)
+        made = [path for path in (root / class_name / "raw", root / class_name, root) if not path.exists()]
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 found = _unpack(root / class_name / "raw", Path(scratch) / class_name / "raw")
                 source = Path(scratch) if found else root
                 parts = [cls(source, train=train, download=not found) for train in (True, False)]
             except Exception as error:  # whatever the network, the disk or a damaged file raises
-                _remove_empty(root / class_name)
+                for path in made:
+                    with contextlib.suppress(OSError):  # what a failed download leaves empty
+                        path.rmdir()
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise ValueError(
                     f"{name} could not be read from {root}, nor downloaded ({reason}): put {expected} under "
@@ -167,13 +175,6 @@ def _unpack(packed: Path, target: Path) -> bool:
         with gzip.open(path) as source, open(target / path.stem, "wb") as sink:
             shutil.copyfileobj(source, sink)
     return True
-
-
-def _remove_empty(folder: Path) -> None:
-    """Removes the empty folders that a failed download leaves."""
-    for path in (folder / "raw", folder, folder.parent):
-        with contextlib.suppress(OSError):
-            path.rmdir()
 
 
 def _images(x: Any) -> Tensor:
@@ -209,8 +210,9 @@ def _bounds(x: Tensor) -> tuple[float, float] | None:
 
 def _from_numpy(path: Path) -> DataSet:
     try:
-        content = np.load(path, allow_pickle=False)
-        arrays = {"x": content} if isinstance(content, np.ndarray) else dict(content)
+        with open(path, "rb") as file:
+            content = np.load(file, allow_pickle=False)
+            arrays = {"x": content} if isinstance(content, np.ndarray) else dict(content)
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # numpy raises many kinds for a file that is not its own
@@ -218,27 +220,36 @@ def _from_numpy(path: Path) -> DataSet:
     x = arrays.get("x_train", arrays.get("x"))
     if x is None:
         raise ValueError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected an array named x or x_train")
-    y = arrays.get("y_train", arrays.get("y"))
-    rows = _numbers(x, path)
-    if len(rows) == 0:
+    x_train = _numbers(x, path)
+    x_test = _numbers(arrays["x_test"], path) if "x_test" in arrays else x_train[:0]
+    if len(x_train) == 0:
         raise ValueError(f"{path} holds no rows")
-    data = DataSet(path.stem, rows, rows[:0], _bounds(rows), None if y is None else _labels(y, len(rows), path))
-    if "x_test" not in arrays:
-        return data
-    x_test, y_test = _numbers(arrays["x_test"], path), arrays.get("y_test")
-    return replace(data, x_test=x_test, y_test=None if y_test is None else _labels(y_test, len(x_test), path))
+    if x_test.shape[1:] != x_train.shape[1:]:
+        raise ValueError(
+            f"{path} has rows of shape {tuple(x_train.shape[1:])} to train on and {tuple(x_test.shape[1:])} to test: "
+            f"bring them to one shape"
+        )
+    y_train, y_test = _labels([arrays.get("y_train", arrays.get("y")), arrays.get("y_test")], [x_train, x_test], path)
+    return DataSet(path.stem, x_train, x_test, _bounds(x_train), y_train, y_test)
 
 
 def _numbers(x: np.ndarray, path: Path) -> Tensor:
     if x.dtype.kind not in "biuf" or x.ndim == 0:
         raise ValueError(f"{path} holds {x.dtype} data of shape {x.shape}; expected rows of numbers")
-    return torch.as_tensor(np.ascontiguousarray(x.astype(x.dtype.newbyteorder("="), copy=False)))
+    return torch.as_tensor(np.ascontiguousarray(x.astype(_TORCH_TYPES.get(x.dtype.name, x.dtype.newbyteorder("=")))))
 
 
-def _labels(y: np.ndarray, num_rows: int, path: Path) -> Tensor:
-    if y.shape != (num_rows,):
-        raise ValueError(f"{path} has labels of shape {y.shape} for {num_rows} rows; expected one for each")
-    return torch.as_tensor(np.unique(y, return_inverse=True)[1])
+# Of these torch has none, or hardly any arithmetic.
+_TORCH_TYPES = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64, "longdouble": np.float64}
+
+
+def _labels(ys: Sequence[np.ndarray | None], xs: Sequence[Tensor], path: Path) -> list[Tensor | None]:
+    """Labels as whole numbers, the same ones in every part."""
+    for y, x in zip(ys, xs, strict=True):
+        if y is not None and y.shape != (len(x),):
+            raise ValueError(f"{path} has labels of shape {y.shape} for {len(x)} rows; expected one for each")
+    kinds = np.unique(np.concatenate([y for y in ys if y is not None] or [np.empty(0)]))
+    return [None if y is None else torch.as_tensor(np.searchsorted(kinds, y)) for y in ys]
 
 
 def _from_images(folder: Path) -> DataSet:
@@ -252,7 +263,7 @@ def _from_images(folder: Path) -> DataSet:
     for path in paths:
         try:
             with Image.open(path) as image:
-                images.append(np.asarray(image.convert("L" if image.mode in ("1", "L", "LA", "P") else "RGB")))
+                images.append(_pixels(image))
         except (OSError, UnidentifiedImageError) as error:
             raise ValueError(f"cannot read {path} as an image ({error})") from error
         if images[-1].shape != images[0].shape:
@@ -264,4 +275,15 @@ def _from_images(folder: Path) -> DataSet:
     labelled = len(set(subfolders)) < len(paths) and all(path.parent != folder for path in paths)
     y = torch.as_tensor(np.unique(subfolders, return_inverse=True)[1]) if labelled else None
     x = _images(np.stack(images))
-    return DataSet(folder.name, x, x[:0], (0.0, 255.0), y)
+    return DataSet(folder.name, x, x[:0], (0.0, 255.0) if x.dtype is torch.uint8 else (0.0, 65535.0), y)
+
+
+def _pixels(image: Any) -> np.ndarray:
+    """Grey ``(H, W)``, 8 or 16 bits deep as it came, or colour ``(H, W, 3)``."""
+    if image.mode.startswith("I"):
+        return np.asarray(image).astype(np.int32)
+    if image.mode in ("1", "L", "LA"):
+        return np.asarray(image.convert("L"))
+    colours = np.asarray(image.convert("RGB"))
+    grey_palette = image.mode in ("P", "PA") and (colours == colours[..., :1]).all()
+    return colours[..., 0] if grey_palette else colours

@@ -63,10 +63,11 @@ class Head(nn.Module):
 
     def forward(self, raw: Tensor) -> TorchDistribution:
         """The distribution over one event that the raw output stands for."""
-        event_dim = 1 if self.event_shape is None else len(self.event_shape)
-        if self.event_shape is not None and tuple(raw.shape[-1 - event_dim :]) != self.raw_shape(self.event_shape):
+        event_shape = tuple(raw.shape[-1:]) if self.event_shape is None else self.event_shape
+        event_dim, expected = len(event_shape), self.raw_shape(event_shape)
+        if tuple(raw.shape[-1 - event_dim :]) != expected:
             raise ValueError(
-                f"{type(self).__name__} reads raw output of shape (*batch, "
-                f"{', '.join(map(str, self.raw_shape(self.event_shape)))}), found {tuple(raw.shape)}"
+                f"{type(self).__name__} reads raw output of shape (*batch, {', '.join(map(str, expected))}), "
+                f"found {tuple(raw.shape)}"
             )
         return self.distribution(*raw.unbind(-1 - event_dim)).to_event(event_dim)

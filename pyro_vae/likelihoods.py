@@ -4,6 +4,7 @@ One class each. The base class's docstring says how to add one; then give it a r
 command line finds it, and a row in ``tests/test_likelihoods.py``.
 """
 
+import math
 from typing import Literal
 
 import pyro.distributions as dist
@@ -107,17 +108,17 @@ class Normal(Likelihood):
     ) -> None:
         super().__init__()
         if not isinstance(scale, str):
-            if not scale > 0:
+            if not 0 < scale < math.inf:
                 raise ValueError(f"scale must be a positive number or one of {', '.join(_SCALES)}; found {scale}")
         else:
             lookup(scale, _SCALES, "scale")
-        if not min_scale > 0:
+        if not 0 < min_scale < math.inf:
             raise ValueError(f"min_scale must be positive, for it bounds the density; found {min_scale}")
         self.scale, self.link, self.min_scale = scale, lookup(link, _LINKS, "link"), min_scale
         self.num_params = 2 if scale == "network" else 1
         # softplus(raw) + min_scale is the scale; the raw value that starts it where the link says.
-        start = torch.tensor(max(_LINKS[self.link][2] - min_scale, min_scale))
-        self._start = torch.log(torch.expm1(start)).item()
+        start = max(_LINKS[self.link][2] - min_scale, min_scale)
+        self._start = start + math.log(-math.expm1(-start))
         if scale == "shared":
             self.raw_scale = nn.Parameter(torch.tensor(self._start))
 
@@ -136,5 +137,9 @@ class Normal(Likelihood):
         loc = _LINKS[self.link][1](params[0])
         if not isinstance(self.scale, str):
             return dist.Normal(loc, self.scale)
+        if self.scale == "element" and self.event_shape is None:
+            raise ValueError(
+                "Normal(scale='element') has one scale for each element: call for_event(event_shape) first"
+            )
         raw_scale = params[1] + self._start if self.scale == "network" else self.raw_scale
         return dist.Normal(loc, F.softplus(raw_scale) + self.min_scale)

@@ -20,8 +20,8 @@ ACTIVATIONS = {a.__name__: a for a in (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Softpl
 UPSAMPLES = ("transposed", "nearest")
 
 
-def _activation(name: str) -> nn.Module:
-    return ACTIVATIONS[lookup(name, ACTIVATIONS, "activation")]()
+def _activation(name: str) -> type[nn.Module]:
+    return ACTIVATIONS[lookup(name, ACTIVATIONS, "activation")]
 
 
 def _batch_shape(x: Tensor, in_shape: tuple[int, ...], network: nn.Module) -> torch.Size:
@@ -77,10 +77,11 @@ class MLP(nn.Module):
         super().__init__()
         self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
         self.hidden_dims, self.activation = tuple(hidden_dims), activation
+        nonlinearity = _activation(activation)
         layers: list[nn.Module] = []
         width = math.prod(self.in_shape)
         for hidden_dim in self.hidden_dims:
-            layers += [nn.Linear(width, hidden_dim), _activation(activation)]
+            layers += [nn.Linear(width, hidden_dim), nonlinearity()]
             width = hidden_dim
         self.layers = nn.Sequential(*layers, nn.Linear(width, math.prod(self.out_shape)))
 
@@ -122,10 +123,11 @@ class ConvEncoder(nn.Module):
         self.channels, self.kernel_size, self.activation = tuple(channels), kernel_size, activation
         self.image_shape = _as_image(self.in_shape, "inputs")
         _check_kernel(kernel_size)
+        nonlinearity = _activation(activation)
         layers: list[nn.Module] = []
         width, *size = self.image_shape
         for channel in self.channels:
-            layers += [nn.Conv2d(width, channel, kernel_size, 2, kernel_size // 2), _activation(activation)]
+            layers += [nn.Conv2d(width, channel, kernel_size, 2, kernel_size // 2), nonlinearity()]
             width = channel
         height, breadth = _sizes((size[0], size[1]), len(self.channels))[-1]
         self.layers = nn.Sequential(
@@ -181,9 +183,10 @@ class ConvDecoder(nn.Module):
         layer = _transposed if self.upsample == "transposed" else _nearest
         self.stem = nn.Linear(math.prod(self.in_shape), widths[-1] * math.prod(sizes[-1]))
         self.stem_shape = (widths[-1], *sizes[-1])
+        nonlinearity = _activation(activation)
         layers: list[nn.Module] = []
         for depth in range(len(self.channels), 0, -1):
-            layers += [_activation(activation), layer(widths[depth], widths[depth - 1], sizes[depth - 1], kernel_size)]
+            layers += [nonlinearity(), layer(widths[depth], widths[depth - 1], sizes[depth - 1], kernel_size)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102

@@ -83,6 +83,8 @@ class Pair(nn.Module):
             ValueError: saying what was found, what was expected and what to do.
         """
         x = torch.as_tensor(x)
+        if x.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has hardly any arithmetic for these
+            x = x.to(torch.int64)
         event_shape, data_range = self.event_shape, self.data_range
         if event_shape is None or data_range is None:
             p_x = self._any_observation(context)

@@ -1,5 +1,7 @@
 r"""Posterior families :math:`q(z \mid x)`: what the encoder may believe about a row."""
 
+import math
+
 import pyro.distributions as dist
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,7 +42,7 @@ class DiagonalNormal(Posterior):
 
     def __init__(self, min_scale: float = 1e-4) -> None:
         super().__init__()
-        if not min_scale > 0:
+        if not 0 < min_scale < math.inf:
             raise ValueError(f"min_scale must be positive; found {min_scale}")
         self.min_scale = min_scale
 

@@ -9,7 +9,17 @@ import math
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-__all__ = ["Constraint", "constraints", "elementwise", "interval", "is_bounded", "phrase", "within"]
+__all__ = [
+    "Constraint",
+    "bounds",
+    "constraints",
+    "elementwise",
+    "interval",
+    "is_boolean",
+    "is_bounded",
+    "phrase",
+    "within",
+]
 
 
 def interval(lower: float, upper: float) -> Constraint:
@@ -24,19 +34,32 @@ def elementwise(constraint: Constraint) -> Constraint:
     return constraint
 
 
-def _extent(constraint: Constraint) -> tuple[float, float, bool]:
-    """Lower bound, upper bound, and whether there are only whole numbers between them."""
-    if constraint is constraints.boolean:
-        return 0.0, 1.0, True
-    lower = float(getattr(constraint, "lower_bound", -math.inf))
-    upper = float(getattr(constraint, "upper_bound", math.inf))
-    return lower, upper, constraint.is_discrete
+def bounds(constraint: Constraint) -> tuple[float, float]:
+    """The lowest and the highest value, infinite where there is none."""
+    if is_boolean(constraint):
+        return 0.0, 1.0
+    return (
+        float(getattr(constraint, "lower_bound", -math.inf)),
+        float(getattr(constraint, "upper_bound", math.inf)),
+    )
+
+
+def is_boolean(constraint: Constraint) -> bool:
+    """Whether the set is 0 and 1."""
+    return isinstance(constraint, type(constraints.boolean))
 
 
 def is_bounded(constraint: Constraint) -> bool:
     """Whether the set has a finite lower and upper bound."""
-    lower, upper, _ = _extent(constraint)
-    return math.isfinite(lower) and math.isfinite(upper)
+    return all(map(math.isfinite, bounds(constraint)))
+
+
+def _open_ends(constraint: Constraint) -> tuple[bool, bool]:
+    """Whether the lower and the upper bound are themselves left out."""
+    return (
+        isinstance(constraint, constraints.greater_than),
+        isinstance(constraint, (constraints.less_than, constraints.half_open_interval)),
+    )
 
 
 def within(inner: Constraint, outer: Constraint) -> bool:
@@ -46,8 +69,13 @@ def within(inner: Constraint, outer: Constraint) -> bool:
         >>> within(constraints.boolean, constraints.unit_interval), within(constraints.real, constraints.boolean)
         (True, False)
     """
-    (low, high, discrete), (outer_low, outer_high, outer_discrete) = _extent(inner), _extent(outer)
-    return outer_low <= low and high <= outer_high and (discrete or not outer_discrete)
+    (low, high), (outer_low, outer_high) = bounds(inner), bounds(outer)
+    if outer.is_discrete and not inner.is_discrete:
+        return False
+    (low_open, high_open), (outer_low_open, outer_high_open) = _open_ends(inner), _open_ends(outer)
+    above = low > outer_low or (low == outer_low and (low_open or not outer_low_open))
+    below = high < outer_high or (high == outer_high and (high_open or not outer_high_open))
+    return above and below
 
 
 def phrase(constraint: Constraint) -> str:
@@ -57,14 +85,14 @@ def phrase(constraint: Constraint) -> str:
         >>> phrase(constraints.boolean), phrase(constraints.unit_interval), phrase(constraints.nonnegative_integer)
         ('0 or 1', 'the interval [0, 1]', 'the whole numbers from 0')
     """
-    lower, upper, discrete = _extent(constraint)
-    if (lower, upper, discrete) == (0.0, 1.0, True):
+    (lower, upper), discrete = bounds(constraint), constraint.is_discrete
+    if discrete and (lower, upper) == (0, 1):
         return "0 or 1"
     kind = "whole numbers" if discrete else "real numbers"
     if math.isinf(lower) and math.isinf(upper):
         return f"the {kind}"
     if math.isinf(upper):
-        return f"the {kind} from {lower:g}"
+        return f"the {kind} {'above' if _open_ends(constraint)[0] else 'from'} {lower:g}"
     if math.isinf(lower):
         return f"the {kind} up to {upper:g}"
     return f"the whole numbers from {lower:g} to {upper:g}" if discrete else f"the interval [{lower:g}, {upper:g}]"

@@ -109,8 +109,8 @@ class Scale(Transform):
         return interval(*self.onto)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        # In this order rounding cannot leave the interval.
-        return self.onto[0] + (self.onto[1] - self.onto[0]) * ((x - self.low) / (self.high - self.low))
+        y = self.onto[0] + (self.onto[1] - self.onto[0]) * ((x - self.low) / (self.high - self.low))
+        return y.clamp(*self.onto)  # against rounding; the data lie in the domain
 
     def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
         return self.low + (self.high - self.low) * ((y - self.onto[0]) / (self.onto[1] - self.onto[0]))
@@ -151,9 +151,9 @@ class Standardize(Transform):
         if len(x_train) == 0 or tuple(x_train.shape[1:]) != self.event_shape:
             raise ValueError(f"expected rows of shape {self.event_shape}, found data of shape {tuple(x_train.shape)}")
         x_train = x_train.double()
-        scale = x_train.std(0, correction=0)
+        varies = x_train.amax(0) > x_train.amin(0)
         self.loc.copy_(x_train.mean(0))
-        self.scale.copy_(torch.where(scale > 0, scale, 1.0))
+        self.scale.copy_(torch.where(varies, x_train.std(0, correction=0), 1.0))
         return self
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
@@ -198,7 +198,7 @@ class Binarize(Transform):
         return constraints.boolean
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return torch.bernoulli((x - self.low) / (self.high - self.low))
+        return torch.bernoulli(((x - self.low) / (self.high - self.low)).clamp(0, 1))
 
     def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
         return self.low + (self.high - self.low) * y

@@ -230,6 +230,7 @@ def test_an_unknown_class_is_refused_by_name_however_deep_it_lies():
         {"class": "StandardNormal", "latent_dim": "two"},
         {"class": "StandardNormal", "latent_dim": -1},
         {"class": "MLP", "in_shape": None, "out_shape": [3]},
+        {"class": "MLP", "in_shape": [4], "out_shape": [3], "hidden_dims": [-1]},
         {"class": "Normal", "scale": -1.0},
         {"class": "VAE", "prior": {"class": "Bernoulli"}, "decoder": 1, "encoder": 2},
     ],

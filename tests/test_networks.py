@@ -100,6 +100,20 @@ def test_each_convolution_halves_height_and_width_rounding_up(image, widths, ker
     assert next(decoder.parameters()).shape == (features, 4)
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("mlp", [(2, 64), (3, 2), (4, 3), (6, 4)]),
+        ("encoder", [(2, 1, 5, 5), (3, 2, 5, 5), (4, 3, 5, 5), (6, 4)]),
+        ("transposed", [(4, 4), (4, 3, 5, 5), (3, 2, 5, 5), (2, 1, 5, 5)]),
+        ("nearest", [(4, 4), (3, 4, 5, 5), (2, 3, 5, 5), (1, 2, 5, 5)]),
+    ],
+)
+def test_layers_have_the_widths_asked_for_and_decoders_in_reverse(kind, expected):
+    network = NETWORKS[kind]((8, 8), (2, 3, 4), 5)
+    assert [tuple(weight.shape) for weight in list(network.parameters())[::2]] == expected
+
+
 @kinds
 @images
 @pytest.mark.parametrize("batch_shape", [(), (3,), (2, 3), (0,)], ids=str)
