@@ -33,6 +33,7 @@ class DiagonalNormal(Posterior):
         ValueError: if ``min_scale`` is not positive.
 
     Example:
+        >>> import torch
         >>> q_z = DiagonalNormal()(torch.zeros(64, 2, 50))
         >>> q_z.batch_shape, q_z.event_shape
         (torch.Size([64]), torch.Size([50]))

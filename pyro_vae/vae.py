@@ -122,6 +122,7 @@ def mlp_vae(
         transform: The user's units to the model's.
 
     Example:
+        >>> import torch
         >>> from pyro_vae.likelihoods import Bernoulli
         >>> vae = mlp_vae((28, 28), latent_dim=50, likelihood=Bernoulli())
         >>> vae.sample(3).shape, vae.encode(torch.zeros(2, 28, 28)).event_shape
