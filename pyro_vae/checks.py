@@ -10,7 +10,7 @@ from pyro_vae.programs import forked_random_state
 from pyro_vae.ranges import Constraint, bounds, constraints, elementwise, is_boolean, is_bounded, phrase, within
 from pyro_vae.transforms import Transform
 
-__all__ = ["check_finite", "check_fit", "check_rows"]
+__all__ = ["check_columns", "check_finite", "check_fit", "check_rows"]
 
 _CHUNK = 4096
 
@@ -57,6 +57,7 @@ def check_rows(
     transform: Transform,
     dtype: torch.dtype,
     device: torch.device,
+    mask: Tensor | None = None,
     name: str = "x",
 ) -> None:
     """Looks at every row once: shape, NaN and infinity, and the values that transform and likelihood take.
@@ -68,6 +69,7 @@ def check_rows(
         transform: The user's units to the model's.
         dtype: The model's floating-point type.
         device: The model's device.
+        mask: True where an entry is observed; the others are not looked at. None where all are.
         name: What the data are called in the message.
 
     Raises:
@@ -82,6 +84,9 @@ def check_rows(
             f"{name} has rows of shape {tuple(x.shape[1:])}, but the model describes rows of shape "
             f"{tuple(event_shape)}{_reshape_hint(x, event_shape)}"
         )
+    if mask is not None:
+        _check_mask(mask, x, name)
+        x = torch.where(mask, x, _stand_in(x, mask))
     check_finite(x, name)
     domain = elementwise(transform.domain)
     expected = None if data_range is None else elementwise(data_range)
@@ -101,6 +106,42 @@ def check_rows(
                 )
             if expected is not None and not _all_in(transform(rows), expected):
                 raise ValueError(_outside(x, rows, expected, name))
+
+
+def _check_mask(mask: Tensor, x: Tensor, name: str) -> None:
+    if mask.shape != x.shape:
+        raise ValueError(
+            f"the mask has shape {tuple(mask.shape)} and {name} has {tuple(x.shape)}: give one for each entry"
+        )
+    empty = ~mask.reshape(len(x), -1).any(1)
+    if bool(empty.any()):
+        raise ValueError(
+            f"{name} has {int(empty.sum())} row{'s' if int(empty.sum()) > 1 else ''} without any observed entry, the "
+            f"first at index {int(empty.nonzero()[0])}: leave such rows out"
+        )
+
+
+def _stand_in(x: Tensor, mask: Tensor) -> Tensor:
+    """For each element the first observed value there; any observed one where there is none."""
+    first = mask.byte().argmax(0, keepdim=True)
+    return torch.where(mask.any(0, keepdim=True), x.gather(0, first), x[mask][0])
+
+
+def check_columns(x: Tensor, mask: Tensor | None, name: str) -> None:
+    """Refuses elements of which no row has an observation: there is nothing to learn about them.
+
+    Raises:
+        ValueError: with the index of the first.
+    """
+    if mask is None:
+        return
+    never = ~mask.any(0)
+    if bool(never.any()):
+        first = tuple(int(i) for i in never.nonzero()[0])
+        raise ValueError(
+            f"{name} has {int(never.sum())} elements that no row has an observation of, the first at index {first}: "
+            f"leave them out"
+        )
 
 
 def _reshape_hint(x: Tensor, event_shape: Sequence[int]) -> str:

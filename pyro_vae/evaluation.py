@@ -41,10 +41,10 @@ def elbo_per_row(
         torch.manual_seed(seed)
         for start in range(0, len(x), batch_size):
             here = slice(start, start + batch_size)
-            rows = x[here].to(device=pair.device, dtype=pair.dtype)
-            batch = {name: torch.as_tensor(value)[here].to(pair.device) for name, value in (context or {}).items()}
-            terms = elbo_terms(pair.model, pair.guide, pair.transform(rows), batch, num_rows=num_rows or len(x))
-            parts.append((terms.reconstruction + pair.transform.log_abs_det_jacobian(rows), terms.kl))
+            batch = {name: value[here] for name, value in (context or {}).items()}
+            rows, batch, log_jacobian = pair.prepare(x[here], batch)
+            terms = elbo_terms(pair.model, pair.guide, rows, batch, num_rows=num_rows or len(x))
+            parts.append((terms.reconstruction + log_jacobian, terms.kl))
     reconstruction, kl = zip(*parts, strict=True)
     return torch.cat(reconstruction), torch.cat(kl)
 
@@ -65,14 +65,15 @@ def evaluate(pair: Pair, x: Rows, *, seed: int = 0, **context: Any) -> dict[str,
         - ``elbo``: the evidence lower bound, a log-density or log-probability in the user's units;
         - ``rate``: the KL from posterior to prior, and ``distortion``: minus the expected log-likelihood, so that
           ``elbo = -distortion - rate`` (Alemi et al., *Fixing a Broken ELBO*, 2018);
-        - ``bits_per_dim``: :math:`-\mathrm{elbo} / (D \ln 2)` for rows of D elements;
+        - ``bits_per_dim``: :math:`-\mathrm{elbo} / (D \ln 2)` for rows of D elements (of D observed ones on average,
+          where entries are missing: all of this is then of the observed part);
 
         and ``active_units``: latents with :math:`\mathrm{Var}_x(E_q[z]) > 0.01` over these rows (Burda et al., 2016);
         ``num_rows``: how many rows there were.
     """
     rows = pair.check(x, **context)
     reconstruction, kl = elbo_per_row(pair, rows, context, seed=seed)
-    num_dims = math.prod(rows.shape[1:])
+    num_dims = pair.num_observed(rows, context) / len(rows)
     metrics: dict[str, float] = {}
     for name, values in {
         "elbo": reconstruction - kl,

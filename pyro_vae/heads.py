@@ -26,7 +26,7 @@ class Head(nn.Module):
       ``pyro.distributions`` distribution of that batch shape. The base class makes it one event;
     - keep each constructor argument under its own name, for that is what gets saved;
     - if it owns parameters that depend on the event's shape, create them in ``add_parameters``;
-    - if its raw output is not ``num_params`` blocks of the event's shape, override ``raw_shape`` and ``forward``.
+    - if its raw output is not ``num_params`` blocks of the event's shape, override ``raw_shape`` and ``read``.
 
     Shape:
         raw: ``(*B, num_params, *E)``. Returns a distribution with batch ``(*B,)`` and event ``E``.
@@ -61,8 +61,8 @@ class Head(nn.Module):
         """The elementwise distribution with these raw parameters."""
         raise NotImplementedError(f"{type(self).__name__} must define distribution(*params)")
 
-    def forward(self, raw: Tensor) -> TorchDistribution:
-        """The distribution over one event that the raw output stands for."""
+    def read(self, raw: Tensor) -> tuple[Sequence[Tensor], int]:
+        """The raw output as one tensor for each parameter, and the number of dimensions of an event."""
         event_shape = tuple(raw.shape[-1:]) if self.event_shape is None else self.event_shape
         event_dim, expected = len(event_shape), self.raw_shape(event_shape)
         if tuple(raw.shape[-1 - event_dim :]) != expected:
@@ -70,4 +70,9 @@ class Head(nn.Module):
                 f"{type(self).__name__} reads raw output of shape (*batch, {', '.join(map(str, expected))}), "
                 f"found {tuple(raw.shape)}"
             )
-        return self.distribution(*raw.unbind(-1 - event_dim)).to_event(event_dim)
+        return raw.unbind(-1 - event_dim), event_dim
+
+    def forward(self, raw: Tensor) -> TorchDistribution:
+        """The distribution over one event that the raw output stands for."""
+        params, event_dim = self.read(raw)
+        return self.distribution(*params).to_event(event_dim)

@@ -8,12 +8,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_vae import __version__, configs, files, likelihoods, networks, posteriors, priors, programs, transforms, vae
+from pyro_vae import (
+    __version__,
+    configs,
+    features,
+    files,
+    likelihoods,
+    networks,
+    posteriors,
+    priors,
+    programs,
+    transforms,
+    vae,
+)
 from pyro_vae.vae import CONFIG, FORMAT_VERSION, VAE, WEIGHTS
 
 __all__ = ["load", "load_config"]
 
-_ROOMS = (likelihoods, networks, posteriors, priors, programs, transforms, vae)
+_ROOMS = (features, likelihoods, networks, posteriors, priors, programs, transforms, vae)
 _CLASSES = {
     name: part
     for room in _ROOMS

@@ -29,11 +29,13 @@ class ElboTerms:
         reconstruction: log p(x | z) of each row's observed sites, ``(N,)``.
         kl: log q(z | x) − log p(z) of each row's latent sites, ``(N,)``: an unbiased estimate of the KL, or rate.
         surrogate: A scalar whose gradient estimates that of the mean of ``reconstruction - kl_weight * kl``.
+        latents: The guide's draw at each of its sites.
     """
 
     reconstruction: Tensor
     kl: Tensor
     surrogate: Tensor
+    latents: dict[str, Tensor]
 
     @property
     def elbo(self) -> Tensor:
@@ -89,9 +91,11 @@ def elbo_terms(
         surrogate = surrogate + weight * site["log_prob"].sum()
         costs.add((stacks[name], (weight * log_prob).detach()))
 
-    for site in guide_trace.nodes.values():
+    latents: dict[str, Any] = {}
+    for name, site in guide_trace.nodes.items():
         if site["type"] != "sample":
             continue
+        latents[name] = site["value"]
         local = _is_local(site)
         kl = kl + _per_row(site["log_prob"], rows, local=local, share=share[False])
         _, score_function_term, entropy_term = site["score_parts"]
@@ -101,7 +105,7 @@ def elbo_terms(
             cost = costs.sum_to(site["cond_indep_stack"])
             surrogate = surrogate + (cost * score_function_term).sum()
 
-    return ElboTerms(reconstruction.detach(), kl.detach(), surrogate)
+    return ElboTerms(reconstruction.detach(), kl.detach(), surrogate, latents)
 
 
 def _is_local(site: Any) -> bool:

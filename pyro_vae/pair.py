@@ -1,6 +1,6 @@
 r"""A pair of Pyro programs, :math:`p(x, z)` and :math:`q(z \mid x)`, and what one asks of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,9 +10,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae import predictive
-from pyro_vae.checks import check_rows
+from pyro_vae.checks import check_columns, check_rows
+from pyro_vae.imputation import draw_imputations
 from pyro_vae.programs import evaluating, forked_random_state, site_distribution
-from pyro_vae.ranges import Constraint
+from pyro_vae.ranges import Constraint, discrete, elementwise, inner_value
 from pyro_vae.transforms import Identity, Transform
 
 __all__ = ["Pair"]
@@ -33,6 +34,9 @@ class Pair(nn.Module):
         event_shape: Shape of one row, if data are to be checked for it.
         data_range: Constraint on one element in the model's units, likewise; by default it is the support of the
             distribution at site ``"x"``.
+        missing: ``"nan"`` if NaN in the data is a missing entry. The programs are then given ``mask``, ``(N, *E)``,
+            true where an entry is observed, and a value that suits the model in the place of each NaN. By default NaN
+            is an error. A ``mask`` may also be given as a keyword argument, like any other.
 
     Rows ``x`` are tensors or arrays ``(N, *E)`` in the user's units, and so is what comes back. Keyword arguments
     (``**context``) go to the programs, rows first.
@@ -59,8 +63,12 @@ class Pair(nn.Module):
         transform: Transform | None = None,
         event_shape: Sequence[int] | None = None,
         data_range: Constraint | None = None,
+        missing: Literal["nan"] | None = None,
     ) -> None:
         super().__init__()
+        if missing not in (None, "nan"):
+            raise ValueError(f"missing must be 'nan' or None, found {missing!r}")
+        self.missing = missing
         self.model, self.guide = model, guide
         self.transform = Identity() if transform is None else transform
         self.event_shape = None if event_shape is None else tuple(event_shape)
@@ -85,21 +93,30 @@ class Pair(nn.Module):
         x = torch.as_tensor(x)
         if x.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has hardly any arithmetic for these
             x = x.to(torch.int64)
-        event_shape, data_range = self.event_shape, self.data_range
-        if event_shape is None or data_range is None:
+        if self.event_shape is None or self.data_range is None:
             p_x = self._any_observation(context)
-            event_shape = p_x.event_shape if event_shape is None else event_shape
-            data_range = p_x.support if data_range is None else data_range
+            self.event_shape = tuple(p_x.event_shape) if self.event_shape is None else self.event_shape
+            support: Any = p_x.support
+            self.data_range = elementwise(support) if self.data_range is None else self.data_range
         check_rows(
             x,
-            event_shape=event_shape,
-            data_range=data_range,
+            event_shape=self.event_shape,
+            data_range=self.data_range,
             transform=self.transform,
+            mask=self._observed(x, context),
             dtype=self.dtype,
             device=self.device,
             name=name,
         )
         return x
+
+    def _observed(self, x: Tensor, context: Mapping[str, Any]) -> Tensor | None:
+        """True where an entry is observed; None where all are."""
+        mask = context.get("mask")
+        mask = None if mask is None else torch.as_tensor(mask, dtype=torch.bool, device=x.device)
+        if self.missing is None or not x.is_floating_point():
+            return mask
+        return ~x.isnan() if mask is None else mask & ~x.isnan()
 
     def _any_observation(self, context: dict[str, Any]) -> TorchDistribution:
         """The distribution of one observed row at some z ~ p(z), for its shape and support."""
@@ -107,19 +124,56 @@ class Pair(nn.Module):
         with forked_random_state(self.device), evaluating(self.model):
             return site_distribution(self.model, "x", batch_size=1, **first)
 
-    def to_model_units(self, x: Tensor) -> Tensor:
-        """Rows in the user's units as the programs take them: on their device, in their type, transformed."""
-        return self.transform(x.to(device=self.device, dtype=self.dtype))
+    def check_columns(self, x: Tensor, context: Mapping[str, Any]) -> None:
+        """Refuses elements of which no training row has an observation."""
+        check_columns(x, self._observed(x, context), "x_train")
 
-    def _rows(self, x: Rows, context: dict[str, Any]) -> Tensor:
-        return self.to_model_units(self.check(x, **context))
+    def num_observed(self, x: Tensor, context: Mapping[str, Any]) -> int:
+        """Number of observed entries in all rows."""
+        mask = self._observed(x, context)
+        return x.numel() if mask is None else int(mask.expand_as(x).sum())
+
+    def prepare(self, x: Tensor, context: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any], Tensor]:
+        """Checked rows as the programs take them.
+
+        Args:
+            x: Rows ``(N, *E)`` in the user's units.
+            context: Keyword arguments of the programs, rows first.
+
+        Returns:
+            The rows in the model's units, on its device and in its type; the keyword arguments there too, with a
+            ``mask`` where entries are missing; and for each row the logarithm of the transform's Jacobian, ``(N,)``,
+            over its observed entries that have a density.
+        """
+        x = x.to(device=self.device, dtype=self.dtype)
+        context = {name: torch.as_tensor(value).to(self.device) for name, value in context.items()}
+        mask = self._observed(x, context)
+        if mask is not None:
+            context["mask"] = mask
+            x = torch.where(mask, x, self._filling(self.transform.domain))
+        y, log_jacobian = self.transform.with_log_jacobian(x)
+        has_mass = torch.as_tensor(False if self.data_range is None else discrete(self.data_range), device=y.device)
+        counted = ~has_mass if mask is None else mask & ~has_mass
+        if mask is not None and self.data_range is not None:
+            y = torch.where(mask, y, self._filling(self.data_range))
+        return y, context, torch.where(counted, log_jacobian, 0.0).reshape(len(y), -1).sum(-1)
+
+    def _filling(self, constraint: Constraint) -> Tensor:
+        return torch.as_tensor(inner_value(elementwise(constraint)), dtype=self.dtype, device=self.device)
+
+    def to_model_units(self, x: Rows) -> Tensor:
+        """Rows in the user's units as the programs take them: on their device, in their type, transformed."""
+        return self.prepare(torch.as_tensor(x), {})[0]
+
+    def _checked(self, x: Rows, context: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        return self.prepare(self.check(x, **context), context)[:2]
 
     def encode(self, x: Rows, **context: Any) -> TorchDistribution:
         r"""The approximate posterior :math:`q(z \mid x)` of each row: batch ``(N,)``, event ``(L,)``.
 
         Without gradients; where they are needed, call the guide's own parts.
         """
-        rows = self._rows(x, context)
+        rows, context = self._checked(x, context)
         with evaluating(self.guide):
             return site_distribution(self.guide, "z", rows, **context)
 
@@ -154,7 +208,7 @@ class Pair(nn.Module):
             mean: Return :math:`E[x' \mid z]` for each draw of z instead.
             context: Keyword arguments of both programs, rows first.
         """
-        rows = self._rows(x, context)
+        rows, context = self._checked(x, context)
         return predictive.draw_posterior_predictive(
             self.model, self.guide, rows, num_samples, mean=mean, context=context, finish=self.transform.inverse
         )
@@ -162,7 +216,36 @@ class Pair(nn.Module):
     def reconstruct(self, x: Rows, **context: Any) -> Tensor:
         r"""The mean :math:`E[x' \mid z]` at the mean of :math:`q(z \mid x)`, one for each row: ``(N, *E)``."""
         z = self.encode(x, **context).mean
-        return self.mean_at(z, **context)
+        return self.mean_at(z, **{name: value for name, value in context.items() if name != "mask"})
+
+    def impute(self, x: Rows, num_samples: int = 1, *, num_particles: int = 100, **context: Any) -> Tensor:
+        r"""Draws the missing entries of each row given its observed ones: ``(num_samples, N, *E)``.
+
+        .. math:: z \sim p(z \mid x_\text{obs}),\ x_\text{mis} \sim p(x_\text{mis} \mid z)
+
+        by importance resampling from the guide, see :func:`pyro_vae.imputation.draw_imputations`: right for the
+        model, and not only for the guide, as ``num_particles`` grows. Observed entries come back as they are.
+
+        Args:
+            x: Rows ``(N, *E)`` with NaN where an entry is missing.
+            num_samples: Draws for each row.
+            num_particles: Draws from the guide to choose from.
+            context: Keyword arguments of both programs, rows first.
+        """
+        x = self.check(x, **context)
+        rows, prepared, _ = self.prepare(x, context)
+        if "mask" not in prepared:
+            raise ValueError("nothing says what is missing: build the model with missing='nan', or give a mask")
+        draws = draw_imputations(
+            self.model,
+            self.guide,
+            rows,
+            num_samples,
+            context=prepared,
+            num_particles=num_particles,
+            finish=self.transform.inverse,
+        )
+        return torch.where(prepared["mask"], x.to(device=draws.device, dtype=draws.dtype), draws)
 
     def interpolate(
         self,

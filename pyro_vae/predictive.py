@@ -23,6 +23,7 @@ __all__ = [
     "interpolate_latents",
     "latent_grid",
     "predict_from_latents",
+    "rows_of",
 ]
 
 Program = Callable[..., Any]
@@ -47,7 +48,7 @@ def _forward_program(model: Program, *, mean: bool) -> Program:
     return _MeanOf("x")(model) if mean else model
 
 
-def _rows(context: Context, start: int, stop: int) -> dict[str, Any]:
+def rows_of(context: Context, start: int, stop: int) -> dict[str, Any]:
     """The rows from ``start`` to ``stop`` of every keyword argument."""
     return {name: value[start:stop] for name, value in context.items()}
 
@@ -106,7 +107,7 @@ def draw_prior_predictive(
     with evaluating(model):
         for start in range(0, num_samples, chunk_size):
             stop = min(start + chunk_size, num_samples)
-            chunk = predictive(batch_size=stop - start, **_rows(context or {}, start, stop))["x"][0]
+            chunk = predictive(batch_size=stop - start, **rows_of(context or {}, start, stop))["x"][0]
             chunk = finish(chunk) if finish else chunk
             if out is None:
                 out = chunk.new_empty(num_samples, *chunk.shape[1:])
@@ -147,7 +148,7 @@ def draw_posterior_predictive(
     with evaluating(model, guide):
         for start in range(0, len(x), rows_at_once):
             stop = min(start + rows_at_once, len(x))
-            here = _rows(context or {}, start, stop)
+            here = rows_of(context or {}, start, stop)
             for first in range(0, num_samples, draws_at_once):
                 last = min(first + draws_at_once, num_samples)
                 latents = _draw_latents(guide, x[start:stop], last - first, here)

@@ -21,6 +21,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_vae.features import Features, Plain
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.posteriors import Posterior
 from pyro_vae.priors import Prior
@@ -46,7 +47,10 @@ class Decoder(nn.Module):
         event_shape: Shape of one row of data.
 
     Shape:
-        z: ``(*B, L)``. Returns a distribution with batch ``(*B,)`` and event ``event_shape``, in the model's units.
+        z: ``(*B, L)``. Returns a distribution with batch ``(*B,)`` and event ``event_shape``, in the model's units. Of
+        ``x`` and ``mask``, ``(*B, *event_shape)``, the distribution does not depend on x but through a likelihood that
+        asks to observe training data; entries where ``mask`` is false have no say in its log-probability. Other
+        keyword arguments go to the likelihood.
     """
 
     def __init__(self, network: nn.Module, likelihood: Likelihood, event_shape: Sequence[int]) -> None:
@@ -55,30 +59,40 @@ class Decoder(nn.Module):
         self.network = network
         self.likelihood = likelihood.for_event(self.event_shape)
 
-    def forward(self, z: Tensor) -> TorchDistribution:  # noqa: D102
-        return self.likelihood(self.network(z))
+    def forward(  # noqa: D102
+        self, z: Tensor, x: Tensor | None = None, mask: Tensor | None = None, **context: Any
+    ) -> TorchDistribution:
+        raw = self.network(z)
+        if x is not None and self.training:
+            self.likelihood.observe(raw, x, mask)
+        return self.likelihood(raw, mask=mask, **context)
 
 
 class Encoder(nn.Module):
     r"""A network and a posterior family: :math:`x \mapsto q(z \mid x)`.
 
     Args:
-        network: Maps ``(*B, *event_shape)`` to ``(*B, *posterior.raw_shape((latent_dim,)))``.
+        network: Maps ``(*B, *features.shape(event_shape))`` to ``(*B, *posterior.raw_shape((latent_dim,)))``.
         posterior: Turns that into a distribution. The encoder takes a copy of its own.
         latent_dim: Number of latents :math:`L`.
+        features: How the network is shown a row; by default as it is.
 
     Shape:
-        x: ``(*B, *event_shape)`` in the model's units. Returns a distribution with batch ``(*B,)`` and event ``(L,)``.
+        x: ``(*B, *event_shape)`` in the model's units; mask: the same, true where an entry is observed. Returns a
+        distribution with batch ``(*B,)`` and event ``(L,)``.
     """
 
-    def __init__(self, network: nn.Module, posterior: Posterior, latent_dim: int) -> None:
+    def __init__(
+        self, network: nn.Module, posterior: Posterior, latent_dim: int, features: Features | None = None
+    ) -> None:
         super().__init__()
         self.latent_dim = latent_dim
+        self.features = Plain() if features is None else features
         self.network = network
         self.posterior = posterior.for_event((latent_dim,))
 
-    def forward(self, x: Tensor) -> TorchDistribution:  # noqa: D102
-        return self.posterior(self.network(x))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> TorchDistribution:  # noqa: D102
+        return self.posterior(self.network(self.features(x, mask)))
 
 
 # Pyro's parameter store keeps the first tensor it sees under a name, so a second model with the same name would
@@ -104,15 +118,20 @@ class Model(nn.Module):
         super().__init__()
         self.prior, self.decoder = prior, decoder
 
-    def forward(self, x: Tensor | None = None, *, batch_size: int | None = None) -> Tensor:
-        """Runs the program on rows ``x`` in the model's units, or forward for ``batch_size`` new rows."""
+    def forward(
+        self, x: Tensor | None = None, *, batch_size: int | None = None, mask: Tensor | None = None, **context: Any
+    ) -> Tensor:
+        """Runs the program on rows ``x`` in the model's units, or forward for ``batch_size`` new rows.
+
+        ``mask`` is true where an entry is observed; other keyword arguments go to the likelihood.
+        """
         rows = batch_size if x is None else len(x)
         if rows is None:
             raise ValueError("the model needs rows x, or batch_size=n to draw n new ones")
         _register(self)
         with pyro.plate("data", rows, dim=-1):
             z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.decoder(z), obs=x)
+            return pyro.sample("x", self.decoder(z, x, mask, **context), obs=x)
 
 
 class Guide(nn.Module):
@@ -126,11 +145,11 @@ class Guide(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Runs the program on rows ``x`` in the model's units."""
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, **context: Any) -> Tensor:
+        """Runs the program on rows ``x`` in the model's units; ``mask`` is true where an entry is observed."""
         _register(self)
         with pyro.plate("data", len(x), dim=-1):
-            return pyro.sample("z", self.encoder(x))
+            return pyro.sample("z", self.encoder(x, mask))
 
 
 @contextmanager

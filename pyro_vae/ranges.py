@@ -13,7 +13,9 @@ __all__ = [
     "Constraint",
     "bounds",
     "constraints",
+    "discrete",
     "elementwise",
+    "inner_value",
     "interval",
     "is_boolean",
     "is_bounded",
@@ -44,6 +46,23 @@ def bounds(constraint: Constraint) -> tuple[float, float]:
     )
 
 
+def inner_value(constraint: Constraint) -> float | list[float]:
+    """A value inside the set, for places that hold no datum; a list where columns have sets of their own."""
+    if isinstance(constraint, constraints.stack):
+        return [float(inner_value(column)) for column in constraint.cseq]  # pyright: ignore[reportArgumentType]
+    lower, upper = bounds(constraint)
+    if math.isfinite(lower) and math.isfinite(upper):
+        return lower if constraint.is_discrete else 0.5 * (lower + upper)
+    return lower + 1 if math.isfinite(lower) else upper - 1 if math.isfinite(upper) else 0.0
+
+
+def discrete(constraint: Constraint) -> bool | list[bool]:
+    """Whether the set has no density but a mass; one answer for each column where columns have sets of their own."""
+    if isinstance(constraint, constraints.stack):
+        return [bool(discrete(column)) for column in constraint.cseq]
+    return constraint.is_discrete
+
+
 def is_boolean(constraint: Constraint) -> bool:
     """Whether the set is 0 and 1."""
     return isinstance(constraint, type(constraints.boolean))
@@ -69,6 +88,8 @@ def within(inner: Constraint, outer: Constraint) -> bool:
         >>> within(constraints.boolean, constraints.unit_interval), within(constraints.real, constraints.boolean)
         (True, False)
     """
+    if isinstance(outer, constraints.stack):
+        return all(within(inner, column) for column in outer.cseq)
     (low, high), (outer_low, outer_high) = bounds(inner), bounds(outer)
     if outer.is_discrete and not inner.is_discrete:
         return False
@@ -85,14 +106,16 @@ def phrase(constraint: Constraint) -> str:
         >>> phrase(constraints.boolean), phrase(constraints.unit_interval), phrase(constraints.nonnegative_integer)
         ('0 or 1', 'the interval [0, 1]', 'the whole numbers from 0')
     """
-    (lower, upper), discrete = bounds(constraint), constraint.is_discrete
-    if discrete and (lower, upper) == (0, 1):
+    if isinstance(constraint, constraints.stack):
+        return "columns of their own ranges: " + "; ".join(phrase(column) for column in constraint.cseq)
+    (lower, upper), whole = bounds(constraint), constraint.is_discrete
+    if whole and (lower, upper) == (0, 1):
         return "0 or 1"
-    kind = "whole numbers" if discrete else "real numbers"
+    kind = "whole numbers" if whole else "real numbers"
     if math.isinf(lower) and math.isinf(upper):
         return f"the {kind}"
     if math.isinf(upper):
         return f"the {kind} {'above' if _open_ends(constraint)[0] else 'from'} {lower:g}"
     if math.isinf(lower):
         return f"the {kind} up to {upper:g}"
-    return f"the whole numbers from {lower:g} to {upper:g}" if discrete else f"the interval [{lower:g}, {upper:g}]"
+    return f"the whole numbers from {lower:g} to {upper:g}" if whole else f"the interval [{lower:g}, {upper:g}]"

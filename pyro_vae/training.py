@@ -121,6 +121,7 @@ def fit(
     pair.to(device)
     train = _as_mapping(pair, x_train, "x_train")
     valid = None if validation_data is None else _as_mapping(pair, validation_data, "validation_data")
+    pair.check_columns(train["x"], train)
     num_rows = len(train["x"])
     if num_rows < batch_size:
         raise ValueError(f"x_train has {num_rows} rows, fewer than batch_size={batch_size}: use a smaller batch_size")
@@ -244,9 +245,8 @@ class _Run:
     def _batch(self, index: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Rows in the model's units, their keyword arguments, and the transform's log-Jacobian of each row."""
         index = index.to(self.device)
-        rows = self.data["x"][index].to(self.pair.dtype)
         context = {name: value[index] for name, value in self.data.items() if name != "x"}
-        return self.pair.transform(rows), context, self.pair.transform.log_abs_det_jacobian(rows)
+        return self.pair.prepare(self.data["x"][index], context)
 
     def train(self, *, progress: bool) -> pd.DataFrame:
         """Trains what is left to train, and leaves the best weights in the pair."""

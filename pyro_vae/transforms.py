@@ -4,6 +4,7 @@ As in ``torch.distributions.transforms``, ``domain`` and ``codomain`` are constr
 it learned from data are buffers, saved with the model.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Self
@@ -12,9 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.configs import arguments
-from pyro_vae.ranges import Constraint, constraints, interval
+from pyro_vae.ranges import Constraint, constraints, interval, phrase, within
 
-__all__ = ["Binarize", "Identity", "Scale", "Standardize", "Transform"]
+__all__ = [
+    "Binarize",
+    "Compose",
+    "Dequantize",
+    "Identity",
+    "Log1p",
+    "Logit",
+    "Scale",
+    "Standardize",
+    "Transform",
+]
 
 
 class Transform(nn.Module):
@@ -51,11 +62,19 @@ class Transform(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define inverse(y)")
 
     def log_abs_det_jacobian(self, x: Tensor) -> Tensor:
-        """Logarithm of the absolute determinant of dy/dx for each row, ``(N,)``.
+        """Logarithm of the derivative's size for each element, ``(N, *E)``: every transform is elementwise.
 
-        Added to a log-density in the model's units it gives the log-density in the user's.
+        Its sum over the elements of a row, added to a log-density in the model's units, gives that in the user's.
         """
-        return x.new_zeros(len(x))
+        return x.new_zeros(()).expand_as(x)
+
+    def with_log_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows in the model's units, and :meth:`log_abs_det_jacobian` at the same draw where the transform draws."""
+        return self(x), self.log_abs_det_jacobian(x)
+
+    def fit(self, x_train: Tensor) -> Self:
+        """Learns from the training rows, ``(N, *E)`` in the user's units, what there is to learn; returns itself."""
+        return self
 
 
 class Identity(Transform):
@@ -117,19 +136,21 @@ class Scale(Transform):
 
     def log_abs_det_jacobian(self, x: Tensor) -> Tensor:  # noqa: D102
         slope = (self.onto[1] - self.onto[0]) / (self.high - self.low)
-        return x.new_full((len(x),), math.prod(x.shape[1:]) * math.log(slope))
+        return x.new_full((), math.log(slope)).expand_as(x)
 
 
 class Standardize(Transform):
-    r"""Subtracts the mean and divides by the standard deviation of each element.
+    r"""Subtracts the mean and divides by the standard deviation, of each element, channel or column.
 
-    .. math:: y_i = \frac{x_i - m_i}{s_i}, \qquad
-        \log\left|\det \frac{\partial y}{\partial x}\right| = -\sum_i \log s_i
+    .. math:: y_i = \frac{x_i - m_i}{s_i}, \qquad \log\left|\frac{\partial y_i}{\partial x_i}\right| = -\log s_i
 
-    Fit it on the rows that the model is trained on, and on no others. An element that never varies keeps its scale.
+    Fit it on the rows that the model is trained on, and on no others; NaN is left out of account. What never varies
+    keeps its scale.
 
     Args:
         event_shape: Shape of one row.
+        per_channel: One mean and scale for each channel of images ``(C, H, W)``, not for each element.
+        columns: Of rows ``(D,)``, the columns to standardise; the others are left as they are. By default all.
 
     Example:
         >>> standardize = Standardize((2,)).fit(torch.tensor([[1.0, 5.0], [3.0, 9.0]]))
@@ -140,20 +161,42 @@ class Standardize(Transform):
     loc: Tensor
     scale: Tensor
 
-    def __init__(self, event_shape: Sequence[int]) -> None:
+    def __init__(
+        self, event_shape: Sequence[int], *, per_channel: bool = False, columns: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
-        self.event_shape = tuple(event_shape)
-        self.register_buffer("loc", torch.zeros(self.event_shape))
-        self.register_buffer("scale", torch.ones(self.event_shape))
+        self.event_shape, self.per_channel = tuple(event_shape), per_channel
+        if per_channel and len(self.event_shape) != 3:
+            raise ValueError(f"per_channel=True is for images (C, H, W), found rows of shape {self.event_shape}")
+        self.columns = None if columns is None else tuple(columns)
+        shape = (self.event_shape[0], 1, 1) if per_channel else self.event_shape
+        self.register_buffer("loc", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(shape))
+
+    @property
+    def codomain(self) -> Constraint | None:
+        """The real line; unknown where some columns are left as they are."""
+        return constraints.real if self.columns is None else None
 
     def fit(self, x_train: Tensor) -> Self:
         """Takes mean and standard deviation from the training rows ``(N, *event_shape)``; returns itself."""
         if len(x_train) == 0 or tuple(x_train.shape[1:]) != self.event_shape:
             raise ValueError(f"expected rows of shape {self.event_shape}, found data of shape {tuple(x_train.shape)}")
-        x_train = x_train.double()
-        varies = x_train.amax(0) > x_train.amin(0)
-        self.loc.copy_(x_train.mean(0))
-        self.scale.copy_(torch.where(varies, x_train.std(0, correction=0), 1.0))
+        x = x_train.double()
+        rows = (0, 2, 3) if self.per_channel else (0,)
+        seen = ~x.isnan()
+        count = seen.sum(rows, keepdim=True).clamp(min=1)
+        loc = torch.where(seen, x, 0.0).sum(rows, keepdim=True) / count
+        scale = (torch.where(seen, x - loc, 0.0).square().sum(rows, keepdim=True) / count).sqrt()
+        varies = torch.where(seen, x, -math.inf).amax(rows, keepdim=True) > torch.where(seen, x, math.inf).amin(
+            rows, keepdim=True
+        )
+        if self.columns is not None:
+            chosen = torch.zeros(self.event_shape, dtype=torch.bool)
+            chosen[list(self.columns)] = True
+            loc, varies = torch.where(chosen, loc, 0.0), varies & chosen
+        self.loc.copy_(loc[0])
+        self.scale.copy_(torch.where(varies, scale, 1.0)[0])
         return self
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
@@ -163,7 +206,75 @@ class Standardize(Transform):
         return self.loc + y * self.scale
 
     def log_abs_det_jacobian(self, x: Tensor) -> Tensor:  # noqa: D102
-        return -self.scale.log().sum().expand(len(x))
+        return -self.scale.log().expand_as(x)
+
+
+class Logit(Transform):
+    r"""Maps (0, 1) onto the real line, with a margin so that 0 and 1 have a place.
+
+    .. math:: y = \mathrm{logit}(u), \quad u = \alpha + (1 - 2 \alpha) x, \qquad
+        \log\left|\frac{\partial y}{\partial x}\right| = \log(1 - 2 \alpha) - \log u - \log(1 - u)
+
+    Source: Dinh et al., *Density Estimation Using Real NVP*, 2017.
+
+    Args:
+        margin: The margin :math:`\alpha`, 0 for none.
+
+    Example:
+        >>> Logit(margin=0.0)(torch.tensor([[0.5]]))
+        tensor([[0.]])
+    """
+
+    def __init__(self, margin: float = 1e-6) -> None:
+        super().__init__()
+        if not 0 <= margin < 0.5:
+            raise ValueError(f"margin must be at least 0 and below 0.5, found {margin}")
+        self.margin = margin
+
+    @property
+    def domain(self) -> Constraint:  # noqa: D102
+        return constraints.unit_interval
+
+    def _inside(self, x: Tensor) -> Tensor:
+        return self.margin + (1 - 2 * self.margin) * x
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return torch.logit(self._inside(x))
+
+    def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
+        return ((torch.sigmoid(y) - self.margin) / (1 - 2 * self.margin)).clamp(0, 1)
+
+    def log_abs_det_jacobian(self, x: Tensor) -> Tensor:  # noqa: D102
+        u = self._inside(x)
+        return math.log(1 - 2 * self.margin) - u.log() - (1 - u).log()
+
+
+class Log1p(Transform):
+    r"""Maps amounts from 0 to their logarithm.
+
+    .. math:: y = \log(1 + x), \qquad \log\left|\frac{\partial y}{\partial x}\right| = -\log(1 + x)
+
+    Example:
+        >>> Log1p().inverse(Log1p()(torch.tensor([[3.0]])))
+        tensor([[3.]])
+    """
+
+    @property
+    def domain(self) -> Constraint:  # noqa: D102
+        return constraints.nonnegative
+
+    @property
+    def codomain(self) -> Constraint:  # noqa: D102
+        return constraints.nonnegative
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return x.log1p()
+
+    def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
+        return y.expm1()
+
+    def log_abs_det_jacobian(self, x: Tensor) -> Tensor:  # noqa: D102
+        return -x.log1p()
 
 
 class Binarize(Transform):
@@ -178,16 +289,17 @@ class Binarize(Transform):
     Args:
         low: Grey level that is always 0.
         high: Grey level that is always 1.
+        seed: If given, a row always gets the same bits: they depend on the row and the seed alone.
 
     Example:
         >>> Binarize(0, 16)(torch.tensor([[0.0, 16.0]]))
         tensor([[0., 1.]])
     """
 
-    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
+    def __init__(self, low: float = 0.0, high: float = 1.0, seed: int | None = None) -> None:
         super().__init__()
         _check_interval(low, high)
-        self.low, self.high = float(low), float(high)
+        self.low, self.high, self.seed = float(low), float(high), seed
 
     @property
     def domain(self) -> Constraint:  # noqa: D102
@@ -198,7 +310,131 @@ class Binarize(Transform):
         return constraints.boolean
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return torch.bernoulli(((x - self.low) / (self.high - self.low)).clamp(0, 1))
+        probabilities = ((x - self.low) / (self.high - self.low)).clamp(0, 1)
+        if self.seed is None:
+            return torch.bernoulli(probabilities)
+        return (_row_noise(probabilities, self.seed) < probabilities).to(x.dtype)
 
     def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
         return self.low + (self.high - self.low) * y
+
+
+def _row_noise(x: Tensor, seed: int) -> Tensor:
+    """Numbers as if uniform on [0, 1), that depend on each row's content and on the seed alone.
+
+    Whole-number arithmetic throughout, so that they are the same on every device.
+    """
+    flat = (x.flatten(1).double() * 2**30).round().long()
+    place = _mix(torch.arange(flat.shape[1], device=x.device) + seed * 0x9E3779B1)
+    row = _mix((flat * (place | 1)).sum(1, keepdim=True))
+    return ((_mix(row + place) & (2**53 - 1)).double() / 2**53).reshape(x.shape)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Scrambles 64-bit whole numbers (the finaliser of SplitMix64; Steele et al., 2014)."""
+    x = (x ^ (x >> 30 & (2**34 - 1))) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27 & (2**37 - 1))) * -0x6B2FB644ECCEEE15
+    return x ^ (x >> 31 & (2**33 - 1))
+
+
+class Dequantize(Transform):
+    r"""Spreads whole numbers uniformly over the unit interval above each, anew each time.
+
+    .. math:: y = x + u, \quad u \sim \mathrm{Uniform}[0, 1)
+
+    A density of y then bounds the log-probability of x from below (Theis et al., *A Note on the Evaluation of
+    Generative Models*, 2016), and is what one compares in bits per dimension. The way back is to round down.
+
+    Args:
+        num_levels: Number of levels; 256 for 8-bit data.
+
+    Example:
+        >>> y = Dequantize(256)(torch.tensor([[0.0, 255.0]]))
+        >>> Dequantize(256).inverse(y)
+        tensor([[  0., 255.]])
+    """
+
+    def __init__(self, num_levels: int = 256) -> None:
+        super().__init__()
+        if num_levels < 2:
+            raise ValueError(f"num_levels must be at least 2, found {num_levels}")
+        self.num_levels = num_levels
+
+    @property
+    def domain(self) -> Constraint:  # noqa: D102
+        return constraints.integer_interval(0, self.num_levels - 1)
+
+    @property
+    def codomain(self) -> Constraint:  # noqa: D102
+        return interval(0, self.num_levels)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return x + torch.rand_like(x)
+
+    def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
+        return y.floor().clamp(0, self.num_levels - 1)
+
+
+class Compose(Transform):
+    """Transforms one after another, the first one nearest to the user.
+
+    Args:
+        parts: The transforms, in order.
+
+    Example:
+        >>> compose = Compose((Dequantize(256), Scale(0, 256)))
+        >>> compose.inverse(compose(torch.tensor([[7.0]])))
+        tensor([[7.]])
+    """
+
+    def __init__(self, parts: Sequence[Transform]) -> None:
+        super().__init__()
+        if not parts:
+            raise ValueError("Compose needs at least one transform")
+        self._parts = nn.ModuleList(parts)
+        for first, second in itertools.pairwise(self.parts):
+            yielded = first.codomain
+            if yielded is not None and not within(yielded, second.domain):
+                raise ValueError(
+                    f"{type(first).__name__} yields {phrase(yielded)}, but {type(second).__name__} takes "
+                    f"{phrase(second.domain)}: choose bounds that agree, or another order"
+                )
+
+    @property
+    def parts(self) -> tuple[Transform, ...]:
+        """The transforms, in order."""
+        return tuple(self._parts)  # pyright: ignore[reportReturnType]
+
+    @property
+    def domain(self) -> Constraint:  # noqa: D102
+        return self.parts[0].domain
+
+    @property
+    def codomain(self) -> Constraint | None:  # noqa: D102
+        return self.parts[-1].codomain
+
+    def fit(self, x_train: Tensor) -> Self:
+        """Fits each transform on what those before it make of the training rows."""
+        for part in self.parts:
+            x_train = part.fit(x_train)(x_train)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        for part in self.parts:
+            x = part(x)
+        return x
+
+    def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
+        for part in reversed(self.parts):
+            y = part.inverse(y)
+        return y
+
+    def log_abs_det_jacobian(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.with_log_jacobian(x)[1]
+
+    def with_log_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        total = torch.zeros_like(x)
+        for part in self.parts:
+            x, log_jacobian = part.with_log_jacobian(x)
+            total = total + log_jacobian
+        return x, total

@@ -1,12 +1,15 @@
 r"""The pair that most people want, put together for them: one latent vector, a prior, a decoder, an encoder."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from pyro_vae import __version__, configs, files
 from pyro_vae.checks import check_fit
+from pyro_vae.features import WithMask
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder
 from pyro_vae.pair import Pair
@@ -32,6 +35,7 @@ class VAE(Pair):
         decoder: :math:`z \mapsto p(x \mid z)`.
         encoder: :math:`x \mapsto q(z \mid x)`.
         transform: The user's units to the model's; by default the data are in the model's units.
+        missing: ``"nan"`` if NaN in the data is a missing entry; by default it is an error.
 
     Raises:
         ValueError: if the transform does not yield what the likelihood describes, or the parts disagree on the
@@ -43,7 +47,14 @@ class VAE(Pair):
     model: Model
     guide: Guide
 
-    def __init__(self, prior: Prior, decoder: Decoder, encoder: Encoder, transform: Transform | None = None) -> None:
+    def __init__(
+        self,
+        prior: Prior,
+        decoder: Decoder,
+        encoder: Encoder,
+        transform: Transform | None = None,
+        missing: Literal["nan"] | None = None,
+    ) -> None:
         if prior.latent_dim != encoder.latent_dim:
             raise ValueError(f"the prior has {prior.latent_dim} latents and the encoder {encoder.latent_dim}")
         transform = Identity() if transform is None else transform
@@ -54,6 +65,7 @@ class VAE(Pair):
             transform=transform,
             event_shape=decoder.event_shape,
             data_range=decoder.likelihood.data_range,
+            missing=missing,
         )
 
     @property
@@ -108,6 +120,7 @@ def mlp_vae(
     prior: Prior | None = None,
     posterior: Posterior | None = None,
     transform: Transform | None = None,
+    missing: Literal["nan"] | None = None,
 ) -> VAE:
     """A VAE with fully connected networks, for rows of any shape.
 
@@ -120,6 +133,7 @@ def mlp_vae(
         prior: By default :class:`~pyro_vae.priors.StandardNormal`.
         posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
         transform: The user's units to the model's.
+        missing: ``"nan"`` if NaN in the data is a missing entry: the encoder is then shown which entries are there.
 
     Example:
         >>> import torch
@@ -128,17 +142,17 @@ def mlp_vae(
         >>> vae.sample(3).shape, vae.encode(torch.zeros(2, 28, 28)).event_shape
         (torch.Size([3, 28, 28]), torch.Size([50]))
     """
-    prior = StandardNormal(latent_dim) if prior is None else prior
-    posterior = DiagonalNormal() if posterior is None else posterior
-    z_shape = (latent_dim,)
     hidden_dims = tuple(hidden_dims)
-    return VAE(
+    return _assemble(
+        lambda in_shape, out_shape: MLP(in_shape, out_shape, hidden_dims[::-1], activation),
+        lambda in_shape, out_shape: MLP(in_shape, out_shape, hidden_dims, activation),
+        event_shape,
+        latent_dim,
+        likelihood,
         prior,
-        Decoder(
-            MLP(z_shape, likelihood.raw_shape(event_shape), hidden_dims[::-1], activation), likelihood, event_shape
-        ),
-        Encoder(MLP(event_shape, posterior.raw_shape(z_shape), hidden_dims, activation), posterior, latent_dim),
+        posterior,
         transform,
+        missing,
     )
 
 
@@ -154,6 +168,7 @@ def conv_vae(
     prior: Prior | None = None,
     posterior: Posterior | None = None,
     transform: Transform | None = None,
+    missing: Literal["nan"] | None = None,
 ) -> VAE:
     """A VAE with convolutional networks, for images of any size; the decoder is the encoder's mirror image.
 
@@ -168,6 +183,7 @@ def conv_vae(
         prior: By default :class:`~pyro_vae.priors.StandardNormal`.
         posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
         transform: The user's units to the model's.
+        missing: ``"nan"`` if NaN in the data is a missing entry: the encoder is then shown which entries are there.
 
     Example:
         >>> from pyro_vae.likelihoods import Normal
@@ -175,17 +191,46 @@ def conv_vae(
         >>> vae.sample(3).shape
         torch.Size([3, 1, 28, 28])
     """
+    return _assemble(
+        lambda in_shape, out_shape: ConvDecoder(in_shape, out_shape, channels, upsample, kernel_size, activation),
+        lambda in_shape, out_shape: ConvEncoder(in_shape, out_shape, channels, kernel_size, activation),
+        event_shape,
+        latent_dim,
+        likelihood,
+        prior,
+        posterior,
+        transform,
+        missing,
+    )
+
+
+_Network = Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]
+
+
+def _assemble(
+    decoder_network: _Network,
+    encoder_network: _Network,
+    event_shape: Sequence[int],
+    latent_dim: int,
+    likelihood: Likelihood,
+    prior: Prior | None,
+    posterior: Posterior | None,
+    transform: Transform | None,
+    missing: Literal["nan"] | None,
+) -> VAE:
+    """Puts the parts together, each network with the shapes that its neighbours need."""
+    event_shape, z_shape = tuple(event_shape), (latent_dim,)
     prior = StandardNormal(latent_dim) if prior is None else prior
     posterior = DiagonalNormal() if posterior is None else posterior
-    z_shape = (latent_dim,)
-    raw_shape = likelihood.raw_shape(event_shape)
+    features = likelihood.features(event_shape)
+    if missing:
+        features = WithMask(features, event_shape)
     return VAE(
         prior,
-        Decoder(ConvDecoder(z_shape, raw_shape, channels, upsample, kernel_size, activation), likelihood, event_shape),
+        Decoder(decoder_network(z_shape, likelihood.raw_shape(event_shape)), likelihood, event_shape),
         Encoder(
-            ConvEncoder(event_shape, posterior.raw_shape(z_shape), channels, kernel_size, activation),
-            posterior,
-            latent_dim,
+            encoder_network(features.shape(event_shape), posterior.raw_shape(z_shape)), posterior, latent_dim, features
         ),
         transform,
+        missing,
     )

@@ -14,15 +14,20 @@ def rooms():
     """The modules in the order of docs/architecture.md."""
     text = (ROOT / "docs" / "architecture.md").read_text()
     listing = text.split("pyro_vae/\n")[1].split("```")[0]
-    return re.findall(r"^  (\w+)\.py", listing, re.MULTILINE)
+    return re.findall(r"^  (\w+)(?:\.py|/)", listing, re.MULTILINE)
+
+
+def files(room):
+    """The files of a room, which is a module or a folder of them."""
+    return [PACKAGE / f"{room}.py"] if (PACKAGE / f"{room}.py").exists() else sorted((PACKAGE / room).glob("*.py"))
 
 
 def imported(path):
-    """Modules of the package that a file imports, at the top or inside a function."""
+    """Rooms of the package that a file imports, at the top or inside a function."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "pyro_vae":
-            found |= {alias.name for alias in node.names if (PACKAGE / f"{alias.name}.py").exists()}
+            found |= {alias.name for alias in node.names if files(alias.name)}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyro_vae."):
             found.add(node.module.split(".")[1])
         elif isinstance(node, ast.Import):
@@ -31,13 +36,15 @@ def imported(path):
 
 
 def test_the_documentation_names_every_room():
-    assert sorted(rooms()) == sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
+    modules = {p.stem for p in PACKAGE.glob("*.py")} - {"__init__"}
+    folders = {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
+    assert sorted(rooms()) == sorted(modules | folders)
 
 
 def test_imports_point_one_way():
     order = rooms()
     for position, room in enumerate(order):
-        later = imported(PACKAGE / f"{room}.py") - set(order[:position])
+        later = set().union(*map(imported, files(room))) - {room, *order[:position]}
         assert not later, f"{room} imports {later}, which stand below it"
 
 
@@ -47,7 +54,7 @@ def test_networks_know_nothing_of_pyro():
 
 
 def test_torchvision_is_imported_only_where_it_is_used():
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
         top = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
         assert "torchvision" not in " ".join(ast.unparse(n) for n in top)

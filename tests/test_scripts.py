@@ -173,7 +173,7 @@ def test_mnist_trains_from_its_packed_files(run, data_root, tmp_path):
 
 
 def test_ctrl_c_keeps_what_there_is_and_resume_ends_at_the_same_numbers(run, tmp_path):
-    arguments = ["--epochs", "60", "--hidden-dims", "16", "--seed", "3"]
+    arguments = ["--epochs", "100", "--hidden-dims", "16", "--seed", "3"]
     assert run("train", *arguments, "--out", tmp_path / "whole")[0] == 0
 
     folder = tmp_path / "stopped"
@@ -182,6 +182,7 @@ def test_ctrl_c_keeps_what_there_is_and_resume_ends_at_the_same_numbers(run, tmp
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell in the background ignores it
     )
     deadline = time.monotonic() + 60
     while not (folder / "checkpoint.safetensors").exists() and time.monotonic() < deadline:

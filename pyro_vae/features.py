@@ -1,0 +1,122 @@
+"""Features: how rows of data are shown to an encoder's network.
+
+Data stay in the model's units, where the likelihood describes them; a network learns better from one-hot categories,
+logarithms of counts and levels around zero. Each likelihood names the features of its kind of data.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["ByColumn", "Centred", "Features", "Log1p", "OneHot", "Plain", "WithMask"]
+
+
+class Features(nn.Module):
+    """Base class: rows ``(*B, *E)`` to a network's input ``(*B, *shape(E))``.
+
+    To write a new one, define ``forward``, and ``shape`` where it is not the shape of the row. Keep each constructor
+    argument under its own name.
+    """
+
+    def shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the network's input for one row of shape ``event_shape``."""
+        return tuple(event_shape)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The network's input; ``mask`` is true where an entry is there."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(x)")
+
+
+class Plain(Features):
+    """The row as it is."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
+        return x
+
+
+class Centred(Features):
+    """Levels from 0 to ``high``, brought to [-1, 1]."""
+
+    def __init__(self, high: float) -> None:
+        super().__init__()
+        self.high = high
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
+        return 2 * x / self.high - 1
+
+
+class Log1p(Features):
+    """The logarithm of 1 + x, for counts and positive measurements."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
+        return x.log1p()
+
+
+class OneHot(Features):
+    """One input for each of ``num_levels`` levels, left of a row's ``event_dim`` dimensions: ``(num_levels, *E)``."""
+
+    def __init__(self, num_levels: int, event_dim: int) -> None:
+        super().__init__()
+        self.num_levels, self.event_dim = num_levels, event_dim
+
+    def shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:  # noqa: D102
+        return (self.num_levels, *event_shape)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
+        one_hot = F.one_hot(x.long(), self.num_levels).to(x.dtype)
+        return one_hot.movedim(-1, -1 - self.event_dim)
+
+
+class ByColumn(Features):
+    """Each column of a table by its own features, one after another: ``(D,)`` to ``(F,)``."""
+
+    def __init__(self, columns: Sequence[Features]) -> None:
+        super().__init__()
+        self._columns = nn.ModuleList(columns)
+
+    @property
+    def columns(self) -> tuple[Features, ...]:
+        """The features of each column."""
+        return tuple(self._columns)  # pyright: ignore[reportReturnType]
+
+    def shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:  # noqa: D102
+        return (sum(math.prod(column.shape(())) for column in self.columns),)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
+        parts = [column(part) for column, part in zip(self.columns, x.unbind(-1), strict=True)]
+        return torch.cat([part.reshape(*x.shape[:-1], -1) for part in parts], dim=-1)
+
+
+class WithMask(Features):
+    """Other features, and beside them which entries are there: 1 where an entry is observed, 0 where it is missing.
+
+    Features of the row's own shape, or with levels to its left, get the mask as one level more; others, which are flat,
+    get it appended.
+    """
+
+    def __init__(self, features: Features, event_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.features, self.event_shape = features, tuple(event_shape)
+
+    def shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:  # noqa: D102
+        event_shape, inner = tuple(event_shape), self.features.shape(event_shape)
+        if inner == event_shape:
+            return (2, *event_shape)
+        if inner[1:] == event_shape:
+            return (inner[0] + 1, *event_shape)
+        return (math.prod(inner) + math.prod(event_shape),)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
+        event_dim, inner = len(self.event_shape), self.features.shape(self.event_shape)
+        seen = torch.ones_like(x) if mask is None else mask.to(x.dtype).expand_as(x)
+        features = self.features(x)
+        if inner == self.event_shape:
+            return torch.stack([features * seen, seen], dim=-1 - event_dim)
+        if inner[1:] == self.event_shape:
+            seen = seen.unsqueeze(-1 - event_dim)
+            return torch.cat([features * seen, seen], dim=-1 - event_dim)
+        batch_shape = x.shape[: x.dim() - event_dim]
+        return torch.cat([features.reshape(*batch_shape, -1), seen.reshape(*batch_shape, -1)], dim=-1)

@@ -1,0 +1,116 @@
+"""What all likelihoods share."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_vae.features import Features, Plain
+from pyro_vae.heads import Head
+from pyro_vae.names import lookup
+from pyro_vae.ranges import Constraint
+
+__all__ = ["Dispersed", "Likelihood"]
+
+
+class Likelihood(Head):
+    r"""Base class of likelihoods :math:`p(x \mid z)`: a head that names the values it describes.
+
+    To write a new one, follow :class:`~pyro_vae.heads.Head`, and
+
+    - define ``data_range``: the constraint that one element must meet, in the model's units. Data and transforms are
+      checked against it before training;
+    - override ``features`` if a network should see such data in another form;
+    - take densities from ``pyro.distributions``, with their constants, so that ELBOs compare;
+    - take keyword arguments in ``distribution`` if rows come with something that the likelihood needs.
+
+    Then give it a row in the table of ``scripts/cli.py``, where the command line finds it, and a row in the table of
+    ``tests/test_likelihoods.py``.
+    """
+
+    @property
+    def data_range(self) -> Constraint:
+        """The values of one element, in the model's units, that this likelihood is for."""
+        raise NotImplementedError(f"{type(self).__name__} must define data_range")
+
+    def features(self, event_shape: Sequence[int]) -> Features:
+        """How an encoder's network is shown such data."""
+        return Plain()
+
+    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
+        """Told of each training batch before its log-probability is taken; by default it has no use for it."""
+
+    def forward(self, raw: Tensor, *, mask: Tensor | None = None, **context: Any) -> TorchDistribution:
+        """The distribution over one event that the raw output stands for.
+
+        Args:
+            raw: The network's output.
+            mask: ``(*B, *E)``, true where an entry is observed: others have no say in the log-probability.
+            context: What rows come with, such as size factors.
+        """
+        params, event_dim = self.read(raw)
+        elementwise = self.distribution(*params, **context)
+        if mask is not None:
+            elementwise = elementwise.mask(mask)
+        return elementwise.to_event(event_dim)
+
+    def distribution(self, *params: Tensor, **context: Any) -> TorchDistribution:
+        """The elementwise distribution with these raw parameters."""
+        raise NotImplementedError(f"{type(self).__name__} must define distribution(*params)")
+
+
+KINDS = ("shared", "element", "network")
+
+
+def positive_parameter(name: str, value: float | str) -> float | str:
+    """Checks an argument that is a positive number, or says how one is learned."""
+    if isinstance(value, str):
+        return lookup(value, KINDS, name)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number or one of {', '.join(KINDS)}; found {value}")
+    return value
+
+
+class Dispersed(Likelihood):
+    """Base class of likelihoods with one positive parameter beside what the network's first outputs say.
+
+    A leaf keeps that argument under its own name, calls :meth:`set_dispersion` in its constructor, and asks
+    :meth:`dispersion` for the value in force. It is a number, or ``"shared"`` (one, learned), ``"element"`` (one for
+    each element, learned) or ``"network"`` (one more raw output for each element).
+    """
+
+    base_params: int = 1
+
+    def set_dispersion(self, name: str, value: float | str, *, floor: float, start: float) -> None:
+        """Notes the argument ``name``; learned values start at ``start`` and stay above ``floor``."""
+        if not 0 < floor < math.inf:
+            raise ValueError(f"min_{name} must be a positive number, for it bounds the density; found {floor}")
+        self._name, self._floor = name, floor
+        setattr(self, name, positive_parameter(name, value))
+        start = max(start - floor, floor)
+        self._start = start + math.log(-math.expm1(-start))  # softplus of it is start
+        self.num_params = self.base_params + (value == "network")
+        if value == "shared":
+            self.raw_dispersion = nn.Parameter(torch.tensor(self._start))
+
+    def add_parameters(self, event_shape: tuple[int, ...]) -> None:
+        """One raw value for each element, where that is asked for."""
+        if getattr(self, self._name) == "element":
+            self.raw_dispersion = nn.Parameter(torch.full(event_shape, self._start))
+
+    def dispersion(self, params: Sequence[Tensor]) -> Tensor:
+        """The positive parameter in force, broadcastable to the elements."""
+        value = getattr(self, self._name)
+        if not isinstance(value, str):
+            return torch.as_tensor(value, dtype=params[0].dtype, device=params[0].device)
+        if value == "network":
+            return F.softplus(params[-1] + self._start) + self._floor
+        if value == "element" and self.event_shape is None:
+            raise ValueError(
+                f"{self._name}='element' has one value for each element: call for_event(event_shape) first"
+            )
+        return F.softplus(self.raw_dispersion) + self._floor

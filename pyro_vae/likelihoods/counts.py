@@ -1,0 +1,144 @@
+r"""Counts: whole numbers from 0, without a highest one.
+
+Each takes, as a keyword argument of the programs, a ``size_factor`` for each row, ``(N,)``: how much was looked at,
+such as the depth of sequencing. It multiplies the mean.
+"""
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_vae.features import Features, Log1p
+from pyro_vae.likelihoods.base import Dispersed, Likelihood
+from pyro_vae.likelihoods.real import Scale
+from pyro_vae.ranges import Constraint, constraints
+
+__all__ = ["NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial", "ZeroInflatedPoisson"]
+
+
+class _Counts(Likelihood):
+    """Data are counts; the first raw output is the mean's logarithm."""
+
+    @property
+    def data_range(self) -> Constraint:
+        """Whole numbers from 0."""
+        return constraints.nonnegative_integer
+
+    def features(self, event_shape: Sequence[int]) -> Features:
+        """Logarithms."""
+        return Log1p()
+
+    def log_mean(self, raw: Tensor, size_factor: Tensor | None) -> Tensor:
+        """The mean's logarithm, the size factor's included."""
+        if size_factor is None:
+            return raw
+        event_dim = 1 if self.event_shape is None else len(self.event_shape)
+        return raw + size_factor.to(raw.dtype).log().reshape(*size_factor.shape, *([1] * event_dim))
+
+
+class Poisson(_Counts):
+    r"""Factorised Poisson likelihood, for counts whose variance is their mean.
+
+    .. math:: p(x \mid z) = \prod_i \mathrm{Poisson}(x_i \mid \ell\, \exp(\text{raw}_i)), \quad \ell: \text{size factor}
+
+    Shape:
+        raw: ``(*B, 1, *E)``. Returns a distribution with batch ``(*B,)`` and event ``E``.
+
+    Example:
+        >>> Poisson()(torch.zeros(2, 1, 3), size_factor=torch.tensor([1.0, 10.0])).mean[:, 0]
+        tensor([ 1., 10.])
+    """
+
+    def distribution(self, *params: Tensor, size_factor: Tensor | None = None) -> dist.TorchDistribution:
+        """Poisson with the exponential of the raw output as rate."""
+        return dist.Poisson(self.log_mean(params[0], size_factor).exp())
+
+
+class ZeroInflatedPoisson(_Counts):
+    r"""Factorised zero-inflated Poisson likelihood: zero with probability :math:`g`, else Poisson.
+
+    .. math:: p(x_i \mid z) = g_i\, [x_i = 0] + (1 - g_i)\, \mathrm{Poisson}(x_i \mid \ell\, \exp(\text{raw}_{i1})),
+        \qquad g_i = \mathrm{sigmoid}(\text{raw}_{i2})
+
+    Source: Lambert, *Zero-Inflated Poisson Regression*, 1992.
+
+    Shape:
+        raw: ``(*B, 2, *E)``. Returns a distribution with batch ``(*B,)`` and event ``E``.
+
+    Example:
+        >>> ZeroInflatedPoisson()(torch.zeros(2, 2, 3)).mean[0]
+        tensor([0.5000, 0.5000, 0.5000])
+    """
+
+    num_params = 2
+
+    def distribution(self, *params: Tensor, size_factor: Tensor | None = None) -> dist.TorchDistribution:
+        """Zero-inflated Poisson with rate and gate from the network."""
+        return dist.ZeroInflatedPoisson(self.log_mean(params[0], size_factor).exp(), gate_logits=params[1])
+
+
+class NegativeBinomial(Dispersed, _Counts):
+    r"""Factorised negative binomial likelihood, for counts that vary more than their mean.
+
+    .. math:: \mathrm{E}(x_i \mid z) = m_i = \ell\, \exp(\text{raw}_i), \quad \mathrm{Var}(x_i \mid z) = m_i + m_i^2/r_i
+
+    Args:
+        total_count: The inverse dispersion :math:`r`: a number, ``"shared"``, ``"element"`` or ``"network"``.
+        min_total_count: Floor of a learned one.
+
+    Shape:
+        raw: ``(*B, 2, *E)`` with ``total_count="network"``, else ``(*B, 1, *E)``. Returns a distribution with batch
+        ``(*B,)`` and event ``E``.
+
+    Example:
+        >>> NegativeBinomial(total_count=3.0)(torch.zeros(1, 1, 2)).mean
+        tensor([[1.0000, 1.0000]])
+    """
+
+    def __init__(self, total_count: Scale = "element", min_total_count: float = 1e-2) -> None:
+        super().__init__()
+        self.min_total_count = min_total_count
+        self.set_dispersion("total_count", total_count, floor=min_total_count, start=1.0)
+
+    def distribution(self, *params: Tensor, size_factor: Tensor | None = None) -> dist.TorchDistribution:
+        """Negative binomial with the raw output as the mean's logarithm."""
+        total_count = self.dispersion(params)
+        return dist.NegativeBinomial(total_count, logits=self.log_mean(params[0], size_factor) - total_count.log())
+
+
+class ZeroInflatedNegativeBinomial(Dispersed, _Counts):
+    r"""Factorised zero-inflated negative binomial likelihood, for counts with more zeros than even that allows.
+
+    .. math:: p(x_i \mid z) = g_i\, [x_i = 0] + (1 - g_i)\, \mathrm{NB}(x_i \mid m_i, r_i), \qquad
+        m_i = \ell\, \exp(\text{raw}_{i1}), \quad g_i = \mathrm{sigmoid}(\text{raw}_{i2})
+
+    Source: Risso et al., *A general and flexible method for signal extraction from single-cell RNA-seq data*, 2018.
+
+    Args:
+        total_count: The inverse dispersion :math:`r`: a number, ``"shared"``, ``"element"`` or ``"network"``.
+        min_total_count: Floor of a learned one.
+
+    Shape:
+        raw: ``(*B, 3, *E)`` with ``total_count="network"``, else ``(*B, 2, *E)``. Returns a distribution with batch
+        ``(*B,)`` and event ``E``.
+
+    Example:
+        >>> ZeroInflatedNegativeBinomial(total_count=3.0)(torch.zeros(1, 2, 2)).mean
+        tensor([[0.5000, 0.5000]])
+    """
+
+    base_params = 2
+
+    def __init__(self, total_count: Scale = "element", min_total_count: float = 1e-2) -> None:
+        super().__init__()
+        self.min_total_count = min_total_count
+        self.set_dispersion("total_count", total_count, floor=min_total_count, start=1.0)
+
+    def distribution(self, *params: Tensor, size_factor: Tensor | None = None) -> dist.TorchDistribution:
+        """Zero-inflated negative binomial with mean and gate from the network."""
+        total_count = self.dispersion(params)
+        logits = self.log_mean(params[0], size_factor) - total_count.log()
+        total_count, logits, gate_logits = torch.broadcast_tensors(total_count, logits, params[1])
+        return dist.ZeroInflatedNegativeBinomial(total_count, logits=logits, gate_logits=gate_logits)

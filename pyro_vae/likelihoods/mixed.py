@@ -1,0 +1,80 @@
+"""Tables whose columns are of several kinds."""
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from pyro_vae.distributions import Columns
+from pyro_vae.features import ByColumn, Features
+from pyro_vae.likelihoods.base import Likelihood
+from pyro_vae.ranges import Constraint, constraints
+
+__all__ = ["Mixed"]
+
+
+class Mixed(Likelihood):
+    r"""A likelihood for each column of a table.
+
+    .. math:: p(x \mid z) = \prod_d p_d(x_d \mid z)
+
+    Args:
+        columns: One likelihood for each column.
+
+    Shape:
+        raw: ``(*B, R)`` with R the sum of what the columns need. Returns a distribution with batch ``(*B,)`` and event
+        ``(D,)``.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.likelihoods import Bernoulli, Normal
+        >>> likelihood = Mixed((Bernoulli(), Normal(scale="network"))).for_event((2,))
+        >>> likelihood.raw_shape((2,)), likelihood(torch.zeros(5, 3)).sample().shape
+        ((3,), torch.Size([5, 2]))
+    """
+
+    def __init__(self, columns: Sequence[Likelihood]) -> None:
+        super().__init__()
+        if not columns:
+            raise ValueError("Mixed needs a likelihood for at least one column")
+        self._columns = nn.ModuleList(columns)
+
+    @property
+    def columns(self) -> tuple[Likelihood, ...]:
+        """One likelihood for each column."""
+        return tuple(self._columns)  # pyright: ignore[reportReturnType]
+
+    @property
+    def data_range(self) -> Constraint:
+        """Each column's own range."""
+        return constraints.stack([column.data_range for column in self.columns], dim=-1)
+
+    def features(self, event_shape: Sequence[int]) -> Features:
+        """Each column's own features."""
+        return ByColumn([column.features(()) for column in self.columns])
+
+    def raw_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:  # noqa: D102
+        if tuple(event_shape) != (len(self.columns),):
+            raise ValueError(f"Mixed has {len(self.columns)} columns, found rows of shape {tuple(event_shape)}")
+        return (sum(self._sizes()),)
+
+    def _sizes(self) -> list[int]:
+        return [math.prod(column.raw_shape(())) for column in self.columns]
+
+    def for_event(self, event_shape: Sequence[int]) -> Self:  # noqa: D102
+        built = super().for_event(event_shape)
+        built._columns = nn.ModuleList([column.for_event(()) for column in self.columns])
+        return built
+
+    def read(self, raw: Tensor) -> tuple[Sequence[Tensor], int]:
+        """The raw output of each column."""
+        expected = self.raw_shape((len(self.columns),))
+        if tuple(raw.shape[-1:]) != expected:
+            raise ValueError(f"Mixed reads raw output of shape (*batch, {expected[0]}), found {tuple(raw.shape)}")
+        return raw.split(self._sizes(), dim=-1), 1
+
+    def distribution(self, *params: Tensor) -> TorchDistribution:
+        """Each column's distribution, side by side."""
+        return Columns([column(raw) for column, raw in zip(self.columns, params, strict=True)])
