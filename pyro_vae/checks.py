@@ -109,10 +109,6 @@ def check_rows(
 
 
 def _check_mask(mask: Tensor, x: Tensor, name: str) -> None:
-    if mask.shape != x.shape:
-        raise ValueError(
-            f"the mask has shape {tuple(mask.shape)} and {name} has {tuple(x.shape)}: give one for each entry"
-        )
     empty = ~mask.reshape(len(x), -1).any(1)
     if bool(empty.any()):
         raise ValueError(

@@ -114,6 +114,8 @@ class Pair(nn.Module):
         """True where an entry is observed; None where all are."""
         mask = context.get("mask")
         mask = None if mask is None else torch.as_tensor(mask, dtype=torch.bool, device=x.device)
+        if mask is not None and mask.shape != x.shape:
+            raise ValueError(f"the mask has shape {tuple(mask.shape)}, expected one for each entry of {tuple(x.shape)}")
         if self.missing is None or not x.is_floating_point():
             return mask
         return ~x.isnan() if mask is None else mask & ~x.isnan()
