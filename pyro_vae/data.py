@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.names import lookup
+from pyro_vae.tables import Schema, read_table
+from pyro_vae.transforms import customary_bounds
 
 __all__ = ["NAMED", "DataSet", "default_root", "import_torchvision", "load_data", "split"]
 
@@ -31,6 +33,7 @@ class DataSet:
             there are no such bounds.
         y_train: Labels of the training rows, for colouring figures, or None.
         y_test: Labels of the held-out rows, likewise.
+        schema: The columns of a table, or None where the rows are not one.
     """
 
     name: str
@@ -39,6 +42,7 @@ class DataSet:
     bounds: tuple[float, float] | None
     y_train: Tensor | None = None
     y_test: Tensor | None = None
+    schema: Schema | None = None
 
 
 def default_root() -> Path:
@@ -61,8 +65,15 @@ def split(num_rows: int, fraction: float, seed: int = 0) -> tuple[Tensor, Tensor
     return order[held_out:], order[:held_out]
 
 
-def load_data(name: str, root: str | os.PathLike[str] | None = None, *, hold_out: bool = True) -> DataSet:
-    """Loads a data set by its name, or from a ``.npy`` or ``.npz`` file or a folder of images.
+def load_data(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    hold_out: bool = True,
+    kinds: Mapping[str, str] | None = None,
+    schema: Schema | None = None,
+) -> DataSet:
+    """Loads a data set by its name, or from a ``.npy``, ``.npz``, ``.csv`` or ``.parquet`` file or a folder of images.
 
     Args:
         name: One of :data:`NAMED`, or a path. An ``.npz`` holds ``x`` or ``x_train``, and may hold ``x_test``, ``y``,
@@ -70,11 +81,13 @@ def load_data(name: str, root: str | os.PathLike[str] | None = None, *, hold_out
         root: Folder of downloaded data sets; :func:`default_root` by default.
         hold_out: Where there is no test part, hold a fifth of the rows out, always the same ones; else all rows, in
             their order, are ``x_test``.
+        kinds: Kinds of some columns of a table; those of the others are inferred.
+        schema: The columns that a table must have, such as those of the one that a model was trained on.
 
     Raises:
         ValueError: if the name is unknown or the data cannot be read.
     """
-    data = _read(name, default_root() if root is None else Path(root))
+    data = _read(name, default_root() if root is None else Path(root), kinds or {}, schema)
     if len(data.x_test):
         return data
     if not hold_out:
@@ -90,7 +103,7 @@ def load_data(name: str, root: str | os.PathLike[str] | None = None, *, hold_out
     )
 
 
-def _read(name: str, root: Path) -> DataSet:
+def _read(name: str, root: Path, kinds: Mapping[str, str], schema: Schema | None) -> DataSet:
     if name in NAMED:
         return NAMED[name](root)
     path = Path(name)
@@ -98,13 +111,29 @@ def _read(name: str, root: Path) -> DataSet:
         return _from_images(path)
     if not path.exists() and (path.suffix or len(path.parts) > 1):
         raise ValueError(
-            f"there is no file or folder {path}; expected a path to a .npy or .npz file or to a folder of images, "
-            f"or one of {', '.join(NAMED)}"
+            f"there is no file or folder {path}; expected a path to a .npy or .npz file, a .csv or .parquet table or a "
+            f"folder of images, or one of {', '.join(NAMED)}"
         )
     if not path.exists():
-        lookup(name, [*NAMED, "a path to a .npy or .npz file", "a path to a folder of images"], "data set")
+        lookup(
+            name,
+            [
+                *NAMED,
+                "a path to a .npy or .npz file",
+                "a path to a .csv or .parquet table",
+                "a path to a folder of images",
+            ],
+            "data set",
+        )
+    if path.suffix in (".csv", ".tsv", ".parquet"):
+        frame = read_table(path)
+        schema = Schema.infer(frame, kinds) if schema is None else schema
+        x = schema.encode(frame)
+        return DataSet(path.stem, x, x[:0], None, schema=schema)
     if path.suffix not in (".npy", ".npz"):
-        raise ValueError(f"cannot read {path}: expected a .npy or .npz file, or a folder of images")
+        raise ValueError(
+            f"cannot read {path}: expected a .npy or .npz file, a .csv or .parquet table, or a folder of images"
+        )
     return _from_numpy(path)
 
 
@@ -196,18 +225,6 @@ NAMED: Mapping[str, Callable[[Path], DataSet]] = {
 }
 
 
-def _bounds(x: Tensor) -> tuple[float, float] | None:
-    """The bounds that values of this type and extent have by custom."""
-    if x.numel() == 0 or x.dtype is torch.bool:
-        return (0.0, 1.0)
-    low, high = float(x.min()), float(x.max())
-    if low >= 0 and high <= 1:
-        return (0.0, 1.0)
-    if not x.is_floating_point() and low >= 0:
-        return (0.0, 255.0) if high <= 255 else (0.0, 65535.0) if high <= 65535 else None
-    return None
-
-
 def _from_numpy(path: Path) -> DataSet:
     try:
         with open(path, "rb") as file:
@@ -230,7 +247,7 @@ def _from_numpy(path: Path) -> DataSet:
             f"bring them to one shape"
         )
     y_train, y_test = _labels([arrays.get("y_train", arrays.get("y")), arrays.get("y_test")], [x_train, x_test], path)
-    return DataSet(path.stem, x_train, x_test, _bounds(x_train), y_train, y_test)
+    return DataSet(path.stem, x_train, x_test, customary_bounds(x_train), y_train, y_test)
 
 
 def _numbers(x: np.ndarray, path: Path) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ByColumn", "Centred", "Features", "Log1p", "OneHot", "Plain", "WithMask"]
+__all__ = ["ByColumn", "Centred", "Features", "LogOnePlus", "OneHot", "Plain", "WithMask"]
 
 
 class Features(nn.Module):
@@ -48,7 +48,7 @@ class Centred(Features):
         return 2 * x / self.high - 1
 
 
-class Log1p(Features):
+class LogOnePlus(Features):
     """The logarithm of 1 + x, for counts and positive measurements."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102

@@ -7,6 +7,7 @@ Every function returns a matplotlib figure and shows nothing. Rows come in the u
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from torch import Tensor
 from pyro_vae import files
 
 __all__ = [
+    "plot_columns",
     "plot_curves",
     "plot_grid",
     "plot_interpolation",
@@ -175,3 +177,35 @@ def plot_curves(history: pd.DataFrame) -> Figure:
         axes.grid(alpha=0.3)
     figure.axes[0].legend(frameon=False)
     return figure
+
+
+def plot_columns(data: pd.DataFrame, samples: pd.DataFrame) -> Figure:
+    """Draws, for each column of a table, how its values are distributed in data and in samples."""
+    columns = min(4, data.shape[1])
+    rows = math.ceil(data.shape[1] / columns)
+    figure = Figure(figsize=(3 * columns, 2.3 * rows), layout="constrained")
+    grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axes, name in zip(grid, data.columns, strict=False):
+        _plot_column(axes, data[name].dropna(), samples[name].dropna())
+        axes.set_title(str(name), fontsize=9)
+        axes.set_yticks([])
+    for axes in grid[data.shape[1] :]:
+        axes.set_visible(False)
+    grid[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _plot_column(axes: Any, data: Any, samples: Any) -> None:
+    if data.nunique() <= 12:
+        shares = pd.DataFrame(
+            {"data": data.value_counts(normalize=True), "samples": samples.value_counts(normalize=True)}
+        )
+        places = np.arange(len(shares))
+        axes.bar(places - 0.2, shares["data"].fillna(0), 0.4, label="data")
+        axes.bar(places + 0.2, shares["samples"].fillna(0), 0.4, label="samples")
+        axes.set_xticks(places, [str(level)[:8] for level in shares.index], fontsize=7)
+        return
+    edges = np.histogram_bin_edges(data.astype(float), bins=30)
+    for series, name in ((data, "data"), (samples, "samples")):
+        axes.hist(series.astype(float).clip(edges[0], edges[-1]), edges, density=True, alpha=0.5, label=name)
+    axes.tick_params(labelsize=7)

@@ -119,6 +119,7 @@ def fit(
         raise ValueError("patience needs validation_data: early stopping watches their ELBO")
     device = resolve_device(device)
     pair.to(device)
+    _settle_transform(pair, x_train)
     train = _as_mapping(pair, x_train, "x_train")
     valid = None if validation_data is None else _as_mapping(pair, validation_data, "validation_data")
     pair.check_columns(train["x"], train)
@@ -130,6 +131,12 @@ def fit(
         if resume:
             run.restore()
         return run.train(progress=progress)
+
+
+def _settle_transform(pair: Pair, x_train: Data) -> None:
+    x = x_train["x"] if isinstance(x_train, Mapping) and "x" in x_train else x_train
+    if pair.data_range is not None and not isinstance(x, Mapping) and len(x):
+        pair.transform = pair.transform.settle(torch.as_tensor(x), pair.data_range).to(pair.device)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

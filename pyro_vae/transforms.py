@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.configs import arguments
-from pyro_vae.ranges import Constraint, constraints, interval, phrase, within
+from pyro_vae.ranges import Constraint, constraints, interval, is_boolean, is_bounded, phrase, within
+from pyro_vae.ranges import bounds as range_bounds
 
 __all__ = [
+    "Auto",
     "Binarize",
     "Compose",
     "Dequantize",
@@ -25,6 +27,8 @@ __all__ = [
     "Scale",
     "Standardize",
     "Transform",
+    "choose_transform",
+    "customary_bounds",
 ]
 
 
@@ -74,6 +78,10 @@ class Transform(nn.Module):
 
     def fit(self, x_train: Tensor) -> Self:
         """Learns from the training rows, ``(N, *E)`` in the user's units, what there is to learn; returns itself."""
+        return self
+
+    def settle(self, x_train: Tensor, data_range: Constraint) -> "Transform":
+        """The transform to train with: itself, unless it waits for the training rows to be chosen."""
         return self
 
 
@@ -438,3 +446,80 @@ class Compose(Transform):
             x, log_jacobian = part.with_log_jacobian(x)
             total = total + log_jacobian
         return x, total
+
+
+class Auto(Transform):
+    """Stands for the transform that :func:`choose_transform` will choose when training starts."""
+
+    @property
+    def codomain(self) -> Constraint | None:
+        """Unknown until it is chosen."""
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        raise ValueError("the transform is not chosen yet: fit chooses it when it sees the training rows")
+
+    def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
+        return self(y)
+
+    def settle(self, x_train: Tensor, data_range: Constraint) -> Transform:
+        """Chooses, and says what and why."""
+        chosen, why = choose_transform(x_train, data_range)
+        print(f"transform: {chosen}, because {why}")
+        return chosen
+
+
+def customary_bounds(x: Tensor) -> tuple[float, float] | None:
+    """The bounds that values of such a type and extent have by custom: 0–1, 0–255, 0–65535; None if there are none."""
+    if x.dtype is torch.bool:
+        return (0.0, 1.0)
+    seen = x[~x.isnan()] if x.is_floating_point() else x
+    if seen.numel() == 0:
+        return (0.0, 1.0)
+    low, high = float(seen.min()), float(seen.max())
+    if low >= 0 and high <= 1:
+        return (0.0, 1.0)
+    if not x.is_floating_point() and low >= 0:
+        return (0.0, 255.0) if high <= 255 else (0.0, 65535.0) if high <= 65535 else None
+    return None
+
+
+def choose_transform(
+    x_train: Tensor, data_range: Constraint, bounds: tuple[float, float] | None = None
+) -> tuple[Transform, str]:
+    """Chooses the transform that brings data into a likelihood's range, by looking at them.
+
+    Args:
+        x_train: Training rows ``(N, *E)``; NaN is left out of account.
+        data_range: The values that the likelihood describes.
+        bounds: The lowest and highest value that the data can have, if that is known; by default those that are
+            customary for such data, and where there are none the extremes of the training rows.
+
+    Returns:
+        The transform, fitted, and the reason as a clause.
+
+    Example:
+        >>> choose_transform(torch.randint(0, 256, (9, 4)).to(torch.uint8), constraints.boolean)[0]
+        Binarize(low=0.0, high=255.0, seed=None)
+    """
+    if isinstance(data_range, constraints.stack):
+        real = [i for i, column in enumerate(data_range.cseq) if column is constraints.real]
+        if not real:
+            return Identity(), "no column is a real number"
+        return Standardize(x_train.shape[1:], columns=real).fit(x_train), f"{len(real)} columns are real numbers"
+    if data_range is constraints.real:
+        per_channel = x_train.dim() == 4
+        standardize = Standardize(x_train.shape[1:], per_channel=per_channel).fit(x_train)
+        return standardize, f"the likelihood describes real numbers{', one scale for each channel' * per_channel}"
+    if not is_bounded(data_range) or (data_range.is_discrete and not is_boolean(data_range)):
+        return Identity(), f"the likelihood describes {phrase(data_range)} as they are"
+    found = bounds or customary_bounds(x_train)
+    seen = x_train[~x_train.isnan()] if x_train.is_floating_point() else x_train
+    low, high = found or (float(seen.min()), float(seen.max()))
+    where = f"the data lie between {low:g} and {high:g}{'' if found else ' in the training rows'}"
+    if is_boolean(data_range):
+        return Binarize(low, high), f"{where}, and the likelihood describes bits"
+    onto = range_bounds(data_range)
+    if (low, high) == onto:
+        return Identity(), f"{where}, as the likelihood has it"
+    return Scale(low, high, onto=onto), f"{where}, and the likelihood describes {phrase(data_range)}"

@@ -16,7 +16,7 @@ from pyro_vae.pair import Pair
 from pyro_vae.posteriors import DiagonalNormal, Posterior
 from pyro_vae.priors import Prior, StandardNormal
 from pyro_vae.programs import Decoder, Encoder, Guide, Model
-from pyro_vae.transforms import Identity, Transform
+from pyro_vae.transforms import Auto, Identity, Transform
 
 __all__ = ["CONFIG", "FORMAT_VERSION", "VAE", "WEIGHTS", "conv_vae", "mlp_vae"]
 
@@ -119,7 +119,7 @@ def mlp_vae(
     activation: str = "ReLU",
     prior: Prior | None = None,
     posterior: Posterior | None = None,
-    transform: Transform | None = None,
+    transform: Transform | Literal["auto"] | None = None,
     missing: Literal["nan"] | None = None,
 ) -> VAE:
     """A VAE with fully connected networks, for rows of any shape.
@@ -132,7 +132,8 @@ def mlp_vae(
         activation: Name of a ``torch.nn`` activation.
         prior: By default :class:`~pyro_vae.priors.StandardNormal`.
         posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
-        transform: The user's units to the model's.
+        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one when it sees the
+            training rows, and say what and why.
         missing: ``"nan"`` if NaN in the data is a missing entry: the encoder is then shown which entries are there.
 
     Example:
@@ -167,7 +168,7 @@ def conv_vae(
     activation: str = "ReLU",
     prior: Prior | None = None,
     posterior: Posterior | None = None,
-    transform: Transform | None = None,
+    transform: Transform | Literal["auto"] | None = None,
     missing: Literal["nan"] | None = None,
 ) -> VAE:
     """A VAE with convolutional networks, for images of any size; the decoder is the encoder's mirror image.
@@ -182,7 +183,8 @@ def conv_vae(
         activation: Name of a ``torch.nn`` activation.
         prior: By default :class:`~pyro_vae.priors.StandardNormal`.
         posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
-        transform: The user's units to the model's.
+        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one when it sees the
+            training rows, and say what and why.
         missing: ``"nan"`` if NaN in the data is a missing entry: the encoder is then shown which entries are there.
 
     Example:
@@ -215,7 +217,7 @@ def _assemble(
     likelihood: Likelihood,
     prior: Prior | None,
     posterior: Posterior | None,
-    transform: Transform | None,
+    transform: Transform | Literal["auto"] | None,
     missing: Literal["nan"] | None,
 ) -> VAE:
     """Puts the parts together, each network with the shapes that its neighbours need."""
@@ -231,6 +233,6 @@ def _assemble(
         Encoder(
             encoder_network(features.shape(event_shape), posterior.raw_shape(z_shape)), posterior, latent_dim, features
         ),
-        transform,
+        Auto() if transform == "auto" else transform,
         missing,
     )

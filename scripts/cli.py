@@ -1,4 +1,4 @@
-"""What the scripts share: names for the command line, and errors as one sentence."""
+"""What the scripts share: reading what a person typed, finding data, writing files, errors as one sentence."""
 
 import contextlib
 import itertools
@@ -11,44 +11,14 @@ import numpy as np
 import torch
 import typer
 
-from pyro_vae import VAE, conv_vae, files, mlp_vae, plotting
-from pyro_vae.data import DataSet, load_data
-from pyro_vae.likelihoods import Bernoulli, Likelihood, Normal
+from pyro_vae import files, plotting
+from pyro_vae.data import load_data
 from pyro_vae.loading import load_config
-from pyro_vae.names import lookup
+from pyro_vae.tables import Schema
 from pyro_vae.training import resolve_device
-from pyro_vae.transforms import Binarize, Scale, Standardize, Transform
 from pyro_vae.vae import CONFIG
 
-__all__ = ["LIKELIHOODS", "NETWORKS", "resolve_device"]
-
-
-def _bernoulli(data: DataSet, scale: Any) -> tuple[Likelihood, Transform]:
-    if data.bounds is None:
-        raise ValueError(
-            f"bernoulli describes 0 or 1, or grey levels to draw bits from, but {data.name} has values from "
-            f"{data.x_train.min():g} to {data.x_train.max():g}: use --likelihood normal"
-        )
-    return Bernoulli(), Binarize(*data.bounds)
-
-
-def _normal(data: DataSet, scale: Any) -> tuple[Likelihood, Transform]:
-    if data.bounds is None:
-        return Normal(scale, link="linear"), Standardize(data.x_train.shape[1:]).fit(data.x_train)
-    return Normal(scale, link="sigmoid"), Scale(*data.bounds)
-
-
-# A likelihood by name, with the transform that brings the data into its range.
-LIKELIHOODS: Mapping[str, Callable[[DataSet, Any], tuple[Likelihood, Transform]]] = {
-    "bernoulli": _bernoulli,
-    "normal": _normal,
-}
-NETWORKS: Mapping[str, Callable[..., VAE]] = {"mlp": mlp_vae, "conv": conv_vae}
-
-
-def choose(table: Mapping[str, Any], name: str, kind: str) -> Any:
-    """The entry of a table under a name that a person typed."""
-    return table[lookup(name, table, kind)]
+__all__ = ["resolve_device"]
 
 
 def integers(text: str, option: str) -> tuple[int, ...]:
@@ -93,6 +63,12 @@ def new_run(folder: Path) -> Iterator[None]:
         raise
 
 
+def schema_of(run: Path) -> Schema | None:
+    """The columns of the table that a run was trained on, if it was one."""
+    schema = load_config(run)["run"].get("schema")
+    return None if schema is None else Schema.from_json(schema)
+
+
 def rows_for(run: Path, name: str | None, root: Path | None) -> torch.Tensor:
     """Rows to use a model on: those held out of its training, or other data, whole and in their order."""
     settings = load_config(run)["run"]
@@ -100,7 +76,8 @@ def rows_for(run: Path, name: str | None, root: Path | None) -> torch.Tensor:
     if name is None and trained_on is None:
         raise ValueError(f"{run} does not say what it was trained on: name the rows with --data")
     root = root or Path(settings.get("data_root", "data"))
-    return load_data(name or trained_on, root, hold_out=name in (None, trained_on)).x_test
+    hold_out = name in (None, trained_on)
+    return load_data(name or trained_on, root, hold_out=hold_out, schema=schema_of(run)).x_test
 
 
 def writer(out: Path, by_suffix: Mapping[str, Callable[[Any, Path], None]]) -> Callable[[Any, Path], None]:
@@ -126,6 +103,18 @@ def write_array(x: torch.Tensor, out: Path) -> None:
     """Writes one array."""
     with files.replacing(out) as temporary:
         np.save(temporary, x.numpy())
+
+
+def write_table(run: Path, x: torch.Tensor, out: Path) -> None:
+    """Writes rows ``(N, D)`` as the table that the run was trained on; of ``(S, N, D)`` each table with its number."""
+    schema = schema_of(run)
+    if schema is None:
+        raise ValueError(f"a .csv holds a table, and {run} was not trained on one: use another kind of file")
+    table = schema.decode(x.reshape(-1, x.shape[-1]))
+    if x.dim() == 3:
+        table.insert(0, "draw", np.repeat(np.arange(1, len(x) + 1), x.shape[1]))
+    with files.replacing(out) as temporary:
+        table.to_csv(temporary, index=False)
 
 
 def write_arrays(arrays: Mapping[str, torch.Tensor], out: Path) -> None:

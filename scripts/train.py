@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import choices
 import cli
 import torch
 import typer
@@ -16,6 +17,7 @@ from pyro_vae.checks import check_finite
 from pyro_vae.data import DataSet, default_root, load_data, split
 from pyro_vae.loading import load_config
 from pyro_vae.predictive import latent_grid
+from pyro_vae.tables import parse_kinds
 from pyro_vae.training import resolve_device
 from pyro_vae.vae import CONFIG
 
@@ -27,7 +29,8 @@ def main(
     data: Annotated[
         str,
         typer.Option(
-            help="digits, mnist, fashion-mnist, kmnist, cifar10; or a .npy or .npz file, or a folder of images."
+            help="digits, mnist, fashion-mnist, kmnist, cifar10; or a .npy, .npz, .csv or .parquet file, or a folder "
+            "of images."
         ),
     ] = "digits",
     data_root: Annotated[
@@ -35,13 +38,28 @@ def main(
     ] = None,
     network: Annotated[str, typer.Option(help="mlp (fully connected) or conv (convolutional).")] = "mlp",
     upsample: Annotated[str, typer.Option(help="How conv's decoder enlarges: transposed or nearest.")] = "transposed",
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(help="Kinds of a table's columns, such as age=count: binary, count, positive, real, category."),
+    ] = None,
     likelihood: Annotated[
-        str, typer.Option(help="What the data are: bernoulli (bits, or grey levels as their odds) or normal.")
-    ] = "bernoulli",
+        str | None,
+        typer.Option(
+            help=f"What the data are: {', '.join(choices.LIKELIHOODS)}. [default: bernoulli where data have bounds, "
+            "normal where not, mixed for a table]"
+        ),
+    ] = None,
+    dequantize: Annotated[
+        bool, typer.Option("--dequantize", help="Spread whole levels uniformly, for a density of grey levels.")
+    ] = False,
+    missing: Annotated[
+        str | None, typer.Option(help="nan, if NaN or an empty cell is a missing entry. [default: an error]")
+    ] = None,
     scale: Annotated[
         str,
         typer.Option(
-            help="normal's standard deviation: a number, or learned: shared (one), element (one for each), network."
+            help="The scale of normal, laplace, student-t and log-normal: a number, or learned: shared (one), element "
+            "(one for each), network; for normal also optimal."
         ),
     ] = "shared",
     latent_dim: Annotated[int, typer.Option(help="Number of latents.")] = 10,
@@ -78,7 +96,7 @@ def main(
     settings = {name: value for name, value in context.params.items() if name not in ("out", "resume", "device")}
     if resume is None:
         settings |= {"data": _absolute(data), "data_root": str((data_root or default_root()).absolute())}
-        folder = out or cli.unused_folder(f"{Path(data).stem}-{network}-{likelihood}")
+        folder = out or cli.unused_folder("-".join(filter(None, (Path(data).stem, network, likelihood))))
         if (folder / CONFIG).exists():
             raise ValueError(f"{folder} already holds a run: go on with --resume {folder}, or name another --out")
     else:
@@ -98,12 +116,18 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     if resuming and not checkpoint.exists() and (folder / "history.csv").exists():
         print(f"{folder} has been trained to its end: nothing is left to do.")
         return
-    data = load_data(settings["data"], settings["data_root"])
-    check_finite(data.x_train, settings["data"])
+    kinds = parse_kinds(settings["columns"] or ())
+    data = load_data(settings["data"], settings["data_root"], kinds=kinds)
+    if settings["missing"] is None:
+        check_finite(data.x_train, settings["data"])
     kept, watched = split(len(data.x_train), settings["validation_fraction"], settings["seed"])
     x_valid = data.x_train[watched]
     data = replace(data, x_train=data.x_train[kept])
-    vae = build(settings, data)
+    settings = settings | {"likelihood": settings["likelihood"] or choices.default_likelihood(data)}
+    if data.schema is not None:
+        settings |= {"schema": data.schema.to_json()}
+        print(data.schema.describe().to_string(index=False), end="\n\n")
+    vae, why = build(settings, data)
     epochs = settings["epochs"] or max(20, math.ceil(6000 / math.ceil(len(data.x_train) / settings["batch_size"])))
 
     vae.check(data.x_train, settings["data"])
@@ -113,7 +137,8 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
         rows = f"rows: {len(kept):,} to train on, {len(watched):,} to watch, {len(data.x_test):,} to test"
         print(f"data        {data.name}, {rows}")
         print(f"model       {settings['network']}, {vae.latent_dim} latents, {num_weights:,} weights")
-        print(f"likelihood  {vae.decoder.likelihood}, of the data through {vae.transform}")
+        print(f"likelihood  {settings['likelihood']}")
+        print(f"transform   {vae.transform}: {why}")
         history = fit(
             vae,
             data.x_train,
@@ -143,54 +168,66 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     print(f"\nvalidation ELBO {best_elbo:.2f} nats per datum, at epoch {best_epoch} of {len(history)}")
     print(f"The run is in {folder}, its pictures in {folder / 'figures'}. To go on:")
     print(f"  python scripts/evaluate.py {folder} --out metrics.json")
-    print(f"  python scripts/sample.py {folder} --num-samples 64 --out samples.png")
+    picture, numbers = ("png", "npy") if data.schema is None else ("csv", "csv")
+    print(f"  python scripts/sample.py {folder} --num-samples 64 --out samples.{picture}")
     print(f"  python scripts/predict.py {folder} --num-samples 10 --out predictions.npz")
+    if settings["missing"]:
+        print(f"  python scripts/impute.py {folder} --num-samples 5 --out imputed.{numbers}")
 
 
-def build(settings: dict[str, Any], data: DataSet) -> VAE:
-    """The model that the settings ask for."""
-    likelihood, transform = cli.choose(cli.LIKELIHOODS, settings["likelihood"], "likelihood")(
-        data, cli.number_or_name(settings["scale"])
+def build(settings: dict[str, Any], data: DataSet) -> tuple[VAE, str]:
+    """The model that the settings ask for, and why its transform."""
+    likelihood, transform, why = choices.likelihood_and_transform(
+        data, settings["likelihood"], cli.number_or_name(settings["scale"]), dequantize=settings["dequantize"]
     )
     network = {
         "mlp": {"hidden_dims": cli.integers(settings["hidden_dims"], "--hidden-dims")},
         "conv": {"channels": cli.integers(settings["channels"], "--channels"), "upsample": settings["upsample"]},
     }
-    builder = cli.choose(cli.NETWORKS, settings["network"], "network")
+    builder = choices.choose(choices.NETWORKS, settings["network"], "network")
     torch.manual_seed(settings["seed"])
-    return builder(
+    vae = builder(
         tuple(data.x_train.shape[1:]),
         settings["latent_dim"],
         likelihood=likelihood,
         transform=transform,
+        missing=settings["missing"],
         activation=settings["activation"],
         **network[settings["network"]],
     )
+    return vae, why
 
 
 def draw_figures(vae: VAE, data: DataSet, history: Any, folder: Path) -> None:
     """Draws what the model has learned, on held-out rows."""
     torch.manual_seed(0)
     x, labels = data.x_test[:5000], None if data.y_test is None else data.y_test[:5000]
+    figures = {"latent": plotting.plot_latents(vae.encode(x).mean, labels), "curves": plotting.plot_curves(history)}
+    if data.schema is not None:
+        samples = data.schema.decode(vae.sample(max(1000, len(x))))
+        figures["columns"] = plotting.plot_columns(data.schema.decode(x), samples)
+    else:
+        figures |= draw_rows(vae, x, data.bounds)
+    for name, figure in figures.items():
+        plotting.save_figure(figure, folder / f"{name}.png")
+
+
+def draw_rows(vae: VAE, x: torch.Tensor, bounds: tuple[float, float] | None) -> dict[str, Any]:
+    """Draws rows that are images, or vectors of one kind of element."""
     shown = x[:10]
     half = max(1, min(8, len(x) // 2))
     figures = {
-        "samples": plotting.plot_samples(vae.sample(64, mean=True), bounds=data.bounds, title="E[x|z] at z ~ p(z)"),
+        "samples": plotting.plot_samples(vae.sample(64, mean=True), bounds=bounds, title="E[x|z] at z ~ p(z)"),
         "reconstructions": plotting.plot_reconstructions(
-            shown, vae.reconstruct(shown), vae.posterior_predictive(shown)[0], bounds=data.bounds
+            shown, vae.reconstruct(shown), vae.posterior_predictive(shown)[0], bounds=bounds
         ),
-        "interpolation": plotting.plot_interpolation(
-            vae.interpolate(x[:half], x[-half:], steps=11), bounds=data.bounds
-        ),
-        "latent": plotting.plot_latents(vae.encode(x).mean, labels),
-        "curves": plotting.plot_curves(history),
+        "interpolation": plotting.plot_interpolation(vae.interpolate(x[:half], x[-half:], steps=11), bounds=bounds),
     }
     if vae.latent_dim == 2:
         grid = latent_grid(20)
         means = vae.mean_at(grid.flatten(0, 1)).unflatten(0, (20, 20))
-        figures["manifold"] = plotting.plot_manifold(means, bounds=data.bounds)
-    for name, figure in figures.items():
-        plotting.save_figure(figure, folder / f"{name}.png")
+        figures["manifold"] = plotting.plot_manifold(means, bounds=bounds)
+    return figures
 
 
 def _absolute(data: str) -> str:

@@ -142,6 +142,13 @@ def test_a_part_of_the_users_own_is_saved_and_opened_by_its_class(tmp_path):
         load(tmp_path)
 
 
+def test_every_part_that_can_be_saved_has_a_name_of_its_own():
+    from pyro_vae import loading
+
+    names = [n for room in loading._ROOMS for n in room.__all__ if isinstance(getattr(room, n), type)]
+    assert len(names) == len(set(names))
+
+
 # Damage
 
 

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.features import Features, Log1p
+from pyro_vae.features import Features, LogOnePlus
 from pyro_vae.likelihoods.base import Dispersed, Likelihood
 from pyro_vae.likelihoods.real import Scale
 from pyro_vae.ranges import Constraint, constraints
@@ -28,7 +28,7 @@ class _Counts(Likelihood):
 
     def features(self, event_shape: Sequence[int]) -> Features:
         """Logarithms."""
-        return Log1p()
+        return LogOnePlus()
 
     def log_mean(self, raw: Tensor, size_factor: Tensor | None) -> Tensor:
         """The mean's logarithm, the size factor's included."""

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.features import Features, Log1p
+from pyro_vae.features import Features, LogOnePlus
 from pyro_vae.likelihoods.base import Dispersed
 from pyro_vae.likelihoods.real import Scale
 from pyro_vae.ranges import Constraint, constraints, interval
@@ -45,7 +45,7 @@ class LogNormal(Dispersed):
 
     def features(self, event_shape: Sequence[int]) -> Features:
         """Logarithms."""
-        return Log1p()
+        return LogOnePlus()
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
         """Log-normal with the raw output as the logarithm's mean."""
@@ -83,7 +83,7 @@ class Gamma(Dispersed):
 
     def features(self, event_shape: Sequence[int]) -> Features:
         """Logarithms."""
-        return Log1p()
+        return LogOnePlus()
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
         """Gamma with the raw output as the mean's logarithm."""
