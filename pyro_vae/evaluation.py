@@ -1,34 +1,27 @@
 """How good a model is, in numbers."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.objectives import elbo_terms
-from pyro_vae.pair import Pair, Rows
+from pyro_vae.pair import Array, Pair
 from pyro_vae.programs import evaluating, forked_random_state
+from pyro_vae.rows import Rows, as_rows
 
 __all__ = ["elbo_per_row", "evaluate"]
 
 
 def elbo_per_row(
-    pair: Pair,
-    x: Tensor,
-    context: Mapping[str, Any] | None = None,
-    *,
-    num_rows: int | None = None,
-    seed: int = 0,
-    batch_size: int = 1024,
+    pair: Pair, rows: Rows, *, num_rows: int | None = None, seed: int = 0, batch_size: int = 1024
 ) -> tuple[Tensor, Tensor]:
     """Reconstruction log p(x | z) and KL log q(z | x) − log p(z) of each row at one draw of z, in nats.
 
     Args:
         pair: The programs.
-        x: Checked rows ``(N, *E)`` in the user's units.
-        context: Keyword arguments of the programs, rows first.
+        rows: Checked rows in the user's units, with the keyword arguments of the programs.
         num_rows: Rows that share a site outside the plate ``"data"``; all of these by default.
         seed: Seeds the draws; the caller's random state is left alone.
         batch_size: Rows at a time.
@@ -39,17 +32,15 @@ def elbo_per_row(
     parts = []
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
-        for start in range(0, len(x), batch_size):
-            here = slice(start, start + batch_size)
-            batch = {name: value[here] for name, value in (context or {}).items()}
-            rows, batch, log_jacobian = pair.prepare(x[here], batch)
-            terms = elbo_terms(pair.model, pair.guide, rows, batch, num_rows=num_rows or len(x))
+        for batch in rows.chunks(batch_size):
+            x, context, log_jacobian = pair.prepare(batch.pop("x"), batch)
+            terms = elbo_terms(pair.model, pair.guide, x, context, num_rows=num_rows or rows.num_rows)
             parts.append((terms.reconstruction + log_jacobian, terms.kl))
     reconstruction, kl = zip(*parts, strict=True)
     return torch.cat(reconstruction), torch.cat(kl)
 
 
-def evaluate(pair: Pair, x: Rows, *, seed: int = 0, **context: Any) -> dict[str, float]:
+def evaluate(pair: Pair, x: Array, *, seed: int = 0, **context: Any) -> dict[str, float]:
     r"""Evaluates a model on rows it was not trained on.
 
     Args:
@@ -71,9 +62,9 @@ def evaluate(pair: Pair, x: Rows, *, seed: int = 0, **context: Any) -> dict[str,
         and ``active_units``: latents with :math:`\mathrm{Var}_x(E_q[z]) > 0.01` over these rows (Burda et al., 2016);
         ``num_rows``: how many rows there were.
     """
-    rows = pair.check(x, **context)
-    reconstruction, kl = elbo_per_row(pair, rows, context, seed=seed)
-    num_dims = pair.num_observed(rows, context) / len(rows)
+    x = pair.check(x, **context)
+    reconstruction, kl = elbo_per_row(pair, as_rows({"x": x, **context}, pair.device), seed=seed)
+    num_dims = pair.num_observed(x, context) / len(x)
     metrics: dict[str, float] = {}
     for name, values in {
         "elbo": reconstruction - kl,
@@ -87,7 +78,7 @@ def evaluate(pair: Pair, x: Rows, *, seed: int = 0, **context: Any) -> dict[str,
             metrics[f"{name}_se"] = float(values.std() / math.sqrt(len(values)))
     with forked_random_state(pair.device):
         torch.manual_seed(seed)
-        means = pair.encode(rows, **context).mean
+        means = pair.encode(x, **context).mean
     metrics["active_units"] = int((means.var(0) > 0.01).sum()) if len(means) > 1 else 0
-    metrics["num_rows"] = len(rows)
+    metrics["num_rows"] = len(x)
     return metrics

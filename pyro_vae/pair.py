@@ -18,7 +18,7 @@ from pyro_vae.transforms import Identity, Transform
 
 __all__ = ["Pair"]
 
-Rows = Tensor | np.ndarray
+Array = Tensor | np.ndarray
 
 
 class Pair(nn.Module):
@@ -84,7 +84,7 @@ class Pair(nn.Module):
         """Device of the programs' parameters."""
         return next((p.device for p in self.parameters()), torch.get_default_device())
 
-    def check(self, x: Rows, name: str = "x", **context: Any) -> Tensor:
+    def check(self, x: Array, name: str = "x", **context: Any) -> Tensor:
         """Returns ``x`` as a tensor, once every row is known to suit the model.
 
         Raises:
@@ -163,14 +163,14 @@ class Pair(nn.Module):
     def _filling(self, constraint: Constraint) -> Tensor:
         return torch.as_tensor(inner_value(elementwise(constraint)), dtype=self.dtype, device=self.device)
 
-    def to_model_units(self, x: Rows) -> Tensor:
+    def to_model_units(self, x: Array) -> Tensor:
         """Rows in the user's units as the programs take them: on their device, in their type, transformed."""
         return self.prepare(torch.as_tensor(x), {})[0]
 
-    def _checked(self, x: Rows, context: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def _checked(self, x: Array, context: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         return self.prepare(self.check(x, **context), context)[:2]
 
-    def encode(self, x: Rows, **context: Any) -> TorchDistribution:
+    def encode(self, x: Array, **context: Any) -> TorchDistribution:
         r"""The approximate posterior :math:`q(z \mid x)` of each row: batch ``(N,)``, event ``(L,)``.
 
         Without gradients; where they are needed, call the guide's own parts.
@@ -201,7 +201,7 @@ class Pair(nn.Module):
             self.model, num_samples, mean=mean, context=context, finish=self.transform.inverse
         )
 
-    def posterior_predictive(self, x: Rows, num_samples: int = 1, *, mean: bool = False, **context: Any) -> Tensor:
+    def posterior_predictive(self, x: Array, num_samples: int = 1, *, mean: bool = False, **context: Any) -> Tensor:
         r"""Draws new data like each row, :math:`z \sim q(z \mid x),\ x' \sim p(x \mid z)`: ``(num_samples, N, *E)``.
 
         Args:
@@ -215,12 +215,12 @@ class Pair(nn.Module):
             self.model, self.guide, rows, num_samples, mean=mean, context=context, finish=self.transform.inverse
         )
 
-    def reconstruct(self, x: Rows, **context: Any) -> Tensor:
+    def reconstruct(self, x: Array, **context: Any) -> Tensor:
         r"""The mean :math:`E[x' \mid z]` at the mean of :math:`q(z \mid x)`, one for each row: ``(N, *E)``."""
         z = self.encode(x, **context).mean
         return self.mean_at(z, **{name: value for name, value in context.items() if name != "mask"})
 
-    def impute(self, x: Rows, num_samples: int = 1, *, num_particles: int = 100, **context: Any) -> Tensor:
+    def impute(self, x: Array, num_samples: int = 1, *, num_particles: int = 100, **context: Any) -> Tensor:
         r"""Draws the missing entries of each row given its observed ones: ``(num_samples, N, *E)``.
 
         .. math:: z \sim p(z \mid x_\text{obs}),\ x_\text{mis} \sim p(x_\text{mis} \mid z)
@@ -251,8 +251,8 @@ class Pair(nn.Module):
 
     def interpolate(
         self,
-        a: Rows,
-        b: Rows,
+        a: Array,
+        b: Array,
         steps: int = 9,
         *,
         path: Literal["linear", "spherical"] = "linear",

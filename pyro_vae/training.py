@@ -4,13 +4,12 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import pyro
 import torch
@@ -25,11 +24,11 @@ from pyro_vae.evaluation import elbo_per_row
 from pyro_vae.names import lookup
 from pyro_vae.objectives import elbo_terms
 from pyro_vae.pair import Pair
-from pyro_vae.programs import forked_random_state, local_parameters
+from pyro_vae.programs import evaluating, forked_random_state, local_parameters
+from pyro_vae.rows import Data, Resident, Rows, as_rows
 
 __all__ = ["fit", "resolve_device"]
 
-Data = Tensor | np.ndarray | Mapping[str, Any]
 Schedule = Literal["cosine", "constant", "plateau"]
 
 
@@ -64,6 +63,7 @@ def fit(
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    num_workers: int = 2,
 ) -> pd.DataFrame:
     r"""Trains a pair of programs by stochastic variational inference.
 
@@ -74,7 +74,8 @@ def fit(
     Args:
         pair: A :class:`~pyro_vae.VAE`, or any :class:`~pyro_vae.Pair`. It is trained in place.
         x_train: Rows ``(N, *E)`` in the user's units; or a mapping of ``"x"`` and the programs' keyword arguments,
-            rows first.
+            rows first. What does not fit into memory is streamed: a memory-mapped array
+            (``np.load(path, mmap_mode="r")``) or a ``torch.utils.data.Dataset`` of rows or such mappings.
         validation_data: Rows that are never trained on. After each epoch their ELBO is estimated, always with the same
             noise, and the weights with the highest one are kept.
         epochs: Times that every row is seen.
@@ -91,6 +92,7 @@ def fit(
         progress: Show a progress bar.
         checkpoint: File to which the run's state is written after each epoch.
         resume: Go on from the file ``checkpoint``, to the same numbers as a run that was never stopped.
+        num_workers: Processes that read what is streamed.
 
     Returns:
         A table with one row an epoch: ``epoch``; ``elbo``, ``reconstruction`` and ``kl`` over the training rows, with
@@ -119,13 +121,18 @@ def fit(
         raise ValueError("patience needs validation_data: early stopping watches their ELBO")
     device = resolve_device(device)
     pair.to(device)
-    _settle_transform(pair, x_train)
-    train = _as_mapping(pair, x_train, "x_train")
-    valid = None if validation_data is None else _as_mapping(pair, validation_data, "validation_data")
-    pair.check_columns(train["x"], train)
-    num_rows = len(train["x"])
-    if num_rows < batch_size:
-        raise ValueError(f"x_train has {num_rows} rows, fewer than batch_size={batch_size}: use a smaller batch_size")
+    train = as_rows(x_train, device, num_workers=num_workers, name="x_train")
+    valid = None if validation_data is None else as_rows(validation_data, device, num_workers=num_workers)
+    if train.num_rows == 0:
+        raise ValueError("x_train has no rows; expected at least one")
+    _settle_transform(pair, train)
+    _check(pair, train, "x_train")
+    if valid is not None:
+        _check(pair, valid, "validation_data")
+    if train.num_rows < batch_size:
+        raise ValueError(
+            f"x_train has {train.num_rows} rows, fewer than batch_size={batch_size}: use a smaller batch_size"
+        )
     with _seeded(seed, device), local_parameters():
         run = _Run(pair, train, valid, settings, None if checkpoint is None else Path(checkpoint))
         if resume:
@@ -133,10 +140,26 @@ def fit(
         return run.train(progress=progress)
 
 
-def _settle_transform(pair: Pair, x_train: Data) -> None:
-    x = x_train["x"] if isinstance(x_train, Mapping) and "x" in x_train else x_train
-    if pair.data_range is not None and not isinstance(x, Mapping) and len(x):
-        pair.transform = pair.transform.settle(torch.as_tensor(x), pair.data_range).to(pair.device)
+_CHUNK = 8192
+
+
+def _settle_transform(pair: Pair, train: Rows) -> None:
+    """Lets the transform be chosen; of streamed rows the first ones must do."""
+    if pair.data_range is not None:
+        x = train.data["x"] if isinstance(train, Resident) else next(train.chunks(_CHUNK))["x"]
+        pair.transform = pair.transform.settle(x, pair.data_range).to(device=pair.device, dtype=pair.dtype)
+
+
+def _check(pair: Pair, rows: Rows, name: str) -> None:
+    """Looks at every row once."""
+    if isinstance(rows, Resident):
+        context = {key: value for key, value in rows.data.items() if key != "x"}
+        rows.data["x"] = pair.check(rows.data["x"], name, **context)
+        pair.check_columns(rows.data["x"], context)
+        return
+    for number, chunk in enumerate(rows.chunks(_CHUNK)):
+        context = {key: value for key, value in chunk.items() if key != "x"}
+        pair.check(chunk["x"], f"{name}[{number * _CHUNK}:{(number + 1) * _CHUNK}]", **context)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -154,19 +177,6 @@ def resolve_device(device: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"cannot use device {str(device)!r} ({reason}); use auto, cpu or cuda") from error
     return device
-
-
-def _as_mapping(pair: Pair, data: Data, name: str) -> dict[str, Tensor]:
-    """Checked rows and keyword arguments as tensors on the pair's device, in the type they came in."""
-    named = dict(data) if isinstance(data, Mapping) else {"x": data}
-    if "x" not in named:
-        raise ValueError(f"{name} has no entry 'x', only {', '.join(named) or 'none'}")
-    context = {key: torch.as_tensor(value).to(pair.device) for key, value in named.items() if key != "x"}
-    x = torch.as_tensor(named["x"])
-    for key, value in context.items():
-        if len(value) != len(x):
-            raise ValueError(f"{name} has {len(x)} rows in 'x' and {len(value)} in {key!r}: give as many in each")
-    return {"x": pair.check(x, name, **context).to(pair.device), **context}
 
 
 @contextmanager
@@ -212,15 +222,15 @@ class _Run:
     def __init__(
         self,
         pair: Pair,
-        train: dict[str, Tensor],
-        valid: dict[str, Tensor] | None,
+        train: Rows,
+        valid: Rows | None,
         settings: _Settings,
         checkpoint: Path | None,
     ) -> None:
         self.pair, self.data, self.valid = pair, train, valid
         self.settings, self.checkpoint = settings, checkpoint
         self.device = pair.device
-        self.num_rows = len(train["x"])
+        self.num_rows = train.num_rows
         self.steps = math.ceil(self.num_rows / settings.batch_size)
         self.order = torch.Generator().manual_seed(settings.seed)
         self.parameters = self._parameters()
@@ -236,24 +246,24 @@ class _Run:
     def _parameters(self) -> dict[str, Tensor]:
         """Everything there is to train: the modules' parameters, and those that the programs make when they run."""
         named: dict[str, Tensor] = {name: p for name, p in self.pair.named_parameters() if p.requires_grad}
-        with forked_random_state(self.device), torch.no_grad(), poutine.trace(param_only=True) as capture:
-            x, context, _ = self._batch(torch.arange(self.settings.batch_size))
-            elbo_terms(self.pair.model, self.pair.guide, x, context)
-        known = {id(p) for p in named.values()}
-        for name, site in capture.trace.nodes.items():
-            constrained: Any = site["value"]
-            value = constrained.unconstrained()
-            if id(value) not in known:
-                named[f"{_STORE}{name}"] = value
+        pair, first = self.pair, next(self.data.batches([torch.arange(self.settings.batch_size)]))
+        with forked_random_state(self.device), evaluating(pair.model, pair.guide):
+            x, context, _ = self._prepare(first)
+            with poutine.trace(param_only=True) as capture:
+                elbo_terms(pair.model, pair.guide, x, context)
+            known = {id(p) for p in named.values()}
+            for name, site in capture.trace.nodes.items():
+                constrained: Any = site["value"]
+                value = constrained.unconstrained()
+                if id(value) not in known:
+                    named[f"{_STORE}{name}"] = value
         if not named:
             raise ValueError("the programs have nothing to train: no pyro.param, pyro.module or nn.Parameter")
         return named
 
-    def _batch(self, index: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def _prepare(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Rows in the model's units, their keyword arguments, and the transform's log-Jacobian of each row."""
-        index = index.to(self.device)
-        context = {name: value[index] for name, value in self.data.items() if name != "x"}
-        return self.pair.prepare(self.data["x"][index], context)
+        return self.pair.prepare(batch["x"], {name: value for name, value in batch.items() if name != "x"})
 
     def train(self, *, progress: bool) -> pd.DataFrame:
         """Trains what is left to train, and leaves the best weights in the pair."""
@@ -289,10 +299,10 @@ class _Run:
         order = torch.randperm(self.num_rows, generator=self.order)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         learning_rate, kl_weight, seen = self._learning_rate(), 1.0, 0
-        for step, index in enumerate(order.split(self.settings.batch_size)):
+        for step, batch in enumerate(self.data.batches(order.split(self.settings.batch_size))):
             kl_weight = self._kl_weight((epoch - 1) * self.steps + step)
-            sums += self._step(index, kl_weight, checked=epoch == 1 and step == 0)
-            seen += len(index)
+            sums += self._step(batch, kl_weight, checked=epoch == 1 and step == 0)
+            seen += len(batch["x"])
             # Between redraws of the bar nothing is read back from the device.
             if not bar.disable and time.time() - bar.last_print_t >= bar.mininterval:
                 bar.set_postfix_str(self._postfix(epoch, sums / seen, started, seen), refresh=False)
@@ -326,9 +336,9 @@ class _Run:
         if self.checkpoint is not None:
             self._write(self.checkpoint)
 
-    def _step(self, index: Tensor, kl_weight: float, *, checked: bool) -> Tensor:
+    def _step(self, batch: dict[str, Tensor], kl_weight: float, *, checked: bool) -> Tensor:
         """One step of the optimiser; returns the sums of reconstruction and KL over the batch."""
-        x, context, log_jacobian = self._batch(index)
+        x, context, log_jacobian = self._prepare(batch)
         # Pyro's checks of shapes and supports cost as much as the arithmetic; one checked step finds the mistakes.
         with pyro.validation_enabled(checked):
             terms = elbo_terms(
@@ -350,10 +360,9 @@ class _Run:
     def _learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def _validate(self, valid: dict[str, Tensor]) -> dict[str, float]:
-        context = {name: value for name, value in valid.items() if name != "x"}
+    def _validate(self, valid: Rows) -> dict[str, float]:
         # The same noise after every epoch: the weights alone make the difference.
-        terms = elbo_per_row(self.pair, valid["x"], context, num_rows=self.num_rows, seed=self.settings.seed)
+        terms = elbo_per_row(self.pair, valid, num_rows=self.num_rows, seed=self.settings.seed)
         reconstruction, kl = (float(term.double().mean()) for term in terms)
         return {
             "validation_elbo": reconstruction - kl,

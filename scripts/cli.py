@@ -114,7 +114,7 @@ def write_table(run: Path, x: torch.Tensor, out: Path) -> None:
     if x.dim() == 3:
         table.insert(0, "draw", np.repeat(np.arange(1, len(x) + 1), x.shape[1]))
     with files.replacing(out) as temporary:
-        table.to_csv(temporary, index=False)
+        table.to_csv(temporary, index=False, float_format="%.7g")  # what float32 can tell apart
 
 
 def write_arrays(arrays: Mapping[str, torch.Tensor], out: Path) -> None:

@@ -82,9 +82,7 @@ def main(
     ] = 0.1,
     device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the split, the weights, the order of rows and the noise.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="The run folder. [default: runs/DATA-NETWORK-LIKELIHOOD, numbered]")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder. [default: runs/DATA-NETWORK, numbered]")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the run in this folder, with its own settings.", metavar="RUN")
     ] = None,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_vae import VAE, Pair, mlp_vae
 from pyro_vae.likelihoods import Normal
+from pyro_vae.rows import Rows, as_rows
 
 
 class LinearGaussian:
@@ -51,3 +52,8 @@ def maximum_log_evidence(x: Tensor, latent_dim: int) -> float:
     noise = values[latent_dim:].mean()
     log_det = values[:latent_dim].log().sum() + (num_dims - latent_dim) * noise.log()
     return float(-0.5 * (num_dims * math.log(2 * math.pi) + log_det + num_dims))
+
+
+def resident(x: Tensor) -> Rows:
+    """Rows as the tools take them when they have been checked."""
+    return as_rows(x, x.device)

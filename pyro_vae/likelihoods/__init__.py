@@ -3,7 +3,7 @@ r"""Likelihoods :math:`p(x \mid z)`: what kind of data the decoder describes.
 One class for each kind; :class:`Likelihood`'s docstring says how to add one.
 """
 
-from pyro_vae.likelihoods.base import Dispersed, Likelihood
+from pyro_vae.likelihoods.base import Anchored, Dispersed, Likelihood
 from pyro_vae.likelihoods.bits import Bernoulli, ContinuousBernoulli
 from pyro_vae.likelihoods.counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial, ZeroInflatedPoisson
 from pyro_vae.likelihoods.levels import Categorical, DiscretizedLogistic, DiscretizedLogisticMixture
@@ -12,6 +12,7 @@ from pyro_vae.likelihoods.positive import Beta, Gamma, LogNormal
 from pyro_vae.likelihoods.real import Laplace, Normal, StudentT
 
 __all__ = [
+    "Anchored",
     "Bernoulli",
     "Beta",
     "Categorical",

@@ -14,7 +14,7 @@ from pyro_vae.heads import Head
 from pyro_vae.names import lookup
 from pyro_vae.ranges import Constraint
 
-__all__ = ["Dispersed", "Likelihood"]
+__all__ = ["Anchored", "Dispersed", "Likelihood"]
 
 
 class Likelihood(Head):
@@ -63,6 +63,36 @@ class Likelihood(Head):
         raise NotImplementedError(f"{type(self).__name__} must define distribution(*params)")
 
 
+class Anchored(Likelihood):
+    """Base class of likelihoods whose first raw output is the logarithm of a mean.
+
+    Amounts may lie anywhere, and a network would take long to climb to a logarithm of 7. So the raw output counts from
+    an anchor for each element: the logarithm of its mean in the first training batch, kept from then on.
+    """
+
+    anchor: Tensor
+    has_anchor: Tensor
+
+    def add_parameters(self, event_shape: tuple[int, ...]) -> None:
+        """An anchor for each element."""
+        super().add_parameters(event_shape)
+        self.register_buffer("anchor", torch.zeros(event_shape))
+        self.register_buffer("has_anchor", torch.tensor(False))  # noqa: FBT003
+
+    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
+        """Takes the anchor from the first batch."""
+        with torch.no_grad():
+            rows = x.reshape(-1, *self.anchor.shape)
+            seen = torch.ones_like(rows) if mask is None else mask.to(x.dtype).expand_as(x).reshape(rows.shape)
+            mean = (rows * seen).sum(0) / seen.sum(0).clamp(min=1)
+            self.anchor.copy_(torch.where(self.has_anchor, self.anchor, mean.clamp(min=1e-2).log()))
+            self.has_anchor.fill_(True)  # noqa: FBT003
+
+    def log_mean(self, raw: Tensor) -> Tensor:
+        """The mean's logarithm."""
+        return raw if self.event_shape is None else raw + self.anchor
+
+
 KINDS = ("shared", "element", "network")
 
 
@@ -99,6 +129,7 @@ class Dispersed(Likelihood):
 
     def add_parameters(self, event_shape: tuple[int, ...]) -> None:
         """One raw value for each element, where that is asked for."""
+        super().add_parameters(event_shape)
         if getattr(self, self._name) == "element":
             self.raw_dispersion = nn.Parameter(torch.full(event_shape, self._start))
 

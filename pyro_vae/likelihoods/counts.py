@@ -1,7 +1,8 @@
 r"""Counts: whole numbers from 0, without a highest one.
 
 Each takes, as a keyword argument of the programs, a ``size_factor`` for each row, ``(N,)``: how much was looked at,
-such as the depth of sequencing. It multiplies the mean.
+such as the depth of sequencing. It multiplies the mean. In the formulas :math:`\eta` is the first raw output, counted
+from the anchor of :class:`Anchored`.
 """
 
 from collections.abc import Sequence
@@ -11,14 +12,14 @@ import torch
 from torch import Tensor
 
 from pyro_vae.features import Features, LogOnePlus
-from pyro_vae.likelihoods.base import Dispersed, Likelihood
+from pyro_vae.likelihoods.base import Anchored, Dispersed
 from pyro_vae.likelihoods.real import Scale
 from pyro_vae.ranges import Constraint, constraints
 
 __all__ = ["NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial", "ZeroInflatedPoisson"]
 
 
-class _Counts(Likelihood):
+class _Counts(Anchored):
     """Data are counts; the first raw output is the mean's logarithm."""
 
     @property
@@ -30,18 +31,19 @@ class _Counts(Likelihood):
         """Logarithms."""
         return LogOnePlus()
 
-    def log_mean(self, raw: Tensor, size_factor: Tensor | None) -> Tensor:
+    def log_rate(self, raw: Tensor, size_factor: Tensor | None) -> Tensor:
         """The mean's logarithm, the size factor's included."""
+        log_mean = self.log_mean(raw)
         if size_factor is None:
-            return raw
+            return log_mean
         event_dim = 1 if self.event_shape is None else len(self.event_shape)
-        return raw + size_factor.to(raw.dtype).log().reshape(*size_factor.shape, *([1] * event_dim))
+        return log_mean + size_factor.to(raw.dtype).log().reshape(*size_factor.shape, *([1] * event_dim))
 
 
 class Poisson(_Counts):
     r"""Factorised Poisson likelihood, for counts whose variance is their mean.
 
-    .. math:: p(x \mid z) = \prod_i \mathrm{Poisson}(x_i \mid \ell\, \exp(\text{raw}_i)), \quad \ell: \text{size factor}
+    .. math:: p(x \mid z) = \prod_i \mathrm{Poisson}(x_i \mid \ell\, \exp(\eta_i)), \quad \ell: \text{size factor}
 
     Shape:
         raw: ``(*B, 1, *E)``. Returns a distribution with batch ``(*B,)`` and event ``E``.
@@ -53,13 +55,13 @@ class Poisson(_Counts):
 
     def distribution(self, *params: Tensor, size_factor: Tensor | None = None) -> dist.TorchDistribution:
         """Poisson with the exponential of the raw output as rate."""
-        return dist.Poisson(self.log_mean(params[0], size_factor).exp())
+        return dist.Poisson(self.log_rate(params[0], size_factor).exp())
 
 
 class ZeroInflatedPoisson(_Counts):
     r"""Factorised zero-inflated Poisson likelihood: zero with probability :math:`g`, else Poisson.
 
-    .. math:: p(x_i \mid z) = g_i\, [x_i = 0] + (1 - g_i)\, \mathrm{Poisson}(x_i \mid \ell\, \exp(\text{raw}_{i1})),
+    .. math:: p(x_i \mid z) = g_i\, [x_i = 0] + (1 - g_i)\, \mathrm{Poisson}(x_i \mid \ell\, \exp(\eta_i)),
         \qquad g_i = \mathrm{sigmoid}(\text{raw}_{i2})
 
     Source: Lambert, *Zero-Inflated Poisson Regression*, 1992.
@@ -76,13 +78,13 @@ class ZeroInflatedPoisson(_Counts):
 
     def distribution(self, *params: Tensor, size_factor: Tensor | None = None) -> dist.TorchDistribution:
         """Zero-inflated Poisson with rate and gate from the network."""
-        return dist.ZeroInflatedPoisson(self.log_mean(params[0], size_factor).exp(), gate_logits=params[1])
+        return dist.ZeroInflatedPoisson(self.log_rate(params[0], size_factor).exp(), gate_logits=params[1])
 
 
 class NegativeBinomial(Dispersed, _Counts):
     r"""Factorised negative binomial likelihood, for counts that vary more than their mean.
 
-    .. math:: \mathrm{E}(x_i \mid z) = m_i = \ell\, \exp(\text{raw}_i), \quad \mathrm{Var}(x_i \mid z) = m_i + m_i^2/r_i
+    .. math:: \mathrm{E}(x_i \mid z) = m_i = \ell\, \exp(\eta_i), \quad \mathrm{Var}(x_i \mid z) = m_i + m_i^2/r_i
 
     Args:
         total_count: The inverse dispersion :math:`r`: a number, ``"shared"``, ``"element"`` or ``"network"``.
@@ -105,14 +107,14 @@ class NegativeBinomial(Dispersed, _Counts):
     def distribution(self, *params: Tensor, size_factor: Tensor | None = None) -> dist.TorchDistribution:
         """Negative binomial with the raw output as the mean's logarithm."""
         total_count = self.dispersion(params)
-        return dist.NegativeBinomial(total_count, logits=self.log_mean(params[0], size_factor) - total_count.log())
+        return dist.NegativeBinomial(total_count, logits=self.log_rate(params[0], size_factor) - total_count.log())
 
 
 class ZeroInflatedNegativeBinomial(Dispersed, _Counts):
     r"""Factorised zero-inflated negative binomial likelihood, for counts with more zeros than even that allows.
 
     .. math:: p(x_i \mid z) = g_i\, [x_i = 0] + (1 - g_i)\, \mathrm{NB}(x_i \mid m_i, r_i), \qquad
-        m_i = \ell\, \exp(\text{raw}_{i1}), \quad g_i = \mathrm{sigmoid}(\text{raw}_{i2})
+        m_i = \ell\, \exp(\eta_i), \quad g_i = \mathrm{sigmoid}(\text{raw}_{i2})
 
     Source: Risso et al., *A general and flexible method for signal extraction from single-cell RNA-seq data*, 2018.
 
@@ -139,6 +141,6 @@ class ZeroInflatedNegativeBinomial(Dispersed, _Counts):
     def distribution(self, *params: Tensor, size_factor: Tensor | None = None) -> dist.TorchDistribution:
         """Zero-inflated negative binomial with mean and gate from the network."""
         total_count = self.dispersion(params)
-        logits = self.log_mean(params[0], size_factor) - total_count.log()
+        logits = self.log_rate(params[0], size_factor) - total_count.log()
         total_count, logits, gate_logits = torch.broadcast_tensors(total_count, logits, params[1])
         return dist.ZeroInflatedNegativeBinomial(total_count, logits=logits, gate_logits=gate_logits)

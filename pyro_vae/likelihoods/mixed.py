@@ -75,6 +75,12 @@ class Mixed(Likelihood):
             raise ValueError(f"Mixed reads raw output of shape (*batch, {expected[0]}), found {tuple(raw.shape)}")
         return raw.split(self._sizes(), dim=-1), 1
 
+    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
+        """Tells each column of its part."""
+        masks = [None] * len(self.columns) if mask is None else mask.expand_as(x).unbind(-1)
+        for column, part, rows, seen in zip(self.columns, self.read(raw)[0], x.unbind(-1), masks, strict=True):
+            column.observe(part, rows, seen)
+
     def distribution(self, *params: Tensor) -> TorchDistribution:
         """Each column's distribution, side by side."""
         return Columns([column(raw) for column, raw in zip(self.columns, params, strict=True)])

@@ -7,17 +7,19 @@ import torch
 from torch import Tensor
 
 from pyro_vae.features import Features, LogOnePlus
-from pyro_vae.likelihoods.base import Dispersed
+from pyro_vae.likelihoods.base import Anchored, Dispersed
 from pyro_vae.likelihoods.real import Scale
 from pyro_vae.ranges import Constraint, constraints, interval
 
 __all__ = ["Beta", "Gamma", "LogNormal"]
 
 
-class LogNormal(Dispersed):
+class LogNormal(Dispersed, Anchored):
     r"""Factorised log-normal likelihood, for positive measurements with relative errors.
 
-    .. math:: \log x_i \sim \mathcal{N}(\mu_i(z), \sigma_i^2)
+    .. math:: \log x_i \sim \mathcal{N}(\mu_i(z), \sigma_i^2), \qquad \mu = \text{raw} + \text{anchor}
+
+    with the anchor of :class:`Anchored`.
 
     Args:
         scale: The standard deviation :math:`\sigma` of the logarithm: a number, ``"shared"``, ``"element"`` or
@@ -49,14 +51,14 @@ class LogNormal(Dispersed):
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
         """Log-normal with the raw output as the logarithm's mean."""
-        return dist.LogNormal(params[0], self.dispersion(params))
+        return dist.LogNormal(self.log_mean(params[0]), self.dispersion(params))
 
 
-class Gamma(Dispersed):
+class Gamma(Dispersed, Anchored):
     r"""Factorised gamma likelihood, for positive measurements such as durations and amounts.
 
     .. math:: p(x \mid z) = \prod_i \mathrm{Gamma}\left(x_i \mid a_i, a_i / m_i(z)\right), \qquad
-        m = \exp(\text{raw}), \quad \mathrm{Var}(x_i \mid z) = m_i^2 / a_i
+        m = \exp(\text{raw} + \text{anchor}), \quad \mathrm{Var}(x_i \mid z) = m_i^2 / a_i
 
     Args:
         concentration: The concentration :math:`a`: a number, ``"shared"``, ``"element"`` or ``"network"``.
@@ -88,7 +90,7 @@ class Gamma(Dispersed):
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
         """Gamma with the raw output as the mean's logarithm."""
         concentration = self.dispersion(params)
-        return dist.Gamma(concentration, concentration * torch.exp(-params[0]))
+        return dist.Gamma(concentration, concentration * torch.exp(-self.log_mean(params[0])))
 
 
 class Beta(Dispersed):

@@ -1,0 +1,140 @@
+"""Rows that are streamed are the rows that are resident, and train to the same numbers."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from pyro_vae import Pair, fit, mlp_vae
+from pyro_vae.likelihoods import Bernoulli, Normal
+from pyro_vae.rows import Resident, Streamed, as_rows
+from pyro_vae.transforms import Binarize, Standardize
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def memmap(tmp_path):
+    """Rows in a file, and the same in memory."""
+    x = np.random.default_rng(0).integers(0, 17, (200, 4, 4)).astype(np.uint8)
+    np.save(tmp_path / "x.npy", x)
+    return np.load(tmp_path / "x.npy", mmap_mode="r"), x
+
+
+class Labelled(Dataset):
+    """Items with a keyword argument beside the row."""
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, index):
+        return {"x": torch.full((3,), float(index)), "mask": torch.tensor([True, index % 2 == 0, True])}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_streamed_batches_are_the_rows_asked_for(memmap, num_workers):
+    mapped, x = memmap
+    rows = as_rows(mapped, CPU, num_workers=num_workers)
+    assert isinstance(rows, Streamed)
+    indices = [torch.tensor([5, 199, 0]), torch.tensor([7]), torch.tensor([3, 2, 1])]
+    for index, batch in zip(indices, rows.batches(indices), strict=True):
+        assert batch["x"].dtype is torch.uint8
+        assert np.array_equal(batch["x"].numpy(), x[index.numpy()])
+    assert np.array_equal(torch.cat([b["x"] for b in rows.chunks(64)]).numpy(), x)
+
+
+def test_slices_of_a_file_begin_where_they_should(memmap):
+    mapped, x = memmap
+    for part in (slice(150, None), slice(20, 80)):
+        assert np.array_equal(next(as_rows(mapped[part], CPU, num_workers=0).chunks(500))["x"].numpy(), x[part])
+    again = mapped[50:][30:60]
+    assert np.array_equal(next(as_rows(again, CPU, num_workers=0).chunks(500))["x"].numpy(), x[80:110])
+    assert isinstance(as_rows(mapped + 1, CPU), Resident)  # a result in memory is no file
+    with pytest.raises(ValueError, match="row by row in its file"):
+        as_rows(mapped[::2], CPU)
+
+
+def test_data_sets_give_rows_with_keyword_arguments():
+    batch = next(as_rows(Labelled(), CPU, num_workers=0).batches([torch.tensor([4, 1])]))
+    assert batch["x"].tolist() == [[4.0] * 3, [1.0] * 3]
+    assert batch["mask"].tolist() == [[True, True, True], [True, False, True]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_streamed_run_ends_at_the_numbers_of_a_resident_one(memmap, num_workers):
+    mapped, x = memmap
+    runs = []
+    for data in (x, mapped):
+        torch.manual_seed(0)
+        vae = mlp_vae((4, 4), 2, hidden_dims=(8,), likelihood=Bernoulli(), transform=Binarize(0, 16))
+        history = fit(
+            vae,
+            data[:150],
+            validation_data=data[150:],
+            epochs=3,
+            batch_size=32,
+            num_workers=num_workers,
+            progress=False,
+        )
+        runs.append((history.drop(columns=["seconds", "rows_per_second"]), vae.state_dict()))
+    assert runs[0][0].equals(runs[1][0])
+    assert all(torch.equal(runs[0][1][name], tensor) for name, tensor in runs[1][1].items())
+
+
+def test_a_data_set_trains_with_its_keyword_arguments():
+    vae = mlp_vae((3,), 1, hidden_dims=(), likelihood=Normal(), transform="auto")
+    history = fit(vae, Labelled(), epochs=2, batch_size=10, num_workers=0, progress=False)
+    assert np.isfinite(history["elbo"]).all()
+    assert isinstance(vae.transform, Standardize)
+    assert float(vae.transform.loc[0]) == pytest.approx(24.5)
+
+
+def test_mistakes_in_streamed_rows_are_found_before_training(memmap, tmp_path):
+    mapped, _ = memmap
+    vae = mlp_vae((4, 4), 2, likelihood=Bernoulli())
+    with pytest.raises(ValueError, match=r"x_train\[0:8192\] has values from 0 to 16"):
+        fit(vae, mapped, num_workers=0)
+    with pytest.raises(ValueError, match="200 rows, fewer than batch_size=300"):
+        fit(
+            mlp_vae((4, 4), 2, likelihood=Bernoulli(), transform=Binarize(0, 16)), mapped, batch_size=300, num_workers=0
+        )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_file_is_read_without_becoming_memory(tmp_path):
+    """Sixty-four megabytes in a file; the process grows by far less."""
+    path = tmp_path / "large.npy"
+    large = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(65536, 1024))
+    large[:] = 1
+    large.flush()
+    del large
+    rows = as_rows(np.load(path, mmap_mode="r"), CPU, num_workers=0)
+
+    def resident_kib():
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+
+    before = resident_kib()
+    total = sum(int(batch["x"].sum()) for batch in rows.chunks(256))
+    assert total == 65536 * 1024
+    assert resident_kib() - before < 16 * 1024
+
+
+def test_functions_stream_too():
+    import pyro
+    import pyro.distributions as dist
+
+    def model(x=None, *, batch_size=None, mask=None):
+        with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 30.0).to_event(1))
+            return pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x, mask=None):
+        scale = pyro.param("scale", torch.ones(3), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x, scale).to_event(1))
+
+    history = fit(Pair(model, guide), Labelled(), epochs=2, batch_size=10, num_workers=0, progress=False)
+    assert np.isfinite(history["elbo"]).all()
