@@ -49,10 +49,39 @@ class Centred(Features):
 
 
 class LogOnePlus(Features):
-    """The logarithm of 1 + x, for counts and positive measurements."""
+    """The logarithm of 1 + x, for counts and positive measurements, standardised.
+
+    Logarithms of amounts lie anywhere and vary little, so each element's mean and standard deviation in the first
+    training batch are taken off, and kept from then on.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    has_scale: Tensor
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.event_shape = tuple(event_shape)
+        self.register_buffer("loc", torch.zeros(self.event_shape))
+        self.register_buffer("scale", torch.ones(self.event_shape))
+        self.register_buffer("has_scale", torch.tensor(False))  # noqa: FBT003
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
-        return x.log1p()
+        logs = x.log1p()
+        if self.training:
+            self._observe(logs, mask)
+        return (logs - self.loc) / self.scale
+
+    @torch.no_grad()
+    def _observe(self, logs: Tensor, mask: Tensor | None) -> None:
+        seen = torch.ones_like(logs) if mask is None else mask.to(logs.dtype).expand_as(logs)
+        logs, seen = (t.reshape(-1, *self.event_shape) for t in (logs, seen))
+        count = seen.sum(0)
+        loc = (logs * seen).sum(0) / count.clamp(min=1)
+        scale = ((logs - loc).square() * seen).sum(0).div(count.clamp(min=1)).sqrt()
+        self.loc.copy_(torch.where(self.has_scale, self.loc, loc))
+        self.scale.copy_(torch.where(self.has_scale, self.scale, torch.where(scale > 1e-3, scale, 1.0)))
+        self.has_scale.fill_(True)  # noqa: FBT003
 
 
 class OneHot(Features):
@@ -86,7 +115,8 @@ class ByColumn(Features):
         return (sum(math.prod(column.shape(())) for column in self.columns),)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
-        parts = [column(part) for column, part in zip(self.columns, x.unbind(-1), strict=True)]
+        masks = [None] * x.shape[-1] if mask is None else mask.expand_as(x).unbind(-1)
+        parts = [column(part, m) for column, part, m in zip(self.columns, x.unbind(-1), masks, strict=True)]
         return torch.cat([part.reshape(*x.shape[:-1], -1) for part in parts], dim=-1)
 
 
@@ -112,7 +142,7 @@ class WithMask(Features):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
         event_dim, inner = len(self.event_shape), self.features.shape(self.event_shape)
         seen = torch.ones_like(x) if mask is None else mask.to(x.dtype).expand_as(x)
-        features = self.features(x)
+        features = self.features(x, mask)
         if inner == self.event_shape:
             return torch.stack([features * seen, seen], dim=-1 - event_dim)
         if inner[1:] == self.event_shape:

@@ -29,7 +29,7 @@ class _Counts(Anchored):
 
     def features(self, event_shape: Sequence[int]) -> Features:
         """Logarithms."""
-        return LogOnePlus()
+        return LogOnePlus(event_shape)
 
     def log_rate(self, raw: Tensor, size_factor: Tensor | None) -> Tensor:
         """The mean's logarithm, the size factor's included."""

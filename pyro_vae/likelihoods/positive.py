@@ -47,7 +47,7 @@ class LogNormal(Dispersed, Anchored):
 
     def features(self, event_shape: Sequence[int]) -> Features:
         """Logarithms."""
-        return LogOnePlus()
+        return LogOnePlus(event_shape)
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
         """Log-normal with the raw output as the logarithm's mean."""
@@ -85,7 +85,7 @@ class Gamma(Dispersed, Anchored):
 
     def features(self, event_shape: Sequence[int]) -> Features:
         """Logarithms."""
-        return LogOnePlus()
+        return LogOnePlus(event_shape)
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
         """Gamma with the raw output as the mean's logarithm."""
