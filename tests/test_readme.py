@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import cli
+import numpy as np
+import pandas as pd
 import pytest
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -31,6 +33,19 @@ def commands():
     return [c for c in found if "mnist" not in c], [c for c in found if "mnist" in c]
 
 
+def write_patients(path):
+    """The table that the README speaks of: measurements, a category, and gaps."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "age": rng.integers(20, 90, 200),
+            "pressure": rng.normal(120, 15, 200),
+            "group": rng.choice(["treated", "control"], 200),
+        }
+    )
+    frame.astype(object).mask(rng.random(frame.shape) < 0.1).dropna(how="all").to_csv(path, index=False)
+
+
 def run(command, monkeypatch, *extra):
     _, script, *arguments = shlex.split(command)
     monkeypatch.setattr(sys, "argv", [script, *arguments, *extra])
@@ -42,10 +57,13 @@ def run(command, monkeypatch, *extra):
 def test_the_commands_run_one_after_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     offline, _ = commands()
-    assert len(offline) == 4
+    assert len(offline) == 7
+    write_patients(tmp_path / "patients.csv")
     for command in offline:
-        run(command, monkeypatch, *(("--epochs", "2") if "train.py" in command else ()))
-    assert {"metrics.json", "samples.png", "predictions.npz"} <= {p.name for p in tmp_path.iterdir()}
+        run(command, monkeypatch, *(("--epochs", "2", "--batch-size", "64") if "train.py" in command else ()))
+    made = {p.name for p in tmp_path.iterdir()}
+    assert {"metrics.json", "samples.png", "predictions.npz", "imputed.csv", "new-patients.csv"} <= made
+    assert list(pd.read_csv(tmp_path / "new-patients.csv").columns) == ["age", "pressure", "group"]
 
 
 def test_the_commands_on_mnist_run(tmp_path, monkeypatch, data_root):

@@ -28,8 +28,8 @@ class Likelihood(Head):
     - take densities from ``pyro.distributions``, with their constants, so that ELBOs compare;
     - take keyword arguments in ``distribution`` if rows come with something that the likelihood needs.
 
-    Then give it a row in the table of ``scripts/cli.py``, where the command line finds it, and a row in the table of
-    ``tests/test_likelihoods.py``.
+    Then give it a row in the table of ``scripts/choices.py``, where the command line finds it, and one in the table
+    of ``tests/test_likelihoods.py``.
     """
 
     @property

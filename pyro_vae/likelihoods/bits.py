@@ -3,6 +3,7 @@
 import pyro.distributions as dist
 from torch import Tensor
 
+from pyro_vae.distributions import ContinuousBernoulli as ContinuousBernoulliDistribution
 from pyro_vae.likelihoods.base import Likelihood
 from pyro_vae.ranges import Constraint, constraints
 
@@ -65,5 +66,5 @@ class ContinuousBernoulli(Likelihood):
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
         """Continuous Bernoulli with the raw output as logits."""
-        # Beyond ±15 float32 rounds sigmoid to its ends, where the density's constant has no gradient.
-        return dist.ContinuousBernoulli(logits=15 * (params[0] / 15).tanh())
+        (logits,) = params
+        return ContinuousBernoulliDistribution(logits=logits)
