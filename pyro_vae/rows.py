@@ -22,6 +22,11 @@ class Rows:
         """For each tensor of indices its rows as ``"x"``, with the keyword arguments, in the type they came in."""
         raise NotImplementedError
 
+    def rows_at_once(self, elements: int = 2**22) -> int:
+        """How many rows have about this many elements together: 16 MiB in float32 unless told."""
+        row = next(self.batches([torch.zeros(1, dtype=torch.long)]))["x"]
+        return max(1, elements // max(1, row.numel()))
+
     def chunks(self, size: int) -> Iterator[dict[str, Tensor]]:
         """All rows in their order, ``size`` at a time."""
         return self.batches(torch.arange(self.num_rows).split(size))

@@ -140,13 +140,10 @@ def fit(
         return run.train(progress=progress)
 
 
-_CHUNK = 8192
-
-
 def _settle_transform(pair: Pair, train: Rows) -> None:
     """Lets the transform be chosen; of streamed rows the first ones must do."""
     if pair.data_range is not None:
-        x = train.data["x"] if isinstance(train, Resident) else next(train.chunks(_CHUNK))["x"]
+        x = train.data["x"] if isinstance(train, Resident) else next(train.chunks(train.rows_at_once()))["x"]
         pair.transform = pair.transform.settle(x, pair.data_range).to(device=pair.device, dtype=pair.dtype)
 
 
@@ -157,9 +154,10 @@ def _check(pair: Pair, rows: Rows, name: str) -> None:
         rows.data["x"] = pair.check(rows.data["x"], name, **context)
         pair.check_columns(rows.data["x"], context)
         return
-    for number, chunk in enumerate(rows.chunks(_CHUNK)):
+    at_once = rows.rows_at_once()
+    for number, chunk in enumerate(rows.chunks(at_once)):
         context = {key: value for key, value in chunk.items() if key != "x"}
-        pair.check(chunk["x"], f"{name}[{number * _CHUNK}:{(number + 1) * _CHUNK}]", **context)
+        pair.check(chunk["x"], f"{name}[{number * at_once}:{(number + 1) * at_once}]", **context)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
