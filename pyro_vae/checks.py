@@ -12,7 +12,7 @@ from pyro_vae.transforms import Transform
 
 __all__ = ["check_columns", "check_finite", "check_fit", "check_rows"]
 
-_CHUNK = 2**22  # elements looked at together, so that memory stays flat
+_CHUNK = 2**20  # elements looked at together, so that memory stays flat
 
 
 def check_fit(transform: Transform, data_range: Constraint, likelihood: str) -> None:

@@ -22,8 +22,8 @@ class Rows:
         """For each tensor of indices its rows as ``"x"``, with the keyword arguments, in the type they came in."""
         raise NotImplementedError
 
-    def rows_at_once(self, elements: int = 2**22) -> int:
-        """How many rows have about this many elements together: 16 MiB in float32 unless told."""
+    def rows_at_once(self, elements: int = 2**20) -> int:
+        """How many rows have about this many elements together: 4 MiB in float32 unless told."""
         row = next(self.batches([torch.zeros(1, dtype=torch.long)]))["x"]
         return max(1, elements // max(1, row.numel()))
 

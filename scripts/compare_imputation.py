@@ -21,19 +21,20 @@ from pyro_vae.tables import Schema
 
 def diabetes() -> pd.DataFrame:
     """Ten measurements of 442 patients and the progression of their diabetes (Efron et al., 2004)."""
-    frame = load_diabetes(as_frame=True, scaled=False).frame
+    bunch: Any = load_diabetes(as_frame=True, scaled=False)
+    frame = bunch.frame
     return frame.assign(sex=frame["sex"].map({1: "a", 2: "b"}), age=frame["age"].astype(int))
 
 
 def wine() -> pd.DataFrame:
     """Thirteen measurements of 178 wines and their cultivar (Forina et al., 1988)."""
-    bunch = load_wine(as_frame=True)
+    bunch: Any = load_wine(as_frame=True)
     return bunch.frame.assign(target=bunch.frame["target"].map(dict(enumerate(bunch.target_names))))
 
 
 def iris() -> pd.DataFrame:
     """Four measurements of 150 flowers and their species (Fisher, 1936)."""
-    bunch = load_iris(as_frame=True)
+    bunch: Any = load_iris(as_frame=True)
     return bunch.frame.assign(target=bunch.frame["target"].map(dict(enumerate(bunch.target_names))))
 
 
@@ -56,7 +57,7 @@ def main(
     for name, load in TABLES.items():
         for seed in range(seeds):
             results.append({"table": name, "seed": seed, **compare(load(), share, epochs, seed)})
-    table = pd.DataFrame(results).drop(columns="seed").groupby("table", sort=False)
+    table: Any = pd.DataFrame(results).drop(columns="seed").groupby("table", sort=False)
     print("means over seeds\n" + table.mean().T.round(3).to_string())
     if seeds > 1:
         print("standard deviations\n" + table.std().T.round(3).to_string())
