@@ -42,11 +42,11 @@ def _mend(data_range: Constraint, low: float | None = None, high: float | None =
     between = "low, high" if low is None or high is None else f"{low:g}, {high:g}"
     if is_boolean(data_range):
         return f"use transform=Binarize({between}), or likelihood=Normal(link='sigmoid') with Scale({between})"
-    if within(data_range, constraints.unit_interval):
-        return f"use transform=Scale({between}), or link='linear' with Standardize"
-    if is_bounded(data_range):
-        return f"use transform=Scale({between}, onto=(-1, 1)), or link='linear' with Standardize"
-    return "choose a transform or a likelihood for such values"
+    if not is_bounded(data_range) or data_range.is_discrete:
+        return "choose a likelihood for such values"
+    onto = bounds(data_range)
+    where = "" if onto == (0, 1) else f", onto=({onto[0]:g}, {onto[1]:g})"
+    return f"use transform=Scale({between}{where}), or a likelihood for real numbers with Standardize"
 
 
 def check_rows(

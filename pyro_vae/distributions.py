@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn import functional as F
 
-__all__ = ["Columns", "ContinuousBernoulli", "DiscretizedLogistic", "Kinds", "Levels"]
+__all__ = ["Columns", "ContinuousBernoulli", "DiscretizedLogistic", "Kinds", "Levels", "ZeroInflated"]
 
 
 class ContinuousBernoulli(dist.ContinuousBernoulli):
@@ -124,22 +124,22 @@ class DiscretizedLogistic(TorchDistribution):
             x = self.loc + self.scale * torch.logit(uniform, eps=torch.finfo(self.loc.dtype).tiny)
             return (0.5 * (x + 1) * (self.num_levels - 1)).round().clamp(0, self.num_levels - 1)
 
-    def _moment(self, weight: Any) -> Tensor:
-        """Sum over k ≥ 1 of weight(k) P(x ≥ k)."""
+    @property
+    def mean(self) -> Tensor:
+        """The exact mean level, the sum of P(x ≥ k) over k ≥ 1."""
         total = torch.zeros_like(self.loc)
         for level in range(1, self.num_levels):
-            total = total + weight(level) * torch.sigmoid(-self._edge(float(level)))
+            total = total + torch.sigmoid(-self._edge(float(level)))
         return total
 
     @property
-    def mean(self) -> Tensor:
-        """The exact mean level."""
-        return self._moment(lambda level: 1.0)
-
-    @property
     def variance(self) -> Tensor:
-        """The exact variance of the level."""
-        return self._moment(lambda level: 2.0 * level - 1.0) - self.mean**2
+        """The exact variance of the level, added up around the mean."""
+        mean, total = self.mean, torch.zeros_like(self.loc)
+        for level in range(self.num_levels):
+            p = self.log_prob(torch.full_like(self.loc, float(level))).exp()
+            total = total + p * (level - mean).square()
+        return total
 
 
 class Levels(dist.Categorical):
@@ -156,11 +156,17 @@ class Levels(dist.Categorical):
     @property
     def variance(self) -> Tensor:
         """The variance of the level."""
-        return (self.probs * self._level() ** 2).sum(-1) - self.mean**2
+        return (self.probs * (self._level() - self.mean[..., None]).square()).sum(-1)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008, D102
+        return super().sample(sample_shape).to(self.probs.dtype)
 
 
 class Kinds(dist.Categorical):
     """Categorical over kinds without an order; the most probable one stands in for the mean, which they lack."""
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008, D102
+        return super().sample(sample_shape).to(self.probs.dtype)
 
     @property
     def mean(self) -> Tensor:
@@ -209,3 +215,19 @@ class Columns(TorchDistribution):
     def variance(self) -> Tensor:
         """Each column's variance; not a number for kinds without an order."""
         return torch.stack([column.variance for column in self.columns], dim=-1)
+
+
+class ZeroInflated(dist.ZeroInflatedDistribution):
+    """Zero with a probability given by ``gate_logits``, else a draw of ``base_dist``.
+
+    Its log-probability comes from the logits throughout. Pyro's switches to the probability, and loses digits, once a
+    moment or a draw has been asked for.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
+        if self._validate_args:
+            self._validate_sample(value)
+        gate: Any = self.gate_logits
+        gate_logits, value = broadcast_all(gate, value)
+        counted = F.logsigmoid(-gate_logits) + self.base_dist.log_prob(value)
+        return torch.where(value == 0, torch.logaddexp(F.logsigmoid(gate_logits), counted), counted)

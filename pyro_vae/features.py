@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ByColumn", "Centred", "Features", "LogOnePlus", "OneHot", "Plain", "WithMask"]
+__all__ = ["ByColumn", "Centred", "Features", "Log", "LogOnePlus", "OneHot", "Plain", "WithMask"]
 
 
 class Features(nn.Module):
@@ -48,8 +48,8 @@ class Centred(Features):
         return 2 * x / self.high - 1
 
 
-class LogOnePlus(Features):
-    """The logarithm of 1 + x, for counts and positive measurements, standardised.
+class _StandardizedLogs(Features):
+    """Base class of logarithms of amounts, standardised.
 
     Logarithms of amounts lie anywhere and vary little, so each element's mean and standard deviation in the first
     training batch are taken off, and kept from then on.
@@ -66,8 +66,8 @@ class LogOnePlus(Features):
         self.register_buffer("scale", torch.ones(self.event_shape))
         self.register_buffer("has_scale", torch.tensor(False))  # noqa: FBT003
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
-        logs = x.log1p()
+    def standardized(self, logs: Tensor, mask: Tensor | None) -> Tensor:
+        """The logarithms, less their mean, over their standard deviation."""
         if self.training:
             self._observe(logs, mask)
         return (logs - self.loc) / self.scale
@@ -79,9 +79,24 @@ class LogOnePlus(Features):
         count = seen.sum(0)
         loc = (logs * seen).sum(0) / count.clamp(min=1)
         scale = ((logs - loc).square() * seen).sum(0).div(count.clamp(min=1)).sqrt()
+        varies = scale > 1e-5 * loc.abs()  # more than rounding would
         self.loc.copy_(torch.where(self.has_scale, self.loc, loc))
-        self.scale.copy_(torch.where(self.has_scale, self.scale, torch.where(scale > 1e-3, scale, 1.0)))
+        self.scale.copy_(torch.where(self.has_scale, self.scale, torch.where(varies, scale, 1.0)))
         self.has_scale.fill_(True)  # noqa: FBT003
+
+
+class LogOnePlus(_StandardizedLogs):
+    """The logarithm of 1 + x, for counts, standardised by the first training batch."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
+        return self.standardized(x.log1p(), mask)
+
+
+class Log(_StandardizedLogs):
+    """The logarithm of x, for positive measurements in any unit, standardised by the first training batch."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
+        return self.standardized(x.log(), mask)
 
 
 class OneHot(Features):
@@ -117,7 +132,9 @@ class ByColumn(Features):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
         masks = [None] * x.shape[-1] if mask is None else mask.expand_as(x).unbind(-1)
         parts = [column(part, m) for column, part, m in zip(self.columns, x.unbind(-1), masks, strict=True)]
-        return torch.cat([part.reshape(*x.shape[:-1], -1) for part in parts], dim=-1)
+        parts = [part.reshape(*x.shape[:-1], -1) for part in parts]
+        parts = [part if m is None else part * m[..., None] for part, m in zip(parts, masks, strict=True)]
+        return torch.cat(parts, dim=-1)
 
 
 class WithMask(Features):

@@ -93,6 +93,9 @@ class Pair(nn.Module):
         x = torch.as_tensor(x)
         if x.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has hardly any arithmetic for these
             x = x.to(torch.int64)
+        size_factor = context.get("size_factor")
+        if size_factor is not None and not bool(((s := torch.as_tensor(size_factor)) > 0).all() and s.isfinite().all()):
+            raise ValueError("size_factor must be a positive number for each row, for it multiplies the mean")
         if self.event_shape is None or self.data_range is None:
             p_x = self._any_observation(context)
             self.event_shape = tuple(p_x.event_shape) if self.event_shape is None else self.event_shape

@@ -64,7 +64,7 @@ class Decoder(nn.Module):
     ) -> TorchDistribution:
         raw = self.network(z)
         if x is not None and self.training:
-            self.likelihood.observe(raw, x, mask)
+            self.likelihood.observe(raw, x, mask, **context)
         return self.likelihood(raw, mask=mask, **context)
 
 
@@ -91,7 +91,9 @@ class Encoder(nn.Module):
         self.network = network
         self.posterior = posterior.for_event((latent_dim,))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> TorchDistribution:  # noqa: D102
+    def forward(self, x: Tensor, mask: Tensor | None = None, **context: Any) -> TorchDistribution:  # noqa: D102
+        if "size_factor" in context:  # what was looked at more is not more
+            x = x / context["size_factor"].to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
         return self.posterior(self.network(self.features(x, mask)))
 
 
@@ -149,7 +151,7 @@ class Guide(nn.Module):
         """Runs the program on rows ``x`` in the model's units; ``mask`` is true where an entry is observed."""
         _register(self)
         with pyro.plate("data", len(x), dim=-1):
-            return pyro.sample("z", self.encoder(x, mask))
+            return pyro.sample("z", self.encoder(x, mask, **context))
 
 
 @contextmanager

@@ -177,6 +177,12 @@ class Standardize(Transform):
         if per_channel and len(self.event_shape) != 3:
             raise ValueError(f"per_channel=True is for images (C, H, W), found rows of shape {self.event_shape}")
         self.columns = None if columns is None else tuple(columns)
+        if columns is not None:
+            if len(self.event_shape) != 1:
+                raise ValueError(f"columns are of tables, found rows of shape {self.event_shape}")
+            wrong = [c for c in columns if not -self.event_shape[0] <= c < self.event_shape[0]]
+            if wrong:
+                raise ValueError(f"there is no column {wrong[0]} in rows of shape {self.event_shape}")
         shape = (self.event_shape[0], 1, 1) if per_channel else self.event_shape
         self.register_buffer("loc", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(shape))
@@ -247,14 +253,13 @@ class Logit(Transform):
         return self.margin + (1 - 2 * self.margin) * x
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return torch.logit(self._inside(x))
+        return self._inside(x).log() - self._inside(1 - x).log()
 
     def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
         return ((torch.sigmoid(y) - self.margin) / (1 - 2 * self.margin)).clamp(0, 1)
 
     def log_abs_det_jacobian(self, x: Tensor) -> Tensor:  # noqa: D102
-        u = self._inside(x)
-        return math.log(1 - 2 * self.margin) - u.log() - (1 - u).log()
+        return math.log(1 - 2 * self.margin) - self._inside(x).log() - self._inside(1 - x).log()
 
 
 class Log1p(Transform):
@@ -332,8 +337,9 @@ def _row_noise(x: Tensor, seed: int) -> Tensor:
 
     Whole-number arithmetic throughout, so that they are the same on every device.
     """
-    flat = (x.flatten(1).double() * 2**30).round().long()
-    place = _mix(torch.arange(flat.shape[1], device=x.device) + seed * 0x9E3779B1)
+    flat = (x.reshape(len(x), -1).double() * 2**30).round().long()
+    start = (seed * 0x9E3779B1 + 2**63) % 2**64 - 2**63
+    place = _mix(torch.arange(flat.shape[1], device=x.device) + start)
     row = _mix((flat * (place | 1)).sum(1, keepdim=True))
     return ((_mix(row + place) & (2**53 - 1)).double() / 2**53).reshape(x.shape)
 
@@ -377,7 +383,8 @@ class Dequantize(Transform):
         return interval(0, self.num_levels)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return x + torch.rand_like(x)
+        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+        return (x + torch.rand_like(x)).minimum(torch.nextafter(x + 1, x))
 
     def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
         return y.floor().clamp(0, self.num_levels - 1)

@@ -113,8 +113,8 @@ def test_a_fitting_transform_is_allowed(transform, likelihood):
 
 
 BERNOULLI_MEND = "use transform=Binarize(low, high), or likelihood=Normal(link='sigmoid') with Scale(low, high)"
-SIGMOID_MEND = "use transform=Scale(low, high), or link='linear' with Standardize"
-TANH_MEND = "use transform=Scale(low, high, onto=(-1, 1)), or link='linear' with Standardize"
+SIGMOID_MEND = "use transform=Scale(low, high), or a likelihood for real numbers with Standardize"
+TANH_MEND = "use transform=Scale(low, high, onto=(-1, 1)), or a likelihood for real numbers with Standardize"
 
 
 @pytest.mark.parametrize(
@@ -240,8 +240,8 @@ def test_grey_pixels_under_bernoulli_are_pointed_to_binarize():
 @pytest.mark.parametrize(
     ("data_range", "described", "mend"),
     [
-        (UNIT, "the interval [0, 1]", "use transform=Scale(0, 255), or link='linear' with Standardize"),
-        (SIGNED, "the interval [-1, 1]", "use transform=Scale(0, 255, onto=(-1, 1)), or link='linear'"),
+        (UNIT, "the interval [0, 1]", "use transform=Scale(0, 255), or a likelihood for real numbers with Standardize"),
+        (SIGNED, "the interval [-1, 1]", "use transform=Scale(0, 255, onto=(-1, 1)), or a likelihood for real numbers"),
         (BITS, "0 or 1", "use transform=Binarize(0, 255), or likelihood=Normal(link='sigmoid') with Scale(0, 255)"),
     ],
     ids=str,

@@ -75,7 +75,7 @@ def test_one_likelihood_in_two_models_is_two_likelihoods():
         (Bernoulli(), Standardize((4,)), "Standardize yields the real numbers: use transform=Binarize"),
         (Normal(link="tanh"), Scale(0, 255), r"interval \[-1, 1\], but Scale .* onto=\(-1, 1\)"),
         (Normal(link="sigmoid"), Scale(0, 255, onto=(-1, 1)), r"use transform=Scale\(low, high\)"),
-        (Normal(link="sigmoid"), Standardize((4,)), "link='linear' with Standardize"),
+        (Normal(link="sigmoid"), Standardize((4,)), "a likelihood for real numbers with Standardize"),
     ],
 )
 def test_a_likelihood_and_a_transform_that_do_not_fit_are_refused(likelihood, transform, mend):

@@ -41,7 +41,7 @@ class Likelihood(Head):
         """How an encoder's network is shown such data."""
         return Plain()
 
-    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
+    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **context: Any) -> None:
         """Told of each training batch before its log-probability is taken; by default it has no use for it."""
 
     def forward(self, raw: Tensor, *, mask: Tensor | None = None, **context: Any) -> TorchDistribution:
@@ -79,13 +79,17 @@ class Anchored(Likelihood):
         self.register_buffer("anchor", torch.zeros(event_shape))
         self.register_buffer("has_anchor", torch.tensor(False))  # noqa: FBT003
 
-    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
+    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **context: Any) -> None:
         """Takes the anchor from the first batch."""
         with torch.no_grad():
             rows = x.reshape(-1, *self.anchor.shape)
             seen = torch.ones_like(rows) if mask is None else mask.to(x.dtype).expand_as(x).reshape(rows.shape)
-            mean = (rows * seen).sum(0) / seen.sum(0).clamp(min=1)
-            self.anchor.copy_(torch.where(self.has_anchor, self.anchor, mean.clamp(min=1e-2).log()))
+            size: Tensor | None = context.get("size_factor")
+            count = (seen if size is None else seen * size.to(x.dtype).reshape(-1, *[1] * self.anchor.dim())).sum(0)
+            mean = (rows * seen).sum(0) / count.clamp(min=1e-9)
+            floor = 1e-2 if self.data_range.is_discrete else torch.finfo(x.dtype).tiny
+            log_mean = torch.where(count > 0, mean.clamp(min=floor).log(), 0.0)
+            self.anchor.copy_(torch.where(self.has_anchor, self.anchor, log_mean))
             self.has_anchor.fill_(True)  # noqa: FBT003
 
     def log_mean(self, raw: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from the anchor of :class:`Anchored`.
 from collections.abc import Sequence
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 
+from pyro_vae.distributions import ZeroInflated
 from pyro_vae.features import Features, LogOnePlus
 from pyro_vae.likelihoods.base import Anchored, Dispersed
 from pyro_vae.likelihoods.real import Scale
@@ -78,7 +78,7 @@ class ZeroInflatedPoisson(_Counts):
 
     def distribution(self, *params: Tensor, size_factor: Tensor | None = None) -> dist.TorchDistribution:
         """Zero-inflated Poisson with rate and gate from the network."""
-        return dist.ZeroInflatedPoisson(self.log_rate(params[0], size_factor).exp(), gate_logits=params[1])
+        return ZeroInflated(dist.Poisson(self.log_rate(params[0], size_factor).exp()), gate_logits=params[1])
 
 
 class NegativeBinomial(Dispersed, _Counts):
@@ -142,5 +142,4 @@ class ZeroInflatedNegativeBinomial(Dispersed, _Counts):
         """Zero-inflated negative binomial with mean and gate from the network."""
         total_count = self.dispersion(params)
         logits = self.log_rate(params[0], size_factor) - total_count.log()
-        total_count, logits, gate_logits = torch.broadcast_tensors(total_count, logits, params[1])
-        return dist.ZeroInflatedNegativeBinomial(total_count, logits=logits, gate_logits=gate_logits)
+        return ZeroInflated(dist.NegativeBinomial(total_count, logits=logits), gate_logits=params[1])

@@ -1,5 +1,6 @@
 """Levels: whole numbers from 0 to a known highest one, such as 8-bit grey levels, and categories."""
 
+import math
 from collections.abc import Sequence
 
 import pyro.distributions as dist
@@ -67,7 +68,7 @@ class DiscretizedLogistic(_Levelled):
     def __init__(self, num_levels: int = 256, min_scale: float = 1e-3) -> None:
         super().__init__()
         self._set_levels(num_levels)
-        if not min_scale > 0:
+        if not 0 < min_scale < math.inf:
             raise ValueError(f"min_scale must be positive, found {min_scale}")
         self.min_scale = min_scale
 
@@ -101,7 +102,7 @@ class DiscretizedLogisticMixture(_Levelled):
         self._set_levels(num_levels)
         if num_components < 1:
             raise ValueError(f"num_components must be at least 1, found {num_components}")
-        if not min_scale > 0:
+        if not 0 < min_scale < math.inf:
             raise ValueError(f"min_scale must be positive, found {min_scale}")
         self.num_components, self.min_scale = num_components, min_scale
         self.num_params = 3 * num_components
@@ -111,6 +112,7 @@ class DiscretizedLogisticMixture(_Levelled):
         logits, raw_loc, raw_scale = torch.stack(params, dim=-1).unflatten(-1, (3, self.num_components)).unbind(-2)
         # Components start apart, or their gradients would be the same for ever.
         spread = torch.linspace(-1, 1, self.num_components, dtype=raw_loc.dtype, device=raw_loc.device)
+        spread = spread - spread.mean()
         components = DiscretizedLogisticDistribution(
             (raw_loc + spread).tanh(), _scale(raw_scale, self.min_scale), self.num_levels
         )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
@@ -75,11 +75,11 @@ class Mixed(Likelihood):
             raise ValueError(f"Mixed reads raw output of shape (*batch, {expected[0]}), found {tuple(raw.shape)}")
         return raw.split(self._sizes(), dim=-1), 1
 
-    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
+    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **context: Any) -> None:
         """Tells each column of its part."""
         masks = [None] * len(self.columns) if mask is None else mask.expand_as(x).unbind(-1)
         for column, part, rows, seen in zip(self.columns, self.read(raw)[0], x.unbind(-1), masks, strict=True):
-            column.observe(part, rows, seen)
+            column.observe(part, rows, seen, **context)
 
     def distribution(self, *params: Tensor) -> TorchDistribution:
         """Each column's distribution, side by side."""

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.features import Features, LogOnePlus
+from pyro_vae.features import Features, Log
 from pyro_vae.likelihoods.base import Anchored, Dispersed
 from pyro_vae.likelihoods.real import Scale
 from pyro_vae.ranges import Constraint, constraints, interval
@@ -47,7 +47,7 @@ class LogNormal(Dispersed, Anchored):
 
     def features(self, event_shape: Sequence[int]) -> Features:
         """Logarithms."""
-        return LogOnePlus(event_shape)
+        return Log(event_shape)
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
         """Log-normal with the raw output as the logarithm's mean."""
@@ -85,7 +85,7 @@ class Gamma(Dispersed, Anchored):
 
     def features(self, event_shape: Sequence[int]) -> Features:
         """Logarithms."""
-        return LogOnePlus(event_shape)
+        return Log(event_shape)
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
         """Gamma with the raw output as the mean's logarithm."""

@@ -1,5 +1,6 @@
 """Measurements on the real line, or scaled into an interval."""
 
+import math
 from typing import Any, Literal
 
 import pyro.distributions as dist
@@ -84,6 +85,8 @@ class Normal(_LocationScale):
         link: Link = "linear",
         min_scale: float = 1e-3,
     ) -> None:
+        if isinstance(scale, str):
+            lookup(scale, ("shared", "element", "network", "optimal"), "scale")
         super().__init__(1.0 if scale == "optimal" else scale, link, min_scale)
         self.scale = scale
         if scale == "optimal":
@@ -91,7 +94,7 @@ class Normal(_LocationScale):
             self.register_buffer("variance_sum", torch.zeros(()))
             self.register_buffer("variance_weight", torch.zeros(()))
 
-    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
+    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **context: Any) -> None:
         """With ``scale="optimal"``, takes the batch's mean squared residual."""
         if self.scale != "optimal":
             return
@@ -176,7 +179,7 @@ class StudentT(_LocationScale):
         self, df: float = 5.0, scale: Scale = "shared", link: Link = "linear", min_scale: float = 1e-3
     ) -> None:
         super().__init__(scale, link, min_scale)
-        if not df > 1:
+        if not 1 < df < math.inf:
             raise ValueError(f"df must be above 1, so that there is a mean; found {df}")
         self.df = df
 
