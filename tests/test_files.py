@@ -8,6 +8,7 @@ import torch
 
 from pyro_vae import conv_vae, files, mlp_vae
 from pyro_vae.configs import build, describe
+from pyro_vae.features import Plain
 from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder
 from pyro_vae.posteriors import DiagonalNormal
@@ -18,7 +19,7 @@ from pyro_vae.vae import VAE
 
 HEADS = (Bernoulli, Normal, DiagonalNormal, StandardNormal)
 TRANSFORMS = (Binarize, Identity, Scale, Standardize)
-CLASSES = {c.__name__: c for c in (VAE, Decoder, Encoder, MLP, ConvDecoder, ConvEncoder, *HEADS, *TRANSFORMS)}
+CLASSES = {c.__name__: c for c in (VAE, Decoder, Encoder, MLP, ConvDecoder, ConvEncoder, Plain, *HEADS, *TRANSFORMS)}
 
 CONTENT = {"a": [1, 2.5, None, True], "b": {"é — 数": "x\ny"}, "tiny": 1e-300, "third": 1 / 3}
 TENSORS = {
@@ -207,8 +208,10 @@ def test_the_description_of_a_vae_names_every_part_and_argument():
             "network": {"class": "MLP", "in_shape": [4], "out_shape": [2, 2], "hidden_dims": [3], "activation": "ReLU"},
             "posterior": {"class": "DiagonalNormal", "min_scale": 1e-4},
             "latent_dim": 2,
+            "features": {"class": "Plain"},
         },
         "transform": {"class": "Identity"},
+        "missing": None,
     }
 
 
