@@ -49,6 +49,7 @@ class Poisson(_Counts):
         raw: ``(*B, 1, *E)``. Returns a distribution with batch ``(*B,)`` and event ``E``.
 
     Example:
+        >>> import torch
         >>> Poisson()(torch.zeros(2, 1, 3), size_factor=torch.tensor([1.0, 10.0])).mean[:, 0]
         tensor([ 1., 10.])
     """
@@ -70,6 +71,7 @@ class ZeroInflatedPoisson(_Counts):
         raw: ``(*B, 2, *E)``. Returns a distribution with batch ``(*B,)`` and event ``E``.
 
     Example:
+        >>> import torch
         >>> ZeroInflatedPoisson()(torch.zeros(2, 2, 3)).mean[0]
         tensor([0.5000, 0.5000, 0.5000])
     """
@@ -95,6 +97,7 @@ class NegativeBinomial(Dispersed, _Counts):
         ``(*B,)`` and event ``E``.
 
     Example:
+        >>> import torch
         >>> NegativeBinomial(total_count=3.0)(torch.zeros(1, 1, 2)).mean
         tensor([[1.0000, 1.0000]])
     """
@@ -127,6 +130,7 @@ class ZeroInflatedNegativeBinomial(Dispersed, _Counts):
         ``(*B,)`` and event ``E``.
 
     Example:
+        >>> import torch
         >>> ZeroInflatedNegativeBinomial(total_count=3.0)(torch.zeros(1, 2, 2)).mean
         tensor([[0.5000, 0.5000]])
     """
