@@ -20,7 +20,7 @@ from torch.optim import lr_scheduler
 from tqdm.auto import tqdm
 
 from pyro_vae.checkpoints import Checkpoint, get_random_state, read_checkpoint, set_random_state, write_checkpoint
-from pyro_vae.evaluation import elbo_per_row
+from pyro_vae.elbo import elbo_per_row
 from pyro_vae.names import lookup
 from pyro_vae.objectives import elbo_terms
 from pyro_vae.pair import Pair

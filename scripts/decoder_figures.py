@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from pyro_vae import VAE, conv_vae, evaluate, files, fit, mlp_vae
 from pyro_vae.data import DataSet, default_root, load_data
+from pyro_vae.evaluation import checkerboard, sample_quality
 from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.predictive import interpolate_latents
 from pyro_vae.ranges import Constraint, constraints
-from pyro_vae.sample_quality import checkerboard, sample_quality
 from pyro_vae.training import resolve_device
 from pyro_vae.transforms import Binarize, Scale
 

@@ -3,12 +3,13 @@
 import math
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from linear_gaussian import LinearGaussian
 from pairs import discrete_pair, function_pair, labelled_pair, mixture_pair, pyro_module_pair
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_vae import conv_vae, mlp_vae
 from pyro_vae.likelihoods import Bernoulli
@@ -148,3 +149,77 @@ def test_keyword_arguments_reach_both_programs():
         results.append(torch.autograd.grad(loss(), list(pair.parameters())))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def average(terms):
+    """The loss of several draws, with the value of the ELBO and the gradient of the surrogate."""
+    return -(terms.surrogate - terms.surrogate.detach() + terms.elbo.mean())
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_vectorised_particles_equal_those_of_trace_elbo(name):
+    pair, x = PAIRS[name]()
+    ours = loss_and_gradients(lambda: average(elbo_terms(pair.model, pair.guide, x, num_particles=4)))
+    pyros = Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1)
+    theirs = loss_and_gradients(lambda: pyros.differentiable_loss(pair.model, pair.guide, x) / len(x))
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("num_particles", [None, 3])
+@pytest.mark.parametrize("name", ["mlp", "conv", "linear", "functions with a global latent", "PyroModules"])
+def test_an_analytic_kl_gives_what_trace_mean_field_elbo_gives(name, num_particles):
+    pair, x = PAIRS[name]()
+    for kl in ("analytic", "auto"):
+        ours = loss_and_gradients(
+            lambda kl=kl: average(elbo_terms(pair.model, pair.guide, x, kl=kl, num_particles=num_particles))
+        )
+        pyros = TraceMeanField_ELBO(
+            num_particles=num_particles or 1, vectorize_particles=num_particles is not None, max_plate_nesting=1
+        )
+        theirs = loss_and_gradients(lambda: pyros.differentiable_loss(pair.model, pair.guide, x) / len(x))
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("mixture prior", "none is known at z"), ("discrete latent", "draws at z cannot")]
+)
+def test_without_a_closed_form_auto_samples_and_analytic_says_why(name, why):
+    pair, x = PAIRS[name]()
+    sampled, auto = (
+        loss_and_gradients(lambda kl=kl: average(elbo_terms(pair.model, pair.guide, x, kl=kl)))
+        for kl in ("sampled", "auto")
+    )
+    assert_same(auto, sampled)
+    with pytest.raises(ValueError, match=why):
+        elbo_terms(pair.model, pair.guide, x, kl="analytic")
+
+
+def test_the_kl_is_sampled_where_the_programs_have_their_latents_in_another_order():
+    """KL(q(a) || p(a | b)) at a draw of b from q(b | a) would not be unbiased."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            b = pyro.sample("b", dist.Normal(0.0, 1.0))
+            a = pyro.sample("a", dist.Normal(b, 1.0))
+            pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            a = pyro.sample("a", dist.Normal(0.5 * x, 1.0))
+            pyro.sample("b", dist.Normal(a, 1.0))
+
+    x = torch.randn(5)
+    assert elbo_terms(model, guide, x, kl="auto").closed_form == ()
+    with pytest.raises(ValueError, match="different orders"):
+        elbo_terms(model, guide, x, kl="analytic")
+
+
+def test_particles_come_row_by_row():
+    pair, x = PAIRS["functions with a global latent"]()
+    terms = elbo_terms(pair.model, pair.guide, x, num_particles=3, num_rows=70)
+    assert terms.elbo.shape == (3, 7)
+    mean, z = terms.latents["mean"].reshape(3, 1), terms.latents["z"]
+    q_mean = dist.Normal(0.0, 1.0).log_prob(mean) - dist.Normal(0.0, 10.0).log_prob(mean)
+    q_z = dist.Normal(mean, 1.0).log_prob(z) - dist.Normal(mean, 1.0).log_prob(z)
+    torch.testing.assert_close(terms.kl, q_mean / 70 + q_z)
+    torch.testing.assert_close(terms.reconstruction, dist.Normal(z, 0.5).log_prob(x))

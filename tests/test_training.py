@@ -13,7 +13,7 @@ from pyro.infer import SVI, Trace_ELBO
 
 from pyro_vae import evaluate, fit, mlp_vae
 from pyro_vae.checkpoints import read_checkpoint
-from pyro_vae.evaluation import elbo_per_row
+from pyro_vae.elbo import elbo_per_row
 from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.transforms import Binarize, Identity
 

@@ -40,7 +40,7 @@ def sample_quality(
 ) -> dict[str, float]:
     r"""Precision, recall, density and coverage of samples against real rows.
 
-    The formulas are at the top of :mod:`pyro_vae.sample_quality`. All four depend on N, M, k and on the space that
+    The formulas are at the top of :mod:`pyro_vae.evaluation.samples`. All four depend on N, M, k and on the space that
     distances are taken in, so compare models only with all of these equal, and give the value that a second set of real
     rows reaches beside them.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vae.sample_quality import checkerboard, sample_quality
+from pyro_vae.evaluation import checkerboard, sample_quality
 
 KEYS = ["precision", "recall", "density", "coverage"]
 
@@ -61,7 +61,7 @@ def test_ties_and_repeated_rows_count_as_the_definitions_say(num_dims):
 def test_many_rows_are_taken_in_parts(monkeypatch):
     real, samples = torch.randn(300, 4), torch.randn(200, 4)
     whole = sample_quality(real, samples)
-    monkeypatch.setattr("pyro_vae.sample_quality._MEBIBYTES", 0.01)
+    monkeypatch.setattr("pyro_vae.evaluation.samples._MEBIBYTES", 0.01)
     assert sample_quality(real, samples) == whole
 
 
