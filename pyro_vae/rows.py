@@ -40,9 +40,11 @@ class Resident(Rows):
         self.device, self.num_rows = device, len(data["x"])
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:  # noqa: D102
-        for index in indices:
-            here = index.to(self.device)
-            yield {name: value[here] for name, value in self.data.items()}
+        if not indices:
+            return
+        here = torch.cat(list(indices)).to(self.device)  # all at once: a GPU would wait for each
+        for index in here.split([len(index) for index in indices]):
+            yield {name: value[index] for name, value in self.data.items()}
 
 
 class Streamed(Rows):

@@ -21,8 +21,10 @@ from tqdm.auto import tqdm
 
 from pyro_vae.checkpoints import Checkpoint, get_random_state, read_checkpoint, set_random_state, write_checkpoint
 from pyro_vae.elbo import elbo_per_row
+from pyro_vae.execution import Compile, Execution
+from pyro_vae.gradients import Gradients, Precision
 from pyro_vae.names import lookup
-from pyro_vae.objectives import elbo_terms
+from pyro_vae.objectives import KlEstimate, elbo_terms
 from pyro_vae.pair import Pair
 from pyro_vae.programs import evaluating, forked_random_state, local_parameters
 from pyro_vae.rows import Data, Resident, Rows, as_rows
@@ -55,11 +57,16 @@ def fit(
     batch_size: int = 128,
     learning_rate: float = 1e-3,
     schedule: Schedule = "cosine",
+    kl_weight: float = 1.0,
     kl_warmup: int = 0,
+    kl: KlEstimate = "sampled",
+    num_particles: int = 1,
     max_grad_norm: float | None = None,
     patience: int | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
+    precision: Precision = "full",
+    compile: Compile = "auto",
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -84,11 +91,20 @@ def fit(
         schedule: ``"cosine"`` keeps it for half of the run and lets it fall to zero along a cosine over the
             other half, ``"constant"`` keeps it, ``"plateau"`` halves it when the validation (without any, the
             training) ELBO has not risen for five epochs.
-        kl_warmup: Epochs over which the weight of the KL rises from 0 to 1 (Bowman et al., 2016).
+        kl_weight: Weight β of the KL in what is maximised (Higgins et al., 2017); what is reported is unweighted.
+        kl_warmup: Epochs over which that weight rises from 0 (Bowman et al., 2016).
+        kl: ``"sampled"`` estimates the KL from the draw, as ``Trace_ELBO``; ``"analytic"`` takes it in closed form, as
+            ``TraceMeanField_ELBO``; ``"auto"`` does so where there is one.
+        num_particles: Draws of the guide for each row, in one vectorised run of the programs.
         max_grad_norm: Bound on the norm of the whole gradient, in nats per datum.
         patience: Stop when the validation ELBO has not risen for this many epochs.
         seed: Seeds the order of the rows, the noise and the transform. The caller's random state is left alone.
         device: ``"auto"`` is CUDA where there is one, else the CPU.
+        precision: Of matrix products and convolutions: ``"full"`` is that of the weights; ``"tf32"`` lets a GPU round
+            factors to 10 bits; ``"bfloat16"`` has factors of 8 bits. All else, distributions first, is never rounded.
+        compile: ``True`` runs the programs once and trains the graph of what they did, compiled, and on a GPU captured;
+            ``False`` runs them at every step; ``"auto"`` captures on a GPU, and compiles on a CPU where there are steps
+            enough to repay it. The numbers are the same up to rounding.
         progress: Show a progress bar.
         checkpoint: File to which the run's state is written after each epoch.
         resume: Go on from the file ``checkpoint``, to the same numbers as a run that was never stopped.
@@ -98,7 +114,8 @@ def fit(
         A table with one row an epoch: ``epoch``; ``elbo``, ``reconstruction`` and ``kl`` over the training rows, with
         ``elbo = reconstruction - kl``, in nats per datum and in the user's units; the same with the prefix
         ``validation_``; ``kl_weight``, ``learning_rate``, ``seconds`` and ``rows_per_second``.
-        ``history.attrs["stopped"]`` says why it ended: ``"finished"``, ``"early"`` or ``"interrupted"`` (Ctrl-C, which
+        ``history.attrs["execution"]`` says how steps were run, and why; ``history.attrs["closed_form"]`` at which latent
+        sites the KL was taken in closed form; ``history.attrs["stopped"]`` says why it ended: ``"finished"``, ``"early"`` or ``"interrupted"`` (Ctrl-C, which
         keeps what has been learned), and ``history.attrs["best_epoch"]`` which epoch's weights were kept, if
         there are validation data.
 
@@ -116,7 +133,21 @@ def fit(
     """
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint, the file to go on from")
-    settings = _Settings(epochs, batch_size, learning_rate, schedule, kl_warmup, max_grad_norm, patience, seed)
+    settings = _Settings(
+        epochs,
+        batch_size,
+        learning_rate,
+        schedule,
+        kl_weight,
+        kl_warmup,
+        kl,
+        num_particles,
+        max_grad_norm,
+        patience,
+        seed,
+        precision,
+        compile,
+    )
     if patience is not None and validation_data is None:
         raise ValueError("patience needs validation_data: early stopping watches their ELBO")
     device = resolve_device(device)
@@ -197,13 +228,24 @@ class _Settings:
     batch_size: int
     learning_rate: float
     schedule: Schedule
+    kl_weight: float
     kl_warmup: int
+    kl: KlEstimate
+    num_particles: int
     max_grad_norm: float | None
     patience: int | None
     seed: int
+    precision: Precision
+    compile: Compile
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("kl_warmup", 0), ("patience", 1)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("kl_warmup", 0),
+            ("num_particles", 1),
+            ("patience", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, found {value}")
@@ -211,7 +253,13 @@ class _Settings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, found {value}")
+        if not 0 <= self.kl_weight < math.inf:
+            raise ValueError(f"kl_weight must be a finite number from 0, found {self.kl_weight}")
         lookup(self.schedule, _SCHEDULES, "schedule")
+        lookup(self.kl, ("sampled", "analytic", "auto"), "KL estimate")
+        lookup(self.precision, ("full", "tf32", "bfloat16"), "precision")
+        if self.compile not in ("auto", True, False):
+            raise ValueError(f"compile must be 'auto', True or False, found {self.compile!r}")
 
 
 class _Run:
@@ -232,8 +280,13 @@ class _Run:
         self.steps = math.ceil(self.num_rows / settings.batch_size)
         self.order = torch.Generator().manual_seed(settings.seed)
         self.parameters = self._parameters()
+        on_gpu = self.device.type == "cuda"
         self.optimizer = torch.optim.Adam(
-            self.parameters.values(), lr=settings.learning_rate, fused=self.device.type in ("cpu", "cuda")
+            self.parameters.values(),
+            # A graph that was captured sees a tensor change, and a number not.
+            lr=torch.tensor(settings.learning_rate, device=self.device) if on_gpu else settings.learning_rate,
+            fused=on_gpu or self.device.type == "cpu",
+            capturable=on_gpu,
         )
         self.scheduler = _SCHEDULES[settings.schedule](self.optimizer, settings.epochs * self.steps)
         self.history: list[dict[str, float]] = []
@@ -244,7 +297,7 @@ class _Run:
     def _parameters(self) -> dict[str, Tensor]:
         """Everything there is to train: the modules' parameters, and those that the programs make when they run."""
         named: dict[str, Tensor] = {name: p for name, p in self.pair.named_parameters() if p.requires_grad}
-        pair, first = self.pair, next(self.data.batches([torch.arange(self.settings.batch_size)]))
+        pair, first = self.pair, self._first_batch()
         with forked_random_state(self.device), evaluating(pair.model, pair.guide):
             x, context, _ = self._prepare(first)
             with poutine.trace(param_only=True) as capture:
@@ -259,6 +312,24 @@ class _Run:
             raise ValueError("the programs have nothing to train: no pyro.param, pyro.module or nn.Parameter")
         return named
 
+    def _first_batch(self) -> dict[str, Tensor]:
+        return next(iter(self.data.batches([torch.arange(self.settings.batch_size)])))
+
+    def _execution(self) -> Execution:
+        settings, first = self.settings, self._first_batch()
+        gradients = Gradients(
+            self.pair,
+            self.parameters,
+            tuple(first),
+            num_rows=self.num_rows,
+            kl=settings.kl,
+            num_particles=settings.num_particles,
+            precision=settings.precision,
+        )
+        execution = Execution(gradients, self.optimizer, settings.max_grad_norm)
+        execution.stage(first, compile=settings.compile, num_steps=settings.epochs * self.steps)
+        return execution
+
     def _prepare(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Rows in the model's units, their keyword arguments, and the transform's log-Jacobian of each row."""
         return self.pair.prepare(batch["x"], {name: value for name, value in batch.items() if name != "x"})
@@ -268,6 +339,7 @@ class _Run:
         stopped = "finished"
         epochs, done = self.settings.epochs, len(self.history)
         self.pair.train()
+        self.execution = self._execution()
         bar = tqdm(
             total=epochs * self.steps, initial=done * self.steps, disable=not progress, unit="step", dynamic_ncols=True
         )
@@ -284,7 +356,12 @@ class _Run:
             self._set_weights(self.best)
         self.pair.eval()
         history = pd.DataFrame(self.history)
-        history.attrs = {"stopped": stopped, "best_epoch": self.best_epoch or None}
+        history.attrs = {
+            "stopped": stopped,
+            "best_epoch": self.best_epoch or None,
+            "execution": self.execution.how,
+            "closed_form": self.execution.eager.closed_form,
+        }
         return history
 
     def _out_of_patience(self) -> bool:
@@ -299,7 +376,9 @@ class _Run:
         learning_rate, kl_weight, seen = self._learning_rate(), 1.0, 0
         for step, batch in enumerate(self.data.batches(order.split(self.settings.batch_size))):
             kl_weight = self._kl_weight((epoch - 1) * self.steps + step)
-            sums += self._step(batch, kl_weight, checked=epoch == 1 and step == 0)
+            sums += self.execution.step(batch, kl_weight, checked=epoch == 1 and step == 0)
+            if self.settings.schedule != "plateau":
+                self.scheduler.step()
             seen += len(batch["x"])
             # Between redraws of the bar nothing is read back from the device.
             if not bar.disable and time.time() - bar.last_print_t >= bar.mininterval:
@@ -334,26 +413,9 @@ class _Run:
         if self.checkpoint is not None:
             self._write(self.checkpoint)
 
-    def _step(self, batch: dict[str, Tensor], kl_weight: float, *, checked: bool) -> Tensor:
-        """One step of the optimiser; returns the sums of reconstruction and KL over the batch."""
-        x, context, log_jacobian = self._prepare(batch)
-        # Pyro's checks of shapes and supports cost as much as the arithmetic; one checked step finds the mistakes.
-        with pyro.validation_enabled(checked):
-            terms = elbo_terms(
-                self.pair.model, self.pair.guide, x, context, kl_weight=kl_weight, num_rows=self.num_rows
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        (-terms.surrogate).backward()
-        if self.settings.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
-        self.optimizer.step()
-        if self.settings.schedule != "plateau":
-            self.scheduler.step()
-        return torch.stack([(terms.reconstruction + log_jacobian).sum(), terms.kl.sum()])
-
     def _kl_weight(self, step: int) -> float:
         warmup = self.settings.kl_warmup * self.steps
-        return min(1.0, step / warmup) if warmup else 1.0
+        return self.settings.kl_weight * (min(1.0, step / warmup) if warmup else 1.0)
 
     def _learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
@@ -391,7 +453,7 @@ class _Run:
         self.pair.load_state_dict({name: tensor for name, tensor in weights.items() if name not in store})
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same when the run goes on."""
+        """What must be the same when the run goes on, as JSON data."""
         return {**dataclasses.asdict(self.settings), "num_rows": self.num_rows}
 
     def _write(self, path: Path) -> None:
@@ -408,7 +470,10 @@ class _Run:
                 },
                 numbers={
                     "identity": self._identity(),
-                    "param_groups": optimizer["param_groups"],
+                    "param_groups": [
+                        {key: float(value) if isinstance(value, Tensor) else value for key, value in group.items()}
+                        for group in optimizer["param_groups"]
+                    ],
                     "scheduler": self.scheduler.state_dict(),
                     "history": self.history,
                     "best_epoch": self.best_epoch,

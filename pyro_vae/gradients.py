@@ -1,0 +1,137 @@
+"""The ELBO of a batch and its gradient, as one function of tensors: what a training step computes."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from pyro_vae.objectives import KlEstimate, elbo_terms
+from pyro_vae.pair import Pair
+
+__all__ = ["Gradients", "Precision", "precision_in_force"]
+
+Precision = Literal["full", "tf32", "bfloat16"]
+
+
+class Gradients:
+    """A pair's ELBO and its gradient.
+
+    Called with the weight of the KL and the tensors of a batch, in the order of ``names``. Returns the sums over the
+    batch of reconstruction and KL in nats, ``(2,)``, and then minus the gradient of the mean ELBO for each of
+    ``parameters``: zeros where there is none.
+
+    Args:
+        pair: The programs.
+        parameters: What to take the gradient by.
+        names: The tensors of a batch: ``"x"``, rows in the user's units, and the programs' keyword arguments.
+        num_rows: Rows in the whole data set.
+        kl: How the KL is estimated, see :func:`~pyro_vae.objectives.elbo_terms`.
+        num_particles: Draws of the guide for each row.
+        precision: Of matrix products and convolutions.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        parameters: Mapping[str, Tensor],
+        names: tuple[str, ...],
+        *,
+        num_rows: int,
+        kl: KlEstimate = "sampled",
+        num_particles: int = 1,
+        precision: Precision = "full",
+    ) -> None:
+        self.pair, self.names = pair, names
+        self.parameters = list(parameters.values())
+        self.num_rows, self.kl, self.precision = num_rows, kl, precision
+        self.num_particles = num_particles if num_particles > 1 else None
+        self.particle_dim: int | None = None
+        self.closed_form: tuple[str, ...] = ()
+
+    def __call__(self, kl_weight: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+        named = dict(zip(self.names, batch, strict=True))
+        with torch.enable_grad(), precision_in_force(self.precision):
+            x, context, log_jacobian = self.pair.prepare(named.pop("x"), named)
+            if self.num_particles is not None and self.particle_dim is None:
+                self.particle_dim = _left_of_all_plates(self.pair, x, context)
+            terms = elbo_terms(
+                self.pair.model,
+                self.pair.guide,
+                x,
+                context,
+                kl_weight=kl_weight,
+                num_rows=self.num_rows,
+                kl=self.kl,
+                num_particles=self.num_particles,
+                particle_dim=self.particle_dim or -2,
+            )
+            gradients = torch.autograd.grad(
+                -terms.surrogate, self.parameters, allow_unused=True, materialize_grads=True
+            )
+        self.closed_form = terms.closed_form
+        reconstruction, rate = (term.reshape(-1, len(x)).mean(0) for term in (terms.reconstruction, terms.kl))
+        return (torch.stack([(reconstruction + log_jacobian).sum(), rate.sum()]), *gradients)
+
+
+def _left_of_all_plates(pair: Pair, x: Tensor, context: Mapping[str, Any]) -> int:
+    """The first dimension from the right that no plate of the programs has."""
+    guide = poutine.trace(pair.guide).get_trace(x, **context)
+    model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(x, **context)
+    frames = (f for t in (guide, model) for site in t.nodes.values() for f in site.get("cond_indep_stack", ()))
+    return min((frame.dim for frame in frames if frame.vectorized), default=0) - 1
+
+
+_PRODUCTS = {
+    F.linear,
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
+    torch.matmul,
+    torch.mm,
+    torch.bmm,
+    torch.addmm,
+    torch.baddbmm,
+    torch.einsum,
+    Tensor.matmul,
+    Tensor.__matmul__,
+    Tensor.__rmatmul__,
+    Tensor.mm,
+    Tensor.bmm,
+}
+
+
+class _Bfloat16Products(TorchFunctionMode):
+    """Takes matrix products and convolutions of float32 in bfloat16 and gives float32, as all else stays."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _PRODUCTS:
+            return func(*args, **(kwargs or {}))
+        device = next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
+        with torch.autocast(device, torch.bfloat16, cache_enabled=False):
+            out = func(*args, **(kwargs or {}))
+        return out.float() if out.dtype == torch.bfloat16 else out
+
+
+@contextlib.contextmanager
+def precision_in_force(precision: Precision) -> Iterator[None]:
+    """Lets matrix products and convolutions be less precise than float32; distributions never are."""
+    if precision == "bfloat16":
+        with _Bfloat16Products():
+            yield
+    elif precision == "tf32":
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    else:
+        yield
