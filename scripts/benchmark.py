@@ -99,7 +99,7 @@ def main(
         raise ValueError(f"--rounds and --epochs must be at least 1, found {rounds} and {epochs}")
     if out is not None:
         files.check_writable(out.parent)
-    loaded = load_data(data, data_root or default_root(), hold_out=False)
+    loaded = load_data(data, data_root or default_root())
     x = loaded.x_train
     if x.dim() != 3 or x.dtype != torch.uint8 or loaded.bounds is None:
         raise ValueError(f"{data} must hold grey images (N, H, W) of type uint8, found {tuple(x.shape)} of {x.dtype}")
