@@ -2,6 +2,7 @@
 
 import functools
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,15 +61,39 @@ def _compiled(num_pixels: int, num_rows: int, task: Task) -> tuple:
     return svi, epoch
 
 
+def _device(task: Task) -> jax.Device:
+    """Where to compute.
+
+    Raises:
+        ImportError: if this jax was installed without support for the GPU.
+    """
+    try:
+        return jax.devices("gpu" if task.device == "cuda" else "cpu")[0]
+    except RuntimeError as error:
+        raise ImportError("jax finds no GPU: pip install 'jax[cuda13]'") from error
+
+
+_executables: dict[tuple, Any] = {}
+
+
+def _executable(epoch: Any, *arguments: Any) -> Any:
+    """The epoch, compiled before it is timed, and once for each shape of the data."""
+    key = epoch, arguments[-1].shape
+    if key not in _executables:
+        _executables[key] = epoch.lower(*arguments).compile()
+    return _executables[key]
+
+
 def train(x: np.ndarray, task: Task, *, epochs: int, seed: int) -> list[dict[str, float]]:
     """Trains from fresh weights."""
-    grey = jax.device_put(x.reshape(len(x), -1).astype(np.float32) / task.high)
+    grey = jax.device_put(x.reshape(len(x), -1).astype(np.float32) / task.high, _device(task))
     svi, epoch = _compiled(grey.shape[1], len(x), task)
     key = random.PRNGKey(seed)
     state = svi.init(key, grey[: task.batch_size])
+    compiled = _executable(epoch, state, key, grey)
     history = []
     for number in range(epochs):
         started = time.perf_counter()
-        state, loss = epoch(state, random.fold_in(key, number), grey)
+        state, loss = compiled(state, random.fold_in(key, number), grey)
         history.append({"elbo": -float(loss) / len(x), "seconds": time.perf_counter() - started})
     return history

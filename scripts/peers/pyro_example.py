@@ -1,12 +1,14 @@
 """Pyro the way its example trains: a DataLoader, ``SVI.step``, ``Trace_ELBO``, ``pyro.optim.Adam``, by default."""
 
 import time
+from typing import Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -48,11 +50,12 @@ def train(x: np.ndarray, task: Task, *, epochs: int, seed: int) -> list[dict[str
     grey = torch.from_numpy(x).reshape(len(x), -1).float() / task.high
     loader = DataLoader(TensorDataset(grey), batch_size=task.batch_size, shuffle=True)
     program = Program(grey.shape[1], task).to(task.device)
-    svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": task.learning_rate}), Trace_ELBO())
+    svi = SVI(program.model, program.guide, Adam({"lr": task.learning_rate}), Trace_ELBO())
     history = []
     for _ in range(epochs):
         started, loss = time.perf_counter(), 0.0
         for (batch,) in loader:
-            loss += float(svi.step(torch.bernoulli(batch.to(task.device))))
+            value: Any = svi.step(torch.bernoulli(batch.to(task.device)))
+            loss += value
         history.append({"seconds": time.perf_counter() - started, "elbo": -loss / len(x)})
     return history
