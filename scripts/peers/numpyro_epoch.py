@@ -61,7 +61,7 @@ def _compiled(num_pixels: int, num_rows: int, task: Task) -> tuple:
     return svi, epoch
 
 
-def _device(task: Task) -> jax.Device:
+def _device(task: Task) -> Any:
     """Where to compute.
 
     Raises:

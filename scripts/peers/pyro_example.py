@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pyro
 import pyro.distributions as dist
+import pyro.optim
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from pyro.optim import Adam
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -50,7 +50,8 @@ def train(x: np.ndarray, task: Task, *, epochs: int, seed: int) -> list[dict[str
     grey = torch.from_numpy(x).reshape(len(x), -1).float() / task.high
     loader = DataLoader(TensorDataset(grey), batch_size=task.batch_size, shuffle=True)
     program = Program(grey.shape[1], task).to(task.device)
-    svi = SVI(program.model, program.guide, Adam({"lr": task.learning_rate}), Trace_ELBO())
+    adam = pyro.optim.Adam({"lr": task.learning_rate})  # pyright: ignore[reportAttributeAccessIssue]
+    svi = SVI(program.model, program.guide, adam, Trace_ELBO())
     history = []
     for _ in range(epochs):
         started, loss = time.perf_counter(), 0.0
