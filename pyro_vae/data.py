@@ -6,6 +6,7 @@ import inspect
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -432,11 +433,14 @@ def _deep_pixels(image: Any) -> np.ndarray:
     """Colours of 16 bits, of which Pillow would keep 8."""
     if image.format != "PNG":
         raise OSError(f"it has 16-bit colours, which can be read from PNG files and not from {image.format}")
-    from torchvision.io import ImageReadMode, decode_png
-
     import_torchvision()
+    try:
+        from torchvision.io import ImageReadMode, decode_png
+    except ImportError as error:
+        raise OSError("it has 16-bit colours, for which this torchvision has no reader: save it in 8 bits") from error
     mode = ImageReadMode.GRAY if image.mode == "LA" else ImageReadMode.RGB
-    with open(image.filename, "rb") as file:
-        packed = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-    pixels = decode_png(packed, mode).to(torch.int32).numpy()
+    packed = torch.frombuffer(bytearray(Path(image.filename).read_bytes()), dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of decoding in torchvision at large
+        pixels = decode_png(packed, mode).to(torch.int32).numpy()
     return pixels[0] if image.mode == "LA" else np.moveaxis(pixels, 0, -1)

@@ -36,7 +36,7 @@ class Moments:
         """Adds rows ``(N, *E)``, N at least 1; returns itself."""
         x = rows.double()
         seen = ~x.isnan()
-        count = seen.sum(0)
+        count = seen.sum(0).double()
         mean = torch.where(seen, x, 0.0).sum(0) / count.clamp(min=1)
         squares = torch.where(seen, x - mean, 0.0).square().sum(0)
         low = torch.where(seen, x, math.inf).amin(0)
