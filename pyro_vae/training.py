@@ -27,7 +27,7 @@ from pyro_vae.names import lookup
 from pyro_vae.objectives import KlEstimate, elbo_terms
 from pyro_vae.pair import Pair
 from pyro_vae.programs import evaluating, forked_random_state, local_parameters
-from pyro_vae.rows import Data, Resident, Rows, as_rows
+from pyro_vae.rows import Data, Rows, as_rows
 
 __all__ = ["fit", "resolve_device"]
 
@@ -156,10 +156,12 @@ def fit(
     valid = None if validation_data is None else as_rows(validation_data, device, num_workers=num_workers)
     if train.num_rows == 0:
         raise ValueError("x_train has no rows; expected at least one")
-    _settle_transform(pair, train)
-    _check(pair, train, "x_train")
+    if pair.data_range is not None:
+        transform = pair.transform.settle(train.parts(), pair.data_range)
+        pair.transform = transform.to(device=pair.device, dtype=pair.dtype)
+    train.check(pair, "x_train", columns=True)
     if valid is not None:
-        _check(pair, valid, "validation_data")
+        valid.check(pair, "validation_data")
     if train.num_rows < batch_size:
         raise ValueError(
             f"x_train has {train.num_rows} rows, fewer than batch_size={batch_size}: use a smaller batch_size"
@@ -169,26 +171,6 @@ def fit(
         if resume:
             run.restore()
         return run.train(progress=progress)
-
-
-def _settle_transform(pair: Pair, train: Rows) -> None:
-    """Lets the transform be chosen; of streamed rows the first ones must do."""
-    if pair.data_range is not None:
-        x = train.data["x"] if isinstance(train, Resident) else next(train.chunks(train.rows_at_once()))["x"]
-        pair.transform = pair.transform.settle(x, pair.data_range).to(device=pair.device, dtype=pair.dtype)
-
-
-def _check(pair: Pair, rows: Rows, name: str) -> None:
-    """Looks at every row once."""
-    if isinstance(rows, Resident):
-        context = {key: value for key, value in rows.data.items() if key != "x"}
-        rows.data["x"] = pair.check(rows.data["x"], name, **context)
-        pair.check_columns(rows.data["x"], context)
-        return
-    at_once = rows.rows_at_once()
-    for number, chunk in enumerate(rows.chunks(at_once)):
-        context = {key: value for key, value in chunk.items() if key != "x"}
-        pair.check(chunk["x"], f"{name}[{number * at_once}:{(number + 1) * at_once}]", **context)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

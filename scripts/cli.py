@@ -12,6 +12,7 @@ import torch
 import typer
 
 from pyro_vae import files, plotting
+from pyro_vae.arrays import FileRows
 from pyro_vae.data import load_data
 from pyro_vae.loading import load_config
 from pyro_vae.tables import Schema
@@ -69,8 +70,11 @@ def schema_of(run: Path) -> Schema | None:
     return None if schema is None else Schema.from_json(schema)
 
 
-def rows_for(run: Path, name: str | None, root: Path | None) -> torch.Tensor:
-    """Rows to use a model on: those held out of its training, or other data, whole and in their order."""
+def rows_for(run: Path, name: str | None, root: Path | None) -> torch.Tensor | FileRows:
+    """Rows to use a model on: those held out of its training, or other data, whole and in their order.
+
+    Many rows stay in their file.
+    """
     settings = load_config(run)["run"]
     trained_on = settings.get("data")
     if name is None and trained_on is None:

@@ -8,6 +8,7 @@ import torch
 import typer
 
 from pyro_vae import load
+from pyro_vae.arrays import as_tensor
 
 
 def main(
@@ -31,7 +32,7 @@ def main(
     """
     write = cli.writer(out, {".npy": cli.write_array, ".csv": lambda x, path: cli.write_table(run, x, path)})
     vae = load(run).to(cli.resolve_device(device))
-    x = cli.rows_for(run, data, data_root)
+    x = as_tensor(cli.rows_for(run, data, data_root))
     torch.manual_seed(seed)
     draws = vae.impute(x, num_samples, num_particles=num_particles).cpu()
     write(draws, out)

@@ -11,8 +11,10 @@ import choices
 import cli
 import torch
 import typer
+from torch import Tensor
 
 from pyro_vae import VAE, files, fit, plotting
+from pyro_vae.arrays import as_tensor
 from pyro_vae.checks import check_finite
 from pyro_vae.data import DataSet, default_root, load_data, split
 from pyro_vae.loading import load_config
@@ -29,8 +31,8 @@ def main(
     data: Annotated[
         str,
         typer.Option(
-            help="digits, mnist, fashion-mnist, kmnist, cifar10; or a .npy, .npz, .csv or .parquet file, or a folder "
-            "of images."
+            help="digits, mnist, fashion-mnist, kmnist, cifar10, or torchvision:CLASS; or a .npy, .npz, .csv or "
+            ".parquet file, or a folder of images. A large .npy stays on disk."
         ),
     ] = "digits",
     data_root: Annotated[
@@ -116,7 +118,7 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
         return
     kinds = parse_kinds(settings["columns"] or ())
     data = load_data(settings["data"], settings["data_root"], kinds=kinds)
-    if settings["missing"] is None:
+    if settings["missing"] is None and isinstance(data.x_train, Tensor):
         check_finite(data.x_train, settings["data"])
     kept, watched = split(len(data.x_train), settings["validation_fraction"], settings["seed"])
     x_valid = data.x_train[watched]
@@ -128,7 +130,8 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     vae, why = build(settings, data)
     epochs = settings["epochs"] or max(20, math.ceil(6000 / math.ceil(len(data.x_train) / settings["batch_size"])))
 
-    vae.check(data.x_train, settings["data"])
+    if isinstance(data.x_train, Tensor):  # what streams is looked at once, by fit
+        vae.check(data.x_train, settings["data"])
     with contextlib.nullcontext() if resuming else cli.new_run(folder):
         vae.save_config(folder, run=settings)
         num_weights = sum(p.numel() for p in vae.parameters())
@@ -199,7 +202,8 @@ def build(settings: dict[str, Any], data: DataSet) -> tuple[VAE, str]:
 def draw_figures(vae: VAE, data: DataSet, history: Any, folder: Path) -> None:
     """Draws what the model has learned, on held-out rows."""
     torch.manual_seed(0)
-    x, labels = data.x_test[:5000], None if data.y_test is None else data.y_test[:5000]
+    shown = min(5000, max(10, 2**24 // math.prod(data.x_test.shape[1:])))
+    x, labels = as_tensor(data.x_test[:shown]), None if data.y_test is None else data.y_test[:shown]
     figures = {"latent": plotting.plot_latents(vae.encode(x).mean, labels), "curves": plotting.plot_curves(history)}
     if data.schema is not None:
         samples = data.schema.decode(vae.sample(max(1000, len(x))))
