@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_vae.objectives import KlEstimate, elbo_terms
 from pyro_vae.pair import Pair
+from pyro_vae.rows import Rows
 
 __all__ = ["Gradients", "Precision", "precision_in_force"]
 
@@ -21,15 +22,15 @@ Precision = Literal["full", "tf32", "bfloat16"]
 class Gradients:
     """A pair's ELBO and its gradient.
 
-    Called with the weight of the KL and the tensors of a batch, in the order of ``names``. Returns the sums over the
-    batch of reconstruction and KL in nats, ``(2,)``, and then minus the gradient of the mean ELBO for each of
+    Called with the weight of the KL and the tensors of a reference to rows, in the order of ``names``. Returns the sums
+    over those rows of reconstruction and KL in nats, ``(2,)``, and then minus the gradient of the mean ELBO for each of
     ``parameters``: zeros where there is none.
 
     Args:
         pair: The programs.
         parameters: What to take the gradient by.
-        names: The tensors of a batch: ``"x"``, rows in the user's units, and the programs' keyword arguments.
-        num_rows: Rows in the whole data set.
+        rows: All rows.
+        names: What a reference to some of them consists of.
         kl: How the KL is estimated, see :func:`~pyro_vae.objectives.elbo_terms`.
         num_particles: Draws of the guide for each row.
         precision: Of matrix products and convolutions.
@@ -39,22 +40,22 @@ class Gradients:
         self,
         pair: Pair,
         parameters: Mapping[str, Tensor],
+        rows: Rows,
         names: tuple[str, ...],
         *,
-        num_rows: int,
         kl: KlEstimate = "sampled",
         num_particles: int = 1,
         precision: Precision = "full",
     ) -> None:
-        self.pair, self.names = pair, names
+        self.pair, self.rows, self.names = pair, rows, names
         self.parameters = list(parameters.values())
-        self.num_rows, self.kl, self.precision = num_rows, kl, precision
+        self.kl, self.precision = kl, precision
         self.num_particles = num_particles if num_particles > 1 else None
         self.particle_dim: int | None = None
         self.closed_form: tuple[str, ...] = ()
 
-    def __call__(self, kl_weight: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
-        named = dict(zip(self.names, batch, strict=True))
+    def __call__(self, kl_weight: Tensor, *reference: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+        named = self.rows.resolve(dict(zip(self.names, reference, strict=True)))
         with torch.enable_grad(), precision_in_force(self.precision):
             x, context, log_jacobian = self.pair.prepare(named.pop("x"), named)
             if self.num_particles is not None and self.particle_dim is None:
@@ -65,7 +66,7 @@ class Gradients:
                 x,
                 context,
                 kl_weight=kl_weight,
-                num_rows=self.num_rows,
+                num_rows=self.rows.num_rows,
                 kl=self.kl,
                 num_particles=self.num_particles,
                 particle_dim=self.particle_dim or -2,

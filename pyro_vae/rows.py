@@ -26,6 +26,14 @@ class Rows:
         """For each tensor of indices its rows as ``"x"``, with the keyword arguments, in the type they came in."""
         raise NotImplementedError
 
+    def references(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
+        """For each tensor of indices what :meth:`resolve` turns into its batch: for a step that gathers rows itself."""
+        return self.batches(indices)
+
+    def resolve(self, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The batch that a reference stands for."""
+        return dict(reference)
+
     def chunks(self, size: int) -> Iterator[dict[str, Tensor]]:
         """All rows in their order, ``size`` at a time."""
         return self.batches(torch.arange(self.num_rows).split(size))
@@ -76,11 +84,17 @@ class Resident(Rows):
         self.device, self.num_rows = device, len(data["x"])
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:  # noqa: D102
-        if not indices:
-            return
-        here = torch.cat(list(indices)).to(self.device)  # all at once: a GPU would wait for each
-        for index in here.split([len(index) for index in indices]):
-            yield {name: value[index] for name, value in self.data.items()}
+        return (self.resolve(reference) for reference in self.references(indices))
+
+    def references(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Indices on the device."""
+        if indices:
+            here = torch.cat(list(indices)).to(self.device)  # all at once: a GPU would wait for each
+            yield from ({"index": index} for index in here.split([len(index) for index in indices]))
+
+    def resolve(self, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The rows at those indices."""
+        return {name: value[reference["index"]] for name, value in self.data.items()}
 
     def _to_check(self, name: str) -> Iterator[tuple[dict[str, Tensor], str]]:
         yield dict(self.data), name

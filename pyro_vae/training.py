@@ -279,9 +279,9 @@ class _Run:
     def _parameters(self) -> dict[str, Tensor]:
         """Everything there is to train: the modules' parameters, and those that the programs make when they run."""
         named: dict[str, Tensor] = {name: p for name, p in self.pair.named_parameters() if p.requires_grad}
-        pair, first = self.pair, self._first_batch()
+        pair, first = self.pair, self.data.resolve(self._first_reference())
         with forked_random_state(self.device), evaluating(pair.model, pair.guide):
-            x, context, _ = self._prepare(first)
+            x, context, _ = pair.prepare(first.pop("x"), first)
             with poutine.trace(param_only=True) as capture:
                 elbo_terms(pair.model, pair.guide, x, context)
             known = {id(p) for p in named.values()}
@@ -294,16 +294,16 @@ class _Run:
             raise ValueError("the programs have nothing to train: no pyro.param, pyro.module or nn.Parameter")
         return named
 
-    def _first_batch(self) -> dict[str, Tensor]:
-        return next(iter(self.data.batches([torch.arange(self.settings.batch_size)])))
+    def _first_reference(self) -> dict[str, Tensor]:
+        return next(iter(self.data.references([torch.arange(self.settings.batch_size)])))
 
     def _execution(self) -> Execution:
-        settings, first = self.settings, self._first_batch()
+        settings, first = self.settings, self._first_reference()
         gradients = Gradients(
             self.pair,
             self.parameters,
+            self.data,
             tuple(first),
-            num_rows=self.num_rows,
             kl=settings.kl,
             num_particles=settings.num_particles,
             precision=settings.precision,
@@ -311,10 +311,6 @@ class _Run:
         execution = Execution(gradients, self.optimizer, settings.max_grad_norm)
         execution.stage(first, compile=settings.compile, num_steps=settings.epochs * self.steps)
         return execution
-
-    def _prepare(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Rows in the model's units, their keyword arguments, and the transform's log-Jacobian of each row."""
-        return self.pair.prepare(batch["x"], {name: value for name, value in batch.items() if name != "x"})
 
     def train(self, *, progress: bool) -> pd.DataFrame:
         """Trains what is left to train, and leaves the best weights in the pair."""
@@ -356,12 +352,13 @@ class _Run:
         order = torch.randperm(self.num_rows, generator=self.order)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         learning_rate, kl_weight, seen = self._learning_rate(), 1.0, 0
-        for step, batch in enumerate(self.data.batches(order.split(self.settings.batch_size))):
+        indices = order.split(self.settings.batch_size)
+        for step, (index, reference) in enumerate(zip(indices, self.data.references(indices), strict=True)):
             kl_weight = self._kl_weight((epoch - 1) * self.steps + step)
-            sums += self.execution.step(batch, kl_weight, checked=epoch == 1 and step == 0)
+            sums += self.execution.step(reference, kl_weight, checked=epoch == 1 and step == 0)
             if self.settings.schedule != "plateau":
                 self.scheduler.step()
-            seen += len(batch["x"])
+            seen += len(index)
             # Between redraws of the bar nothing is read back from the device.
             if not bar.disable and time.time() - bar.last_print_t >= bar.mininterval:
                 bar.set_postfix_str(self._postfix(epoch, sums / seen, started, seen), refresh=False)
