@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_vae.objectives import KlEstimate, elbo_terms
 from pyro_vae.pair import Pair
+from pyro_vae.programs import evaluating, forked_random_state
 from pyro_vae.rows import Rows
 
 __all__ = ["Gradients", "Precision", "precision_in_force"]
@@ -30,7 +31,7 @@ class Gradients:
         pair: The programs.
         parameters: What to take the gradient by.
         rows: All rows.
-        names: What a reference to some of them consists of.
+        example: A reference to some of them.
         kl: How the KL is estimated, see :func:`~pyro_vae.objectives.elbo_terms`.
         num_particles: Draws of the guide for each row.
         precision: Of matrix products and convolutions.
@@ -41,25 +42,24 @@ class Gradients:
         pair: Pair,
         parameters: Mapping[str, Tensor],
         rows: Rows,
-        names: tuple[str, ...],
+        example: Mapping[str, Tensor],
         *,
         kl: KlEstimate = "sampled",
         num_particles: int = 1,
         precision: Precision = "full",
     ) -> None:
-        self.pair, self.rows, self.names = pair, rows, names
+        self.pair, self.rows, self.names = pair, rows, tuple(example)
         self.parameters = list(parameters.values())
-        self.kl, self.precision = kl, precision
+        self.kl: KlEstimate = kl
+        self.precision: Precision = precision
         self.num_particles = num_particles if num_particles > 1 else None
-        self.particle_dim: int | None = None
+        self.particle_dim = -2 if self.num_particles is None else _left_of_all_plates(pair, rows.resolve(example))
         self.closed_form: tuple[str, ...] = ()
 
     def __call__(self, kl_weight: Tensor, *reference: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         named = self.rows.resolve(dict(zip(self.names, reference, strict=True)))
         with torch.enable_grad(), precision_in_force(self.precision):
             x, context, log_jacobian = self.pair.prepare(named.pop("x"), named)
-            if self.num_particles is not None and self.particle_dim is None:
-                self.particle_dim = _left_of_all_plates(self.pair, x, context)
             terms = elbo_terms(
                 self.pair.model,
                 self.pair.guide,
@@ -69,7 +69,7 @@ class Gradients:
                 num_rows=self.rows.num_rows,
                 kl=self.kl,
                 num_particles=self.num_particles,
-                particle_dim=self.particle_dim or -2,
+                particle_dim=self.particle_dim,
             )
             gradients = torch.autograd.grad(
                 -terms.surrogate, self.parameters, allow_unused=True, materialize_grads=True
@@ -79,12 +79,14 @@ class Gradients:
         return (torch.stack([(reconstruction + log_jacobian).sum(), rate.sum()]), *gradients)
 
 
-def _left_of_all_plates(pair: Pair, x: Tensor, context: Mapping[str, Any]) -> int:
+def _left_of_all_plates(pair: Pair, batch: dict[str, Tensor]) -> int:
     """The first dimension from the right that no plate of the programs has."""
-    guide = poutine.trace(pair.guide).get_trace(x, **context)
-    model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(x, **context)
-    frames = (f for t in (guide, model) for site in t.nodes.values() for f in site.get("cond_indep_stack", ()))
-    return min((frame.dim for frame in frames if frame.vectorized), default=0) - 1
+    with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
+        x, context, _ = pair.prepare(batch.pop("x"), batch)
+        guide = poutine.trace(pair.guide).get_trace(x, **context)
+        model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(x, **context)
+    sites = [site for trace in (guide, model) for site in trace.nodes.values() if site["type"] == "sample"]
+    return min((f.dim or 0 for site in sites for f in site["cond_indep_stack"] if f.vectorized), default=0) - 1
 
 
 _PRODUCTS = {

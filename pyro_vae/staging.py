@@ -1,8 +1,8 @@
 """A function of tensors, run once to lower it, and from then on a graph: compiled for the CPU, captured on a GPU.
 
-A Pyro program costs Python at every statement, and its effects are the same at every step. So the function that runs the
-programs, takes the ELBO and its gradient is traced once, as the operations that it did on tensors. Those are compiled
-together by Inductor, with the noise that the function itself would draw, so that both come to the same numbers.
+A Pyro program costs Python at every statement, and its effects are the same at every step. So the function that runs
+the programs and takes the ELBO and its gradient is traced once, as the operations that it did on tensors. Those are
+compiled together by Inductor, with the noise that the function itself would draw: both come to the same numbers.
 """
 
 import contextlib
@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch._inductor as inductor
 from torch import Tensor
+from torch._inductor import compile as compile_graph
+from torch._inductor import config
 from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -30,7 +31,7 @@ class CannotStageError(Exception):
 
 def compiler_missing() -> str | None:
     """Why nothing can be compiled for the CPU here; None if it can."""
-    candidates = [name for name in (inductor.config.cpp.cxx[1], "g++", "clang++") if isinstance(name, str)]
+    candidates = [name for name in (config.cpp.cxx[1], "g++", "clang++") if isinstance(name, str)]
     return None if any(shutil.which(name) for name in candidates) else "there is no C++ compiler (g++ or clang++)"
 
 
@@ -58,8 +59,8 @@ def compiled(function: Function, inputs: Sequence[Tensor]) -> Function:
             raise CannotStageError(_reason(error)) from error
         held = _tensors_as_inputs(graph)
         try:
-            with torch.no_grad(), inductor.config.patch(fallback_random=True):
-                run = inductor.compile(graph, [*inputs, *held])
+            with torch.no_grad(), config.patch(fallback_random=True):
+                run: Any = compile_graph(graph, [*inputs, *held])
         except Exception as error:
             raise CannotStageError(f"it does not compile: {_reason(error)}") from error
 

@@ -114,10 +114,10 @@ def fit(
         A table with one row an epoch: ``epoch``; ``elbo``, ``reconstruction`` and ``kl`` over the training rows, with
         ``elbo = reconstruction - kl``, in nats per datum and in the user's units; the same with the prefix
         ``validation_``; ``kl_weight``, ``learning_rate``, ``seconds`` and ``rows_per_second``.
-        ``history.attrs["execution"]`` says how steps were run, and why; ``history.attrs["closed_form"]`` at which latent
-        sites the KL was taken in closed form; ``history.attrs["stopped"]`` says why it ended: ``"finished"``, ``"early"`` or ``"interrupted"`` (Ctrl-C, which
-        keeps what has been learned), and ``history.attrs["best_epoch"]`` which epoch's weights were kept, if
-        there are validation data.
+        ``history.attrs["stopped"]`` says why it ended: ``"finished"``, ``"early"`` or ``"interrupted"`` (Ctrl-C, which
+        keeps what has been learned), ``history.attrs["best_epoch"]`` which epoch's weights were kept, if
+        there are validation data, ``history.attrs["execution"]`` how steps were run, and why, and
+        ``history.attrs["closed_form"]`` at which latent sites the KL was taken in closed form.
 
     Raises:
         ValueError: if the data or an argument do not suit, before anything is trained.
@@ -303,7 +303,7 @@ class _Run:
             self.pair,
             self.parameters,
             self.data,
-            tuple(first),
+            first,
             kl=settings.kl,
             num_particles=settings.num_particles,
             precision=settings.precision,

@@ -39,8 +39,7 @@ def train(
         precision=precision,
         num_particles=task.num_particles,
     )
-    rows: Any = history[["seconds", "elbo"]].to_dict("records")
-    return rows
+    return history.loc[:, ["seconds", "elbo"]].to_dict("records")  # pyright: ignore[reportCallIssue, reportReturnType]
 
 
 def sample(x: np.ndarray, task: Task, *, num_samples: int, seed: int) -> float:
