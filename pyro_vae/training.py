@@ -56,6 +56,7 @@ def fit(
     learning_rate: float = 1e-3,
     schedule: Schedule = "cosine",
     kl_warmup: int = 0,
+    kl_weight: float = 1.0,
     max_grad_norm: float | None = None,
     patience: int | None = None,
     seed: int = 0,
@@ -84,7 +85,8 @@ def fit(
         schedule: ``"cosine"`` keeps it for half of the run and lets it fall to zero along a cosine over the
             other half, ``"constant"`` keeps it, ``"plateau"`` halves it when the validation (without any, the
             training) ELBO has not risen for five epochs.
-        kl_warmup: Epochs over which the weight of the KL rises from 0 to 1 (Bowman et al., 2016).
+        kl_warmup: Epochs over which the weight of the KL rises from 0 to ``kl_weight`` (Bowman et al., 2016).
+        kl_weight: Final weight β of the KL (β-VAE, Higgins et al., 2017). The ELBO is reported unweighted.
         max_grad_norm: Bound on the norm of the whole gradient, in nats per datum.
         patience: Stop when the validation ELBO has not risen for this many epochs.
         seed: Seeds the order of the rows, the noise and the transform. The caller's random state is left alone.
@@ -116,7 +118,9 @@ def fit(
     """
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint, the file to go on from")
-    settings = _Settings(epochs, batch_size, learning_rate, schedule, kl_warmup, max_grad_norm, patience, seed)
+    settings = _Settings(
+        epochs, batch_size, learning_rate, schedule, kl_warmup, kl_weight, max_grad_norm, patience, seed
+    )
     if patience is not None and validation_data is None:
         raise ValueError("patience needs validation_data: early stopping watches their ELBO")
     device = resolve_device(device)
@@ -198,6 +202,7 @@ class _Settings:
     learning_rate: float
     schedule: Schedule
     kl_warmup: int
+    kl_weight: float
     max_grad_norm: float | None
     patience: int | None
     seed: int
@@ -207,6 +212,8 @@ class _Settings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, found {value}")
+        if not 0 <= self.kl_weight < math.inf:
+            raise ValueError(f"kl_weight must be a number from 0, found {self.kl_weight}")
         for name in ("learning_rate", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -353,7 +360,7 @@ class _Run:
 
     def _kl_weight(self, step: int) -> float:
         warmup = self.settings.kl_warmup * self.steps
-        return min(1.0, step / warmup) if warmup else 1.0
+        return self.settings.kl_weight * (min(1.0, step / warmup) if warmup else 1.0)
 
     def _learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
