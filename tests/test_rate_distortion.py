@@ -34,14 +34,14 @@ def test_linear_models_reach_the_rate_distortion_function_of_a_normal_source():
         x,
         x,
         betas,
-        {"epochs": 15, "batch_size": 50, "learning_rate": 2e-2, "progress": False},
+        {"epochs": 20, "batch_size": 50, "learning_rate": 5e-2, "progress": False},
     )
     assert torch.equal(torch.get_rng_state(), state)
     assert curve["beta"].tolist() == list(betas)
     for _, row in curve.iterrows():
         rate, distortion = reverse_water_filling(eigenvalues, scale, row["beta"])
         assert row["rate"] == pytest.approx(rate, abs=0.08)
-        assert row["distortion"] == pytest.approx(distortion, abs=0.15)
+        assert row["distortion"] == pytest.approx(distortion, rel=0.04)
     assert curve["elbo"].idxmax() == 1
     assert curve["active_units"].tolist() == [1, 1, 1, 0]
     (axes,) = plot_rate_distortion(curve).axes
