@@ -13,7 +13,7 @@ import typer
 
 from pyro_vae import files, plotting
 from pyro_vae.arrays import FileRows
-from pyro_vae.data import load_data
+from pyro_vae.data import DataSet, load_data
 from pyro_vae.loading import load_config
 from pyro_vae.tables import Schema
 from pyro_vae.training import resolve_device
@@ -70,18 +70,23 @@ def schema_of(run: Path) -> Schema | None:
     return None if schema is None else Schema.from_json(schema)
 
 
-def rows_for(run: Path, name: str | None, root: Path | None) -> torch.Tensor | FileRows:
-    """Rows to use a model on: those held out of its training, or other data, whole and in their order.
-
-    Many rows stay in their file.
-    """
+def data_for(run: Path, name: str | None, root: Path | None) -> DataSet:
+    """Data to use a model on: those it was trained on, or others, of which all rows are held out."""
     settings = load_config(run)["run"]
     trained_on = settings.get("data")
     if name is None and trained_on is None:
         raise ValueError(f"{run} does not say what it was trained on: name the rows with --data")
     root = root or Path(settings.get("data_root", "data"))
     hold_out = name in (None, trained_on)
-    return load_data(name or trained_on, root, hold_out=hold_out, schema=schema_of(run)).x_test
+    return load_data(name or trained_on, root, hold_out=hold_out, schema=schema_of(run))
+
+
+def rows_for(run: Path, name: str | None, root: Path | None) -> torch.Tensor | FileRows:
+    """Rows to use a model on: those held out of its training, or other data, whole and in their order.
+
+    Many rows stay in their file.
+    """
+    return data_for(run, name, root).x_test
 
 
 def writer(out: Path, by_suffix: Mapping[str, Callable[[Any, Path], None]]) -> Callable[[Any, Path], None]:

@@ -1,5 +1,6 @@
 """Evaluates a trained model on data it was not trained on."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -7,11 +8,20 @@ import cli
 import typer
 
 from pyro_vae import evaluate, files, load
+from pyro_vae.evaluation import evaluate_suite, render_html
+from pyro_vae.names import lookup
 
 
 def main(
     run: Annotated[Path, typer.Argument(help="A run folder that train.py left.", metavar="RUN")],
     out: Annotated[Path, typer.Option(help="The file to write, JSON.")] = Path("metrics.json"),
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="Also check everything there is to check and write report.html beside --out: quick (some of the rows, "
+            "a minute or a few) or full (all rows; hours on a CPU). [default: the ELBO and its parts alone]"
+        ),
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="A name or path as for train.py. [default: the run's held-out rows]")
     ] = None,
@@ -23,16 +33,38 @@ def main(
 ) -> None:
     """Evaluates a trained model: ELBO, rate (KL) and distortion in nats per datum, bits per dimension, active units.
 
-    Names that end in _se hold the standard error over rows. Units are those of the data.
+    Names that end in _se hold the standard error over rows. Units are those of the data. With --suite, the report says
+    in its first lines what is wrong, what is worth a look and what is fine, and by which thresholds.
     """
     write = cli.writer(out, {".json": files.write_json})
+    if suite is not None:
+        lookup(suite, ("quick", "full"), "suite")
     vae = load(run).to(cli.resolve_device(device))
-    metrics = evaluate(vae, cli.rows_for(run, data, data_root), seed=seed)
-    write(metrics, out)
+    held = cli.data_for(run, data, data_root)
+    metrics = evaluate(vae, held.x_test, seed=seed)
     for name in ("elbo", "rate", "distortion", "bits_per_dim"):
         print(f"{name:<13}{metrics[name]:>12.4f} ± {metrics.get(name + '_se', float('nan')):.4f}")
     print(f"active units {metrics['active_units']:>12} of {vae.latent_dim}")
-    print(f"rows         {metrics['num_rows']:>12,}\nwritten to {out}")
+    print(f"rows         {metrics['num_rows']:>12,}")
+    if suite is None:
+        write(metrics, out)
+        print(f"written to {out}")
+        return
+
+    train = None if held.y_train is None else (held.x_train, held.y_train)
+    report = evaluate_suite(
+        vae,
+        held.x_test,
+        suite=suite,
+        train=train,
+        seed=seed,
+        progress=lambda title: print(f"… {title}", file=sys.stderr),
+    )
+    page = out.with_name("report.html")
+    write({**metrics, **report.to_json()}, out)
+    with files.replacing(page) as temporary:
+        temporary.write_text(render_html(report, f"{run} on {held.name}"), encoding="utf-8")
+    print(f"\n{report}\n\nwritten to {out} and {page}")
 
 
 if __name__ == "__main__":

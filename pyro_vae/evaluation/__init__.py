@@ -1,6 +1,32 @@
-"""How good a model is, for any pair of programs: its evidence, its samples."""
+"""How good a model is, for any pair of programs: its evidence, its fit, its samples."""
 
+from pyro_vae.evaluation.classifier import ClassifierFeatures, train_classifier_features
+from pyro_vae.evaluation.criticism import PredictiveCheck, predictive_check
+from pyro_vae.evaluation.figures import plot_predictive_check, plot_rate_distortion
+from pyro_vae.evaluation.frechet import frechet_distance
+from pyro_vae.evaluation.html import render_html
+from pyro_vae.evaluation.rate_distortion import rate_distortion_curve
+from pyro_vae.evaluation.report import Finding, Report, Section, evaluate_suite
 from pyro_vae.evaluation.samples import checkerboard, sample_quality
+from pyro_vae.evaluation.statistics import default_statistics
 from pyro_vae.evaluation.summary import evaluate
 
-__all__ = ["checkerboard", "evaluate", "sample_quality"]
+__all__ = [
+    "ClassifierFeatures",
+    "Finding",
+    "PredictiveCheck",
+    "Report",
+    "Section",
+    "checkerboard",
+    "default_statistics",
+    "evaluate",
+    "evaluate_suite",
+    "frechet_distance",
+    "plot_predictive_check",
+    "plot_rate_distortion",
+    "predictive_check",
+    "rate_distortion_curve",
+    "render_html",
+    "sample_quality",
+    "train_classifier_features",
+]

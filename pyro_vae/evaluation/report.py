@@ -1,0 +1,330 @@
+r"""The whole evaluation of a pair in one call, with its findings in words.
+
+:func:`evaluate_suite` runs every part of :mod:`pyro_vae.evaluation` that applies, and holds what it finds against
+thresholds that are stated with it. A part that does not apply to a pair or its data says so in a sentence.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_vae.evaluation.classifier import train_classifier_features
+from pyro_vae.evaluation.criticism import PredictiveCheck, as_described, predictive_check
+from pyro_vae.evaluation.figures import plot_predictive_check
+from pyro_vae.evaluation.frechet import frechet_distance
+from pyro_vae.evaluation.samples import sample_quality
+from pyro_vae.evaluation.summary import evaluate
+from pyro_vae.names import lookup
+from pyro_vae.pair import Array, Pair
+from pyro_vae.plotting import plot_samples
+from pyro_vae.programs import forked_random_state
+
+__all__ = ["Finding", "Report", "Section", "evaluate_suite"]
+
+Level = Literal["wrong", "look", "fine"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found.
+
+    Args:
+        level: ``"wrong"``: do not rely on it; ``"look"``: worth a look, or all right for some uses; ``"fine"``.
+        text: What, in a sentence, with the number and the threshold it was held against.
+    """
+
+    level: Level
+    text: str
+
+
+@dataclass
+class Section:
+    """One part of a report.
+
+    Args:
+        title: Its heading.
+        about: What was estimated and how, in a sentence or two; or why it was not.
+        numbers: By name, for ``metrics.json``.
+        findings: What they mean.
+        tables: By caption.
+        figures: By caption.
+    """
+
+    title: str
+    about: str = ""
+    numbers: dict[str, Any] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    def found(self, level: Level, text: str) -> None:
+        """Adds a finding."""
+        self.findings.append(Finding(level, text))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`evaluate_suite` found.
+
+    Args:
+        suite: ``"quick"`` or ``"full"``.
+        sections: The parts by name, in their order.
+    """
+
+    suite: str
+    sections: Mapping[str, Section]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings, what is wrong first."""
+        every = [finding for section in self.sections.values() for finding in section.findings]
+        return sorted(every, key=lambda finding: ("wrong", "look", "fine").index(finding.level))
+
+    @property
+    def verdict(self) -> str:
+        """How many findings of each kind, in one line."""
+        count = {level: sum(f.level == level for f in self.findings) for level in ("wrong", "look", "fine")}
+        wrong = f"{count['wrong']} {'thing is' if count['wrong'] == 1 else 'things are'} wrong"
+        return f"{wrong if count['wrong'] else 'Nothing is wrong'}, {count['look']} to look at, {count['fine']} fine."
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers by section and the findings, as JSON data."""
+        numbers = {name: section.numbers for name, section in self.sections.items() if section.numbers}
+        findings = [{"level": finding.level, "text": finding.text} for finding in self.findings]
+        return {"suite": self.suite, "verdict": self.verdict, "findings": findings, **_plain(numbers)}
+
+    def __str__(self) -> str:
+        lines = [f"{finding.level:<6}{finding.text}" for finding in self.findings]
+        return "\n".join([self.verdict, *lines])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
+class _Size:
+    """How much of each part a suite does; None is all rows."""
+
+    check_rows: int | None
+    replications: int
+    sample_rows: int | None
+    classifier_rows: int | None
+
+
+_SIZES = {
+    "quick": _Size(check_rows=1000, replications=200, sample_rows=1000, classifier_rows=5000),
+    "full": _Size(check_rows=None, replications=400, sample_rows=10_000, classifier_rows=None),
+}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the parts are given."""
+
+    pair: Pair
+    x: Tensor
+    context: dict[str, Any]
+    train: tuple[Tensor, Tensor] | None
+    size: _Size
+    seed: int
+
+    def rows(self, num_rows: int | None) -> tuple[Tensor, dict[str, Any]]:
+        """So many rows, chosen by the seed, with their keyword arguments."""
+        if num_rows is None or num_rows >= len(self.x):
+            return self.x, self.context
+        chosen = (
+            torch.randperm(len(self.x), generator=torch.Generator().manual_seed(self.seed))[:num_rows].sort().values
+        )
+        return self.x[chosen], {name: torch.as_tensor(value)[chosen] for name, value in self.context.items()}
+
+
+def evaluate_suite(
+    pair: Pair,
+    x: Array,
+    *,
+    suite: Literal["quick", "full"] = "quick",
+    train: tuple[Array, Array] | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+    **context: Any,
+) -> Report:
+    r"""Runs the whole evaluation on rows that the model was not trained on.
+
+    Args:
+        pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair`.
+        x: Rows ``(N, *E)`` in the user's units.
+        suite: ``"quick"`` looks at some of the rows, ``"full"`` at all of them where that can be done, and with more
+            draws.
+        train: Rows and labels that a classifier may be trained on, for a space of features; without any, distances
+            between samples and data are taken between their elements.
+        seed: Seeds every part.
+        progress: Called with the title of each part before it begins.
+        context: Keyword arguments of the programs, rows first.
+
+    Returns:
+        A :class:`Report`.
+
+    Raises:
+        ValueError: if the rows do not suit the model, or there is no such suite.
+
+    Example:
+        >>> from pyro_vae import fit, mlp_vae
+        >>> from pyro_vae.likelihoods import Normal
+        >>> x = torch.exp(torch.randn(500, 2, generator=torch.Generator().manual_seed(0)))
+        >>> vae = mlp_vae((2,), latent_dim=1, hidden_dims=(), likelihood=Normal(scale=1.0))
+        >>> report = evaluate_suite(vae, x)
+        >>> report.findings[0].level
+        'wrong'
+    """
+    size = _SIZES[lookup(suite, _SIZES, "suite")]
+    x = pair.check(x, **context).cpu()
+    held = None if train is None else (torch.as_tensor(train[0]), torch.as_tensor(train[1]))
+    job = _Job(pair, x, context, held, size, seed)
+    sections = {}
+    for name, (title, part) in _PARTS.items():
+        if progress is not None:
+            progress(title)
+        section = Section(title)
+        try:
+            part(job, section)
+        except (ValueError, NotImplementedError, FloatingPointError) as error:
+            section = Section(title, about=f"Not done: {' '.join(str(error).split())}.")
+        sections[name] = section
+    return Report(suite, sections)
+
+
+def _summary(job: _Job, section: Section) -> None:
+    metrics = evaluate(job.pair, job.x, seed=job.seed, **job.context)
+    section.numbers = dict(metrics)
+    section.about = (
+        f"One draw of the guide for each of {metrics['num_rows']:,} rows; nats per row, ± standard error over rows."
+    )
+    names = ("elbo", "rate", "distortion", "bits_per_dim")
+    section.tables[""] = pd.DataFrame(
+        {"mean": [metrics[n] for n in names], "± over rows": [metrics.get(f"{n}_se", math.nan) for n in names]}, names
+    )
+    num_latents = math.prod(job.pair.encode(job.x[:1], **{k: v[:1] for k, v in job.context.items()}).event_shape)
+    active = int(metrics["active_units"])
+    section.numbers["num_latents"] = num_latents
+    share = f"{active} of {num_latents} latents are active (their posterior mean varies by more than 0.01 over rows)"
+    if active == 0:
+        section.found("wrong", f"The latents say nothing of the rows: {share}.")
+    else:
+        idle = f"; {num_latents - active} could be left out" if active < num_latents else ""
+        section.found("look" if active < 0.1 * num_latents else "fine", f"{share}{idle}.")
+
+
+def _checks(kind: Literal["prior", "posterior"]) -> Callable[[_Job, Section], None]:
+    def part(job: _Job, section: Section) -> None:
+        rows, context = job.rows(job.size.check_rows)
+        check = predictive_check(
+            job.pair, rows, kind=kind, num_replications=job.size.replications, seed=job.seed, **context
+        )
+        drawn = "z from the prior" if kind == "prior" else "z from the guide at each row"
+        section.about = (
+            f"{job.size.replications} data sets of {len(rows):,} rows drawn with {drawn}, held against the data by "
+            f"their statistics. The joint p-value is held against 0.01; a model it rejects is wrong where a statistic "
+            f"with a p-value below 0.01 is off by more than a tenth, else worth a look."
+        )
+        section.numbers = {
+            "joint_p_value": check.joint_p_value,
+            "num_rows": len(rows),
+            "p_values": check.table["p_value"].to_dict(),
+        }
+        section.findings.append(_judge(check))
+        section.tables[""] = check.table
+        section.figures["Statistics of data sets drawn, and of the data (line; red if p < 0.01)."] = (
+            plot_predictive_check(check)
+        )
+
+    return part
+
+
+def _judge(check: PredictiveCheck) -> Finding:
+    p = f"joint p = {check.joint_p_value:.2g}"
+    if check.joint_p_value >= 0.01:
+        return Finding("fine", f"Data drawn from the {check.kind} predictive have the statistics of the data ({p}).")
+    off = check.table.copy()
+    size = off[["observed", "replicated"]].abs().max(axis=1)
+    off["off"] = (off["observed"] - off["replicated"]).abs() / size.where(size > 0, 1.0)
+    off = off[off["p_value"] < 0.01].sort_values("off", ascending=False, kind="stable")
+    shown = "; ".join(
+        f"{name} is {row['observed']:.3g} in the data and {row['replicated']:.3g} in what it draws"
+        for name, row in off.head(3).iterrows()
+    )
+    more = f"; and {len(off) - 3} more" if len(off) > 3 else ""
+    what = {
+        "prior": "Data drawn from the model are not like the data",
+        "posterior": "The likelihood cannot make such data even around each row",
+    }[check.kind]
+    level: Level = "wrong" if off.empty or off["off"].iloc[0] > 0.1 else "look"
+    return Finding(level, f"{what} ({p}): {shown or 'the statistics together stand out'}{more}.")
+
+
+def _samples(job: _Job, section: Section) -> None:
+    num_rows = min(len(job.x), job.size.sample_rows or len(job.x))
+    rows, context = job.rows(num_rows)
+    with forked_random_state(job.pair.device):
+        torch.manual_seed(job.seed)
+        prepared, with_mask, _ = job.pair.prepare(rows, context)
+        if "mask" in with_mask and not bool(with_mask["mask"].all()):
+            raise ValueError("distances between rows need every entry, and some are missing")
+        real = as_described(job.pair, rows, prepared)
+        samples = job.pair.sample(len(rows), **context).cpu().to(real.dtype)
+    features, space = None, "between their elements"
+    if job.train is not None:
+        features, space = _features(job, section)
+    half = len(real) // 2
+    quality = pd.DataFrame(
+        {
+            "samples": sample_quality(real, samples, features=features),
+            "real rows": sample_quality(real[:half], real[half : 2 * half], features=features),
+        }
+    )
+    quality.loc["fréchet distance"] = [
+        frechet_distance(real[:half], samples[:half], features=features),
+        frechet_distance(real[:half], real[half : 2 * half], features=features),
+    ]
+    section.about += (
+        f"{len(real):,} samples against as many rows that the model was not trained on, by distances {space}. Beside "
+        f"it what one half of the real rows reaches against the other; the Fréchet distance is that of halves in both. "
+        f"Precision and density ask whether samples lie where data lie, recall and coverage whether all data are found "
+        f"among samples. Coverage below 0.8 of what real rows reach is worth a look, below half of it is wrong."
+    )
+    section.tables[""] = quality
+    section.numbers |= {"num_rows": len(real), **{c: quality[c].to_dict() for c in quality}}
+    section.figures["Draws from the model."] = plot_samples(samples[:64])
+    reached, possible = quality.loc["coverage"]
+    level: Level = "fine" if reached >= 0.8 * possible else "look" if reached >= 0.5 * possible else "wrong"
+    section.found(
+        level, f"{reached:.0%} of the real rows have a sample in their neighbourhood; real rows reach {possible:.0%}."
+    )
+
+
+def _features(job: _Job, section: Section) -> tuple[Callable[[Any], Any], str]:
+    assert job.train is not None
+    x, labels = (part[: job.size.classifier_rows] for part in job.train)
+    features = train_classifier_features(x, labels, seed=job.seed)
+    section.numbers["classifier_accuracy"] = features.accuracy
+    section.about = (
+        f"A small classifier was trained on {len(x):,} labelled rows; it labels {features.accuracy:.1%} of rows held "
+        f"out rightly (the most frequent label alone {features.most_frequent:.1%}). "
+    )
+    return features, "between the features of that classifier (this is not FID)"
+
+
+_PARTS: Mapping[str, tuple[str, Callable[[_Job, Section], None]]] = {
+    "summary": ("The ELBO and its parts", _summary),
+    "prior_predictive": ("Does it draw such data? Prior predictive check", _checks("prior")),
+    "posterior_predictive": ("Does its likelihood fit? Posterior predictive check", _checks("posterior")),
+    "samples": ("Are its samples good?", _samples),
+}

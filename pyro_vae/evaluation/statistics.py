@@ -1,0 +1,161 @@
+"""Statistics of a data set that show where models of it usually go wrong, chosen by the values that data take."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.ranges import Constraint, constraints, elementwise, is_boolean, is_bounded
+
+__all__ = ["Statistic", "default_statistics"]
+
+Statistic = Callable[[Tensor], Any]
+
+_SEPARATE = 16  # up to so many elements, each has its own value; with more, their average
+_LOOKED_AT = 64  # elements whose pairs and tails are looked at
+_ATOM = 0.05  # share of the entries above which one exact value is worth counting
+
+
+def default_statistics(x: Tensor, data_range: Constraint) -> dict[str, Statistic]:
+    r"""Statistics for a data set with such values.
+
+    Args:
+        x: The observed data ``(N, *E)``, NaN where an entry is missing. They settle which elements are looked at,
+            and which exact values are counted.
+        data_range: Constraint on one element, or ``constraints.stack`` with one for each column.
+
+    Returns:
+        By name, functions of a data set ``(N, *E)``; NaN is left out of account. Of up to 16 elements each has its
+        own value, of more their average is taken.
+
+        - For all: ``mean``; ``sd``; with two elements or more ``sd of row totals``, and ``mean |correlation|`` and
+          ``max |correlation|`` over the pairs of the 64 elements that vary most.
+        - Counts: ``zeros``, their share; ``dispersion``, variance over mean, 1 for Poisson; ``largest``.
+        - Levels and categories: ``lowest`` and ``highest``, the shares of the two ends.
+        - Real numbers: ``lower tail`` and ``upper tail``, the 1% and 99% quantiles (5% and 95% of fewer than 500
+          rows); ``skewness``; ``kurtosis``; and ``share at v`` for the two most frequent values v, if 5% of the
+          entries or more have exactly that value, which no density allows.
+
+        Where columns are of several kinds, names begin with the kind.
+
+    Example:
+        >>> from pyro_vae.ranges import constraints
+        >>> x = torch.tensor([[0.0], [0.0], [3.0], [1.0]])
+        >>> chosen = default_statistics(x, constraints.nonnegative_integer)
+        >>> list(chosen), chosen["zeros"](x)
+        (['mean', 'sd', 'zeros', 'dispersion', 'largest'], tensor([0.5000], dtype=torch.float64))
+    """
+    flat = _flat(x)
+    columns = _columns_by_kind(elementwise(data_range), flat.shape[1])
+    chosen: dict[str, Statistic] = {}
+    for kind, index in columns.items():
+        prefix = f"{kind}: " if len(columns) > 1 else ""
+        for name, function in _of_kind(kind, flat[:, index]).items():
+            chosen[prefix + name] = _on(index, function)
+    return chosen
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.reshape(len(x), -1).double()
+
+
+def _on(index: Tensor, function: Callable[[Tensor], Tensor]) -> Statistic:
+    def statistic(x: Tensor) -> Tensor:
+        part = _flat(x)
+        return function(part if len(index) == part.shape[1] else part[:, index])
+
+    return statistic
+
+
+def _columns_by_kind(data_range: Constraint, num_dims: int) -> dict[str, Tensor]:
+    stacked = isinstance(data_range, constraints.stack)
+    kinds = [_kind(c) for c in data_range.cseq] if stacked else [_kind(data_range)] * num_dims
+    return {k: torch.tensor([i for i, kind in enumerate(kinds) if kind == k]) for k in dict.fromkeys(kinds)}
+
+
+def _kind(constraint: Constraint) -> str:
+    if not constraint.is_discrete:
+        return "real"
+    return "bits" if is_boolean(constraint) else "levels" if is_bounded(constraint) else "counts"
+
+
+def _of_kind(kind: str, x: Tensor) -> Mapping[str, Callable[[Tensor], Tensor]]:
+    chosen: dict[str, Callable[[Tensor], Tensor]] = {
+        "mean": lambda x: _each(_mean(x)),
+        "sd": lambda x: _each(_variance(x).sqrt()),
+    }
+    varying = _variance(x).topk(min(_LOOKED_AT, x.shape[1])).indices.sort().values
+    if kind == "counts":
+        chosen["zeros"] = _share_at(0.0)
+        chosen["dispersion"] = lambda x: _each(_variance(x) / _mean(x).clamp(min=1e-12))
+        chosen["largest"] = lambda x: _filled(x, -math.inf).amax()
+    if kind == "levels":
+        chosen["lowest"] = _share_at(float(_filled(x, math.inf).min()))
+        chosen["highest"] = _share_at(float(_filled(x, -math.inf).max()))
+    if kind == "real":
+        tail = 0.01 if len(x) >= 500 else 0.05
+        chosen["lower tail"] = lambda x: _each(_quantile(x[:, varying], tail), x.shape[1])
+        chosen["upper tail"] = lambda x: _each(_quantile(x[:, varying], 1 - tail), x.shape[1])
+        chosen["skewness"] = lambda x: _each(_standard_moment(x, 3))
+        chosen["kurtosis"] = lambda x: _each(_standard_moment(x, 4))
+        values, counts = x[~x.isnan()].unique(return_counts=True)
+        for place in counts.argsort(descending=True, stable=True)[:2].tolist():
+            if counts[place] >= max(2, _ATOM * int(counts.sum())):
+                chosen[f"share at {float(values[place]):g}"] = _share_at(float(values[place]))
+    if x.shape[1] > 1:
+        chosen["sd of row totals"] = lambda x: _variance(x.nansum(1, keepdim=True)).sqrt()[0]
+        chosen["mean |correlation|"] = lambda x: _correlations(x[:, varying]).mean()
+        chosen["max |correlation|"] = lambda x: _correlations(x[:, varying]).max()
+    return chosen
+
+
+def _each(values: Tensor, num_dims: int | None = None) -> Tensor:
+    """The values of a few elements, the average over many."""
+    return values if (len(values) if num_dims is None else num_dims) <= _SEPARATE else values.mean()
+
+
+def _filled(x: Tensor, value: float) -> Tensor:
+    return torch.where(x.isnan(), value, x)
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.nanmean(0).nan_to_num()
+
+
+def _variance(x: Tensor) -> Tensor:
+    return (x - _mean(x)).square().nanmean(0).nan_to_num()
+
+
+def _standard_moment(x: Tensor, order: int) -> Tensor:
+    centred = x - _mean(x)
+    sd = centred.square().nanmean(0).sqrt()
+    # What varies by rounding alone has no shape.
+    flat = ~(sd > 1e-9 * (1 + _mean(x).abs()))
+    return torch.where(flat, 0.0, (centred / sd).pow(order).nanmean(0)).nan_to_num()
+
+
+def _quantile(x: Tensor, probability: float) -> Tensor:
+    """The observed value at this rank of each column."""
+    count = (~x.isnan()).sum(0)
+    rank = (probability * (count - 1)).round().long().clamp(min=0)
+    return x.sort(0).values.gather(0, rank[None])[0].nan_to_num()  # NaN comes last
+
+
+def _share_at(value: float) -> Callable[[Tensor], Tensor]:
+    def share(x: Tensor) -> Tensor:
+        return _each((x == value).double().sum(0) / (~x.isnan()).sum(0).clamp(min=1))
+
+    return share
+
+
+def _correlations(x: Tensor) -> Tensor:
+    """Sizes of the correlations of all pairs of columns; a missing entry stands at its column's mean."""
+    centred = (x - _mean(x)).nan_to_num()
+    scale = centred.square().sum(0).sqrt()
+    # Rounding must not be taken for variation.
+    scale = torch.where(scale > 1e-9 * (1 + _mean(x).abs()), scale, math.inf)
+    correlation = (centred / scale).T @ (centred / scale)
+    first, second = torch.triu_indices(*correlation.shape, offset=1)
+    return correlation[first, second].abs()
