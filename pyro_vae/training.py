@@ -59,12 +59,8 @@ def fit(
     schedule: Schedule = "cosine",
     kl_weight: float = 1.0,
     kl_warmup: int = 0,
-<<<<<<< HEAD
     kl: KlEstimate = "sampled",
     num_particles: int = 1,
-=======
-    kl_weight: float = 1.0,
->>>>>>> checks
     max_grad_norm: float | None = None,
     patience: int | None = None,
     seed: int = 0,
@@ -95,16 +91,11 @@ def fit(
         schedule: ``"cosine"`` keeps it for half of the run and lets it fall to zero along a cosine over the
             other half, ``"constant"`` keeps it, ``"plateau"`` halves it when the validation (without any, the
             training) ELBO has not risen for five epochs.
-<<<<<<< HEAD
         kl_weight: Weight β of the KL in what is maximised (Higgins et al., 2017); what is reported is unweighted.
         kl_warmup: Epochs over which that weight rises from 0 (Bowman et al., 2016).
         kl: ``"sampled"`` estimates the KL from the draw, as ``Trace_ELBO``; ``"analytic"`` takes it in closed form, as
             ``TraceMeanField_ELBO``; ``"auto"`` does so where there is one.
         num_particles: Draws of the guide for each row, in one vectorised run of the programs.
-=======
-        kl_warmup: Epochs over which the weight of the KL rises from 0 to ``kl_weight`` (Bowman et al., 2016).
-        kl_weight: Final weight β of the KL (β-VAE, Higgins et al., 2017). The ELBO is reported unweighted.
->>>>>>> checks
         max_grad_norm: Bound on the norm of the whole gradient, in nats per datum.
         patience: Stop when the validation ELBO has not risen for this many epochs.
         seed: Seeds the order of the rows, the noise and the transform. The caller's random state is left alone.
@@ -143,7 +134,6 @@ def fit(
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint, the file to go on from")
     settings = _Settings(
-<<<<<<< HEAD
         epochs,
         batch_size,
         learning_rate,
@@ -157,9 +147,6 @@ def fit(
         seed,
         precision,
         compile,
-=======
-        epochs, batch_size, learning_rate, schedule, kl_warmup, kl_weight, max_grad_norm, patience, seed
->>>>>>> checks
     )
     if patience is not None and validation_data is None:
         raise ValueError("patience needs validation_data: early stopping watches their ELBO")
@@ -225,12 +212,8 @@ class _Settings:
     schedule: Schedule
     kl_weight: float
     kl_warmup: int
-<<<<<<< HEAD
     kl: KlEstimate
     num_particles: int
-=======
-    kl_weight: float
->>>>>>> checks
     max_grad_norm: float | None
     patience: int | None
     seed: int
