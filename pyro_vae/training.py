@@ -231,8 +231,6 @@ class _Settings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, found {value}")
-        if not 0 <= self.kl_weight < math.inf:
-            raise ValueError(f"kl_weight must be a number from 0, found {self.kl_weight}")
         for name in ("learning_rate", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:

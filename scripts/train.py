@@ -24,6 +24,7 @@ from pyro_vae.training import resolve_device
 from pyro_vae.vae import CONFIG
 
 CHECKPOINT = "checkpoint.safetensors"
+COMPILE = {"auto": "auto", "yes": True, "no": False}
 
 
 def main(
@@ -75,6 +76,12 @@ def main(
     learning_rate: Annotated[
         float, typer.Option(help="Adam's step size at the start; it falls along a cosine.")
     ] = 1e-3,
+    kl_weight: Annotated[float, typer.Option(help="Weight β of the KL; 1 maximises the ELBO.")] = 1.0,
+    kl: Annotated[
+        str,
+        typer.Option(help="How the KL is estimated: sampled, analytic (in closed form), or auto (where there is one)."),
+    ] = "sampled",
+    num_particles: Annotated[int, typer.Option(help="Draws of the latents for each row and step.")] = 1,
     kl_warmup: Annotated[int, typer.Option(help="Epochs over which the weight of the KL rises from 0 to 1.")] = 0,
     patience: Annotated[
         int | None, typer.Option(help="Stop when the validation ELBO has not risen for so many epochs.")
@@ -82,6 +89,13 @@ def main(
     validation_fraction: Annotated[
         float, typer.Option(help="Share of the training rows that is only watched; the best weights by it are kept.")
     ] = 0.1,
+    precision: Annotated[
+        str,
+        typer.Option(help="Of matrix products: full, tf32 (on a GPU) or bfloat16; distributions never are rounded."),
+    ] = "full",
+    compile: Annotated[
+        str, typer.Option("--compile", help="Compile the training step: auto (where it repays), yes or no.")
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the split, the weights, the order of rows and the noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The run folder. [default: runs/DATA-NETWORK, numbered]")] = None,
@@ -147,10 +161,15 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
             epochs=epochs,
             batch_size=settings["batch_size"],
             learning_rate=settings["learning_rate"],
+            kl_weight=settings["kl_weight"],
             kl_warmup=settings["kl_warmup"],
+            kl=settings["kl"],
+            num_particles=settings["num_particles"],
             patience=settings["patience"],
             seed=settings["seed"],
             device=device,
+            precision=settings["precision"],
+            compile=choices.choose(COMPILE, settings["compile"], "--compile"),
             checkpoint=checkpoint,
             resume=resuming and checkpoint.exists(),
         )
@@ -164,9 +183,11 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     with files.replacing(folder / "history.csv") as temporary:
         history.to_csv(temporary, index=False)
     checkpoint.unlink(missing_ok=True)
+    seconds = history["seconds"].median()
+    print(f"\nsteps ran {history.attrs['execution']}; an epoch took {seconds:.3g} s")
     best_epoch = history.attrs["best_epoch"]
     best_elbo = history["validation_elbo"].max()
-    print(f"\nvalidation ELBO {best_elbo:.2f} nats per datum, at epoch {best_epoch} of {len(history)}")
+    print(f"validation ELBO {best_elbo:.2f} nats per datum, at epoch {best_epoch} of {len(history)}")
     print(f"The run is in {folder}, its pictures in {folder / 'figures'}. To go on:")
     print(f"  python scripts/evaluate.py {folder} --out metrics.json")
     picture, numbers = ("png", "npy") if data.schema is None else ("csv", "csv")
