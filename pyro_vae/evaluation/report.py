@@ -151,7 +151,7 @@ def evaluate_suite(
     pair: Pair,
     x: Array,
     *,
-    suite: Literal["quick", "full"] = "quick",
+    suite: str = "quick",
     train: tuple[Array, Array] | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -256,7 +256,7 @@ def _judge(check: PredictiveCheck) -> Finding:
     off = check.table.copy()
     size = off[["observed", "replicated"]].abs().max(axis=1)
     off["off"] = (off["observed"] - off["replicated"]).abs() / size.where(size > 0, 1.0)
-    off = off[off["p_value"] < 0.01].sort_values("off", ascending=False, kind="stable")
+    off = pd.DataFrame(off[off["p_value"] < 0.01]).sort_values("off", ascending=False, kind="stable")
     shown = "; ".join(
         f"{name} is {row['observed']:.3g} in the data and {row['replicated']:.3g} in what it draws"
         for name, row in off.head(3).iterrows()
