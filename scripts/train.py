@@ -19,7 +19,7 @@ from pyro_vae.checks import check_finite
 from pyro_vae.data import DataSet, default_root, load_data, split
 from pyro_vae.loading import load_config
 from pyro_vae.predictive import latent_grid
-from pyro_vae.tables import parse_kinds
+from pyro_vae.tables import Schema, parse_kinds
 from pyro_vae.training import resolve_device
 from pyro_vae.vae import CONFIG
 
@@ -109,7 +109,7 @@ def main(
     """
     settings = {name: value for name, value in context.params.items() if name not in ("out", "resume", "device")}
     if resume is None:
-        settings |= {"data": _absolute(data), "data_root": str((data_root or default_root()).absolute())}
+        settings |= {"data": cli.absolute(data), "data_root": str((data_root or default_root()).absolute())}
         folder = out or cli.unused_folder("-".join(filter(None, (Path(data).stem, network, likelihood))))
         if (folder / CONFIG).exists():
             raise ValueError(f"{folder} already holds a run: go on with --resume {folder}, or name another --out")
@@ -132,6 +132,8 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
         return
     kinds = parse_kinds(settings["columns"] or ())
     data = load_data(settings["data"], settings["data_root"], kinds=kinds)
+    if settings["missing"] is None and data.schema is not None:
+        check_no_gaps(data.schema)
     if settings["missing"] is None and isinstance(data.x_train, Tensor):
         check_finite(data.x_train, settings["data"])
     kept, watched = split(len(data.x_train), settings["validation_fraction"], settings["seed"])
@@ -197,6 +199,16 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
         print(f"  python scripts/impute.py {folder} --num-samples 5 --out imputed.{numbers}")
 
 
+def check_no_gaps(schema: Schema) -> None:
+    """Refuses a table with missing entries where nothing was said of them."""
+    gaps = [f"{column.name} ({column.num_missing})" for column in schema.columns if column.num_missing]
+    if gaps:
+        raise ValueError(
+            f"the table has missing entries, in {', '.join(gaps)}: give --missing nan to train on what is there, or "
+            f"fill them"
+        )
+
+
 def build(settings: dict[str, Any], data: DataSet) -> tuple[VAE, str]:
     """The model that the settings ask for, and why its transform."""
     likelihood, transform, why = choices.likelihood_and_transform(
@@ -251,11 +263,6 @@ def draw_rows(vae: VAE, x: torch.Tensor, bounds: tuple[float, float] | None) -> 
         means = vae.mean_at(grid.flatten(0, 1)).unflatten(0, (20, 20))
         figures["manifold"] = plotting.plot_manifold(means, bounds=bounds)
     return figures
-
-
-def _absolute(data: str) -> str:
-    """A path that still leads there from another folder; a name stays a name."""
-    return str(Path(data).absolute()) if Path(data).suffix or "/" in data else data
 
 
 if __name__ == "__main__":
