@@ -8,6 +8,7 @@ from pyro_vae.evaluation.figures import plot_predictive_check, plot_rate_distort
 from pyro_vae.evaluation.frechet import frechet_distance
 from pyro_vae.evaluation.html import render_html
 from pyro_vae.evaluation.rate_distortion import rate_distortion_curve
+from pyro_vae.evaluation.refinement import Refined, gaps, refine
 from pyro_vae.evaluation.report import Finding, Report, Section, evaluate_suite
 from pyro_vae.evaluation.samples import checkerboard, sample_quality
 from pyro_vae.evaluation.statistics import default_statistics
@@ -19,6 +20,7 @@ __all__ = [
     "Finding",
     "GuideDiagnosis",
     "PredictiveCheck",
+    "Refined",
     "Report",
     "Section",
     "checkerboard",
@@ -27,11 +29,13 @@ __all__ = [
     "evaluate",
     "evaluate_suite",
     "frechet_distance",
+    "gaps",
     "log_evidence",
     "plot_predictive_check",
     "plot_rate_distortion",
     "predictive_check",
     "rate_distortion_curve",
+    "refine",
     "render_html",
     "sample_quality",
     "train_classifier_features",
