@@ -37,6 +37,7 @@ def divergence_of_the_best_diagonal(lg, x):
 
 
 def test_a_full_covariance_closes_the_gap_and_a_diagonal_leaves_the_analytic_one():
+    torch.manual_seed(9)  # latents that are far from independent
     lg = LinearGaussian()
     x = lg.draw(12)
     full = gaps(rough_pair(lg, full=True), x, num_steps=400)
@@ -44,7 +45,7 @@ def test_a_full_covariance_closes_the_gap_and_a_diagonal_leaves_the_analytic_one
     diagonal = gaps(rough_pair(lg, full=False), x, num_steps=400)
     expected = divergence_of_the_best_diagonal(lg, x)
     found = torch.tensor(diagonal["approximation"])
-    assert float(expected.min()) > 0.05  # there is something to find
+    assert float(expected.min()) > 0.15  # there is something to find
     torch.testing.assert_close(found, expected.expand(12), rtol=0.1, atol=0.02)
     p_z, q_z = lg.posterior(x), dist.MultivariateNormal(torch.zeros(12, 2), torch.eye(2))
     whole = torch.distributions.kl_divergence(q_z, p_z)
@@ -55,9 +56,9 @@ def test_a_full_covariance_closes_the_gap_and_a_diagonal_leaves_the_analytic_one
 
 def test_the_exact_guide_has_no_gaps():
     lg = LinearGaussian()
-    table = gaps(lg.exact_pair(), lg.draw(5), num_steps=20)
-    assert table["amortisation"].abs().max() < 1e-6
-    assert table["approximation"].abs().max() < 1e-6
+    table = gaps(lg.exact_pair(), lg.draw(5))
+    assert table["amortisation"].abs().max() < 1e-3
+    assert table["approximation"].abs().max() < 1e-3
 
 
 def test_the_refined_posterior_is_the_posterior_and_serves_as_a_guide():

@@ -184,7 +184,7 @@ def _climb(
         return (row_log_prob(p, shape) - row_log_prob(q, shape, "guide")).mean(0)
 
     leaves = [free for posterior in freed.values() for free in posterior.free.values()]
-    optimizer = torch.optim.Adam(leaves, lr=learning_rate, eps=1e-3)  # gradients are in nats: below that is rounding
+    optimizer = torch.optim.Adam(leaves, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     with pyro.validation_enabled(is_validate=False), torch.enable_grad():
         for _ in range(num_steps):
