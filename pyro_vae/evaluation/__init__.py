@@ -1,5 +1,6 @@
 """How good a model is, for any pair of programs: its evidence, its fit, its samples."""
 
+from pyro_vae.evaluation.annealing import AnnealedBounds, ais_bounds
 from pyro_vae.evaluation.classifier import ClassifierFeatures, train_classifier_features
 from pyro_vae.evaluation.criticism import PredictiveCheck, predictive_check
 from pyro_vae.evaluation.diagnostics import GuideDiagnosis, diagnose_guide
@@ -15,6 +16,7 @@ from pyro_vae.evaluation.statistics import default_statistics
 from pyro_vae.evaluation.summary import evaluate
 
 __all__ = [
+    "AnnealedBounds",
     "ClassifierFeatures",
     "Evidence",
     "Finding",
@@ -23,6 +25,7 @@ __all__ = [
     "Refined",
     "Report",
     "Section",
+    "ais_bounds",
     "checkerboard",
     "default_statistics",
     "diagnose_guide",
