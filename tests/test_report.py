@@ -44,7 +44,7 @@ def test_a_normal_with_fixed_scale_on_bits_is_named_in_the_first_lines(bits):
     vae = mlp_vae((8, 8), 4, hidden_dims=(32,), likelihood=Normal(scale=1.0))
     fit(vae, x_train, epochs=4, progress=False)
     report = evaluate_suite(vae, x_test, train=(x_train, labels))
-    first = text_of(render_html(report, "digits"))[:5]
+    first = text_of(render_html(report, "digits"))[:7]
     assert re.search(r"[2-9] things are wrong", first[2])
     told = " ".join(first[3:])
     assert "✗ wrong" in told

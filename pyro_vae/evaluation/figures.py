@@ -32,7 +32,11 @@ def plot_predictive_check(check: PredictiveCheck, *, max_panels: int = 12) -> Fi
         drawn = check.replications[name]
         low, high = min(drawn.min(), observed), max(drawn.max(), observed)
         margin = 0.05 * (high - low) or 0.5
-        axes.hist(drawn, bins=np.linspace(drawn.min(), max(drawn.max(), drawn.min() + 0.02 * margin), 21), color=_DRAWN)
+        axes.hist(
+            drawn,
+            bins=np.linspace(drawn.min(), max(drawn.max(), drawn.min() + 0.5 * margin), 21 if np.ptp(drawn) else 2),
+            color=_DRAWN,
+        )
         axes.axvline(observed, color=_WRONG if p_value < 0.01 else _OBSERVED, linewidth=2)
         axes.set_xlim(low - margin, high + margin)
         axes.set_title(f"{name}, p = {p_value:.2g}", fontsize=9)

@@ -23,6 +23,7 @@ from pyro_vae.evaluation.summary import evaluate
 from pyro_vae.names import lookup
 from pyro_vae.pair import Array, Pair
 from pyro_vae.plotting import plot_samples
+from pyro_vae.predictive import rows_of
 from pyro_vae.programs import forked_random_state
 
 __all__ = ["Finding", "Report", "Section", "evaluate_suite"]
@@ -212,7 +213,8 @@ def _summary(job: _Job, section: Section) -> None:
     section.tables[""] = pd.DataFrame(
         {"mean": [metrics[n] for n in names], "± over rows": [metrics.get(f"{n}_se", math.nan) for n in names]}, names
     )
-    num_latents = math.prod(job.pair.encode(job.x[:1], **{k: v[:1] for k, v in job.context.items()}).event_shape)
+    with forked_random_state(job.pair.device):
+        num_latents = math.prod(job.pair.encode(job.x[:1], **rows_of(job.context, 0, 1)).event_shape)
     active = int(metrics["active_units"])
     section.numbers["num_latents"] = num_latents
     share = f"{active} of {num_latents} latents are active (their posterior mean varies by more than 0.01 over rows)"
