@@ -6,13 +6,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyro_vae.arrays import rows_at_once
 from pyro_vae.programs import forked_random_state
-from pyro_vae.ranges import Constraint, bounds, constraints, elementwise, is_boolean, is_bounded, phrase, within
+from pyro_vae.ranges import (
+    Columns,
+    Constraint,
+    bounds,
+    constraints,
+    elementwise,
+    inner_value,
+    is_boolean,
+    is_bounded,
+    phrase,
+    within,
+)
 from pyro_vae.transforms import Transform
 
-__all__ = ["check_columns", "check_finite", "check_fit", "check_rows"]
-
-_CHUNK = 2**20  # elements looked at together, so that memory stays flat
+__all__ = ["check_columns", "check_finite", "check_fit", "check_rows", "observed"]
 
 
 def check_fit(transform: Transform, data_range: Constraint, likelihood: str) -> None:
@@ -58,9 +68,10 @@ def check_rows(
     dtype: torch.dtype,
     device: torch.device,
     mask: Tensor | None = None,
+    missing: bool = False,
     name: str = "x",
 ) -> None:
-    """Looks at every row once: shape, NaN and infinity, and the values that transform and likelihood take.
+    """Looks at every row, a few at a time: shape, NaN and infinity, and what transform and likelihood take.
 
     Args:
         x: Rows ``(N, *E)`` in the user's units.
@@ -70,6 +81,7 @@ def check_rows(
         dtype: The model's floating-point type.
         device: The model's device.
         mask: True where an entry is observed; the others are not looked at. None where all are.
+        missing: Whether NaN is a missing entry as well.
         name: What the data are called in the message.
 
     Raises:
@@ -84,61 +96,80 @@ def check_rows(
             f"{name} has rows of shape {tuple(x.shape[1:])}, but the model describes rows of shape "
             f"{tuple(event_shape)}{_reshape_hint(x, event_shape)}"
         )
-    if mask is not None:
-        _check_mask(mask, x, name)
-        x = torch.where(mask, x, _stand_in(x, mask))
-    check_finite(x, name)
+    if mask is not None and mask.shape != x.shape:
+        raise ValueError(f"the mask has shape {tuple(mask.shape)}, expected one for each entry of {tuple(x.shape)}")
     domain = elementwise(transform.domain)
     expected = None if data_range is None else elementwise(data_range)
+    size = rows_at_once(x.shape)
+    for start in range(0, len(x), size):
+        rows = x[start : start + size]
+        seen = observed(rows, None if mask is None else mask[start : start + size], missing=missing)
+        if seen is not None:
+            _check_mask(seen, start, name)
+        if rows.is_floating_point() and not bool((rows.isfinite() if seen is None else rows.isfinite() | ~seen).all()):
+            raise ValueError(_not_finite(x, mask, name, missing=missing))
     with forked_random_state(device):
-        at_once = max(1, _CHUNK // max(1, math.prod(x.shape[1:])))
-        for start in range(0, len(x), at_once):
-            rows = x[start : start + at_once].to(device=device, dtype=dtype)
+        for start in range(0, len(x), size):
+            rows = x[start : start + size]
+            seen = observed(rows, None if mask is None else mask[start : start + size], missing=missing)
+            rows = rows.to(device=device, dtype=dtype)
+            if seen is not None:
+                seen = seen.to(device)
+                rows = torch.where(seen, rows, torch.as_tensor(inner_value(domain), dtype=dtype, device=device))
             if not bool(torch.isfinite(rows).all()):
-                largest = float(x.abs().max())
+                low, high = _extremes(x, mask, missing=missing)
                 raise ValueError(
-                    f"{name} has values as large as {largest:g}, more than the model's {dtype} can hold: rescale them"
+                    f"{name} has values as large as {max(-low, high):g}, more than the model's {dtype} can hold: "
+                    f"rescale them"
                 )
-            if not _all_in(rows, domain):
-                low, high = _extremes(x)
+            if not bool(_fits(rows, domain, seen).all()):
+                low, high = _extremes(x, mask, missing=missing)
                 raise ValueError(
                     f"{name} has values from {low:g} to {high:g}, but {type(transform).__name__} takes "
                     f"{phrase(domain)}: give the transform the bounds that the data have"
                 )
-            if expected is not None and not _all_in(transform(rows), expected):
-                raise ValueError(_outside(x, rows, expected, name))
+            if expected is not None and not bool((fits := _fits(transform(rows), expected, seen)).all()):
+                raise ValueError(_outside(x, mask, rows, fits, expected, name, missing=missing))
 
 
-def _check_mask(mask: Tensor, x: Tensor, name: str) -> None:
-    empty = ~mask.reshape(len(x), -1).any(1)
+def observed(x: Tensor, mask: Tensor | None, *, missing: bool) -> Tensor | None:
+    """True where an entry is observed, by a mask and, where NaN is ``missing``, by the rows; None where all are."""
+    if not missing or not x.is_floating_point():
+        return mask
+    return ~x.isnan() if mask is None else mask & ~x.isnan()
+
+
+def _check_mask(seen: Tensor, start: int, name: str) -> None:
+    empty = ~seen.reshape(len(seen), -1).any(1)
     if bool(empty.any()):
         raise ValueError(
-            f"{name} has {int(empty.sum())} row{'s' if int(empty.sum()) > 1 else ''} without any observed entry, the "
-            f"first at index {int(empty.nonzero()[0])}: leave such rows out"
+            f"{name} has rows without any observed entry, the first at index {start + int(empty.nonzero()[0])}: leave "
+            f"such rows out"
         )
 
 
-def _stand_in(x: Tensor, mask: Tensor) -> Tensor:
-    """For each element the first observed value there; any observed one where there is none."""
-    first = mask.byte().argmax(0, keepdim=True)
-    return torch.where(mask.any(0, keepdim=True), x.gather(0, first), x[mask][0])
-
-
-def check_columns(x: Tensor, mask: Tensor | None, name: str) -> None:
+def check_columns(seen: Tensor | None, data_range: Constraint | None, name: str) -> None:
     """Refuses elements of which no row has an observation: there is nothing to learn about them.
+
+    Args:
+        seen: True where some row has one, ``E``; None where all entries are observed.
+        data_range: The likelihood's, which may know columns by name.
+        name: What the data are called in the message.
 
     Raises:
         ValueError: with the index of the first.
     """
-    if mask is None:
+    if seen is None or bool(seen.all()):
         return
-    never = ~mask.any(0)
-    if bool(never.any()):
-        first = tuple(int(i) for i in never.nonzero()[0])
-        raise ValueError(
-            f"{name} has {int(never.sum())} elements that no row has an observation of, the first at index {first}: "
-            f"leave them out"
-        )
+    first = tuple(int(i) for i in (~seen).nonzero()[0])
+    where = f"index {first}"
+    expected = None if data_range is None else elementwise(data_range)
+    if isinstance(expected, Columns):
+        where = expected.called(first[0])
+    raise ValueError(
+        f"{name} has {int((~seen).sum())} elements that no row has an observation of, the first at {where}: leave "
+        f"them out"
+    )
 
 
 def _reshape_hint(x: Tensor, event_shape: Sequence[int]) -> str:
@@ -152,30 +183,50 @@ def check_finite(x: Tensor, name: str) -> None:
     Raises:
         ValueError: with their number and the index of the first.
     """
-    if not x.is_floating_point():
-        return
-    bad = ~torch.isfinite(x)
-    count = int(bad.sum())
-    if count:
-        first = tuple(int(i) for i in bad.nonzero()[0])
-        raise ValueError(
-            f"{name} has {count} NaN or infinite value{'s' if count > 1 else ''}, the first at index {first}: "
-            f"remove or fill those entries"
-        )
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        raise ValueError(_not_finite(x, None, name, missing=False))
 
 
-def _all_in(rows: Tensor, constraint: Constraint) -> bool:
-    return constraint is constraints.real or bool(constraint.check(rows).all())
+def _not_finite(x: Tensor, mask: Tensor | None, name: str, *, missing: bool) -> str:
+    seen = observed(x, mask, missing=missing)
+    bad = ~torch.isfinite(x) if seen is None else ~torch.isfinite(x) & seen
+    count, first = int(bad.sum()), tuple(int(i) for i in bad.nonzero()[0])
+    hint = ", or say missing='nan' if NaN is a missing entry" if not missing and bool(x.isnan().any()) else ""
+    return (
+        f"{name} has {count} NaN or infinite value{'s' if count > 1 else ''}, the first at index {first}: "
+        f"remove or fill those entries{hint}"
+    )
 
 
-def _extremes(x: Tensor) -> tuple[float, float]:
+def _fits(rows: Tensor, constraint: Constraint, seen: Tensor | None) -> Tensor:
+    """For each entry, or for all at once, whether it is in the set or not there at all."""
+    if constraint is constraints.real:
+        return torch.ones((), dtype=torch.bool)
+    fits = constraint.check(rows)
+    return fits if seen is None or fits.shape != seen.shape else fits | ~seen
+
+
+def _extremes(x: Tensor, mask: Tensor | None, *, missing: bool) -> tuple[float, float]:
+    seen = observed(x, mask, missing=missing)
+    x = x if seen is None else x[seen]
     return float(x.min()) + 0.0, float(x.max()) + 0.0  # and never minus zero
 
 
-def _outside(x: Tensor, rows: Tensor, expected: Constraint, name: str) -> str:
-    low, high = _extremes(x)
-    bad = ~expected.check(rows)
-    example = f", such as {rows[bad][0].item():g}" if bad.shape == rows.shape and bool(bad.any()) else ""
+def _outside(
+    x: Tensor, mask: Tensor | None, rows: Tensor, fits: Tensor, expected: Constraint, name: str, *, missing: bool
+) -> str:
+    """The sentence for ``rows``, a part of x, with entries that do not fit."""
+    if isinstance(expected, constraints.stack):
+        index = int((~fits).reshape(-1, fits.shape[-1]).any(0).nonzero()[0])
+        column = expected.called(index) if isinstance(expected, Columns) else f"column {index}"
+        low, high = _extremes(x[..., index], None if mask is None else mask[..., index], missing=missing)
+        example = rows[..., index][~fits[..., index]][0].item()
+        return (
+            f"{column} of {name} has values from {low:g} to {high:g}, such as {example:g}, but its likelihood "
+            f"describes {phrase(elementwise(expected.cseq[index]))}: mend such entries, or choose a likelihood for them"
+        )
+    low, high = _extremes(x, mask, missing=missing)
+    example = f", such as {rows[~fits][0].item():g}" if fits.shape == rows.shape else ""
     # Grey levels reach 1 or 255 in some row even where these rows do not.
     top = 1.0 if low >= 0 and high <= 1 else 255.0 if low >= 0 and high <= 255 else high
     found = f"{name} has values from {low:g} to {high:g}{example}"

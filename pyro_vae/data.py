@@ -2,9 +2,11 @@
 
 import contextlib
 import gzip
+import inspect
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.arrays import FileRows
 from pyro_vae.names import lookup
 from pyro_vae.tables import Schema, read_table
 from pyro_vae.transforms import customary_bounds
@@ -27,8 +30,8 @@ class DataSet:
 
     Args:
         name: What to call it.
-        x_train: Training rows ``(N, *E)``.
-        x_test: Held-out rows ``(M, *E)``.
+        x_train: Training rows ``(N, *E)``, in memory or, where they are many, in their file.
+        x_test: Held-out rows ``(M, *E)``, likewise.
         bounds: Lowest and highest value that an element can have (0 and 255 for 8-bit grey levels), or None where
             there are no such bounds.
         y_train: Labels of the training rows, for colouring figures, or None.
@@ -37,8 +40,8 @@ class DataSet:
     """
 
     name: str
-    x_train: Tensor
-    x_test: Tensor
+    x_train: Any  # Tensor | FileRows, which most uses need not tell apart
+    x_test: Any
     bounds: tuple[float, float] | None
     y_train: Tensor | None = None
     y_test: Tensor | None = None
@@ -75,9 +78,13 @@ def load_data(
 ) -> DataSet:
     """Loads a data set by its name, or from a ``.npy``, ``.npz``, ``.csv`` or ``.parquet`` file or a folder of images.
 
+    The rows of an ``.npy`` file above 256 MiB stay in it and are read when they are needed.
+
     Args:
-        name: One of :data:`NAMED`, or a path. An ``.npz`` holds ``x`` or ``x_train``, and may hold ``x_test``, ``y``,
-            ``y_train`` and ``y_test``. Images lie in the folder or in one subfolder for each label.
+        name: One of :data:`NAMED`; ``torchvision:CLASS`` for any class of images in ``torchvision.datasets``, with
+            further arguments after commas where it needs them (``torchvision:EMNIST,split=letters``); or a path. An
+            ``.npz`` holds ``x`` or ``x_train``, and may hold ``x_test``, ``y``, ``y_train`` and ``y_test``. Images
+            lie in the folder or in one subfolder for each label.
         root: Folder of downloaded data sets; :func:`default_root` by default.
         hold_out: Where there is no test part, hold a fifth of the rows out, always the same ones; else all rows, in
             their order, are ``x_test``.
@@ -106,19 +113,22 @@ def load_data(
 def _read(name: str, root: Path, kinds: Mapping[str, str], schema: Schema | None) -> DataSet:
     if name in NAMED:
         return NAMED[name](root)
+    if name.startswith(_TORCHVISION):
+        return _from_torchvision(name, root)
     path = Path(name)
     if path.is_dir():
         return _from_images(path)
     if not path.exists() and (path.suffix or len(path.parts) > 1):
         raise ValueError(
             f"there is no file or folder {path}; expected a path to a .npy or .npz file, a .csv or .parquet table or a "
-            f"folder of images, or one of {', '.join(NAMED)}"
+            f"folder of images, {_TORCHVISION}CLASS, or one of {', '.join(NAMED)}"
         )
     if not path.exists():
         lookup(
             name,
             [
                 *NAMED,
+                f"{_TORCHVISION}CLASS, such as {_TORCHVISION}SVHN",
                 "a path to a .npy or .npz file",
                 "a path to a .csv or .parquet table",
                 "a path to a folder of images",
@@ -170,28 +180,127 @@ def import_torchvision() -> Any:
     return torchvision
 
 
-def _torchvision_set(name: str, class_name: str, expected: str) -> Callable[[Path], DataSet]:
-    def load(root: Path) -> DataSet:
-        cls = getattr(import_torchvision().datasets, class_name)
-        made = [path for path in (root / class_name / "raw", root / class_name, root) if not path.exists()]
-        with tempfile.TemporaryDirectory() as scratch:
-            try:
-                found = _unpack(root / class_name / "raw", Path(scratch) / class_name / "raw")
-                source = Path(scratch) if found else root
-                parts = [cls(source, train=train, download=not found) for train in (True, False)]
-            except Exception as error:  # whatever the network, the disk or a damaged file raises
-                for path in made:
-                    with contextlib.suppress(OSError):  # what a failed download leaves empty
-                        path.rmdir()
-                reason = " ".join(str(error).split()) or type(error).__name__
-                raise ValueError(
-                    f"{name} could not be read from {root}, nor downloaded ({reason}): put {expected} under "
-                    f"{root}, or name another --data-root; --data digits needs no files"
-                ) from error
-        (x_train, y_train), (x_test, y_test) = ((_images(p.data), torch.as_tensor(p.targets)) for p in parts)
-        return DataSet(name, x_train, x_test, (0.0, 255.0), y_train, y_test)
+_TORCHVISION = "torchvision:"
+_TRAIN = {"train": (True,), "split": ("train", "trainval"), "image_set": ("train",), "background": (True,)}
+_TEST = {"train": (False,), "split": ("test", "val", "valid"), "image_set": ("val",), "background": (False,)}
 
-    return load
+
+def _torchvision_set(name: str, class_name: str, expected: str) -> Callable[[Path], DataSet]:
+    return lambda root: _torchvision_rows(name, class_name, {}, root, expected)
+
+
+def _from_torchvision(name: str, root: Path) -> DataSet:
+    """Any class of images in torchvision, by its name and arguments."""
+    class_name, *options = name.removeprefix(_TORCHVISION).split(",")
+    datasets = import_torchvision().datasets
+    lookup(class_name, [known for known in datasets.__all__ if known[0].isupper()], "class of torchvision.datasets")
+    known = _parameters(getattr(datasets, class_name))
+    arguments: dict[str, str] = {}
+    for option in options:
+        argument, _, value = option.partition("=")
+        arguments[lookup(argument, known, f"argument of {class_name}")] = value
+    chosen = next((chooser for chooser in _TRAIN if chooser in known), None)
+    for argument, default in known.items():
+        if default is inspect.Parameter.empty and argument not in ("root", chosen, *arguments):
+            raise ValueError(f"{class_name} needs to be told its {argument}: write {name},{argument}=VALUE")
+    data = _torchvision_rows(name, class_name, arguments, root, f"the files of {class_name}")
+    return replace(data, name=class_name)
+
+
+def _torchvision_rows(name: str, class_name: str, arguments: Mapping[str, str], root: Path, expected: str) -> DataSet:
+    """Both parts of a torchvision set, or one where it has no test part."""
+    cls = getattr(import_torchvision().datasets, class_name)
+    before = {root, *root.rglob("*")} if root.exists() else set()
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            found = _unpack(root / class_name / "raw", Path(scratch) / class_name / "raw")
+            source = Path(scratch) if found else root
+            train = _torchvision_part(cls, arguments, source, _TRAIN, download=not found)
+            test = _torchvision_part(cls, arguments, source, _TEST, download=not found)
+        except Exception as error:  # whatever the network, the disk or a damaged file raises
+            for path in sorted({root, *root.rglob("*")} - before, reverse=True):
+                with contextlib.suppress(OSError):  # what a failed download leaves empty
+                    path.rmdir()
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(
+                f"{name} could not be read from {root}, nor downloaded ({reason}): put {expected} under "
+                f"{root}, or name another --data-root; --data digits needs no files"
+            ) from error
+    (x_train, y_train) = _rows_of_part(train, name)
+    (x_test, y_test) = (x_train[:0], None) if test is None else _rows_of_part(test, name)
+    if x_test.shape[1:] != x_train.shape[1:]:
+        raise ValueError(
+            f"{name} has images of shape {tuple(x_train.shape[1:])} to train on and {tuple(x_test.shape[1:])} to test: "
+            f"save them in one size, and name the folder"
+        )
+    return DataSet(
+        class_name if name.startswith(_TORCHVISION) else name, x_train, x_test, (0.0, 255.0), y_train, y_test
+    )
+
+
+def _parameters(cls: Any) -> dict[str, Any]:
+    """Names and defaults of a class's arguments, with those that it hands on to its base class."""
+    found: dict[str, Any] = {}
+    for base in cls.__mro__:
+        parameters = inspect.signature(base).parameters.values()
+        named = {p.name: p.default for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        found = named | found
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
+def _torchvision_part(
+    cls: Any, arguments: Mapping[str, str], root: Path, values: Mapping[str, Sequence[Any]], *, download: bool
+) -> Any:
+    """One part of a set; None if it has only one. What the part is called, differs from class to class."""
+    known = _parameters(cls)
+    given: dict[str, Any] = dict(arguments)
+    if "root" in known:
+        given["root"] = root
+    chooser = next((n for n in values if n in known and n not in arguments), None)
+    if chooser is None and values is _TEST:
+        return None
+    # From files that are there, if they are, for their folder may be read-only and the network far away.
+    ways = [{"download": False}, {"download": True}] if "download" in known and download else []
+    ways = ways or [{"download": False} if "download" in known else {}]
+    names = values[chooser] if chooser else (None,)
+    first: Exception | None = None
+    for value in names:
+        choice = {} if chooser is None else {chooser: value}
+        try:
+            for way in ways[:-1]:
+                with contextlib.suppress(Exception):
+                    return cls(**given, **choice, **way)
+            return cls(**given, **choice, **ways[-1])
+        except ValueError as error:  # it may be another name that this part goes by
+            first = first or error
+    if values is _TEST and len(names) > 1:
+        return None
+    assert first is not None
+    raise first
+
+
+def _rows_of_part(part: Any, name: str) -> tuple[Tensor, Tensor | None]:
+    """Images and labels, at once where the set keeps them so, else one by one."""
+    x, y = getattr(part, "data", None), getattr(part, "targets", getattr(part, "labels", None))
+    if isinstance(x, (np.ndarray, Tensor)) and x.ndim in (3, 4) and y is not None:
+        x = x if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[-1] not in (1, 3) else _images(x)
+        return torch.as_tensor(x), torch.as_tensor(np.asarray(y))
+    images, labels = [], []
+    for number in range(len(part)):
+        image, label = part[number][:2]
+        if not hasattr(image, "mode"):
+            raise ValueError(f"{name} holds {type(image).__name__} items; expected images")
+        images.append(_pixels(image))
+        labels.append(label)
+        if images[-1].shape != images[0].shape:
+            raise ValueError(
+                f"{name} has images of shapes {images[0].shape} and {images[-1].shape}: save them in one size and one "
+                f"kind, grey or colour, and name the folder"
+            )
+    whole = all(isinstance(label, (int, np.integer)) for label in labels)
+    return _images(np.stack(images)), torch.as_tensor(labels) if whole else None
 
 
 def _unpack(packed: Path, target: Path) -> bool:
@@ -225,8 +334,15 @@ NAMED: Mapping[str, Callable[[Path], DataSet]] = {
 }
 
 
+_IN_MEMORY = 2**28  # bytes of an .npy file up to which it is read as a whole
+
+
 def _from_numpy(path: Path) -> DataSet:
     try:
+        if path.suffix == ".npy" and path.stat().st_size > _IN_MEMORY:
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            if mapped.dtype.kind in "biuf" and mapped.ndim > 0 and mapped.flags.c_contiguous:
+                return _from_file(path, FileRows(mapped))
         with open(path, "rb") as file:
             content = np.load(file, allow_pickle=False)
             arrays = {"x": content} if isinstance(content, np.ndarray) else dict(content)
@@ -248,6 +364,11 @@ def _from_numpy(path: Path) -> DataSet:
         )
     y_train, y_test = _labels([arrays.get("y_train", arrays.get("y")), arrays.get("y_test")], [x_train, x_test], path)
     return DataSet(path.stem, x_train, x_test, customary_bounds(x_train), y_train, y_test)
+
+
+def _from_file(path: Path, rows: FileRows) -> DataSet:
+    """Rows that stay in their file."""
+    return DataSet(path.stem, rows, rows[:0], customary_bounds(rows))
 
 
 def _numbers(x: np.ndarray, path: Path) -> Tensor:
@@ -296,7 +417,9 @@ def _from_images(folder: Path) -> DataSet:
 
 
 def _pixels(image: Any) -> np.ndarray:
-    """Grey ``(H, W)``, 8 or 16 bits deep as it came, or colour ``(H, W, 3)``."""
+    """Grey ``(H, W)`` or colour ``(H, W, 3)``, 8 or 16 bits deep as it came."""
+    if image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile) for tile in getattr(image, "tile", ())):
+        return _deep_pixels(image)
     if image.mode.startswith("I"):
         return np.asarray(image).astype(np.int32)
     if image.mode in ("1", "L", "LA"):
@@ -304,3 +427,20 @@ def _pixels(image: Any) -> np.ndarray:
     colours = np.asarray(image.convert("RGB"))
     grey_palette = image.mode in ("P", "PA") and (colours == colours[..., :1]).all()
     return colours[..., 0] if grey_palette else colours
+
+
+def _deep_pixels(image: Any) -> np.ndarray:
+    """Colours of 16 bits, of which Pillow would keep 8."""
+    if image.format != "PNG":
+        raise OSError(f"it has 16-bit colours, which can be read from PNG files and not from {image.format}")
+    import_torchvision()
+    try:
+        from torchvision.io import ImageReadMode, decode_png
+    except ImportError as error:
+        raise OSError("it has 16-bit colours, for which this torchvision has no reader: save it in 8 bits") from error
+    mode = ImageReadMode.GRAY if image.mode == "LA" else ImageReadMode.RGB
+    packed = torch.frombuffer(bytearray(Path(image.filename).read_bytes()), dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of decoding in torchvision at large
+        pixels = decode_png(packed, mode).to(torch.int32).numpy()
+    return pixels[0] if image.mode == "LA" else np.moveaxis(pixels, 0, -1)

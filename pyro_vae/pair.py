@@ -10,7 +10,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae import predictive
-from pyro_vae.checks import check_columns, check_rows
+from pyro_vae.arrays import FileRows, as_tensor
+from pyro_vae.checks import check_rows, observed
 from pyro_vae.imputation import draw_imputations
 from pyro_vae.programs import evaluating, forked_random_state, site_distribution
 from pyro_vae.ranges import Constraint, discrete, elementwise, inner_value
@@ -18,7 +19,9 @@ from pyro_vae.transforms import Identity, Transform
 
 __all__ = ["Pair"]
 
-Array = Tensor | np.ndarray
+Array = Tensor | np.ndarray | FileRows
+
+_ROWS = 1024  # brought to the model's units at a time
 
 
 class Pair(nn.Module):
@@ -39,7 +42,9 @@ class Pair(nn.Module):
             is an error. A ``mask`` may also be given as a keyword argument, like any other.
 
     Rows ``x`` are tensors or arrays ``(N, *E)`` in the user's units, and so is what comes back. Keyword arguments
-    (``**context``) go to the programs, rows first.
+    (``**context``) go to the programs, rows first. A memory-mapped array is gone through in parts, but what comes back
+    is in memory, and ``encode`` and ``interpolate``, whose results are of all rows at once, take their rows whole: of
+    a large file give them a slice.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -90,7 +95,7 @@ class Pair(nn.Module):
         Raises:
             ValueError: saying what was found, what was expected and what to do.
         """
-        x = torch.as_tensor(x)
+        x = as_tensor(x)
         if x.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has hardly any arithmetic for these
             x = x.to(torch.int64)
         size_factor = context.get("size_factor")
@@ -106,37 +111,30 @@ class Pair(nn.Module):
             event_shape=self.event_shape,
             data_range=self.data_range,
             transform=self.transform,
-            mask=self._observed(x, context),
+            mask=self._mask(x, context),
+            missing=self.missing is not None,
             dtype=self.dtype,
             device=self.device,
             name=name,
         )
         return x
 
-    def _observed(self, x: Tensor, context: Mapping[str, Any]) -> Tensor | None:
-        """True where an entry is observed; None where all are."""
+    def observed(self, x: Tensor, context: Mapping[str, Any]) -> Tensor | None:
+        """True where an entry of rows ``(N, *E)`` is observed; None where all are."""
+        return observed(x, self._mask(x, context), missing=self.missing is not None)
+
+    def _mask(self, x: Tensor, context: Mapping[str, Any]) -> Tensor | None:
         mask = context.get("mask")
         mask = None if mask is None else torch.as_tensor(mask, dtype=torch.bool, device=x.device)
         if mask is not None and mask.shape != x.shape:
             raise ValueError(f"the mask has shape {tuple(mask.shape)}, expected one for each entry of {tuple(x.shape)}")
-        if self.missing is None or not x.is_floating_point():
-            return mask
-        return ~x.isnan() if mask is None else mask & ~x.isnan()
+        return mask
 
     def _any_observation(self, context: dict[str, Any]) -> TorchDistribution:
         """The distribution of one observed row at some z ~ p(z), for its shape and support."""
         first = {key: torch.as_tensor(value)[:1].to(self.device) for key, value in context.items()}
         with forked_random_state(self.device), evaluating(self.model):
             return site_distribution(self.model, "x", batch_size=1, **first)
-
-    def check_columns(self, x: Tensor, context: Mapping[str, Any]) -> None:
-        """Refuses elements of which no training row has an observation."""
-        check_columns(x, self._observed(x, context), "x_train")
-
-    def num_observed(self, x: Tensor, context: Mapping[str, Any]) -> int:
-        """Number of observed entries in all rows."""
-        mask = self._observed(x, context)
-        return x.numel() if mask is None else int(mask.expand_as(x).sum())
 
     def prepare(self, x: Tensor, context: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any], Tensor]:
         """Checked rows as the programs take them.
@@ -152,7 +150,7 @@ class Pair(nn.Module):
         """
         x = x.to(device=self.device, dtype=self.dtype)
         context = {name: torch.as_tensor(value).to(self.device) for name, value in context.items()}
-        mask = self._observed(x, context)
+        mask = self.observed(x, context)
         if mask is not None:
             context["mask"] = mask
             x = torch.where(mask, x, self._filling(self.transform.domain))
@@ -168,7 +166,7 @@ class Pair(nn.Module):
 
     def to_model_units(self, x: Array) -> Tensor:
         """Rows in the user's units as the programs take them: on their device, in their type, transformed."""
-        return self.prepare(torch.as_tensor(x), {})[0]
+        return self.prepare(as_tensor(x), {})[0]
 
     def _checked(self, x: Array, context: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         return self.prepare(self.check(x, **context), context)[:2]
@@ -213,15 +211,23 @@ class Pair(nn.Module):
             mean: Return :math:`E[x' \mid z]` for each draw of z instead.
             context: Keyword arguments of both programs, rows first.
         """
-        rows, context = self._checked(x, context)
-        return predictive.draw_posterior_predictive(
-            self.model, self.guide, rows, num_samples, mean=mean, context=context, finish=self.transform.inverse
-        )
+
+        def draw(rows: Tensor, given: dict[str, Any]) -> Tensor:
+            return predictive.draw_posterior_predictive(
+                self.model, self.guide, rows, num_samples, mean=mean, context=given, finish=self.transform.inverse
+            )
+
+        return self._in_parts(self.check(x, **context), context, draw)
 
     def reconstruct(self, x: Array, **context: Any) -> Tensor:
         r"""The mean :math:`E[x' \mid z]` at the mean of :math:`q(z \mid x)`, one for each row: ``(N, *E)``."""
-        z = self.encode(x, **context).mean
-        return self.mean_at(z, **{name: value for name, value in context.items() if name != "mask"})
+
+        def means(rows: Tensor, given: dict[str, Any]) -> Tensor:
+            with evaluating(self.guide):
+                z = site_distribution(self.guide, "z", rows, **given).mean
+            return self.mean_at(z, **{name: value for name, value in given.items() if name != "mask"})[None]
+
+        return self._in_parts(self.check(x, **context), context, means)[0]
 
     def impute(self, x: Array, num_samples: int = 1, *, num_particles: int = 100, **context: Any) -> Tensor:
         r"""Draws the missing entries of each row given its observed ones: ``(num_samples, N, *E)``.
@@ -238,19 +244,45 @@ class Pair(nn.Module):
             context: Keyword arguments of both programs, rows first.
         """
         x = self.check(x, **context)
-        rows, prepared, _ = self.prepare(x, context)
-        if "mask" not in prepared:
+        if self.missing is None and "mask" not in context:
             raise ValueError("nothing says what is missing: build the model with missing='nan', or give a mask")
-        draws = draw_imputations(
-            self.model,
-            self.guide,
-            rows,
-            num_samples,
-            context=prepared,
-            num_particles=num_particles,
-            finish=self.transform.inverse,
-        )
-        return torch.where(prepared["mask"], x.to(device=draws.device, dtype=draws.dtype), draws)
+        if self.observed(x[:1], {name: value[:1] for name, value in context.items()}) is None:
+            raise ValueError(f"no entry of {x.dtype} rows can be missing: give numbers with NaN, or a mask")
+
+        def draw(rows: Tensor, given: dict[str, Any]) -> Tensor:
+            return draw_imputations(
+                self.model,
+                self.guide,
+                rows,
+                num_samples,
+                context=given,
+                num_particles=num_particles,
+                finish=self.transform.inverse,
+            )
+
+        draws = self._in_parts(x, context, draw)
+        for start in range(0, len(x), _ROWS):
+            rows = slice(start, start + _ROWS)
+            here = x[rows].to(device=draws.device, dtype=draws.dtype)
+            seen = self.observed(here, predictive.rows_of(context, start, start + _ROWS))
+            assert seen is not None
+            draws[:, rows] = torch.where(seen, here, draws[:, rows])
+        return draws
+
+    def _in_parts(
+        self, x: Tensor, context: Mapping[str, Any], draw: Callable[[Tensor, dict[str, Any]], Tensor]
+    ) -> Tensor:
+        """What ``draw`` makes of prepared rows, ``(S, N, ...)``, so many rows at a time that memory stays flat."""
+        out: Any = None
+        for start in range(0, len(x), _ROWS):
+            here = predictive.rows_of(context, start, start + _ROWS)
+            part = draw(*self.prepare(x[start : start + _ROWS], here)[:2])
+            if len(x) <= _ROWS:
+                return part
+            if out is None:
+                out = part.new_empty(len(part), len(x), *part.shape[2:])
+            out[:, start : start + _ROWS] = part
+        return out
 
     def interpolate(
         self,

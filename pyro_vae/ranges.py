@@ -5,11 +5,13 @@ a sentence, and telling whether one fits another.
 """
 
 import math
+from collections.abc import Sequence
 
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 __all__ = [
+    "Columns",
     "Constraint",
     "bounds",
     "constraints",
@@ -22,6 +24,18 @@ __all__ = [
     "phrase",
     "within",
 ]
+
+
+class Columns(constraints.stack):
+    """Columns, each with a set of its own, and perhaps a name."""
+
+    def __init__(self, columns: Sequence[Constraint], names: Sequence[str] | None = None) -> None:
+        super().__init__(columns, dim=-1)
+        self.names = names
+
+    def called(self, index: int) -> str:
+        """A column by its name and index."""
+        return f"column {index}" if self.names is None else f"column {self.names[index]!r} (index {index})"
 
 
 def interval(lower: float, upper: float) -> Constraint:

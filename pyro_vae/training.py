@@ -21,11 +21,13 @@ from tqdm.auto import tqdm
 
 from pyro_vae.checkpoints import Checkpoint, get_random_state, read_checkpoint, set_random_state, write_checkpoint
 from pyro_vae.elbo import elbo_per_row
+from pyro_vae.execution import Compile, Execution
+from pyro_vae.gradients import Gradients, Precision
 from pyro_vae.names import lookup
-from pyro_vae.objectives import elbo_terms
+from pyro_vae.objectives import KlEstimate, elbo_terms
 from pyro_vae.pair import Pair
 from pyro_vae.programs import evaluating, forked_random_state, local_parameters
-from pyro_vae.rows import Data, Resident, Rows, as_rows
+from pyro_vae.rows import Data, Rows, as_rows
 
 __all__ = ["fit", "resolve_device"]
 
@@ -55,12 +57,16 @@ def fit(
     batch_size: int = 128,
     learning_rate: float = 1e-3,
     schedule: Schedule = "cosine",
-    kl_warmup: int = 0,
     kl_weight: float = 1.0,
+    kl_warmup: int = 0,
+    kl: KlEstimate = "sampled",
+    num_particles: int = 1,
     max_grad_norm: float | None = None,
     patience: int | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
+    precision: Precision = "full",
+    compile: Compile = "auto",
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -85,12 +91,20 @@ def fit(
         schedule: ``"cosine"`` keeps it for half of the run and lets it fall to zero along a cosine over the
             other half, ``"constant"`` keeps it, ``"plateau"`` halves it when the validation (without any, the
             training) ELBO has not risen for five epochs.
-        kl_warmup: Epochs over which the weight of the KL rises from 0 to ``kl_weight`` (Bowman et al., 2016).
-        kl_weight: Final weight β of the KL (β-VAE, Higgins et al., 2017). The ELBO is reported unweighted.
+        kl_weight: Weight β of the KL in what is maximised (Higgins et al., 2017); what is reported is unweighted.
+        kl_warmup: Epochs over which that weight rises from 0 (Bowman et al., 2016).
+        kl: ``"sampled"`` estimates the KL from the draw, as ``Trace_ELBO``; ``"analytic"`` takes it in closed form, as
+            ``TraceMeanField_ELBO``; ``"auto"`` does so where there is one.
+        num_particles: Draws of the guide for each row, in one vectorised run of the programs.
         max_grad_norm: Bound on the norm of the whole gradient, in nats per datum.
         patience: Stop when the validation ELBO has not risen for this many epochs.
         seed: Seeds the order of the rows, the noise and the transform. The caller's random state is left alone.
         device: ``"auto"`` is CUDA where there is one, else the CPU.
+        precision: Of matrix products and convolutions: ``"full"`` is that of the weights; ``"tf32"`` lets a GPU round
+            factors to 10 bits; ``"bfloat16"`` has factors of 8 bits. All else, distributions first, is never rounded.
+        compile: ``True`` runs the programs once and trains the graph of what they did, compiled, and on a GPU captured;
+            ``False`` runs them at every step; ``"auto"`` captures on a GPU, and compiles on a CPU where there are steps
+            enough to repay it. The numbers are the same up to rounding.
         progress: Show a progress bar.
         checkpoint: File to which the run's state is written after each epoch.
         resume: Go on from the file ``checkpoint``, to the same numbers as a run that was never stopped.
@@ -101,8 +115,9 @@ def fit(
         ``elbo = reconstruction - kl``, in nats per datum and in the user's units; the same with the prefix
         ``validation_``; ``kl_weight``, ``learning_rate``, ``seconds`` and ``rows_per_second``.
         ``history.attrs["stopped"]`` says why it ended: ``"finished"``, ``"early"`` or ``"interrupted"`` (Ctrl-C, which
-        keeps what has been learned), and ``history.attrs["best_epoch"]`` which epoch's weights were kept, if
-        there are validation data.
+        keeps what has been learned), ``history.attrs["best_epoch"]`` which epoch's weights were kept, if
+        there are validation data, ``history.attrs["execution"]`` how steps were run, and why, and
+        ``history.attrs["closed_form"]`` at which latent sites the KL was taken in closed form.
 
     Raises:
         ValueError: if the data or an argument do not suit, before anything is trained.
@@ -119,7 +134,19 @@ def fit(
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint, the file to go on from")
     settings = _Settings(
-        epochs, batch_size, learning_rate, schedule, kl_warmup, kl_weight, max_grad_norm, patience, seed
+        epochs,
+        batch_size,
+        learning_rate,
+        schedule,
+        kl_weight,
+        kl_warmup,
+        kl,
+        num_particles,
+        max_grad_norm,
+        patience,
+        seed,
+        precision,
+        compile,
     )
     if patience is not None and validation_data is None:
         raise ValueError("patience needs validation_data: early stopping watches their ELBO")
@@ -129,10 +156,12 @@ def fit(
     valid = None if validation_data is None else as_rows(validation_data, device, num_workers=num_workers)
     if train.num_rows == 0:
         raise ValueError("x_train has no rows; expected at least one")
-    _settle_transform(pair, train)
-    _check(pair, train, "x_train")
+    if pair.data_range is not None:
+        transform = pair.transform.settle(train.parts(), pair.data_range)
+        pair.transform = transform.to(device=pair.device, dtype=pair.dtype)
+    train.check(pair, "x_train", columns=True)
     if valid is not None:
-        _check(pair, valid, "validation_data")
+        valid.check(pair, "validation_data")
     if train.num_rows < batch_size:
         raise ValueError(
             f"x_train has {train.num_rows} rows, fewer than batch_size={batch_size}: use a smaller batch_size"
@@ -142,26 +171,6 @@ def fit(
         if resume:
             run.restore()
         return run.train(progress=progress)
-
-
-def _settle_transform(pair: Pair, train: Rows) -> None:
-    """Lets the transform be chosen; of streamed rows the first ones must do."""
-    if pair.data_range is not None:
-        x = train.data["x"] if isinstance(train, Resident) else next(train.chunks(train.rows_at_once()))["x"]
-        pair.transform = pair.transform.settle(x, pair.data_range).to(device=pair.device, dtype=pair.dtype)
-
-
-def _check(pair: Pair, rows: Rows, name: str) -> None:
-    """Looks at every row once."""
-    if isinstance(rows, Resident):
-        context = {key: value for key, value in rows.data.items() if key != "x"}
-        rows.data["x"] = pair.check(rows.data["x"], name, **context)
-        pair.check_columns(rows.data["x"], context)
-        return
-    at_once = rows.rows_at_once()
-    for number, chunk in enumerate(rows.chunks(at_once)):
-        context = {key: value for key, value in chunk.items() if key != "x"}
-        pair.check(chunk["x"], f"{name}[{number * at_once}:{(number + 1) * at_once}]", **context)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -201,24 +210,38 @@ class _Settings:
     batch_size: int
     learning_rate: float
     schedule: Schedule
-    kl_warmup: int
     kl_weight: float
+    kl_warmup: int
+    kl: KlEstimate
+    num_particles: int
     max_grad_norm: float | None
     patience: int | None
     seed: int
+    precision: Precision
+    compile: Compile
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("kl_warmup", 0), ("patience", 1)):
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("kl_warmup", 0),
+            ("num_particles", 1),
+            ("patience", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, found {value}")
-        if not 0 <= self.kl_weight < math.inf:
-            raise ValueError(f"kl_weight must be a number from 0, found {self.kl_weight}")
         for name in ("learning_rate", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, found {value}")
+        if not 0 <= self.kl_weight < math.inf:
+            raise ValueError(f"kl_weight must be a finite number from 0, found {self.kl_weight}")
         lookup(self.schedule, _SCHEDULES, "schedule")
+        lookup(self.kl, ("sampled", "analytic", "auto"), "KL estimate")
+        lookup(self.precision, ("full", "tf32", "bfloat16"), "precision")
+        if self.compile not in ("auto", True, False):
+            raise ValueError(f"compile must be 'auto', True or False, found {self.compile!r}")
 
 
 class _Run:
@@ -239,8 +262,13 @@ class _Run:
         self.steps = math.ceil(self.num_rows / settings.batch_size)
         self.order = torch.Generator().manual_seed(settings.seed)
         self.parameters = self._parameters()
+        on_gpu = self.device.type == "cuda"
         self.optimizer = torch.optim.Adam(
-            self.parameters.values(), lr=settings.learning_rate, fused=self.device.type in ("cpu", "cuda")
+            self.parameters.values(),
+            # A graph that was captured sees a tensor change, and a number not.
+            lr=torch.tensor(settings.learning_rate, device=self.device) if on_gpu else settings.learning_rate,
+            fused=on_gpu or self.device.type == "cpu",
+            capturable=on_gpu,
         )
         self.scheduler = _SCHEDULES[settings.schedule](self.optimizer, settings.epochs * self.steps)
         self.history: list[dict[str, float]] = []
@@ -251,9 +279,9 @@ class _Run:
     def _parameters(self) -> dict[str, Tensor]:
         """Everything there is to train: the modules' parameters, and those that the programs make when they run."""
         named: dict[str, Tensor] = {name: p for name, p in self.pair.named_parameters() if p.requires_grad}
-        pair, first = self.pair, next(self.data.batches([torch.arange(self.settings.batch_size)]))
+        pair, first = self.pair, self.data.resolve(self._first_reference())
         with forked_random_state(self.device), evaluating(pair.model, pair.guide):
-            x, context, _ = self._prepare(first)
+            x, context, _ = pair.prepare(first.pop("x"), first)
             with poutine.trace(param_only=True) as capture:
                 elbo_terms(pair.model, pair.guide, x, context)
             known = {id(p) for p in named.values()}
@@ -266,15 +294,30 @@ class _Run:
             raise ValueError("the programs have nothing to train: no pyro.param, pyro.module or nn.Parameter")
         return named
 
-    def _prepare(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Rows in the model's units, their keyword arguments, and the transform's log-Jacobian of each row."""
-        return self.pair.prepare(batch["x"], {name: value for name, value in batch.items() if name != "x"})
+    def _first_reference(self) -> dict[str, Tensor]:
+        return next(iter(self.data.references([torch.arange(self.settings.batch_size)])))
+
+    def _execution(self) -> Execution:
+        settings, first = self.settings, self._first_reference()
+        gradients = Gradients(
+            self.pair,
+            self.parameters,
+            self.data,
+            first,
+            kl=settings.kl,
+            num_particles=settings.num_particles,
+            precision=settings.precision,
+        )
+        execution = Execution(gradients, self.optimizer, settings.max_grad_norm)
+        execution.stage(first, compile=settings.compile, num_steps=settings.epochs * self.steps)
+        return execution
 
     def train(self, *, progress: bool) -> pd.DataFrame:
         """Trains what is left to train, and leaves the best weights in the pair."""
         stopped = "finished"
         epochs, done = self.settings.epochs, len(self.history)
         self.pair.train()
+        self.execution = self._execution()
         bar = tqdm(
             total=epochs * self.steps, initial=done * self.steps, disable=not progress, unit="step", dynamic_ncols=True
         )
@@ -291,7 +334,12 @@ class _Run:
             self._set_weights(self.best)
         self.pair.eval()
         history = pd.DataFrame(self.history)
-        history.attrs = {"stopped": stopped, "best_epoch": self.best_epoch or None}
+        history.attrs = {
+            "stopped": stopped,
+            "best_epoch": self.best_epoch or None,
+            "execution": self.execution.how,
+            "closed_form": self.execution.eager.closed_form,
+        }
         return history
 
     def _out_of_patience(self) -> bool:
@@ -304,10 +352,13 @@ class _Run:
         order = torch.randperm(self.num_rows, generator=self.order)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         learning_rate, kl_weight, seen = self._learning_rate(), 1.0, 0
-        for step, batch in enumerate(self.data.batches(order.split(self.settings.batch_size))):
+        indices = order.split(self.settings.batch_size)
+        for step, (index, reference) in enumerate(zip(indices, self.data.references(indices), strict=True)):
             kl_weight = self._kl_weight((epoch - 1) * self.steps + step)
-            sums += self._step(batch, kl_weight, checked=epoch == 1 and step == 0)
-            seen += len(batch["x"])
+            sums += self.execution.step(reference, kl_weight, checked=epoch == 1 and step == 0)
+            if self.settings.schedule != "plateau":
+                self.scheduler.step()
+            seen += len(index)
             # Between redraws of the bar nothing is read back from the device.
             if not bar.disable and time.time() - bar.last_print_t >= bar.mininterval:
                 bar.set_postfix_str(self._postfix(epoch, sums / seen, started, seen), refresh=False)
@@ -340,23 +391,6 @@ class _Run:
             self.scheduler.step(row.get("validation_elbo", row["elbo"]))
         if self.checkpoint is not None:
             self._write(self.checkpoint)
-
-    def _step(self, batch: dict[str, Tensor], kl_weight: float, *, checked: bool) -> Tensor:
-        """One step of the optimiser; returns the sums of reconstruction and KL over the batch."""
-        x, context, log_jacobian = self._prepare(batch)
-        # Pyro's checks of shapes and supports cost as much as the arithmetic; one checked step finds the mistakes.
-        with pyro.validation_enabled(checked):
-            terms = elbo_terms(
-                self.pair.model, self.pair.guide, x, context, kl_weight=kl_weight, num_rows=self.num_rows
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        (-terms.surrogate).backward()
-        if self.settings.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
-        self.optimizer.step()
-        if self.settings.schedule != "plateau":
-            self.scheduler.step()
-        return torch.stack([(terms.reconstruction + log_jacobian).sum(), terms.kl.sum()])
 
     def _kl_weight(self, step: int) -> float:
         warmup = self.settings.kl_warmup * self.steps
@@ -398,7 +432,7 @@ class _Run:
         self.pair.load_state_dict({name: tensor for name, tensor in weights.items() if name not in store})
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same when the run goes on."""
+        """What must be the same when the run goes on, as JSON data."""
         return {**dataclasses.asdict(self.settings), "num_rows": self.num_rows}
 
     def _write(self, path: Path) -> None:
@@ -415,7 +449,10 @@ class _Run:
                 },
                 numbers={
                     "identity": self._identity(),
-                    "param_groups": optimizer["param_groups"],
+                    "param_groups": [
+                        {key: float(value) if isinstance(value, Tensor) else value for key, value in group.items()}
+                        for group in optimizer["param_groups"]
+                    ],
                     "scheduler": self.scheduler.state_dict(),
                     "history": self.history,
                     "best_epoch": self.best_epoch,

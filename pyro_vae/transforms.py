@@ -6,13 +6,15 @@ it learned from data are buffers, saved with the model.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.arrays import FileRows, in_chunks
 from pyro_vae.configs import arguments
+from pyro_vae.moments import Moments
 from pyro_vae.ranges import Constraint, constraints, interval, is_boolean, is_bounded, phrase, within
 from pyro_vae.ranges import bounds as range_bounds
 
@@ -30,6 +32,9 @@ __all__ = [
     "choose_transform",
     "customary_bounds",
 ]
+
+# Training rows: whole, in a file, or in parts as they are read.
+TrainingRows = Tensor | FileRows | Iterable[Tensor]
 
 
 class Transform(nn.Module):
@@ -76,11 +81,14 @@ class Transform(nn.Module):
         """Rows in the model's units, and :meth:`log_abs_det_jacobian` at the same draw where the transform draws."""
         return self(x), self.log_abs_det_jacobian(x)
 
-    def fit(self, x_train: Tensor) -> Self:
-        """Learns from the training rows, ``(N, *E)`` in the user's units, what there is to learn; returns itself."""
+    def fit(self, x_train: TrainingRows) -> Self:
+        """Learns from the training rows, ``(N, *E)`` in the user's units, what there is to learn; returns itself.
+
+        They may come in parts, which are looked at once, one after another.
+        """
         return self
 
-    def settle(self, x_train: Tensor, data_range: Constraint) -> "Transform":
+    def settle(self, x_train: TrainingRows, data_range: Constraint) -> "Transform":
         """The transform to train with: itself, unless it waits for the training rows to be chosen."""
         return self
 
@@ -192,25 +200,23 @@ class Standardize(Transform):
         """The real line; unknown where some columns are left as they are."""
         return constraints.real if self.columns is None else None
 
-    def fit(self, x_train: Tensor) -> Self:
+    def fit(self, x_train: TrainingRows) -> Self:
         """Takes mean and standard deviation from the training rows ``(N, *event_shape)``; returns itself."""
-        if len(x_train) == 0 or tuple(x_train.shape[1:]) != self.event_shape:
-            raise ValueError(f"expected rows of shape {self.event_shape}, found data of shape {tuple(x_train.shape)}")
-        x = x_train.double()
-        rows = (0, 2, 3) if self.per_channel else (0,)
-        seen = ~x.isnan()
-        count = seen.sum(rows, keepdim=True).clamp(min=1)
-        loc = torch.where(seen, x, 0.0).sum(rows, keepdim=True) / count
-        scale = (torch.where(seen, x - loc, 0.0).square().sum(rows, keepdim=True) / count).sqrt()
-        varies = torch.where(seen, x, -math.inf).amax(rows, keepdim=True) > torch.where(seen, x, math.inf).amin(
-            rows, keepdim=True
-        )
+        moments, shape = Moments(), torch.Size((0,))
+        for rows in in_chunks(x_train):
+            shape = rows.shape
+            if len(rows) == 0 or tuple(shape[1:]) != self.event_shape:
+                break
+            moments.add(rows.movedim(1, -1).flatten(0, -2) if self.per_channel else rows)
+        if len(shape) == 0 or shape[0] == 0 or tuple(shape[1:]) != self.event_shape:
+            raise ValueError(f"expected rows of shape {self.event_shape}, found data of shape {tuple(shape)}")
+        loc, varies = moments.mean, moments.varies
         if self.columns is not None:
-            chosen = torch.zeros(self.event_shape, dtype=torch.bool)
+            chosen = torch.zeros(self.event_shape, dtype=torch.bool, device=loc.device)
             chosen[list(self.columns)] = True
             loc, varies = torch.where(chosen, loc, 0.0), varies & chosen
-        self.loc.copy_(loc[0])
-        self.scale.copy_(torch.where(varies, scale, 1.0)[0])
+        self.loc.copy_(loc.reshape(self.loc.shape))
+        self.scale.copy_(torch.where(varies, moments.variance.sqrt(), 1.0).reshape(self.scale.shape))
         return self
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
@@ -324,12 +330,23 @@ class Binarize(Transform):
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         probabilities = ((x - self.low) / (self.high - self.low)).clamp(0, 1)
-        if self.seed is None:
-            return torch.bernoulli(probabilities)
-        return (_row_noise(probabilities, self.seed) < probabilities).to(x.dtype)
+        noise = _uniform_noise(x) if self.seed is None else _row_noise(probabilities, self.seed)
+        return (noise < probabilities).to(x.dtype)
 
     def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
         return self.low + (self.high - self.low) * y
+
+
+def _uniform_noise(x: Tensor) -> Tensor:
+    """As many numbers as ``x`` has elements, uniform on [0, 1), from a start that torch's generator draws.
+
+    SplitMix64 (Steele et al., 2014) by position: it takes whole vectors at a time, where torch's generator for the CPU
+    takes one number after another, which costs as much as a layer of a network.
+    """
+    start = torch.randint(-(2**63), 2**63 - 1, (), device=x.device)
+    place = torch.arange(x.numel(), device=x.device).reshape(x.shape)
+    bits = 53 if x.dtype == torch.float64 else 24
+    return (_mix((place + start) * -0x61C8864680B583EB) & (2**bits - 1)).to(x.dtype) * 2.0**-bits
 
 
 def _row_noise(x: Tensor, seed: int) -> Tensor:
@@ -428,10 +445,13 @@ class Compose(Transform):
     def codomain(self) -> Constraint | None:  # noqa: D102
         return self.parts[-1].codomain
 
-    def fit(self, x_train: Tensor) -> Self:
-        """Fits each transform on what those before it make of the training rows."""
-        for part in self.parts:
-            x_train = part.fit(x_train)(x_train)
+    def fit(self, x_train: TrainingRows) -> Self:
+        """Fits each transform on what those before it make of the training rows.
+
+        Rows that come as an iterator can be looked at only once: give those that can be gone through again.
+        """
+        for number, part in enumerate(self.parts):
+            part.fit(_through(self.parts[:number], x_train))
         return self
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
@@ -455,6 +475,13 @@ class Compose(Transform):
         return x, total
 
 
+def _through(parts: Sequence[Transform], x: TrainingRows) -> Iterator[Tensor]:
+    for rows in in_chunks(x):
+        for part in parts:
+            rows = part(rows)
+        yield rows
+
+
 class Auto(Transform):
     """Stands for the transform that :func:`choose_transform` will choose when training starts."""
 
@@ -469,35 +496,45 @@ class Auto(Transform):
     def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
         return self(y)
 
-    def settle(self, x_train: Tensor, data_range: Constraint) -> Transform:
+    def settle(self, x_train: TrainingRows, data_range: Constraint) -> Transform:
         """Chooses, and says what and why."""
         chosen, why = choose_transform(x_train, data_range)
         print(f"transform: {chosen}, because {why}")
         return chosen
 
 
-def customary_bounds(x: Tensor) -> tuple[float, float] | None:
+def customary_bounds(x: TrainingRows) -> tuple[float, float] | None:
     """The bounds that values of such a type and extent have by custom: 0–1, 0–255, 0–65535; None if there are none."""
-    if x.dtype is torch.bool:
-        return (0.0, 1.0)
-    seen = x[~x.isnan()] if x.is_floating_point() else x
-    if seen.numel() == 0:
-        return (0.0, 1.0)
-    low, high = float(seen.min()), float(seen.max())
+    return _customary(*_extent(in_chunks(x)))
+
+
+def _customary(dtype: torch.dtype, low: float, high: float) -> tuple[float, float] | None:
     if low >= 0 and high <= 1:
         return (0.0, 1.0)
-    if not x.is_floating_point() and low >= 0:
+    if not dtype.is_floating_point and low >= 0:
         return (0.0, 255.0) if high <= 255 else (0.0, 65535.0) if high <= 65535 else None
     return None
 
 
+def _extent(chunks: Iterable[Tensor]) -> tuple[torch.dtype, float, float]:
+    """Type, lowest and highest value; NaN is left out of account."""
+    dtype, low, high = torch.get_default_dtype(), math.inf, -math.inf
+    for rows in chunks:
+        dtype = rows.dtype
+        seen = rows[~rows.isnan()] if rows.is_floating_point() else rows
+        if seen.numel():
+            seen = seen.int() if dtype in (torch.bool, torch.uint16) else seen  # torch has no extremes of these
+            low, high = min(low, float(seen.min())), max(high, float(seen.max()))
+    return dtype, low, high
+
+
 def choose_transform(
-    x_train: Tensor, data_range: Constraint, bounds: tuple[float, float] | None = None
+    x_train: TrainingRows, data_range: Constraint, bounds: tuple[float, float] | None = None
 ) -> tuple[Transform, str]:
     """Chooses the transform that brings data into a likelihood's range, by looking at them.
 
     Args:
-        x_train: Training rows ``(N, *E)``; NaN is left out of account.
+        x_train: Training rows ``(N, *E)``, which may come in parts; NaN is left out of account.
         data_range: The values that the likelihood describes.
         bounds: The lowest and highest value that the data can have, if that is known; by default those that are
             customary for such data, and where there are none the extremes of the training rows.
@@ -509,20 +546,23 @@ def choose_transform(
         >>> choose_transform(torch.randint(0, 256, (9, 4)).to(torch.uint8), constraints.boolean)[0]
         Binarize(low=0.0, high=255.0, seed=None)
     """
+    chunks = in_chunks(x_train)
+    first = next(chunks)
+    chunks = itertools.chain([first], chunks)
     if isinstance(data_range, constraints.stack):
         real = [i for i, column in enumerate(data_range.cseq) if column is constraints.real]
         if not real:
             return Identity(), "no column is a real number"
-        return Standardize(x_train.shape[1:], columns=real).fit(x_train), f"{len(real)} columns are real numbers"
+        return Standardize(first.shape[1:], columns=real).fit(chunks), f"{len(real)} columns are real numbers"
     if data_range is constraints.real:
-        per_channel = x_train.dim() == 4
-        standardize = Standardize(x_train.shape[1:], per_channel=per_channel).fit(x_train)
+        per_channel = first.dim() == 4
+        standardize = Standardize(first.shape[1:], per_channel=per_channel).fit(chunks)
         return standardize, f"the likelihood describes real numbers{', one scale for each channel' * per_channel}"
     if not is_bounded(data_range) or (data_range.is_discrete and not is_boolean(data_range)):
         return Identity(), f"the likelihood describes {phrase(data_range)} as they are"
-    found = bounds or customary_bounds(x_train)
-    seen = x_train[~x_train.isnan()] if x_train.is_floating_point() else x_train
-    low, high = found or (float(seen.min()), float(seen.max()))
+    extent = _extent(chunks) if bounds is None else None
+    found = bounds if extent is None else _customary(*extent)
+    low, high = found or extent[1:]  # pyright: ignore[reportOptionalSubscript]
     where = f"the data lie between {low:g} and {high:g}{'' if found else ' in the training rows'}"
     if is_boolean(data_range):
         return Binarize(low, high), f"{where}, and the likelihood describes bits"

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_vae import VAE, conv_vae, likelihoods, mlp_vae
+from pyro_vae.arrays import in_chunks
 from pyro_vae.data import DataSet
 from pyro_vae.likelihoods import Likelihood
+from pyro_vae.moments import Moments
 from pyro_vae.names import lookup
 from pyro_vae.ranges import is_boolean
 from pyro_vae.tables import Column
@@ -30,7 +32,7 @@ class Choice:
     @property
     def num_levels(self) -> int:
         """Number of levels of data that have bounds."""
-        if self.data.bounds is None or self.data.bounds[0] != 0 or self.data.x_train.is_floating_point():
+        if self.data.bounds is None or self.data.bounds[0] != 0 or self.data.x_train.dtype.is_floating_point:
             raise ValueError(
                 f"this likelihood describes whole numbers from 0 to a known highest one, such as 8-bit grey levels, "
                 f"which {self.data.name} does not hold: use --likelihood normal"
@@ -41,7 +43,8 @@ class Choice:
 def _mixed(choice: Choice) -> Likelihood:
     if choice.data.schema is None:
         raise ValueError(f"mixed describes a table with columns of several kinds, which {choice.data.name} is not")
-    return likelihoods.Mixed([COLUMNS[column.kind](column) for column in choice.data.schema.columns])
+    schema = choice.data.schema
+    return likelihoods.Mixed([COLUMNS[column.kind](column) for column in schema.columns], schema.names)
 
 
 # A likelihood by name.
@@ -90,14 +93,19 @@ def likelihood_and_transform(
     """The likelihood of this name, the transform that brings the data into its range, and why that one."""
     choice = Choice(data, scale)
     likelihood = choose(LIKELIHOODS, name, "likelihood")(choice)
+    x = data.x_train
     if is_boolean(likelihood.data_range) and data.bounds is None:
+        moments = Moments()
+        for rows in in_chunks(x):
+            moments.add(rows.flatten()[:, None])
         raise ValueError(
             f"bernoulli describes 0 or 1, or grey levels to draw bits from, but {data.name} has values from "
-            f"{data.x_train.min():g} to {data.x_train.max():g}: use --likelihood normal"
+            f"{float(moments.low):g} to {float(moments.high):g}: use --likelihood normal"
         )
     if not dequantize:
-        transform, why = choose_transform(data.x_train, likelihood.data_range, data.bounds)
+        transform, why = choose_transform(x, likelihood.data_range, data.bounds)
         return likelihood, transform, why
     spread = Dequantize(choice.num_levels)
-    transform, why = choose_transform(spread(data.x_train.float()), likelihood.data_range, (0.0, choice.num_levels))
+    parts = (spread(rows.float()) for rows in in_chunks(x))
+    transform, why = choose_transform(parts, likelihood.data_range, (0.0, choice.num_levels))
     return likelihood, Compose((spread, transform)), why

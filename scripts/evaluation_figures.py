@@ -1,6 +1,7 @@
 """Draws the figures of docs/evaluation.md."""
 
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -18,7 +19,7 @@ def counts_pair(*, normal: bool) -> Pair:
     """Two kinds of rows of counts, 35% of them zero whatever their rate; the normal has their mean and variance."""
 
     def p_x(z: torch.Tensor) -> dist.TorchDistribution:
-        right = dist.ZeroInflatedPoisson(torch.where(z > 0, 9.0, 2.0), gate=torch.tensor(0.35))
+        right: Any = dist.ZeroInflatedPoisson(torch.where(z > 0, 9.0, 2.0), gate=torch.tensor(0.35))
         return dist.Normal(right.mean, right.variance.sqrt()) if normal else right
 
     def model(x: torch.Tensor | None = None, *, batch_size: int | None = None) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 import typer
 
 from pyro_vae import load
+from pyro_vae.arrays import as_tensor
 
 
 def main(
@@ -30,9 +31,8 @@ def main(
     """
     write = cli.writer(out, {".png": cli.write_reconstructions, ".npz": cli.write_arrays})
     vae = load(run).to(cli.resolve_device(device))
-    x = cli.rows_for(run, data, data_root)
-    if out.suffix == ".png":
-        x = x[:10]
+    rows = cli.rows_for(run, data, data_root)
+    x = as_tensor(rows[:10] if out.suffix == ".png" else rows)
     torch.manual_seed(seed)
     arrays = {
         "x": x,

@@ -11,17 +11,20 @@ import choices
 import cli
 import torch
 import typer
+from torch import Tensor
 
 from pyro_vae import VAE, files, fit, plotting
+from pyro_vae.arrays import as_tensor
 from pyro_vae.checks import check_finite
 from pyro_vae.data import DataSet, default_root, load_data, split
 from pyro_vae.loading import load_config
 from pyro_vae.predictive import latent_grid
-from pyro_vae.tables import parse_kinds
+from pyro_vae.tables import Schema, parse_kinds
 from pyro_vae.training import resolve_device
 from pyro_vae.vae import CONFIG
 
 CHECKPOINT = "checkpoint.safetensors"
+COMPILE = {"auto": "auto", "yes": True, "no": False}
 
 
 def main(
@@ -29,8 +32,8 @@ def main(
     data: Annotated[
         str,
         typer.Option(
-            help="digits, mnist, fashion-mnist, kmnist, cifar10; or a .npy, .npz, .csv or .parquet file, or a folder "
-            "of images."
+            help="digits, mnist, fashion-mnist, kmnist, cifar10, or torchvision:CLASS; or a .npy, .npz, .csv or "
+            ".parquet file, or a folder of images. A large .npy stays on disk."
         ),
     ] = "digits",
     data_root: Annotated[
@@ -73,6 +76,12 @@ def main(
     learning_rate: Annotated[
         float, typer.Option(help="Adam's step size at the start; it falls along a cosine.")
     ] = 1e-3,
+    kl_weight: Annotated[float, typer.Option(help="Weight β of the KL; 1 maximises the ELBO.")] = 1.0,
+    kl: Annotated[
+        str,
+        typer.Option(help="How the KL is estimated: sampled, analytic (in closed form), or auto (where there is one)."),
+    ] = "sampled",
+    num_particles: Annotated[int, typer.Option(help="Draws of the latents for each row and step.")] = 1,
     kl_warmup: Annotated[int, typer.Option(help="Epochs over which the weight of the KL rises from 0 to 1.")] = 0,
     patience: Annotated[
         int | None, typer.Option(help="Stop when the validation ELBO has not risen for so many epochs.")
@@ -80,6 +89,13 @@ def main(
     validation_fraction: Annotated[
         float, typer.Option(help="Share of the training rows that is only watched; the best weights by it are kept.")
     ] = 0.1,
+    precision: Annotated[
+        str,
+        typer.Option(help="Of matrix products: full, tf32 (on a GPU) or bfloat16; distributions never are rounded."),
+    ] = "full",
+    compile: Annotated[
+        str, typer.Option("--compile", help="Compile the training step: auto (where it repays), yes or no.")
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the split, the weights, the order of rows and the noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The run folder. [default: runs/DATA-NETWORK, numbered]")] = None,
@@ -93,7 +109,7 @@ def main(
     """
     settings = {name: value for name, value in context.params.items() if name not in ("out", "resume", "device")}
     if resume is None:
-        settings |= {"data": _absolute(data), "data_root": str((data_root or default_root()).absolute())}
+        settings |= {"data": cli.absolute(data), "data_root": str((data_root or default_root()).absolute())}
         folder = out or cli.unused_folder("-".join(filter(None, (Path(data).stem, network, likelihood))))
         if (folder / CONFIG).exists():
             raise ValueError(f"{folder} already holds a run: go on with --resume {folder}, or name another --out")
@@ -116,7 +132,9 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
         return
     kinds = parse_kinds(settings["columns"] or ())
     data = load_data(settings["data"], settings["data_root"], kinds=kinds)
-    if settings["missing"] is None:
+    if settings["missing"] is None and data.schema is not None:
+        check_no_gaps(data.schema)
+    if settings["missing"] is None and isinstance(data.x_train, Tensor):
         check_finite(data.x_train, settings["data"])
     kept, watched = split(len(data.x_train), settings["validation_fraction"], settings["seed"])
     x_valid = data.x_train[watched]
@@ -128,7 +146,8 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     vae, why = build(settings, data)
     epochs = settings["epochs"] or max(20, math.ceil(6000 / math.ceil(len(data.x_train) / settings["batch_size"])))
 
-    vae.check(data.x_train, settings["data"])
+    if isinstance(data.x_train, Tensor):  # what streams is looked at once, by fit
+        vae.check(data.x_train, settings["data"])
     with contextlib.nullcontext() if resuming else cli.new_run(folder):
         vae.save_config(folder, run=settings)
         num_weights = sum(p.numel() for p in vae.parameters())
@@ -144,10 +163,15 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
             epochs=epochs,
             batch_size=settings["batch_size"],
             learning_rate=settings["learning_rate"],
+            kl_weight=settings["kl_weight"],
             kl_warmup=settings["kl_warmup"],
+            kl=settings["kl"],
+            num_particles=settings["num_particles"],
             patience=settings["patience"],
             seed=settings["seed"],
             device=device,
+            precision=settings["precision"],
+            compile=choices.choose(COMPILE, settings["compile"], "--compile"),
             checkpoint=checkpoint,
             resume=resuming and checkpoint.exists(),
         )
@@ -161,9 +185,11 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     with files.replacing(folder / "history.csv") as temporary:
         history.to_csv(temporary, index=False)
     checkpoint.unlink(missing_ok=True)
+    seconds = history["seconds"].median()
+    print(f"\nsteps ran {history.attrs['execution']}; an epoch took {seconds:.3g} s")
     best_epoch = history.attrs["best_epoch"]
     best_elbo = history["validation_elbo"].max()
-    print(f"\nvalidation ELBO {best_elbo:.2f} nats per datum, at epoch {best_epoch} of {len(history)}")
+    print(f"validation ELBO {best_elbo:.2f} nats per datum, at epoch {best_epoch} of {len(history)}")
     print(f"The run is in {folder}, its pictures in {folder / 'figures'}. To go on:")
     print(f"  python scripts/evaluate.py {folder} --out metrics.json")
     picture, numbers = ("png", "npy") if data.schema is None else ("csv", "csv")
@@ -171,6 +197,16 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     print(f"  python scripts/predict.py {folder} --num-samples 10 --out predictions.npz")
     if settings["missing"]:
         print(f"  python scripts/impute.py {folder} --num-samples 5 --out imputed.{numbers}")
+
+
+def check_no_gaps(schema: Schema) -> None:
+    """Refuses a table with missing entries where nothing was said of them."""
+    gaps = [f"{column.name} ({column.num_missing})" for column in schema.columns if column.num_missing]
+    if gaps:
+        raise ValueError(
+            f"the table has missing entries, in {', '.join(gaps)}: give --missing nan to train on what is there, or "
+            f"fill them"
+        )
 
 
 def build(settings: dict[str, Any], data: DataSet) -> tuple[VAE, str]:
@@ -199,7 +235,8 @@ def build(settings: dict[str, Any], data: DataSet) -> tuple[VAE, str]:
 def draw_figures(vae: VAE, data: DataSet, history: Any, folder: Path) -> None:
     """Draws what the model has learned, on held-out rows."""
     torch.manual_seed(0)
-    x, labels = data.x_test[:5000], None if data.y_test is None else data.y_test[:5000]
+    shown = min(5000, max(10, 2**24 // math.prod(data.x_test.shape[1:])))
+    x, labels = as_tensor(data.x_test[:shown]), None if data.y_test is None else data.y_test[:shown]
     figures = {"latent": plotting.plot_latents(vae.encode(x).mean, labels), "curves": plotting.plot_curves(history)}
     if data.schema is not None:
         samples = data.schema.decode(vae.sample(max(1000, len(x))))
@@ -226,11 +263,6 @@ def draw_rows(vae: VAE, x: torch.Tensor, bounds: tuple[float, float] | None) -> 
         means = vae.mean_at(grid.flatten(0, 1)).unflatten(0, (20, 20))
         figures["manifold"] = plotting.plot_manifold(means, bounds=bounds)
     return figures
-
-
-def _absolute(data: str) -> str:
-    """A path that still leads there from another folder; a name stays a name."""
-    return str(Path(data).absolute()) if Path(data).suffix or "/" in data else data
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """Data sets: every row and label accounted for, files of each kind, and one sentence where something is missing."""
 
 import gzip
+import struct
 import sys
 import urllib.error
+import zlib
 from importlib.metadata import version
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from pyro_vae import data as data_module
+from pyro_vae.arrays import FileRows
 from pyro_vae.data import NAMED, default_root, import_torchvision, load_data, split
 
 IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -494,3 +499,159 @@ def test_without_a_root_the_environment_variable_is_used(tmp_path, monkeypatch):
     write_idx_set(tmp_path, "MNIST")
     monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path))
     assert numbers(load_data("mnist").y_train) == [5, 0, 4, 1]
+
+
+# --- files that stay on disk
+
+
+def test_the_rows_of_a_large_file_stay_in_it_and_are_split_as_those_of_a_small_one(tmp_path, monkeypatch):
+    x = np.random.default_rng(0).integers(0, 200, (40, 3, 3)).astype(np.uint8)
+    name = save_array(tmp_path, x)
+    small = load_data(name)
+    monkeypatch.setattr(data_module, "_IN_MEMORY", 100)
+    large = load_data(name)
+    assert isinstance(large.x_train, FileRows)
+    assert np.array_equal(large.x_train.read(), small.x_train)
+    assert np.array_equal(large.x_test.read(), small.x_test)
+    assert (large.bounds, large.name) == (small.bounds, small.name)
+    assert np.array_equal(load_data(name, hold_out=False).x_test.read(), x)
+
+
+def test_a_large_file_is_refused_as_a_small_one_is(tmp_path, monkeypatch):
+    name = save_array(tmp_path, np.array([["a", "b"]] * 99))
+    sentences = []
+    for limit in (2**28, 10):
+        monkeypatch.setattr(data_module, "_IN_MEMORY", limit)
+        with pytest.raises(ValueError, match="expected rows of numbers") as caught:
+            load_data(name)
+        sentences.append(str(caught.value))
+    assert sentences[0] == sentences[1]
+
+
+# --- any class of torchvision
+
+
+class Toy:
+    """A set with parts of its own names, whose items are images with labels."""
+
+    parts: ClassVar = {"trainval": 6, "valid": 3}
+
+    def __init__(self, root, split="trainval", transform=None, download=False):
+        if split not in self.parts:
+            raise ValueError(f"Unknown value {split!r} for argument split. Valid values are {set(self.parts)}.")
+        if not download:
+            raise RuntimeError("Dataset not found")
+        self.split = split
+
+    def __len__(self):
+        return self.parts[self.split]
+
+    def __getitem__(self, index):
+        if index >= len(self):
+            raise IndexError
+        level = 10 * index + (self.split == "valid")
+        return Image.fromarray(np.full((4, 5, 3), level, np.uint8)), index % 2
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    datasets = import_torchvision().datasets
+    monkeypatch.setattr(datasets, "Toy", Toy, raising=False)
+    monkeypatch.setattr(datasets, "__all__", (*datasets.__all__, "Toy"))
+
+
+@pytest.mark.usefixtures("toy")
+def test_any_class_of_torchvision_is_read_part_by_part(tmp_path):
+    data = load_data("torchvision:Toy", tmp_path)
+    assert (data.name, data.x_train.shape, data.x_test.shape) == ("Toy", (6, 3, 4, 5), (3, 3, 4, 5))
+    assert data.x_train[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40, 50]
+    assert data.x_test[:, 0, 0, 0].tolist() == [1, 11, 21]
+    assert (numbers(data.y_train), numbers(data.y_test)) == ([0, 1] * 3, [0, 1, 0])
+    assert data.bounds == (0, 255)
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_part_that_is_asked_for_is_the_one_that_is_split(tmp_path, monkeypatch):
+    monkeypatch.setattr(Toy, "parts", {"extra": 10})
+    data = load_data("torchvision:Toy,split=extra", tmp_path)
+    assert sorted(torch.cat([data.x_train, data.x_test])[:, 0, 0, 0].tolist()) == list(range(0, 100, 10))
+    assert len(data.x_test) == 2
+    with pytest.raises(ValueError, match=r"Valid values are \{'extra'\}"):
+        load_data("torchvision:Toy", tmp_path)
+
+
+def test_arrays_that_a_class_keeps_with_channels_first_stay_so(tmp_path, monkeypatch):
+    """SVHN keeps (N, 3, 32, 32) and calls its labels so."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 3, 32, 32), np.uint8)
+
+    class SVHN:
+        def __init__(self, root, split="train", download=False):
+            self.data, self.labels = images[["train", "test"].index(split)], np.arange(4)
+
+    monkeypatch.setattr(import_torchvision().datasets, "SVHN", SVHN)
+    data = load_data("torchvision:SVHN", tmp_path)
+    np.testing.assert_array_equal(data.x_train, images[0])
+    np.testing.assert_array_equal(data.x_test, images[1])
+
+
+def test_usps_is_read_by_the_class_of_torchvision_from_files_that_are_there(tmp_path):
+    import bz2
+
+    for file, label in (("usps.bz2", 3), ("usps.t.bz2", 9)):
+        line = f"{label} " + " ".join(f"{i + 1}:{i / 255 * 2 - 1:.6f}" for i in range(256))
+        (tmp_path / file).write_bytes(bz2.compress(line.encode() + b"\n" + line.encode() + b"\n"))
+    data = load_data("torchvision:USPS", tmp_path)
+    assert abs(data.x_train[0].flatten().int() - torch.arange(256)).max() <= 1
+    assert (numbers(data.y_train), numbers(data.y_test)) == ([2, 2], [8, 8])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("torchvision:SVNH", ["did you mean 'SVHN'"]),
+        ("torchvision:EMNIST", ["needs to be told its split", "torchvision:EMNIST,split=VALUE"]),
+        ("torchvision:EMNIST,splt=letters", ["unknown argument of EMNIST 'splt'", "did you mean 'split'"]),
+    ],
+)
+def test_what_torchvision_does_not_know_is_said_in_one_sentence(tmp_path, name, words):
+    with pytest.raises(ValueError, match=r"torchvision|EMNIST") as caught:
+        load_data(name, tmp_path)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_class_without_its_files_and_without_a_network_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    def urlopen(*arguments, **settings):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    for name in ("SVHN", "CIFAR100", "Flowers102", "STL10", "EMNIST,split=letters"):
+        root = tmp_path / name
+        with pytest.raises(ValueError, match=f"could not be read from {root}, nor downloaded .*no network") as caught:
+            load_data(f"torchvision:{name}", root)
+        assert "\n" not in str(caught.value)
+        assert not root.exists()
+
+
+# --- depth
+
+
+def deep_png(path, pixels):
+    """A PNG of 16-bit samples, ``(H, W)`` or ``(H, W, 3)``, by the standard (ISO/IEC 15948)."""
+    height, width = pixels.shape[:2]
+    rows = pixels.astype(">u2").reshape(height, -1).view(np.uint8)
+    content = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(content)), (b"IEND", b"")]
+    packed = (struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 3)], ids=["grey", "colour"])
+def test_images_of_sixteen_bits_keep_all_of_them(tmp_path, shape):
+    x = np.random.default_rng(0).integers(0, 65536, (6, *shape))
+    x[0].flat[:3] = [0, 65535, 256]
+    for number, pixels in enumerate(x):
+        deep_png(tmp_path / f"{number}.png", pixels)
+    data = load_data(str(tmp_path), hold_out=False)
+    np.testing.assert_array_equal(data.x_test, x if len(shape) == 2 else np.moveaxis(x, -1, 1))
+    assert data.bounds == (0, 65535)

@@ -208,7 +208,7 @@ def test_without_the_word_nan_stays_an_error():
 def test_what_cannot_be_learned_from_is_refused():
     vae = mlp_vae((3,), 2, likelihood=Normal(), missing="nan").double()
     nan = torch.nan
-    with pytest.raises(ValueError, match="1 row without any observed entry, the first at index 1"):
+    with pytest.raises(ValueError, match="rows without any observed entry, the first at index 1"):
         fit(vae, torch.tensor([[1.0, 2, 3], [nan, nan, nan]]), batch_size=2)
     with pytest.raises(ValueError, match=r"1 elements that no row has an observation of, the first at index \(2,\)"):
         fit(vae, torch.tensor([[1.0, 2, nan], [nan, 2, nan]]), batch_size=2)

@@ -7,8 +7,9 @@ import re
 import pytest
 import torch
 
+from pyro_vae import fit, load, mlp_vae
 from pyro_vae.checks import check_fit, check_rows
-from pyro_vae.likelihoods import Bernoulli, Normal
+from pyro_vae.likelihoods import Bernoulli, Mixed, Normal, Poisson
 from pyro_vae.ranges import constraints, elementwise, interval, is_bounded, phrase, within
 from pyro_vae.transforms import Binarize, Identity, Scale, Standardize
 
@@ -285,3 +286,55 @@ def test_checking_draws_no_random_numbers():
     before = torch.get_rng_state()
     check(GREY, transform=Binarize(), data_range=BITS)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+TABLE = Mixed((Bernoulli(), Poisson(), Normal()), names=("cured", "visits", "weight"))
+ROWS = torch.tensor([[0.0, 3.0, -7.5], [1.0, 0.0, 2.5], [1.0, 12.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        (0, 2.0, "values from 0 to 2, such as 2, but its likelihood describes 0 or 1: mend such entries, or"),
+        (1, -3.0, "values from -3 to 12, such as -3, but its likelihood describes the whole numbers from 0: "),
+        (1, 1.5, "values from 1.5 to 12, such as 1.5, but its likelihood describes the whole numbers from 0: "),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("gaps", [True, False])
+def test_a_value_that_a_column_cannot_have_is_refused_by_the_columns_name(column, value, expected, named, gaps):
+    x = ROWS.clone()
+    x[1, column] = value
+    x[2, 2] = torch.nan if gaps else 0.0
+    data_range = (TABLE if named else Mixed(TABLE.columns)).data_range
+    which = f"column {TABLE.names[column]!r} (index {column})" if named else f"column {column}"
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        check_rows(
+            x,
+            event_shape=(3,),
+            data_range=data_range,
+            transform=Identity(),
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            missing=gaps,
+            name="x_train",
+        )
+    assert str(caught.value).startswith(f"{which} of x_train has {expected}")
+
+
+def test_a_column_that_new_rows_do_not_have_is_no_reason_to_refuse_them():
+    """Its gaps once held a value of another column, which it could not have."""
+    x = torch.tensor([[torch.nan, 3.0, -7.5], [torch.nan, 0.0, 2.5]])
+    vae = mlp_vae((3,), 2, likelihood=TABLE, missing="nan")
+    drawn = vae.impute(x, 5)
+    assert set(drawn[..., 0].unique().tolist()) <= {0.0, 1.0}
+    with pytest.raises(ValueError, match="the first at column 'cured' \\(index 0\\): leave them out"):
+        fit(vae, x, batch_size=2)
+
+
+def test_the_names_of_columns_are_one_for_each_and_saved_with_the_model(tmp_path):
+    mlp_vae((3,), 2, likelihood=TABLE).save(tmp_path)
+    with pytest.raises(ValueError, match="column 'visits' \\(index 1\\) of x has"):
+        load(tmp_path).encode(torch.tensor([[0.0, -1.0, 0.0]]))
+    with pytest.raises(ValueError, match="3 columns and 1 names"):
+        Mixed(TABLE.columns, names=("cured",))

@@ -5,12 +5,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
-from pyro_vae import Pair, fit, mlp_vae
+from pyro_vae import Pair, evaluate, fit, mlp_vae
 from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.rows import Resident, Streamed, as_rows
-from pyro_vae.transforms import Binarize, Standardize
+from pyro_vae.transforms import Auto, Binarize, Standardize
 
 CPU = torch.device("cpu")
 
@@ -62,6 +62,91 @@ def test_data_sets_give_rows_with_keyword_arguments():
     assert batch["mask"].tolist() == [[True, True, True], [True, False, True]]
 
 
+def test_parts_of_a_data_set_are_put_together_from_its_items():
+    """Subset has ``__getitems__``, which returns a list of items."""
+    rows = as_rows(Subset(Labelled(), [7, 3, 20]), CPU, num_workers=0)
+    batch = next(rows.chunks(2))
+    assert batch["x"].tolist() == [[7.0] * 3, [3.0] * 3]
+    assert batch["mask"].tolist() == [[True, False, True]] * 2
+    vae = mlp_vae((3,), 1, hidden_dims=(), likelihood=Normal())
+    fit(vae, Subset(Labelled(), range(40)), epochs=1, batch_size=10, num_workers=0, progress=False)
+
+
+def test_a_file_in_a_mapping_is_streamed_with_what_comes_with_it(memmap):
+    mapped, x = memmap
+    labels = np.arange(200)
+    rows = as_rows({"x": mapped, "labels": labels}, CPU, num_workers=0)
+    assert isinstance(rows, Streamed)
+    batch = next(rows.batches([torch.tensor([9, 4])]))
+    assert np.array_equal(batch["x"], x[[9, 4]])
+    assert batch["labels"].tolist() == [9, 4]
+    with pytest.raises(ValueError, match="200 rows in 'x' and 3 in 'labels'"):
+        as_rows({"x": mapped, "labels": labels[:3]}, CPU)
+
+
+@pytest.mark.parametrize("likelihood", [Normal(), Normal(link="sigmoid"), Bernoulli()])
+def test_a_transform_is_chosen_by_all_rows_in_a_file_and_as_by_resident_ones(tmp_path, likelihood):
+    x = np.random.default_rng(0).normal(size=(3000, 700)).astype(np.float32)  # more than one chunk
+    x[-1, -1] = 9.0
+    np.save(tmp_path / "x.npy", x)
+    mapped = as_rows(np.load(tmp_path / "x.npy", mmap_mode="r"), CPU, num_workers=0)
+    chosen = [Auto().settle(rows.parts(), likelihood.data_range) for rows in (mapped, as_rows(x, CPU))]
+    assert repr(chosen[0]) == repr(chosen[1])
+    for name, value in chosen[0].state_dict().items():
+        assert torch.equal(value, chosen[1].state_dict()[name])
+    if isinstance(chosen[0], Standardize):
+        np.testing.assert_allclose(chosen[0].loc, x.mean(0, dtype=np.float64), atol=1e-6)
+        np.testing.assert_allclose(chosen[0].scale, x.std(0, dtype=np.float64), rtol=1e-6)
+    else:
+        assert f"low={x.min()}, high=9.0" in repr(chosen[0])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_is_streamed_is_evaluated_to_the_numbers_of_what_is_resident(memmap, num_workers):
+    mapped, x = memmap
+    vae = mlp_vae((4, 4), 2, hidden_dims=(8,), likelihood=Bernoulli(), transform=Binarize(0, 16))
+    expected = evaluate(vae, x)
+    assert evaluate(vae, mapped, num_workers=num_workers) == expected
+    assert evaluate(vae, {"x": mapped}, num_workers=num_workers) == expected
+    labelled = [Labelled()[i] for i in range(50)]
+    stacked = {name: torch.stack([item[name] for item in labelled]) for name in ("x", "mask")}
+    normal = mlp_vae((3,), 1, hidden_dims=(), likelihood=Normal())
+    by_keyword = evaluate(normal, stacked["x"], mask=stacked["mask"])
+    assert evaluate(normal, Labelled(), num_workers=num_workers) == by_keyword
+    assert evaluate(normal, stacked) == by_keyword
+    assert by_keyword["bits_per_dim"] == pytest.approx(-by_keyword["elbo"] / (2.5 * np.log(2)))
+    with pytest.raises(ValueError, match="brings its own keyword arguments: put mask in it"):
+        evaluate(normal, Labelled(), mask=stacked["mask"])
+
+
+def test_prediction_takes_a_file_in_parts(tmp_path):
+    """More rows than are prepared at once."""
+    x = np.random.default_rng(0).integers(0, 2, (2500, 4)).astype(np.uint8)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    vae = mlp_vae((4,), 2, hidden_dims=(8,), likelihood=Bernoulli())
+    torch.testing.assert_close(vae.reconstruct(mapped), vae.mean_at(vae.encode(x).mean))
+    torch.manual_seed(0)
+    drawn = vae.posterior_predictive(mapped, 2)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, vae.posterior_predictive(x, 2))
+    assert drawn.shape == (2, 2500, 4)
+
+
+def test_imputation_takes_a_file_in_parts(tmp_path):
+    x = np.random.default_rng(0).normal(size=(2500, 4)).astype(np.float32)
+    x[::3, 1] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    vae = mlp_vae((4,), 2, hidden_dims=(8,), likelihood=Normal(), missing="nan")
+    drawn = vae.impute(np.load(tmp_path / "x.npy", mmap_mode="r"), 2, num_particles=3).numpy()
+    seen = ~np.isnan(x)
+    assert np.array_equal(drawn[:, seen], np.stack([x[seen]] * 2))
+    assert np.isfinite(drawn).all()
+    assert (drawn[0][~seen] != drawn[1][~seen]).all()
+    with pytest.raises(ValueError, match=r"no entry of torch\.int64 rows can be missing"):
+        vae.impute(np.ones((2, 4), np.int64))
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_streamed_run_ends_at_the_numbers_of_a_resident_one(memmap, num_workers):
     mapped, x = memmap
@@ -94,8 +179,17 @@ def test_a_data_set_trains_with_its_keyword_arguments():
 def test_mistakes_in_streamed_rows_are_found_before_training(memmap, tmp_path):
     mapped, _ = memmap
     vae = mlp_vae((4, 4), 2, likelihood=Bernoulli())
-    with pytest.raises(ValueError, match=r"x_train\[0:65536\] has values from 0 to 16"):
+    with pytest.raises(ValueError, match=r"x_train\[0:200\] has values from 0 to 16"):
         fit(vae, mapped, num_workers=0)
+    gaps = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+    gaps[:, 1] = np.nan
+    np.save(tmp_path / "gaps.npy", gaps)
+    with pytest.raises(ValueError, match=r"1 elements that no row has an observation of, the first at index \(1,\)"):
+        fit(
+            mlp_vae((3,), 2, likelihood=Normal(), missing="nan"),
+            np.load(tmp_path / "gaps.npy", mmap_mode="r"),
+            num_workers=0,
+        )
     with pytest.raises(ValueError, match="200 rows, fewer than batch_size=300"):
         fit(
             mlp_vae((4, 4), 2, likelihood=Bernoulli(), transform=Binarize(0, 16)), mapped, batch_size=300, num_workers=0

@@ -2,6 +2,8 @@
 
 from pyro_vae.evaluation.classifier import ClassifierFeatures, train_classifier_features
 from pyro_vae.evaluation.criticism import PredictiveCheck, predictive_check
+from pyro_vae.evaluation.diagnostics import GuideDiagnosis, diagnose_guide
+from pyro_vae.evaluation.evidence import Evidence, log_evidence
 from pyro_vae.evaluation.figures import plot_predictive_check, plot_rate_distortion
 from pyro_vae.evaluation.frechet import frechet_distance
 from pyro_vae.evaluation.html import render_html
@@ -13,15 +15,19 @@ from pyro_vae.evaluation.summary import evaluate
 
 __all__ = [
     "ClassifierFeatures",
+    "Evidence",
     "Finding",
+    "GuideDiagnosis",
     "PredictiveCheck",
     "Report",
     "Section",
     "checkerboard",
     "default_statistics",
+    "diagnose_guide",
     "evaluate",
     "evaluate_suite",
     "frechet_distance",
+    "log_evidence",
     "plot_predictive_check",
     "plot_rate_distortion",
     "predictive_check",

@@ -196,7 +196,8 @@ def evaluate_suite(
             progress(title)
         section = Section(title)
         try:
-            part(job, section)
+            with forked_random_state(pair.device):
+                part(job, section)
         except (ValueError, NotImplementedError, FloatingPointError) as error:
             section = Section(title, about=f"Not done: {' '.join(str(error).split())}.")
         sections[name] = section

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from pyro_vae.distributions import Columns
 from pyro_vae.features import ByColumn, Features
 from pyro_vae.likelihoods.base import Likelihood
-from pyro_vae.ranges import Constraint, constraints
+from pyro_vae.ranges import Columns as ColumnRanges
+from pyro_vae.ranges import Constraint
 
 __all__ = ["Mixed"]
 
@@ -22,6 +23,7 @@ class Mixed(Likelihood):
 
     Args:
         columns: One likelihood for each column.
+        names: What the columns are called in messages, where they have names.
 
     Shape:
         raw: ``(*B, R)`` with R the sum of what the columns need. Returns a distribution with batch ``(*B,)`` and event
@@ -35,11 +37,14 @@ class Mixed(Likelihood):
         ((3,), torch.Size([5, 2]))
     """
 
-    def __init__(self, columns: Sequence[Likelihood]) -> None:
+    def __init__(self, columns: Sequence[Likelihood], names: Sequence[str] | None = None) -> None:
         super().__init__()
         if not columns:
             raise ValueError("Mixed needs a likelihood for at least one column")
+        if names is not None and len(names) != len(columns):
+            raise ValueError(f"Mixed has {len(columns)} columns and {len(names)} names: give one name for each")
         self._columns = nn.ModuleList(columns)
+        self.names = None if names is None else tuple(names)
 
     @property
     def columns(self) -> tuple[Likelihood, ...]:
@@ -49,7 +54,7 @@ class Mixed(Likelihood):
     @property
     def data_range(self) -> Constraint:
         """Each column's own range."""
-        return constraints.stack([column.data_range for column in self.columns], dim=-1)
+        return ColumnRanges([column.data_range for column in self.columns], self.names)
 
     def features(self, event_shape: Sequence[int]) -> Features:
         """Each column's own features."""

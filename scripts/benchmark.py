@@ -1,0 +1,317 @@
+"""Times training, draws and evidence against Pyro, PyTorch and NumPyro, in turn, in processes of their own."""
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import benchmark_report as report
+import cli
+import numpy as np
+import torch
+import typer
+
+from pyro_vae import files, plotting
+from pyro_vae.data import default_root, load_data
+
+Numbers = dict[str, Any]
+SCRIPTS = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way of doing the work: a module of ``peers`` and what it is told besides the task."""
+
+    label: str
+    module: str
+    arguments: Numbers = field(default_factory=dict)
+    only_on: str | None = None  # a kind of device, if it needs one
+
+
+FLOOR = [
+    Contender("products float32", "products", {"dtype": "float32"}),
+    Contender("products bfloat16", "products", {"dtype": "bfloat16"}),
+]
+PYRO = Contender("Pyro example", "pyro_example")
+NUMPYRO = Contender("NumPyro", "numpyro_epoch")
+EAGER = Contender("PyTorch eager", "pytorch")
+PYTORCH = [
+    EAGER,
+    Contender("PyTorch compiled", "pytorch", {"compile": True}),
+    Contender("PyTorch CUDA graph", "pytorch", {"cuda_graph": True}, only_on="cuda"),
+]
+OURS = [
+    Contender("pyro_vae eager", "pyro_vae_fit", {"compile": False}),
+    Contender("pyro_vae compiled", "pyro_vae_fit", {"compile": True}),
+    Contender("pyro_vae bfloat16", "pyro_vae_fit", {"compile": True, "precision": "bfloat16"}),
+]
+SECTIONS = ("mlp", "conv", "samples", "evidence", "growth")
+GROWTH: dict[str, tuple[int, ...]] = {
+    "batch_size": (32, 128, 512, 2048),
+    "latent_dim": (10, 50, 200),
+    "num_particles": (1, 4, 16),
+}
+
+
+def main(
+    data: Annotated[str, typer.Option(help="mnist; or a .npy file of grey images.")] = "mnist",
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where downloaded data sets live. [default: $PYRO_VAE_DATA, or data]")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Writes OUT.json and OUT.png, and README.md beside them. [default: only print]", metavar="OUT"
+        ),
+    ] = None,
+    only: Annotated[str, typer.Option(help="Sections to run, with commas between.")] = ",".join(SECTIONS),
+    contenders: Annotated[
+        str | None, typer.Option(help="Only these, by their names in the tables, with commas between. [default: all]")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds; in each, every contender has its turn.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Epochs in a turn; the last one counts.")] = 2,
+    num_rows: Annotated[int | None, typer.Option(help="Rows to train the MLP on. [default: all]")] = None,
+    conv_rows: Annotated[int, typer.Option(help="Rows to train the convolutional VAE on.")] = 2560,
+    num_samples: Annotated[int, typer.Option(help="Draws from the prior in a turn.")] = 20_000,
+    evidence_rows: Annotated[int, typer.Option(help="Rows whose evidence is estimated in a turn.")] = 64,
+    num_particles: Annotated[int, typer.Option(help="Draws of the guide for the evidence of a row.")] = 1000,
+    device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
+) -> None:
+    """Times training, draws and evidence against Pyro, PyTorch and NumPyro.
+
+    Every contender has a process of its own, which waits without work while another has its turn. Every turn trains
+    fresh weights, and its last epoch counts. Ratios are taken round by round.
+    """
+    sections = chosen(only, SECTIONS, "--only")
+    names = [c.label for c in (PYRO, *PYTORCH, NUMPYRO, *OURS, *FLOOR)]
+    wanted = names if contenders is None else chosen(contenders, names, "--contenders")
+    if rounds < 1 or epochs < 1:
+        raise ValueError(f"--rounds and --epochs must be at least 1, found {rounds} and {epochs}")
+    if out is not None:
+        files.check_writable(out.parent)
+    loaded = load_data(data, data_root or default_root())
+    x = loaded.x_train
+    if x.dim() != 3 or x.dtype != torch.uint8 or loaded.bounds is None:
+        raise ValueError(f"{data} must hold grey images (N, H, W) of type uint8, found {tuple(x.shape)} of {x.dtype}")
+    where = cli.resolve_device(device).type
+    task = {"high": int(loaded.bounds[1]), "device": where}
+
+    def usable(among: Sequence[Contender]) -> list[Contender]:
+        return [c for c in among if c.label in wanted and c.only_on in (None, where)]
+
+    batch_size = 128
+    whole = min(num_rows or len(x), len(x)) // batch_size * batch_size
+    if whole < batch_size:
+        raise ValueError(f"{len(x) if num_rows is None else num_rows} rows are fewer than a batch of {batch_size}")
+    measured: Numbers = {}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), x.numpy(), task, rounds)
+        if "mlp" in sections:
+            among = usable([PYRO, *PYTORCH, NUMPYRO, *OURS, *FLOOR])
+            measured["mlp"] = bench.training(among, {}, whole, epochs, [NUMPYRO.label, PYRO.label])
+        if "conv" in sections:
+            among = usable([*PYTORCH, *OURS])
+            rows = min(conv_rows, whole) // batch_size * batch_size
+            measured["conv"] = bench.training(among, {"network": "conv"}, rows, epochs, [EAGER.label])
+        if "samples" in sections:
+            among, arguments = usable([EAGER, OURS[0]]), {"num_samples": num_samples}
+            measured["samples"] = bench.rates(among, "sample", arguments, len(x), num_samples)
+        if "evidence" in sections:
+            among, arguments = usable([EAGER, OURS[0]]), {"num_particles": num_particles}
+            rows = min(evidence_rows, len(x))
+            measured["evidence"] = bench.rates(among, "evidence", arguments, rows, rows)
+        if "growth" in sections:
+            measured["growth"] = bench.growth(usable(OURS[:2]), whole)
+    results = {
+        "date": date.today().isoformat(),
+        "machine": machine(where),
+        "versions": versions(),
+        "settings": {"data": loaded.name, "rounds": rounds, "epochs": epochs, "batch_size": batch_size, **task},
+        "sections": measured,
+    }
+    print(report.document([results]))
+    if out is not None:
+        path = out.with_name(f"{out.name}.json")
+        results = report.joined(files.read_json(path), results) if path.exists() else results
+        files.write_json(results, path)
+        plotting.save_figure(report.figure(results), out.with_name(f"{out.name}.png"))
+        report.write_document(out.parent)
+
+
+def chosen(text: str, known: Sequence[str], option: str) -> list[str]:
+    """Reads names with commas between."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or (unknown := [name for name in names if name not in known]):
+        raise ValueError(f"{option} knows {', '.join(known)}; found {', '.join(unknown) if names else 'nothing'}")
+    return names
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the data lie, and how often every contender has its turn."""
+
+    folder: Path
+    x: np.ndarray
+    task: Numbers
+    rounds: int
+
+    @contextlib.contextmanager
+    def workers(self, contenders: Sequence[Contender]) -> Iterator[dict[str, "Worker"]]:
+        """A process for each contender; they end with the block."""
+        path = self.folder / "x.npy"
+        if not path.exists():
+            np.save(path, self.x)
+        with contextlib.ExitStack() as stack:
+            yield {c.label: stack.enter_context(Worker(c, path, self.task, self.folder)) for c in contenders}
+
+    def training(
+        self, contenders: Sequence[Contender], task: Numbers, num_rows: int, epochs: int, references: Sequence[str]
+    ) -> Numbers:
+        """Seconds an epoch of every contender, and what one notices besides."""
+        found: Numbers = {}
+        left_out: dict[str, str] = {}
+        with self.workers(contenders) as workers:
+            for label, worker in workers.items():  # the first step, from a cold start
+                first = worker.call("train", 128, task, epochs=1, seed=0)
+                if "missing" in first:
+                    left_out[label] = first["missing"]
+                    print(f"{label:20} is left out: {first['missing']}", flush=True)
+                    continue
+                started = {"from_start": first["wall"], "from_call": first["seconds"]}
+                found[label] = {"seconds": [], "first_step": started, "idle": 0.0}
+                print(f"{label:20} first step {started['from_start']:6.1f} s after the start", flush=True)
+            for number in range(self.rounds):
+                for label, row in found.items():
+                    answer = workers[label].call("train", num_rows, task, epochs=epochs, seed=number)
+                    last = answer["result"][-1]
+                    row["seconds"].append(last["seconds"])
+                    if "elbo" in last:
+                        row.setdefault("elbo", []).append(last["elbo"])
+                    row.setdefault("peak_memory", answer["peak_memory"])  # of one training, and not of several
+                    row["idle"] = max(row["idle"], answer["idle"])
+                    print(f"round {number + 1} {label:20} {last['seconds']:8.3f} s", flush=True)
+        return report.section("seconds an epoch", found, left_out, references) | {"num_rows": num_rows, "task": task}
+
+    def rates(
+        self, contenders: Sequence[Contender], function: str, arguments: Numbers, num_rows: int, count: int
+    ) -> Numbers:
+        """Seconds that a job takes every contender; ``count`` things come out of it."""
+        found: Numbers = {}
+        left_out: dict[str, str] = {}
+        with self.workers([Contender(c.label, c.module) for c in contenders]) as workers:
+            for number in range(-1, self.rounds):  # the first turn warms up
+                for label, worker in workers.items():
+                    if label in left_out:
+                        continue
+                    answer = worker.call(function, num_rows, {}, seed=max(number, 0), **arguments)
+                    if "missing" in answer:
+                        left_out[label] = answer["missing"]
+                    elif number >= 0:
+                        row = found.setdefault(label, {"seconds": [], "peak_memory": 0.0})
+                        row["seconds"].append(answer["result"])
+                        row["peak_memory"] = answer["peak_memory"]
+                        print(f"round {number + 1} {label:20} {count / answer['result']:12,.1f} /s", flush=True)
+        references = [contenders[0].label] if contenders else []
+        return report.section(f"seconds for {count:,}", found, left_out, references) | {"count": count, **arguments}
+
+    def growth(self, contenders: Sequence[Contender], most_rows: int) -> Numbers:
+        """Seconds a step of the MLP as one of its sizes grows and the others stay."""
+        found: Numbers = {name: {} for name in GROWTH}
+        with self.workers(contenders) as workers:
+            for name, values in GROWTH.items():
+                for value in values:
+                    batch_size = value if name == "batch_size" else 128
+                    steps = min(20, most_rows // batch_size)
+                    if not steps:
+                        continue
+                    for label, worker in workers.items():
+                        answer = worker.call("train", steps * batch_size, {name: value}, epochs=5, seed=0)
+                        seconds = [epoch["seconds"] / steps for epoch in answer["result"][1:]]
+                        found[name].setdefault(label, {})[str(value)] = seconds
+                        print(f"{name} {value:5} {label:20} {1e3 * report.median(seconds):8.2f} ms a step", flush=True)
+        return {"unit": "seconds a step", "sizes": found}
+
+
+class Worker:
+    """A contender's process, which starts when it is first called."""
+
+    def __init__(self, contender: Contender, data: Path, task: Numbers, folder: Path) -> None:
+        self.contender = contender
+        self.command = [sys.executable, "-P", "-m", "peers", contender.module, str(data), json.dumps(task)]
+        self.environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=folder),  # the first compilation is a cold one
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the others need room on the device
+        }
+        if task["device"] == "cpu":
+            self.environment["JAX_PLATFORMS"] = "cpu"
+        self.process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.communicate()
+
+    def call(self, function: str, num_rows: int, task: Numbers, **arguments: Any) -> Numbers:
+        """What a function of the contender gives, with ``wall``: the seconds until it answered.
+
+        Raises:
+            RuntimeError: if the process ended instead.
+        """
+        started = time.perf_counter()
+        if self.process is None:
+            pipe = subprocess.PIPE
+            self.process = subprocess.Popen(self.command, env=self.environment, stdin=pipe, stdout=pipe, text=True)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        arguments = {**self.contender.arguments, **arguments}
+        call = {"function": function, "num_rows": num_rows, "task": task, "arguments": arguments}
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(call) + "\n")
+            self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{self.contender.label} ended with status {self.process.wait()}; why stands above")
+        return json.loads(answer) | {"wall": time.perf_counter() - started}
+
+
+def machine(device: str) -> Numbers:
+    """What it was measured on, by the names of the hardware."""
+    found: Numbers = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "system": platform.system()}
+    return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what was measured."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "pyro-ppl", "jax", "numpyro"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+if __name__ == "__main__":
+    cli.run_command(main)

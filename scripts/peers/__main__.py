@@ -1,0 +1,49 @@
+"""A contender's process: waits for calls on its standard input and answers each on its standard output, as JSON lines.
+
+Started as ``python -m peers MODULE DATA TASK``. Whatever a library prints goes to standard error.
+"""
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from peers import Task
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held, in MiB."""
+    status = Path("/proc/self/status")  # what the resource module says may be of the process that started this one
+    if status.exists():
+        return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if "VmHWM" in line)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def main(module: str, data: str, task: str) -> None:
+    """Answers calls until the input ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    x, settings = np.load(data), Task(**json.loads(task))
+    rested = None
+    for line in sys.stdin:
+        call = json.loads(line)
+        # Processor time while waiting: threads that spin would take it from whoever runs.
+        idle = 0.0 if rested is None else time.process_time() - rested
+        try:
+            contender = importlib.import_module(f"peers.{module}")
+            started = time.perf_counter()
+            task_now = Task(**{**settings.__dict__, **call["task"]})
+            result = getattr(contender, call["function"])(x[: call["num_rows"]], task_now, **call["arguments"])
+            answer = {"result": result, "seconds": time.perf_counter() - started}
+        except ImportError as error:
+            answer = {"missing": str(error)}
+        answers.write(json.dumps(answer | {"peak_memory": peak_memory(), "idle": idle}) + "\n")
+        rested = time.process_time()
+
+
+main(*sys.argv[1:])

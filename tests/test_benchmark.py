@@ -1,0 +1,142 @@
+"""The benchmark runs and adds up. What it measures is never asserted."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import benchmark
+import benchmark_report as report
+import cli
+import numpy as np
+import pytest
+from PIL import Image
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+NAMES = ("Pyro example", "PyTorch eager", "NumPyro", "pyro_vae eager")
+
+
+def command(folder, *arguments):
+    """The script on 1,000 random images."""
+    np.save(folder / "grey.npy", np.random.default_rng(0).integers(0, 256, (1000, 28, 28), dtype=np.uint8))
+    small = ("--rounds", "2", "--epochs", "1", "--num-samples", "10", "--evidence-rows", "2", "--num-particles", "5")
+    script = [sys.executable, str(SCRIPTS / "benchmark.py"), "--data", str(folder / "grey.npy"), "--device", "cpu"]
+    return [*script, *small, "--out", str(folder / "docs" / "small"), *arguments]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A folder with the results of what runs without a compiler, and what was printed."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    arguments = ("--contenders", ",".join(NAMES), "--only", "mlp,samples,evidence")
+    end = subprocess.run(command(folder, *arguments), capture_output=True, text=True, check=False)
+    assert end.returncode == 0, end.stderr
+    return folder / "docs", end.stdout
+
+
+def test_every_contender_has_its_rounds_and_its_ratios(measured):
+    docs, printed = measured
+    results = json.loads((docs / "small.json").read_text())
+    assert list(results["sections"]) == ["mlp", "samples", "evidence"]
+    assert results["settings"]["rounds"] == 2
+    assert results["machine"]["cpu"] in printed
+    section = results["sections"]["mlp"]
+    assert section["num_rows"] == 768  # of 800 to train on, six whole batches
+    assert set(section["contenders"]) | set(section["left_out"]) == set(NAMES)
+    assert ("NumPyro" in section["left_out"]) == (find_spec("numpyro") is None)
+    for found in results["sections"].values():
+        for reference, ratios in found["ratios"].items():
+            base = found["contenders"][reference]["seconds"]
+            assert set(ratios) == set(found["contenders"])
+            for label, ratio in ratios.items():
+                seconds = found["contenders"][label]["seconds"]
+                assert len(seconds) == 2
+                quotients = [seconds[i] / base[i] for i in range(2)]
+                assert ratio["median"] == pytest.approx(statistics.mean(quotients))
+                assert [ratio["low"], ratio["high"]] == pytest.approx(sorted(quotients))
+            assert ratios[reference] == {"median": 1, "low": 1, "high": 1}
+    for label, row in section["contenders"].items():
+        assert row["first_step"]["from_start"] > row["first_step"]["from_call"] > 0
+        assert f"| {label} | " in printed
+
+
+def test_contenders_do_the_same_work(measured):
+    # After six steps from fresh weights all have come from 784 ln 2 = 543 nats as far.
+    rows = json.loads((measured[0] / "small.json").read_text())["sections"]["mlp"]["contenders"]
+    elbos = {label: row["elbo"] for label, row in rows.items() if "elbo" in row}
+    assert set(elbos) == set(rows)
+    for label, values in elbos.items():
+        assert values == pytest.approx([statistics.mean(elbos["PyTorch eager"])] * 2, abs=3), label
+        assert values[0] != values[1], label  # other weights and other noise in each round
+
+
+def test_the_document_and_the_figure_are_made(measured):
+    docs, printed = measured
+    text = (docs / "README.md").read_text()
+    assert "![Ratios and growth](small.png)" in text
+    assert "Not yet measured: no GPU" in text
+    assert set(printed[printed.index("## On ") :].split("\n\n")) <= set(text.split("\n\n")) | {""}
+    with Image.open(docs / "small.png") as image:
+        assert min(image.size) > 300
+
+
+def test_a_peer_that_is_not_installed_is_left_out_with_a_sentence(tmp_path):
+    (tmp_path / "numpyro.py").write_text("raise ModuleNotFoundError(\"No module named 'numpyro'\")")
+    arguments = ("--contenders", "NumPyro,products float32", "--only", "mlp")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    end = subprocess.run(command(tmp_path, *arguments), capture_output=True, text=True, check=False, env=environment)
+    assert end.returncode == 0, end.stderr
+    assert "NumPyro is left out: No module named 'numpyro'" in end.stdout
+    section = json.loads((tmp_path / "docs" / "small.json").read_text())["sections"]["mlp"]
+    assert list(section["contenders"]) == ["products float32"]
+    assert section["ratios"] == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--only", "mlp,cnn"), "--only knows mlp, conv"),
+        (("--contenders", "pythae"), "--contenders knows Pyro example"),
+        (("--rounds", "0"), "at least 1"),
+        (("--num-rows", "100"), "fewer than a batch of 128"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.setattr(sys, "argv", command(tmp_path, *arguments)[1:])
+    with pytest.raises(SystemExit) as end:
+        cli.run_command(benchmark.main)
+    assert end.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "docs" / "small.json").exists()
+
+
+def test_sections_of_the_same_machine_are_joined_and_others_are_not():
+    before = {"machine": "m", "versions": "v", "settings": "s", "sections": {"mlp": 1, "conv": 2}}
+    now = before | {"sections": {"conv": 3}}
+    assert report.joined(before, now)["sections"] == {"mlp": 1, "conv": 3}
+    assert report.joined(before | {"machine": "other"}, now)["sections"] == {"conv": 3}
+
+
+def test_a_gpu_has_its_own_tables():
+    found = report.section("s", {"a": {"seconds": [1.0, 2.0], "peak_memory": 1.0}}, {}, ["a"]) | {"count": 10}
+    settings = {"data": "mnist", "batch_size": 128, "rounds": 2}
+    common = {"date": "2026-01-01", "versions": {"torch": "2"}, "settings": settings, "sections": {"samples": found}}
+    text = report.document([common | {"machine": {"cpu": "C", "cores": 2, "gpu": "G"}}])
+    assert "## On G (C, 2 cores)" in text
+    assert "Not yet measured" not in text
+    assert "| a | 8 (5 to 10) | 1.00 (1.00 to 1.00) |" in text  # the median of 10 / 1 and 10 / 2
+
+
+def test_growth_is_drawn_and_tabulated():
+    times = {"pyro_vae eager": {"32": [0.001, 0.003, 0.002], "128": [0.004] * 3}}
+    growth = {"unit": "seconds a step", "sizes": {"batch_size": times}}
+    assert "| batch 32 | 2.00 (1.00 to 3.00) |" in report.growth_table(growth)
+    (axes,) = report.figure({"sections": {"growth": growth}}).axes
+    assert axes.lines[0].get_ydata().tolist() == pytest.approx([2, 4])
+
+
+def test_the_tasks_of_the_script_are_known():
+    assert tuple(report.TITLES) == benchmark.SECTIONS
