@@ -7,8 +7,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pyro_vae.evaluation.criticism import PredictiveCheck
+from pyro_vae.evaluation.diagnostics import GuideDiagnosis
 
-__all__ = ["plot_predictive_check", "plot_rate_distortion"]
+__all__ = ["plot_k_hat", "plot_predictive_check", "plot_rate_distortion"]
 
 _DRAWN, _OBSERVED, _WRONG = "#9db4c8", "#1b1b1b", "#c0392b"
 
@@ -45,6 +46,18 @@ def plot_predictive_check(check: PredictiveCheck, *, max_panels: int = 12) -> Fi
         axes.locator_params(axis="x", nbins=4)
     for axes in grid[len(table) :]:
         axes.set_visible(False)
+    return figure
+
+
+def plot_k_hat(found: GuideDiagnosis) -> Figure:
+    """Draws how the rows' k̂ are distributed, and the threshold above which not to rely on importance weights."""
+    figure = Figure(figsize=(5.2, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    finite = found.k_hat[found.k_hat.isfinite()].cpu().numpy()
+    axes.hist(finite, bins=30, color=_DRAWN)
+    axes.axvline(found.threshold, color=_WRONG, label=f"threshold {found.threshold:.2f}")
+    axes.set(xlabel="k̂", ylabel="rows")
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 
