@@ -15,7 +15,7 @@ from pairs import discrete_pair, function_pair
 from pyro_vae import Pair, fit, mlp_vae
 from pyro_vae.data import load_data
 from pyro_vae.evaluation import Finding, Report, Section, evaluate_suite, render_html
-from pyro_vae.likelihoods import Normal
+from pyro_vae.likelihoods import Bernoulli, Normal
 
 
 def text_of(page):
@@ -33,10 +33,15 @@ def bits():
 
 def test_a_model_that_is_right_is_fine():
     lg = LinearGaussian()
-    report = evaluate_suite(lg.exact_pair(), lg.draw(800))
+    x = lg.draw(800)
+    report = evaluate_suite(lg.exact_pair(), x)
     assert {finding.level for finding in report.findings} == {"fine"}
     assert report.verdict.startswith("Nothing is wrong, 0 to look at")
-    assert report.to_json()["prior_predictive"]["joint_p_value"] >= 0.01
+    numbers = report.to_json()
+    assert numbers["prior_predictive"]["joint_p_value"] >= 0.01
+    assert numbers["evidence"]["gap"] == pytest.approx(0, abs=1e-4)
+    chosen = torch.randperm(800, generator=torch.Generator().manual_seed(0))[:200]
+    assert numbers["evidence"]["log_evidence"] == pytest.approx(float(lg.log_evidence(x[chosen]).mean()), abs=1e-4)
 
 
 def test_a_normal_with_fixed_scale_on_bits_is_named_in_the_first_lines(bits):
@@ -55,6 +60,28 @@ def test_a_normal_with_fixed_scale_on_bits_is_named_in_the_first_lines(bits):
     assert float(shares[0][1]) == 0.0
     assert report.to_json()["findings"][0]["level"] == "wrong"
     assert report.to_json()["samples"]["classifier_accuracy"] > 0.8
+
+
+def test_a_guide_with_collapsed_scale_is_named_in_the_first_lines(bits):
+    x_train, x_test, _ = bits
+    vae = mlp_vae((8, 8), 4, hidden_dims=(32,), likelihood=Bernoulli())
+    fit(vae, x_train, epochs=8, progress=False)
+
+    class Narrow(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = vae.encoder
+
+        def forward(self, x):
+            q_z = self.encoder(x)
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z", pyro.distributions.Normal(q_z.mean, 0.02 * q_z.stddev).to_event(1))
+
+    sound, collapsed = (evaluate_suite(Pair(vae.model, guide), x_test) for guide in (vae.guide, Narrow()))
+    assert not any(finding.level == "wrong" for finding in sound.sections["guide"].findings)
+    first = " ".join(text_of(render_html(collapsed, "digits"))[:5])
+    told = re.search(r"wrong\s+The guide is far from the posterior: k̂ is above 0.67 for (\d+)% of the rows", first)
+    assert int(told[1]) > 90
 
 
 def test_latents_that_say_nothing_are_named():
@@ -83,6 +110,10 @@ def test_any_pair_is_evaluated(make_pair):
     assert torch.equal(torch.get_rng_state(), state)
     assert json.dumps(report.to_json(), allow_nan=False)
     assert "prior_predictive" in report.to_json()
+    if make_pair is function_pair:
+        assert report.sections["evidence"].about.startswith("Not done: the latent 'mean' lies outside the plate")
+    else:
+        assert report.sections["evidence"].numbers["num_rows"] == 60
 
 
 def test_keyword_arguments_go_with_their_rows():

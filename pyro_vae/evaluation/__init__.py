@@ -5,7 +5,7 @@ from pyro_vae.evaluation.classifier import ClassifierFeatures, train_classifier_
 from pyro_vae.evaluation.criticism import PredictiveCheck, predictive_check
 from pyro_vae.evaluation.diagnostics import GuideDiagnosis, diagnose_guide
 from pyro_vae.evaluation.evidence import Evidence, log_evidence
-from pyro_vae.evaluation.figures import plot_predictive_check, plot_rate_distortion
+from pyro_vae.evaluation.figures import plot_k_hat, plot_predictive_check, plot_rate_distortion
 from pyro_vae.evaluation.frechet import frechet_distance
 from pyro_vae.evaluation.html import render_html
 from pyro_vae.evaluation.rate_distortion import rate_distortion_curve
@@ -34,6 +34,7 @@ __all__ = [
     "frechet_distance",
     "gaps",
     "log_evidence",
+    "plot_k_hat",
     "plot_predictive_check",
     "plot_rate_distortion",
     "predictive_check",

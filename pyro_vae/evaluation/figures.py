@@ -7,8 +7,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pyro_vae.evaluation.criticism import PredictiveCheck
+from pyro_vae.evaluation.diagnostics import GuideDiagnosis
 
-__all__ = ["plot_predictive_check", "plot_rate_distortion"]
+__all__ = ["plot_k_hat", "plot_predictive_check", "plot_rate_distortion"]
 
 _DRAWN, _OBSERVED, _WRONG = "#9db4c8", "#1b1b1b", "#c0392b"
 
@@ -32,7 +33,11 @@ def plot_predictive_check(check: PredictiveCheck, *, max_panels: int = 12) -> Fi
         drawn = check.replications[name]
         low, high = min(drawn.min(), observed), max(drawn.max(), observed)
         margin = 0.05 * (high - low) or 0.5
-        axes.hist(drawn, bins=np.linspace(drawn.min(), max(drawn.max(), drawn.min() + 0.02 * margin), 21), color=_DRAWN)
+        axes.hist(
+            drawn,
+            bins=np.linspace(drawn.min(), max(drawn.max(), drawn.min() + 0.5 * margin), 21 if np.ptp(drawn) else 2),
+            color=_DRAWN,
+        )
         axes.axvline(observed, color=_WRONG if p_value < 0.01 else _OBSERVED, linewidth=2)
         axes.set_xlim(low - margin, high + margin)
         axes.set_title(f"{name}, p = {p_value:.2g}", fontsize=9)
@@ -41,6 +46,18 @@ def plot_predictive_check(check: PredictiveCheck, *, max_panels: int = 12) -> Fi
         axes.locator_params(axis="x", nbins=4)
     for axes in grid[len(table) :]:
         axes.set_visible(False)
+    return figure
+
+
+def plot_k_hat(found: GuideDiagnosis) -> Figure:
+    """Draws how the rows' k̂ are distributed, and the threshold above which not to rely on importance weights."""
+    figure = Figure(figsize=(5.2, 2.6), layout="constrained")
+    axes = figure.add_subplot()
+    finite = found.k_hat[found.k_hat.isfinite()].cpu().numpy()
+    axes.hist(finite, bins=30, color=_DRAWN)
+    axes.axvline(found.threshold, color=_WRONG, label=f"threshold {found.threshold:.2f}")
+    axes.set(xlabel="k̂", ylabel="rows")
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 

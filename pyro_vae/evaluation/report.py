@@ -16,13 +16,16 @@ from torch import Tensor
 
 from pyro_vae.evaluation.classifier import train_classifier_features
 from pyro_vae.evaluation.criticism import PredictiveCheck, as_described, predictive_check
-from pyro_vae.evaluation.figures import plot_predictive_check
+from pyro_vae.evaluation.diagnostics import diagnose_guide
+from pyro_vae.evaluation.evidence import log_evidence
+from pyro_vae.evaluation.figures import plot_k_hat, plot_predictive_check
 from pyro_vae.evaluation.frechet import frechet_distance
 from pyro_vae.evaluation.samples import sample_quality
 from pyro_vae.evaluation.summary import evaluate
 from pyro_vae.names import lookup
 from pyro_vae.pair import Array, Pair
 from pyro_vae.plotting import plot_samples
+from pyro_vae.predictive import rows_of
 from pyro_vae.programs import forked_random_state
 
 __all__ = ["Finding", "Report", "Section", "evaluate_suite"]
@@ -114,6 +117,9 @@ def _plain(value: Any) -> Any:
 class _Size:
     """How much of each part a suite does; None is all rows."""
 
+    evidence_rows: int | None
+    particles: int
+    guide_rows: int
     check_rows: int | None
     replications: int
     sample_rows: int | None
@@ -121,8 +127,24 @@ class _Size:
 
 
 _SIZES = {
-    "quick": _Size(check_rows=1000, replications=200, sample_rows=1000, classifier_rows=5000),
-    "full": _Size(check_rows=None, replications=400, sample_rows=10_000, classifier_rows=None),
+    "quick": _Size(
+        evidence_rows=200,
+        particles=1000,
+        guide_rows=200,
+        check_rows=1000,
+        replications=200,
+        sample_rows=1000,
+        classifier_rows=5000,
+    ),
+    "full": _Size(
+        evidence_rows=None,
+        particles=5000,
+        guide_rows=1000,
+        check_rows=None,
+        replications=400,
+        sample_rows=10_000,
+        classifier_rows=None,
+    ),
 }
 
 
@@ -197,7 +219,7 @@ def evaluate_suite(
         try:
             with forked_random_state(pair.device):
                 part(job, section)
-        except (ValueError, NotImplementedError, FloatingPointError) as error:
+        except (ValueError, NotImplementedError, FloatingPointError, ImportError) as error:
             section = Section(title, about=f"Not done: {' '.join(str(error).split())}.")
         sections[name] = section
     return Report(suite, sections)
@@ -213,7 +235,8 @@ def _summary(job: _Job, section: Section) -> None:
     section.tables[""] = pd.DataFrame(
         {"mean": [metrics[n] for n in names], "± over rows": [metrics.get(f"{n}_se", math.nan) for n in names]}, names
     )
-    num_latents = math.prod(job.pair.encode(job.x[:1], **{k: v[:1] for k, v in job.context.items()}).event_shape)
+    with forked_random_state(job.pair.device):
+        num_latents = math.prod(job.pair.encode(job.x[:1], **rows_of(job.context, 0, 1)).event_shape)
     active = int(metrics["active_units"])
     section.numbers["num_latents"] = num_latents
     share = f"{active} of {num_latents} latents are active (their posterior mean varies by more than 0.01 over rows)"
@@ -222,6 +245,75 @@ def _summary(job: _Job, section: Section) -> None:
     else:
         idle = f"; {num_latents - active} could be left out" if active < num_latents else ""
         section.found("look" if active < 0.1 * num_latents else "fine", f"{share}{idle}.")
+
+
+def _evidence(job: _Job, section: Section) -> None:
+    rows, context = job.rows(job.size.evidence_rows)
+    found = log_evidence(job.pair, rows, num_particles=job.size.particles, seed=job.seed, **context)
+    curve = found.curve
+    section.about = (
+        f"Importance weighting from the guide, {len(rows):,} rows with {job.size.particles:,} particles each; nats per "
+        f"row. A lower bound in expectation, which has settled where more particles add nothing: more than 1 nat over "
+        f"the last step is worth a look. So is an ELBO that lacks more than half of the rate."
+    )
+    section.tables[""] = curve.set_index("num_particles")
+    elbo, last = float(curve["log_evidence"].iloc[0]), found.mean
+    step = last - float(curve["log_evidence"].iloc[-2])
+    rate = float(evaluate(job.pair, rows, seed=job.seed, **context)["rate"])
+    section.numbers = {
+        "log_evidence": last,
+        "log_evidence_se": found.mean_standard_error,
+        "bits_per_dim": found.bits_per_dim,
+        "gap": last - elbo,
+        "num_rows": len(rows),
+        "num_particles": job.size.particles,
+        "curve": dict(zip(curve["num_particles"].astype(str), curve["log_evidence"], strict=True)),
+    }
+    few = int(curve["num_particles"].iloc[-2])
+    settled = f"from {few:,} to {job.size.particles:,} particles the evidence rises by {step:.2f} nats"
+    if step > 1:
+        section.found("look", f"The evidence is at least {last:.2f} nats per row, and more: {settled}.")
+    else:
+        section.found(
+            "fine", f"The log evidence is {last:.2f} ± {found.mean_standard_error:.2f} nats per row; {settled}."
+        )
+    gap = f"The ELBO lies {last - elbo:.2f} nats below the evidence, where the rate is {rate:.2f} nats"
+    if last - elbo > 1 and last - elbo > 0.5 * rate:
+        section.found("look", f"{gap}: the guide is a poor posterior.")
+    else:
+        section.found("fine", f"{gap}.")
+
+
+def _guide(job: _Job, section: Section) -> None:
+    rows, context = job.rows(min(job.size.guide_rows, len(job.x)))
+    found = diagnose_guide(job.pair, rows, job.size.particles, seed=job.seed, **context)
+    section.about = (
+        f"Pareto-smoothed k̂ of the importance weights of {len(rows):,} rows with {job.size.particles:,} draws each. Up "
+        f"to {found.threshold:.2f} weights can mend the guide; above 1 they have not even a mean to be found. "
+        f"Wrong where half of the rows are above 1; worth a look where a tenth is above {found.threshold:.2f}."
+    )
+    finite = found.k_hat.nan_to_num(nan=math.inf, posinf=math.inf)
+    share, median = float(found.flagged.double().mean()), float(finite.median())
+    section.numbers = {
+        "k_hat_median": median,
+        "share_above_threshold": share,
+        "share_above_1": float((finite > 1).double().mean()),
+        "threshold": found.threshold,
+        "ess_median": float(found.ess.median()),
+        "num_rows": len(rows),
+        "num_particles": job.size.particles,
+    }
+    section.figures["k̂ of each row: below 0.5 the guide is near the posterior."] = plot_k_hat(found)
+    text = (
+        f"k̂ is above {found.threshold:.2f} for {share:.0%} of the rows (median {median:.2f}); the median row has use "
+        f"of {float(found.ess.median()):.0f} of {job.size.particles:,} draws"
+    )
+    if median > 1:
+        section.found("wrong", f"The guide is far from the posterior: {text}. It may be much too narrow, or misplaced.")
+    elif share > 0.1:
+        section.found("look", f"The guide leaves out parts of the posterior: {text}.")
+    else:
+        section.found("fine", f"The guide is near enough to the posterior for weights to mend it: {text}.")
 
 
 def _checks(kind: Literal["prior", "posterior"]) -> Callable[[_Job, Section], None]:
@@ -325,6 +417,8 @@ def _features(job: _Job, section: Section) -> tuple[Callable[[Any], Any], str]:
 
 _PARTS: Mapping[str, tuple[str, Callable[[_Job, Section], None]]] = {
     "summary": ("The ELBO and its parts", _summary),
+    "evidence": ("How probable are the rows? Evidence by importance weighting", _evidence),
+    "guide": ("Is the guide right for these rows?", _guide),
     "prior_predictive": ("Does it draw such data? Prior predictive check", _checks("prior")),
     "posterior_predictive": ("Does its likelihood fit? Posterior predictive check", _checks("posterior")),
     "samples": ("Are its samples good?", _samples),
