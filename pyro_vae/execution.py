@@ -1,5 +1,6 @@
 """How training steps are run: as the programs stand, as one compiled graph, or as one CUDA graph."""
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,8 +34,8 @@ class Execution:
         optimizer: Adam over the gradients' parameters.
         max_grad_norm: Bound on the norm of the whole gradient.
 
-    With several ranks, each takes its part of the step's rows, and all go up the gradient of the whole. ``how`` says how
-    steps are run, and why.
+    With several ranks, each takes its part of the step's rows, and all go up the gradient of the whole. ``how`` says
+    how steps are run, and why.
     """
 
     def __init__(self, gradients: Gradients, optimizer: torch.optim.Adam, max_grad_norm: float | None = None) -> None:
@@ -42,7 +43,7 @@ class Execution:
         self.optimizer, self.max_grad_norm = optimizer, max_grad_norm
         self.how = "eager"
         self._shapes: list[torch.Size] = []
-        self._weight = torch.ones(())
+        self._kl_weight, self._weight = math.nan, torch.ones(())
         self._capture_in = 0
         self._whole: Any = None
 
@@ -118,8 +119,8 @@ class Execution:
             return self._update(nothing[0].new_zeros(2), nothing, 0, staged=self.gradients is not self.eager)
         tensors = self._tensors(reference)
         staged = not checked and [tensor.shape for tensor in tensors] == self._shapes
-        if float(self._weight) != kl_weight if self._weight.device.type == "cpu" else True:
-            self._weight = torch.full((), kl_weight, device=tensors[0].device)
+        if kl_weight != self._kl_weight:
+            self._kl_weight, self._weight = kl_weight, torch.full((), kl_weight, device=tensors[0].device)
         # Pyro's checks cost as much as the arithmetic; one checked step finds the mistakes.
         with pyro.validation_enabled(is_validate=checked):
             if staged and self._capture_in:

@@ -1,6 +1,7 @@
 """Several processes that train one model, each on rows of its own: what they share out, add up and make equal.
 
-A process is a *rank*. Without a process group of ``torch.distributed`` there is one rank, and nothing here does anything.
+A process is a *rank*. Without a process group of ``torch.distributed`` there is one rank, and nothing here does
+anything.
 """
 
 import contextlib

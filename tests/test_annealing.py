@@ -7,14 +7,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from linear_gaussian import LinearGaussian
-from pairs import discrete_pair, labelled_pair
-from pyro import poutine
 
 from pyro_vae import Pair
 from pyro_vae.evaluation import ais_bounds
-from pyro_vae.evaluation.annealing import _flatten, _layout, LatentDensity, sigmoidal_schedule
-from pyro_vae.evaluation.density import row_programs
-from pyro_vae.transforms import Scale
 
 pytestmark = pytest.mark.usefixtures("float64")
 
