@@ -8,8 +8,9 @@ from pyro_vae.evaluation.evidence import Evidence, log_evidence
 from pyro_vae.evaluation.figures import plot_k_hat, plot_predictive_check, plot_rate_distortion
 from pyro_vae.evaluation.frechet import frechet_distance
 from pyro_vae.evaluation.html import render_html
+from pyro_vae.evaluation.nuts import NutsPosterior, nuts_posterior
 from pyro_vae.evaluation.rate_distortion import rate_distortion_curve
-from pyro_vae.evaluation.refinement import Refined, gaps, refine
+from pyro_vae.evaluation.refinement import Gaps, RefinedPair, gaps, refine
 from pyro_vae.evaluation.report import Finding, Report, Section, evaluate_suite
 from pyro_vae.evaluation.samples import checkerboard, sample_quality
 from pyro_vae.evaluation.statistics import default_statistics
@@ -20,9 +21,11 @@ __all__ = [
     "ClassifierFeatures",
     "Evidence",
     "Finding",
+    "Gaps",
     "GuideDiagnosis",
+    "NutsPosterior",
     "PredictiveCheck",
-    "Refined",
+    "RefinedPair",
     "Report",
     "Section",
     "ais_bounds",
@@ -34,6 +37,7 @@ __all__ = [
     "frechet_distance",
     "gaps",
     "log_evidence",
+    "nuts_posterior",
     "plot_k_hat",
     "plot_predictive_check",
     "plot_rate_distortion",
