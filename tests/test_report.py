@@ -54,7 +54,7 @@ def test_a_normal_with_fixed_scale_on_bits_is_named_in_the_first_lines(bits):
     told = " ".join(first[3:])
     assert "✗ wrong" in told
     assert "Data drawn from the model are not like the data" in told
-    assert "The likelihood cannot make such data even around each row" in told
+    assert "Even around each row it draws data that are not like them" in told
     shares = re.findall(r"share at \d is ([\d.]+) in the data and ([\d.]+) in what it draws", told)
     assert float(shares[0][0]) > 0.1
     assert float(shares[0][1]) == 0.0
