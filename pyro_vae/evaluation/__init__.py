@@ -1,8 +1,19 @@
 """How good a model is, for any pair of programs: its evidence, its fit, its samples."""
 
+from pyro_vae.evaluation.calibration import (
+    PredictiveCoverage,
+    SimulationBasedCalibration,
+    predictive_coverage,
+    simulation_based_calibration,
+)
 from pyro_vae.evaluation.classifier import ClassifierFeatures, train_classifier_features
 from pyro_vae.evaluation.criticism import PredictiveCheck, predictive_check
-from pyro_vae.evaluation.figures import plot_predictive_check, plot_rate_distortion
+from pyro_vae.evaluation.figures import (
+    plot_coverage,
+    plot_predictive_check,
+    plot_rate_distortion,
+    plot_simulation_based_calibration,
+)
 from pyro_vae.evaluation.frechet import frechet_distance
 from pyro_vae.evaluation.html import render_html
 from pyro_vae.evaluation.rate_distortion import rate_distortion_curve
@@ -15,18 +26,24 @@ __all__ = [
     "ClassifierFeatures",
     "Finding",
     "PredictiveCheck",
+    "PredictiveCoverage",
     "Report",
     "Section",
+    "SimulationBasedCalibration",
     "checkerboard",
     "default_statistics",
     "evaluate",
     "evaluate_suite",
     "frechet_distance",
+    "plot_coverage",
     "plot_predictive_check",
     "plot_rate_distortion",
+    "plot_simulation_based_calibration",
     "predictive_check",
+    "predictive_coverage",
     "rate_distortion_curve",
     "render_html",
     "sample_quality",
+    "simulation_based_calibration",
     "train_classifier_features",
 ]
