@@ -43,6 +43,11 @@ def number_or_name(text: str) -> float | str:
         return text
 
 
+def absolute(data: str) -> str:
+    """A path that still leads there from another folder; a name stays a name."""
+    return str(Path(data).absolute()) if Path(data).suffix or "/" in data else data
+
+
 def unused_folder(name: str) -> Path:
     """``runs/name``, or ``runs/name-2`` and so on where that is taken."""
     candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
@@ -70,23 +75,24 @@ def schema_of(run: Path) -> Schema | None:
     return None if schema is None else Schema.from_json(schema)
 
 
-def data_for(run: Path, name: str | None, root: Path | None) -> DataSet:
-    """Data to use a model on: those it was trained on, or others, of which all rows are held out."""
+def data_for(run: Path, name: str | None, root: Path | None, *, whole: bool = False) -> DataSet:
+    """Data to use a model on: those it was trained on, or others, of which all rows are held out.
+
+    Where the data that it was trained on are named, the same rows are held out, unless ``whole`` asks for all.
+    """
     settings = load_config(run)["run"]
     trained_on = settings.get("data")
     if name is None and trained_on is None:
         raise ValueError(f"{run} does not say what it was trained on: name the rows with --data")
     root = root or Path(settings.get("data_root", "data"))
-    hold_out = name in (None, trained_on)
+    named = None if name is None else absolute(name)
+    hold_out = named is None or (named == trained_on and not whole)
     return load_data(name or trained_on, root, hold_out=hold_out, schema=schema_of(run))
 
 
-def rows_for(run: Path, name: str | None, root: Path | None) -> torch.Tensor | FileRows:
-    """Rows to use a model on: those held out of its training, or other data, whole and in their order.
-
-    Many rows stay in their file.
-    """
-    return data_for(run, name, root).x_test
+def rows_for(run: Path, name: str | None, root: Path | None, *, whole: bool = False) -> torch.Tensor | FileRows:
+    """The rows held out of :func:`data_for`, in their order. Many rows stay in their file."""
+    return data_for(run, name, root, whole=whole).x_test
 
 
 def writer(out: Path, by_suffix: Mapping[str, Callable[[Any, Path], None]]) -> Callable[[Any, Path], None]:
@@ -114,16 +120,31 @@ def write_array(x: torch.Tensor, out: Path) -> None:
         np.save(temporary, x.numpy())
 
 
+def table_writers(run: Path) -> dict[str, Callable[[torch.Tensor, Path], None]]:
+    """What writes rows as the table that a run was trained on, by the end of the file's name."""
+
+    def write(x: torch.Tensor, out: Path) -> None:
+        write_table(run, x, out)
+
+    return {".csv": write, ".parquet": write}
+
+
 def write_table(run: Path, x: torch.Tensor, out: Path) -> None:
     """Writes rows ``(N, D)`` as the table that the run was trained on; of ``(S, N, D)`` each table with its number."""
     schema = schema_of(run)
     if schema is None:
-        raise ValueError(f"a .csv holds a table, and {run} was not trained on one: use another kind of file")
+        raise ValueError(f"a {out.suffix} holds a table, and {run} was not trained on one: use another kind of file")
     table = schema.decode(x.reshape(-1, x.shape[-1]))
     if x.dim() == 3:
         table.insert(0, "draw", np.repeat(np.arange(1, len(x) + 1), x.shape[1]))
     with files.replacing(out) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.7g")  # what float32 can tell apart
+        if out.suffix == ".csv":
+            table.to_csv(temporary, index=False, float_format="%.7g")  # what float32 can tell apart
+            return
+        try:
+            table.to_parquet(temporary, index=False, engine="pyarrow")
+        except ImportError as error:
+            raise ValueError(f"writing {out} needs pyarrow: pip install 'pyro-vae[tables]'") from error
 
 
 def write_arrays(arrays: Mapping[str, torch.Tensor], out: Path) -> None:

@@ -13,7 +13,7 @@ from pyro_vae.arrays import as_tensor
 
 def main(
     run: Annotated[Path, typer.Argument(help="A run folder that train.py left, with --missing nan.", metavar="RUN")],
-    out: Annotated[Path, typer.Option(help="What to write: .npy for the numbers, .csv for a table.")],
+    out: Annotated[Path, typer.Option(help="What to write: .npy for the numbers, .csv or .parquet for a table.")],
     data: Annotated[
         str | None, typer.Option(help="A name or path as for train.py. [default: the run's held-out rows]")
     ] = None,
@@ -28,11 +28,13 @@ def main(
     """Draws missing entries given the observed ones of their row, several times, for multiple imputation.
 
     Observed entries stay as they are. Draws are weighted by importance, so that they are right for the model even where
-    its encoder is not. A .csv has a column draw with the number of the draw; an .npy is (draws, rows, columns).
+    its encoder is not. A table has a column draw with the number of the draw; an .npy is (draws, rows, columns).
     """
-    write = cli.writer(out, {".npy": cli.write_array, ".csv": lambda x, path: cli.write_table(run, x, path)})
+    write = cli.writer(out, {".npy": cli.write_array, **cli.table_writers(run)})
     vae = load(run).to(cli.resolve_device(device))
-    x = as_tensor(cli.rows_for(run, data, data_root))
+    if vae.missing is None:
+        raise ValueError(f"{run} was trained on whole rows: train with --missing nan, then impute by that run")
+    x = as_tensor(cli.rows_for(run, data, data_root, whole=True))
     torch.manual_seed(seed)
     draws = vae.impute(x, num_samples, num_particles=num_particles).cpu()
     write(draws, out)

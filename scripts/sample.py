@@ -12,7 +12,9 @@ from pyro_vae import load
 
 def main(
     run: Annotated[Path, typer.Argument(help="A run folder that train.py left.", metavar="RUN")],
-    out: Annotated[Path, typer.Option(help="What to write: .png for a picture, .npy for numbers, .csv for a table.")],
+    out: Annotated[
+        Path, typer.Option(help="What to write: .png for a picture, .npy for numbers, .csv or .parquet for a table.")
+    ],
     num_samples: Annotated[int, typer.Option(help="Number of rows to draw.")] = 64,
     mean: Annotated[bool, typer.Option("--mean", help="E[x|z] at z ~ p(z) instead of draws x ~ p(x).")] = False,
     device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
@@ -21,7 +23,7 @@ def main(
     """Draws new rows x ~ p(x) from a trained model, in the units of its data."""
     write = cli.writer(
         out,
-        {".png": cli.write_tiles, ".npy": cli.write_array, ".csv": lambda x, path: cli.write_table(run, x, path)},
+        {".png": cli.write_tiles, ".npy": cli.write_array, **cli.table_writers(run)},
     )
     vae = load(run).to(cli.resolve_device(device))
     torch.manual_seed(seed)

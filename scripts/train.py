@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,14 @@ from pyro_vae.arrays import as_tensor
 from pyro_vae.checks import check_finite
 from pyro_vae.data import DataSet, default_root, load_data, split
 from pyro_vae.loading import load_config
+from pyro_vae.parallel import first_rank_first, from_first_rank, process_group, rank
 from pyro_vae.predictive import latent_grid
-from pyro_vae.tables import parse_kinds
+from pyro_vae.tables import Schema, parse_kinds
 from pyro_vae.training import resolve_device
 from pyro_vae.vae import CONFIG
 
 CHECKPOINT = "checkpoint.safetensors"
+COMPILE = {"auto": "auto", "yes": True, "no": False}
 
 
 def main(
@@ -71,10 +74,16 @@ def main(
     epochs: Annotated[
         int | None, typer.Option(help="Times every row is seen. [default: 20, or as many as make 6,000 steps]")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows in a step.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Rows in a step, on each process.")] = 128,
     learning_rate: Annotated[
         float, typer.Option(help="Adam's step size at the start; it falls along a cosine.")
     ] = 1e-3,
+    kl_weight: Annotated[float, typer.Option(help="Weight β of the KL; 1 maximises the ELBO.")] = 1.0,
+    kl: Annotated[
+        str,
+        typer.Option(help="How the KL is estimated: sampled, analytic (in closed form), or auto (where there is one)."),
+    ] = "sampled",
+    num_particles: Annotated[int, typer.Option(help="Draws of the latents for each row and step.")] = 1,
     kl_warmup: Annotated[int, typer.Option(help="Epochs over which the weight of the KL rises from 0 to 1.")] = 0,
     patience: Annotated[
         int | None, typer.Option(help="Stop when the validation ELBO has not risen for so many epochs.")
@@ -82,6 +91,13 @@ def main(
     validation_fraction: Annotated[
         float, typer.Option(help="Share of the training rows that is only watched; the best weights by it are kept.")
     ] = 0.1,
+    precision: Annotated[
+        str,
+        typer.Option(help="Of matrix products: full, tf32 (on a GPU) or bfloat16; distributions never are rounded."),
+    ] = "full",
+    compile: Annotated[
+        str, typer.Option("--compile", help="Compile the training step: auto (where it repays), yes or no.")
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the split, the weights, the order of rows and the noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The run folder. [default: runs/DATA-NETWORK, numbered]")] = None,
@@ -92,10 +108,29 @@ def main(
     """Trains a variational autoencoder on a data set.
 
     Without options: on the handwritten digits that come with scikit-learn, in about a minute.
+    Under torchrun --nproc-per-node K: on K GPUs, or K processes on CPUs, together.
     """
+    with process_group(resolve_device(device)), contextlib.ExitStack() as stack:
+        if rank() > 0:  # one speaks for all
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        chosen = choose_run(context, data, data_root, network, likelihood, out, resume) if rank() == 0 else None
+        settings, folder = from_first_rank(chosen)
+        train(settings, folder, device, resuming=resume is not None)
+
+
+def choose_run(
+    context: typer.Context,
+    data: str,
+    data_root: Path | None,
+    network: str,
+    likelihood: str | None,
+    out: Path | None,
+    resume: Path | None,
+) -> tuple[dict[str, Any], Path]:
+    """The settings of a run, new or resumed, and its folder."""
     settings = {name: value for name, value in context.params.items() if name not in ("out", "resume", "device")}
     if resume is None:
-        settings |= {"data": _absolute(data), "data_root": str((data_root or default_root()).absolute())}
+        settings |= {"data": cli.absolute(data), "data_root": str((data_root or default_root()).absolute())}
         folder = out or cli.unused_folder("-".join(filter(None, (Path(data).stem, network, likelihood))))
         if (folder / CONFIG).exists():
             raise ValueError(f"{folder} already holds a run: go on with --resume {folder}, or name another --out")
@@ -106,18 +141,20 @@ def main(
             raise ValueError(f"--resume goes on with the run's own settings: leave out {', '.join(clashes)}")
         folder = resume
         settings = load_config(folder)["run"]
-    train(settings, folder, device, resuming=resume is not None)
+    return settings, folder
 
 
 def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool) -> None:
     """Trains by these settings in a run folder."""
-    resolve_device(device)
     checkpoint = folder / CHECKPOINT
     if resuming and not checkpoint.exists() and (folder / "history.csv").exists():
         print(f"{folder} has been trained to its end: nothing is left to do.")
         return
     kinds = parse_kinds(settings["columns"] or ())
-    data = load_data(settings["data"], settings["data_root"], kinds=kinds)
+    with first_rank_first():
+        data = load_data(settings["data"], settings["data_root"], kinds=kinds)
+    if settings["missing"] is None and data.schema is not None:
+        check_no_gaps(data.schema)
     if settings["missing"] is None and isinstance(data.x_train, Tensor):
         check_finite(data.x_train, settings["data"])
     kept, watched = split(len(data.x_train), settings["validation_fraction"], settings["seed"])
@@ -132,8 +169,9 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
 
     if isinstance(data.x_train, Tensor):  # what streams is looked at once, by fit
         vae.check(data.x_train, settings["data"])
-    with contextlib.nullcontext() if resuming else cli.new_run(folder):
-        vae.save_config(folder, run=settings)
+    with contextlib.nullcontext() if resuming or rank() > 0 else cli.new_run(folder):
+        if rank() == 0:
+            vae.save_config(folder, run=settings)
         num_weights = sum(p.numel() for p in vae.parameters())
         rows = f"rows: {len(kept):,} to train on, {len(watched):,} to watch, {len(data.x_test):,} to test"
         print(f"data        {data.name}, {rows}")
@@ -147,14 +185,21 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
             epochs=epochs,
             batch_size=settings["batch_size"],
             learning_rate=settings["learning_rate"],
+            kl_weight=settings["kl_weight"],
             kl_warmup=settings["kl_warmup"],
+            kl=settings["kl"],
+            num_particles=settings["num_particles"],
             patience=settings["patience"],
             seed=settings["seed"],
             device=device,
+            precision=settings["precision"],
+            compile=choices.choose(COMPILE, settings["compile"], "--compile"),
             checkpoint=checkpoint,
             resume=resuming and checkpoint.exists(),
         )
 
+    if rank() > 0:
+        return
     vae.to("cpu").save(folder, run=settings)
     if history.attrs["stopped"] == "interrupted":
         print(f"\nStopped after {len(history)} of {epochs} epochs; what it had learned is in {folder}. Go on with:")
@@ -164,9 +209,11 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     with files.replacing(folder / "history.csv") as temporary:
         history.to_csv(temporary, index=False)
     checkpoint.unlink(missing_ok=True)
+    seconds = history["seconds"].median()
+    print(f"\nsteps ran {history.attrs['execution']}; an epoch took {seconds:.3g} s")
     best_epoch = history.attrs["best_epoch"]
     best_elbo = history["validation_elbo"].max()
-    print(f"\nvalidation ELBO {best_elbo:.2f} nats per datum, at epoch {best_epoch} of {len(history)}")
+    print(f"validation ELBO {best_elbo:.2f} nats per datum, at epoch {best_epoch} of {len(history)}")
     print(f"The run is in {folder}, its pictures in {folder / 'figures'}. To go on:")
     print(f"  python scripts/evaluate.py {folder} --out metrics.json")
     picture, numbers = ("png", "npy") if data.schema is None else ("csv", "csv")
@@ -174,6 +221,16 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     print(f"  python scripts/predict.py {folder} --num-samples 10 --out predictions.npz")
     if settings["missing"]:
         print(f"  python scripts/impute.py {folder} --num-samples 5 --out imputed.{numbers}")
+
+
+def check_no_gaps(schema: Schema) -> None:
+    """Refuses a table with missing entries where nothing was said of them."""
+    gaps = [f"{column.name} ({column.num_missing})" for column in schema.columns if column.num_missing]
+    if gaps:
+        raise ValueError(
+            f"the table has missing entries, in {', '.join(gaps)}: give --missing nan to train on what is there, or "
+            f"fill them"
+        )
 
 
 def build(settings: dict[str, Any], data: DataSet) -> tuple[VAE, str]:
@@ -230,11 +287,6 @@ def draw_rows(vae: VAE, x: torch.Tensor, bounds: tuple[float, float] | None) -> 
         means = vae.mean_at(grid.flatten(0, 1)).unflatten(0, (20, 20))
         figures["manifold"] = plotting.plot_manifold(means, bounds=bounds)
     return figures
-
-
-def _absolute(data: str) -> str:
-    """A path that still leads there from another folder; a name stays a name."""
-    return str(Path(data).absolute()) if Path(data).suffix or "/" in data else data
 
 
 if __name__ == "__main__":

@@ -7,17 +7,11 @@ import pytest
 import scipy.stats
 import torch
 from linear_gaussian import LinearGaussian
-from pairs import discrete_pair, function_pair, labelled_pair
 
-from pyro_vae import Pair, mlp_vae
+from pyro_vae import Pair
 from pyro_vae.evaluation import (
-    plot_coverage,
-    plot_simulation_based_calibration,
-    predictive_coverage,
     simulation_based_calibration,
 )
-from pyro_vae.likelihoods import Normal, Poisson
-from pyro_vae.transforms import Standardize
 
 
 def linear_pair(lg, *, shrink=1.0, shift=0.0):

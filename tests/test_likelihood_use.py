@@ -40,7 +40,7 @@ from pyro_vae.objectives import elbo_terms
 from pyro_vae.posteriors import DiagonalNormal
 from pyro_vae.priors import StandardNormal
 from pyro_vae.programs import Decoder, Encoder, evaluating
-from pyro_vae.ranges import phrase
+from pyro_vae.ranges import constraints, phrase
 
 NUM_DIMS, NUM_ROWS, NUM_HELD_OUT = 4, 1500, 1000
 
@@ -219,14 +219,23 @@ def test_a_value_outside_the_range_is_refused_by_fit_with_one_sentence(case):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         fit(vae, x, epochs=1, batch_size=100, progress=False, device="cpu")
     sentence = str(caught.value)
-    if math.isfinite(case.bad):
-        described = re.escape(phrase(case.make().data_range))
+    data_range = case.make().data_range
+    if isinstance(data_range, constraints.stack):
+        described = re.escape(phrase(data_range.cseq[0]))
+        assert re.fullmatch(
+            rf"column 0 of x_train has values from .*, such as {case.bad:g}, but its likelihood describes "
+            rf"{described}: .+",
+            sentence,
+        )
+    elif math.isfinite(case.bad):
+        described = re.escape(phrase(data_range))
         assert re.fullmatch(
             rf"x_train has values from .*, such as {case.bad:g}, but the likelihood describes {described}: .+", sentence
         )
     else:
+        hint = ", or say missing='nan' if NaN is a missing entry" if math.isnan(case.bad) else ""
         assert sentence == (
-            "x_train has 1 NaN or infinite value, the first at index (7, 0): remove or fill those entries"
+            f"x_train has 1 NaN or infinite value, the first at index (7, 0): remove or fill those entries{hint}"
         )
     assert all(torch.equal(old, new) for old, new in zip(before, vae.parameters(), strict=True))
 

@@ -34,7 +34,7 @@ def test_linear_models_reach_the_rate_distortion_function_of_a_normal_source():
         x,
         x,
         betas,
-        {"epochs": 20, "batch_size": 50, "learning_rate": 5e-2, "progress": False},
+        {"epochs": 15, "batch_size": 50, "learning_rate": 5e-2, "progress": False},
     )
     assert torch.equal(torch.get_rng_state(), state)
     assert curve["beta"].tolist() == list(betas)

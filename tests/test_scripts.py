@@ -327,3 +327,171 @@ def test_help_names_every_option(script):
     )
     for option in expected:
         assert option in result.stdout
+
+
+# Tables, gaps, and files that stay on disk
+
+
+def clinic(num_rows=200):
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "age": rng.integers(1, 90, num_rows),
+            "weight": rng.gamma(5, 10, num_rows).round(1),
+            "stage": pd.Categorical(rng.choice(["early", "late", "none"], num_rows)),
+            "smoker": rng.choice(["yes", "no"], num_rows),
+            "change": rng.normal(size=num_rows).round(3),
+        }
+    )
+
+
+def with_gaps(table):
+    return table.mask(np.random.default_rng(1).random(table.shape) < 0.2)
+
+
+@pytest.fixture(scope="module")
+def of_tables(tmp_path_factory):
+    """Runs on a whole table and on one with gaps."""
+    folder = tmp_path_factory.mktemp("tables")
+    clinic().to_parquet(folder / "whole.parquet")
+    with_gaps(clinic()).to_csv(folder / "gaps.csv", index=False)
+    for name, arguments in (("whole", ("whole.parquet",)), ("gaps", ("gaps.csv", "--missing", "nan"))):
+        data, *more = arguments
+        command = [sys.executable, SCRIPTS / "train.py", *SMALL, "--data", folder / data, *more]
+        subprocess.run([*command, "--out", folder / name], check=True, capture_output=True)
+    return folder
+
+
+def test_samples_of_a_parquet_table_are_the_same_table(run, of_tables, tmp_path):
+    assert run("sample", of_tables / "whole", "--num-samples", 40, "--out", tmp_path / "x.parquet")[0] == 0
+    drawn, table = pd.read_parquet(tmp_path / "x.parquet"), pd.read_parquet(of_tables / "whole.parquet")
+    assert drawn.dtypes.to_dict() == table.dtypes.to_dict()
+    assert len(drawn) == 40
+    assert set(drawn["stage"]) <= set(table["stage"])
+    assert (drawn["age"] >= 0).all()
+    assert (drawn["weight"] > 0).all()
+    assert run("sample", of_tables / "whole", "--num-samples", 40, "--out", tmp_path / "x.csv")[0] == 0
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "x.csv"), drawn.astype({"stage": "str"}), check_dtype=False, rtol=1e-6
+    )
+
+
+def test_an_imputed_table_has_every_row_and_keeps_what_was_there(run, of_tables, tmp_path):
+    arguments = ("--data", of_tables / "gaps.csv", "--num-samples", 2, "--num-particles", 5)
+    assert run("impute", of_tables / "gaps", *arguments, "--out", tmp_path / "x.csv")[0] == 0
+    drawn, table = pd.read_csv(tmp_path / "x.csv"), pd.read_csv(of_tables / "gaps.csv", keep_default_na=True)
+    assert drawn.pop("draw").tolist() == [1] * 200 + [2] * 200
+    for half in (drawn[:200], drawn[200:].reset_index(drop=True)):
+        for name in ("stage", "smoker"):
+            assert (half[name] == table[name])[table[name].notna()].all()
+        for name in ("age", "weight", "change"):
+            seen = table[name].notna()
+            np.testing.assert_allclose(half[name][seen], table[name][seen], rtol=1e-6)
+    assert run("evaluate", of_tables / "gaps", "--data", of_tables / "gaps.csv", "--out", tmp_path / "m.json")[0] == 0
+
+
+def bad_table(kind):
+    """A table with one thing wrong, and what is said of it where it is new to training and where it is not."""
+    table = with_gaps(clinic()).astype(object)
+    if kind == "text":
+        table["note"] = [f"came on day {day}" for day in range(200)]
+    if kind == "unseen":
+        table.loc[7, "stage"] = "unheard of"
+    if kind == "negative":
+        table.loc[7, "age"] = -3
+    if kind == "row":
+        table.loc[7] = np.nan
+    if kind == "column":
+        table["weight"] = np.nan
+    return table
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate", "impute"])
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("kind", "in_training", "later"),
+    [
+        ("text", "column 'note' has 200 distinct texts", "unknown column 'note'"),
+        ("unseen", None, "column 'stage' has 'unheard of', which is not among the levels that it had in training"),
+        ("negative", "column 'age' has -3 in row 7", "column 'age' has -3 in row 7"),
+        ("row", "row 7 of the table, counted from 0, has no entries at all", "row 7 of the table"),
+        ("column", "column 'weight' has no entries at all: drop it", None),
+        ("not a table", "cannot read", "cannot read"),
+    ],
+)
+def test_a_bad_table_is_one_sentence_and_nothing_is_written(
+    run, of_tables, tmp_path, script, suffix, kind, in_training, later
+):
+    expected = in_training if script == "train" else later
+    if expected is None:
+        pytest.skip("not a mistake here")
+    data = tmp_path / f"bad.{suffix}"
+    if kind == "not a table":
+        data.write_bytes(b"a,b\n1,2,3\n" if suffix == "csv" else b"PAR1, it says")
+    elif suffix == "csv":
+        bad_table(kind).to_csv(data, index=False)
+    else:
+        bad_table(kind).infer_objects().to_parquet(data)
+    arguments = {
+        "train": (*SMALL, "--missing", "nan", "--columns", "age=count", "--out", tmp_path / "out" / "run"),
+        "evaluate": (of_tables / "gaps", "--out", tmp_path / "out" / "m.json"),
+        "impute": (of_tables / "gaps", "--out", tmp_path / "out" / "x.csv"),
+    }[script]
+    assert_refused(run(script, *arguments, "--data", data), expected)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path != data]
+
+
+def test_gaps_are_an_error_until_something_is_said_of_them(run, of_tables, tmp_path):
+    arguments = ("--data", of_tables / "gaps.csv", *SMALL, "--out", tmp_path / "run")
+    assert_refused(run("train", *arguments), "the table has missing entries, in age (", "give --missing nan")
+    result = run("impute", of_tables / "whole", "--out", tmp_path / "x.csv")
+    assert_refused(result, "was trained on whole rows", "--missing nan")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(
+    ("x", "arguments", "words"),
+    [
+        ("row", ("--missing", "nan"), ["rows without any observed entry", "leave such rows out"]),
+        ("column", ("--missing", "nan"), ["no row has an observation of, the first at index (2,)"]),
+        ("column", (), ["NaN or infinite value", "remove or fill"]),
+        ("negative", ("--likelihood", "poisson"), ["such as -", "the whole numbers from 0"]),
+        ("text", (), ["expected rows of numbers"]),
+        ("cut", (), ["cannot read"]),
+    ],
+)
+def test_a_bad_array_is_one_sentence_and_nothing_is_written(run, tmp_path, monkeypatch, large, x, arguments, words):
+    """Whether it is read at once or stays on disk."""
+    monkeypatch.setattr("pyro_vae.data._IN_MEMORY", 100 if large else 2**28)
+    rows = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    if x == "row":
+        rows[3] = np.nan
+    if x == "column":
+        rows[:, 2] = np.nan
+    if x == "negative":
+        rows = np.random.default_rng(0).integers(-3, 9, (300, 4))
+    if x == "text":
+        rows = np.array([["a", "b"]] * 300)
+    path = tmp_path / "x.npy"
+    np.save(path, rows)
+    if x == "cut":
+        path.write_bytes(path.read_bytes()[:2000])
+    assert_refused(run("train", "--data", path, *SMALL, *arguments, "--out", tmp_path / "a" / "run"), *words)
+    assert [p for p in tmp_path.rglob("*") if p != path] == []
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "normal"])
+def test_a_file_that_stays_on_disk_ends_at_the_numbers_of_one_that_is_read_at_once(
+    run, tmp_path, monkeypatch, likelihood
+):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (400, 6, 6)).astype(np.uint8))
+    arguments = ("--data", tmp_path / "x.npy", *SMALL, "--likelihood", likelihood)
+    for name, limit in (("whole", 2**28), ("streamed", 100)):
+        monkeypatch.setattr("pyro_vae.data._IN_MEMORY", limit)
+        assert run("train", *arguments, "--out", tmp_path / name)[0] == 0
+        assert run("evaluate", tmp_path / name, "--out", tmp_path / f"{name}.json")[0] == 0
+        assert run("predict", tmp_path / name, "--out", tmp_path / f"{name}.png")[0] == 0
+    a, b = (load(tmp_path / name).state_dict() for name in ("whole", "streamed"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert (tmp_path / "whole.json").read_text() == (tmp_path / "streamed.json").read_text()

@@ -154,9 +154,7 @@ def simulation_based_calibration(
         torch.manual_seed(seed)
         for start in range(0, num_simulations, chunk_size):
             stop = min(start + chunk_size, num_simulations)
-            chunk = _ranks_of_simulations(
-                pair, stop - start, num_draws, quantities or {}, rows_of(given, start, stop)
-            )
+            chunk = _ranks_of_simulations(pair, stop - start, num_draws, quantities or {}, rows_of(given, start, stop))
             for name, ranks in chunk.items():
                 parts.setdefault(name, []).append(ranks)
     ranks = {name: torch.cat(values).cpu().numpy() for name, values in parts.items()}
@@ -326,9 +324,7 @@ def predictive_coverage(
     if kind not in ("prior", "posterior"):
         raise ValueError(f"kind must be 'prior' or 'posterior', found {kind!r}")
     if num_samples < 1 or num_particles < 1:
-        raise ValueError(
-            f"num_samples and num_particles must be at least 1, found {num_samples} and {num_particles}"
-        )
+        raise ValueError(f"num_samples and num_particles must be at least 1, found {num_samples} and {num_particles}")
     if not levels or not all(0 < level < 1 for level in levels):
         raise ValueError(f"levels must be between 0 and 1, found {tuple(levels)}")
     if kind == "posterior" and (without := [n for n in ("model", "guide") if not _takes_mask(getattr(pair, n))]):
@@ -367,9 +363,7 @@ def _takes_mask(program: Any) -> bool:
     return "mask" in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
 
-def _pit(
-    pair: Pair, x: Tensor, context: dict[str, Any], kind: str, num_samples: int, num_particles: int
-) -> Tensor:
+def _pit(pair: Pair, x: Tensor, context: dict[str, Any], kind: str, num_samples: int, num_particles: int) -> Tensor:
     """The randomised PIT of one entry of each row, in float64."""
     rows, prepared, _ = pair.prepare(x, context)
     mask = prepared.pop("mask", None)

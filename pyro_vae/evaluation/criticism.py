@@ -173,7 +173,8 @@ def _draw_data_set(pair: Pair, rows: Tensor, context: Mapping[str, Any], kind: K
             if kind == "posterior":
                 latents = _run(pair.guide, shared, rows[start:stop], **here)
             trace = _run(pair.model, latents, batch_size=stop - start, **here)
-            data = pair.transform.inverse(trace.nodes["x"]["value"]).cpu()
+            site: Any = trace.nodes["x"]
+            data = pair.transform.inverse(site["value"]).cpu()
             if out is None:
                 out = data.new_empty(len(rows), *data.shape[1:])
                 out = out if out.is_floating_point() else out.to(pair.dtype)

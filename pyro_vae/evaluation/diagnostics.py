@@ -1,0 +1,120 @@
+r"""Whether the guide is right for a row: Pareto-smoothed :math:`\hat k` and effective sample size of its weights."""
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.evaluation.evidence import log_mean_exp, reduce_log_weights
+from pyro_vae.pair import Array, Pair
+
+__all__ = ["GuideDiagnosis", "diagnose_guide", "import_arviz"]
+
+
+@dataclass(frozen=True)
+class GuideDiagnosis:
+    r"""How well the guide stands in for each row's posterior.
+
+    Args:
+        k_hat: Pareto shape :math:`\hat k` of each row's importance weights, ``(N,)``.
+        ess: How many draws from the posterior the weighted draws of the guide are worth, ``(N,)``, from 1 to
+            ``num_particles``.
+        num_particles: Draws of the guide for each row.
+    """
+
+    k_hat: Tensor
+    ess: Tensor
+    num_particles: int
+
+    @property
+    def threshold(self) -> float:
+        r"""The largest :math:`\hat k` to rely on with this many draws, :math:`\min(1 - 1/\log_{10} K, 0.7)`."""
+        return min(1 - 1 / math.log10(self.num_particles), 0.7)
+
+    @property
+    def flagged(self) -> Tensor:
+        r"""True for rows whose guide is not to be relied on: :math:`\hat k` above the threshold, ``(N,)``."""
+        return self.k_hat > self.threshold
+
+    def __str__(self) -> str:
+        rows, count = len(self.k_hat), int(self.flagged.sum())
+        share = float(self.ess.median()) / self.num_particles
+        if count:
+            return (
+                f"the guide is far from the posterior of {count} of {rows} rows (k̂ above {self.threshold:.2f}), where "
+                f"importance weights cannot mend it; the median row has use of {share:.1%} of its draws"
+            )
+        return (
+            f"the guide is near enough to the posterior of all {rows} rows (k̂ up to {float(self.k_hat.max()):.2f}) for "
+            f"importance weights to mend it; the median row has use of {share:.1%} of its draws"
+        )
+
+
+def diagnose_guide(pair: Pair, x: Array, num_particles: int = 1000, *, seed: int = 0, **context: Any) -> GuideDiagnosis:
+    r"""Pareto-smoothed :math:`\hat k` and effective sample size for each row.
+
+    From the weights :math:`w_k = p(x, z_k) / q(z_k \mid x)` at draws :math:`z_k \sim q(z \mid x)`. A generalised Pareto
+    distribution is fitted to the largest of them; its shape :math:`\hat k` says how many moments the weights have.
+    Below 0.5 the guide is near the posterior, above 0.7 so far that importance weights cannot mend it. The effective
+    sample size is :math:`(\sum_k w_k)^2 / \sum_k w_k^2`. Where no draw comes near a mode of the posterior, both are
+    blind to it.
+
+    Args:
+        pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair` whose latents belong to rows.
+        x: Rows ``(N, *E)`` in the user's units.
+        num_particles: Draws of the guide for each row, at least 25.
+        seed: Seeds the draws of the guide and of the transform.
+        context: Keyword arguments of both programs, rows first.
+
+    Returns:
+        The diagnosis, one number for each row. Where the largest weights of a row are equal up to rounding (an exact
+        guide; a discrete latent) there is no tail, and :math:`\hat k` is 0.
+
+    Raises:
+        ValueError: if there are too few particles, or rows or programs do not suit.
+        ImportError: if ArviZ is not installed.
+
+    Example:
+        >>> from pyro_vae import mlp_vae
+        >>> from pyro_vae.likelihoods import Bernoulli
+        >>> vae = mlp_vae((6,), latent_dim=2, likelihood=Bernoulli())
+        >>> diagnosis = diagnose_guide(vae, torch.rand(5, 6).round())
+        >>> diagnosis.k_hat.shape, bool((diagnosis.ess <= 1000).all())
+        (torch.Size([5]), True)
+
+    Source: Yao et al., *Yes, but Did It Work?*, 2018; Vehtari et al., *Pareto Smoothed Importance Sampling*, 2024. The
+    fit is ArviZ's.
+    """
+    if num_particles < 25:
+        raise ValueError(f"num_particles must be at least 25, for a tail to fit; found {num_particles}")
+    psislw = import_arviz().psislw
+    tail = math.ceil(min(num_particles / 5, 3 * math.sqrt(num_particles)))
+
+    def diagnosed(log_weights: Tensor) -> Tensor:
+        largest = log_weights.topk(tail + 1, dim=0).values
+        flat = largest[0] - largest[3] <= 1e-6 * (1 + largest[0].abs())  # no more than rounding
+        with np.errstate(all="ignore"):
+            k_hat = torch.from_numpy(psislw(log_weights.T.cpu().numpy())[1]).to(log_weights)
+        return torch.stack([torch.where(flat, 0.0, k_hat), log_mean_exp(log_weights)[2]])
+
+    (k_hat, ess), _, _ = reduce_log_weights(pair, x, diagnosed, num_particles=num_particles, seed=seed, **context)
+    return GuideDiagnosis(k_hat, ess, num_particles)
+
+
+def import_arviz() -> Any:
+    """ArviZ, imported when it is needed.
+
+    Raises:
+        ImportError: if it is not installed, with the command that does so.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it announces its next version
+            import arviz
+    except ImportError as error:
+        raise ImportError("this needs ArviZ: pip install 'pyro-vae[evaluation]'") from error
+    return arviz

@@ -1,0 +1,82 @@
+"""Annealed bounds against closed forms and quadrature, with guides that importance sampling would be poor with."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from linear_gaussian import LinearGaussian
+
+from pyro_vae import Pair
+from pyro_vae.evaluation import ais_bounds
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def rough_pair(lg, *, shift=2.0, width=2.0, **kwargs):
+    """The linear-Gaussian model with independent normals, off the posterior by ``shift`` of its deviations."""
+
+    def guide(x):
+        p_z = lg.posterior(x)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(p_z.mean + shift * p_z.stddev, width * p_z.stddev).to_event(1))
+
+    return Pair(lg.vae.model, guide, **kwargs)
+
+
+def positive_pair():
+    """A Gamma prior on the scale of three normals, and a lognormal guide: their map from real numbers bends."""
+
+    def model(x=None, *, batch_size=None):
+        with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
+            z = pyro.sample("z", dist.Gamma(2.0, 1.0))
+            return pyro.sample("x", dist.Normal(0.0, z[..., None].expand(*z.shape, 3)).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.LogNormal(x.square().mean(-1).log() / 2 + 0.5, 1.0))
+
+    return Pair(model, guide)
+
+
+def positive_evidence(x):
+    """By the trapezoidal rule over the logarithm of z."""
+    s = torch.linspace(-12.0, 6.0, 20001)
+    z = s.exp()
+    log_joint = dist.Gamma(2.0, 1.0).log_prob(z) + s + dist.Normal(0.0, z).log_prob(x[..., None]).sum(-2)
+    return torch.logsumexp(log_joint, -1) + math.log(float(s[1] - s[0]))
+
+
+def below(values, truth, slack=4.0):
+    """Whether values are below the truth, within some standard errors of their mean difference."""
+    off = values - truth
+    return float(off.mean()) <= slack * float(off.std()) / math.sqrt(len(off))
+
+
+@pytest.mark.parametrize("start", ["guide", "prior"])
+def test_bounds_sandwich_the_evidence_and_tighten(start):
+    lg = LinearGaussian()
+    gaps = []
+    for num_steps in (5, 100):
+        bounds = ais_bounds(rough_pair(lg), num_rows=40, num_chains=4, num_steps=num_steps, num_leapfrog=3, start=start)
+        assert bounds.x is not None and bounds.upper is not None
+        truth = lg.log_evidence(bounds.x)
+        assert below(bounds.lower, truth) and below(-bounds.upper, -truth)
+        gaps.append((float((truth - bounds.lower).mean()), float((bounds.upper - truth).mean())))
+    assert gaps[1][0] < 0.5 * gaps[0][0] and gaps[1][1] < 0.5 * gaps[0][1]
+
+
+def test_two_hundred_steps_find_the_evidence():
+    lg = LinearGaussian()
+    bounds = ais_bounds(rough_pair(lg), num_rows=30, num_chains=10, num_steps=200, num_leapfrog=3)
+    truth = lg.log_evidence(bounds.x)
+    print(
+        float((bounds.lower - truth).mean()),
+        float((bounds.upper - truth).mean()),
+        float(bounds.standard_error.mean()),
+        bounds.acceptance,
+    )
+    assert abs(float((bounds.lower - truth).mean())) < 0.05
+    assert abs(float((bounds.upper - truth).mean())) < 0.05
+    assert 0.6 < bounds.acceptance < 0.95

@@ -1,0 +1,174 @@
+"""The whole evaluation in one call: right models are left in peace, wrong ones are named in the first lines."""
+
+import importlib
+import json
+import re
+import sys
+
+import cli
+import pyro
+import pytest
+import torch
+from linear_gaussian import LinearGaussian
+from pairs import discrete_pair, function_pair
+
+from pyro_vae import Pair, fit, mlp_vae
+from pyro_vae.data import load_data
+from pyro_vae.evaluation import Finding, Report, Section, evaluate_suite, render_html
+from pyro_vae.likelihoods import Bernoulli, Normal
+
+
+def text_of(page):
+    """What a reader sees, line by line."""
+    body = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    return [line for line in (re.sub("<[^>]+>", " ", line).strip() for line in body.splitlines()) if line]
+
+
+@pytest.fixture(scope="module")
+def bits():
+    """The digits as bits, black or white."""
+    data = load_data("digits")
+    return (data.x_train > 7).float(), (data.x_test > 7).float(), data.y_train
+
+
+def test_a_model_that_is_right_is_fine():
+    lg = LinearGaussian()
+    x = lg.draw(800)
+    report = evaluate_suite(lg.exact_pair(), x)
+    assert {finding.level for finding in report.findings} == {"fine"}
+    assert report.verdict.startswith("Nothing is wrong, 0 to look at")
+    numbers = report.to_json()
+    assert numbers["prior_predictive"]["joint_p_value"] >= 0.01
+    assert numbers["evidence"]["gap"] == pytest.approx(0, abs=1e-4)
+    chosen = torch.randperm(800, generator=torch.Generator().manual_seed(0))[:200]
+    assert numbers["evidence"]["log_evidence"] == pytest.approx(float(lg.log_evidence(x[chosen]).mean()), abs=1e-4)
+
+
+def test_a_normal_with_fixed_scale_on_bits_is_named_in_the_first_lines(bits):
+    x_train, x_test, labels = bits
+    vae = mlp_vae((8, 8), 4, hidden_dims=(32,), likelihood=Normal(scale=1.0))
+    fit(vae, x_train, epochs=4, progress=False)
+    report = evaluate_suite(vae, x_test, train=(x_train, labels))
+    first = text_of(render_html(report, "digits"))[:7]
+    assert re.search(r"[2-9] things are wrong", first[2])
+    told = " ".join(first[3:])
+    assert "✗ wrong" in told
+    assert "Data drawn from the model are not like the data" in told
+    assert "Even around each row it draws data that are not like them" in told
+    shares = re.findall(r"share at \d is ([\d.]+) in the data and ([\d.]+) in what it draws", told)
+    assert float(shares[0][0]) > 0.1
+    assert float(shares[0][1]) == 0.0
+    assert report.to_json()["findings"][0]["level"] == "wrong"
+    assert report.to_json()["samples"]["classifier_accuracy"] > 0.8
+
+
+def test_a_guide_with_collapsed_scale_is_named_in_the_first_lines(bits):
+    x_train, x_test, _ = bits
+    vae = mlp_vae((8, 8), 4, hidden_dims=(32,), likelihood=Bernoulli())
+    fit(vae, x_train, epochs=8, progress=False)
+
+    class Narrow(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = vae.encoder
+
+        def forward(self, x):
+            q_z = self.encoder(x)
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z", pyro.distributions.Normal(q_z.mean, 0.02 * q_z.stddev).to_event(1))
+
+    sound, collapsed = (evaluate_suite(Pair(vae.model, guide), x_test) for guide in (vae.guide, Narrow()))
+    assert not any(finding.level == "wrong" for finding in sound.sections["guide"].findings)
+    first = " ".join(text_of(render_html(collapsed, "digits"))[:5])
+    told = re.search(r"wrong\s+The guide is far from the posterior: k̂ is above 0.67 for (\d+)% of the rows", first)
+    assert int(told[1]) > 90
+
+
+def test_latents_that_say_nothing_are_named():
+    x = torch.randn(300, 3)
+    vae = mlp_vae((3,), 2, likelihood=Normal(scale=1.0))
+    for p in (*vae.encoder.parameters(), *vae.decoder.network.parameters()):
+        torch.nn.init.zeros_(p)
+    report = evaluate_suite(vae, x)
+    assert report.findings[0].text.startswith("The latents say nothing of the rows: 0 of 2")
+
+
+def test_parts_that_do_not_apply_say_so():
+    x = torch.randn(200, 3)
+    x[0, 0] = torch.nan
+    vae = mlp_vae((3,), 1, likelihood=Normal(), missing="nan")
+    report = evaluate_suite(vae, x)
+    assert report.sections["samples"].about.startswith("Not done: distances between rows need every entry")
+    assert report.sections["summary"].numbers["num_rows"] == 200
+    assert "Not done" in render_html(report)
+
+
+@pytest.mark.parametrize("make_pair", [function_pair, discrete_pair])
+def test_any_pair_is_evaluated(make_pair):
+    state = torch.get_rng_state()
+    report = evaluate_suite(make_pair(), torch.linspace(-2, 2, 60))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert json.dumps(report.to_json(), allow_nan=False)
+    assert "prior_predictive" in report.to_json()
+    if make_pair is function_pair:
+        assert report.sections["evidence"].about.startswith("Not done: the latent 'mean' lies outside the plate")
+    else:
+        assert report.sections["evidence"].numbers["num_rows"] == 60
+
+
+def test_keyword_arguments_go_with_their_rows():
+    """More rows than the quick suite looks at, each with its own mean."""
+    shift = 10.0 * (torch.arange(1500) % 2)
+
+    def model(x=None, *, shift, batch_size=None):
+        with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
+            z = pyro.sample("z", pyro.distributions.Normal(shift, 1.0))
+            return pyro.sample("x", pyro.distributions.Normal(z, 1.0), obs=x)
+
+    def guide(x, *, shift):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", pyro.distributions.Normal((x + shift) / 2, 0.5**0.5))
+
+    x = shift + 2**0.5 * torch.randn(1500)
+    report = evaluate_suite(Pair(model, guide), x, shift=shift)
+    assert report.sections["prior_predictive"].numbers["joint_p_value"] >= 0.01
+    assert report.sections["prior_predictive"].numbers["num_rows"] == 1000
+
+
+def test_the_verdict_counts_and_puts_what_is_wrong_first():
+    section = Section("One", findings=[Finding("fine", "a"), Finding("wrong", "<b>"), Finding("look", "c")])
+    report = Report("quick", {"one": section, "two": Section("Two", about="Not done: d.")})
+    assert [finding.text for finding in report.findings] == ["<b>", "c", "a"]
+    assert report.verdict == "1 thing is wrong, 1 to look at, 1 fine."
+    assert str(report).splitlines()[1] == "wrong <b>"
+    page = render_html(report, "A & B")
+    assert "&lt;b&gt;" in page
+    assert "A &amp; B" in page
+    assert page.index("&lt;b&gt;") < page.index("<h2>")
+
+
+def test_there_are_two_suites():
+    with pytest.raises(ValueError, match="unknown suite 'quik': did you mean 'quick'"):
+        evaluate_suite(LinearGaussian().vae, torch.zeros(3, 5), suite="quik")
+
+
+def test_the_script_writes_numbers_and_a_page(tmp_path, monkeypatch, capsys):
+    data = load_data("digits")
+    vae = mlp_vae((8, 8), 2, hidden_dims=(16,), likelihood=Normal(scale=1.0))
+    vae.save(tmp_path / "run", run={"data": "digits"})
+    for extra, status in ((["--suite", "all"], 2), (["--suite", "quick"], 0)):
+        out = tmp_path / "out" / "m.json"
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path / "run"), "--out", str(out), *extra])
+        with pytest.raises(SystemExit) as end:
+            cli.run_command(importlib.import_module("evaluate").main)
+        assert (end.value.code or 0) == status
+    metrics = json.loads(out.read_text())
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert metrics["elbo"] == metrics["summary"]["elbo"]
+    assert metrics["num_rows"] == len(data.x_test)
+    assert metrics["verdict"] in text_of(page)[2]
+    assert page.count("data:image/png;base64,") >= 3
+    assert "src=" not in page.replace('src="data:', "")
+    printed = capsys.readouterr()
+    assert metrics["verdict"] in printed.out
+    assert "unknown suite 'all'" in printed.err
