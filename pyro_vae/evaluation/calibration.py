@@ -25,7 +25,7 @@ from pyro_vae.evaluation.criticism import as_described
 from pyro_vae.imputation import draw_imputations
 from pyro_vae.objectives import elbo_terms
 from pyro_vae.pair import Array, Pair
-from pyro_vae.predictive import predict_from_latents, rows_of
+from pyro_vae.predictive import draw_prior_predictive, rows_of
 from pyro_vae.programs import evaluating, forked_random_state
 from pyro_vae.ranges import elementwise, inner_value
 
@@ -386,7 +386,7 @@ def _pit(pair: Pair, x: Tensor, context: dict[str, Any], kind: str, num_samples:
 
     if kind == "prior":
         draws = torch.cat(
-            [chosen(predict_from_latents(pair.model, {}, len(rows), context=prepared)) for _ in range(num_samples)]
+            [chosen(draw_prior_predictive(pair.model, len(rows), context=prepared)[None]) for _ in range(num_samples)]
         )
     else:
         given = seen.scatter(1, index, value=False).reshape(rows.shape)
