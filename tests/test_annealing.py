@@ -7,13 +7,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from linear_gaussian import LinearGaussian
-from pairs import discrete_pair, labelled_pair
-from pyro import poutine
+from pairs import discrete_pair
 
 from pyro_vae import Pair
 from pyro_vae.evaluation import ais_bounds
-from pyro_vae.evaluation.annealing import _flatten, _layout, LatentDensity, sigmoidal_schedule
-from pyro_vae.evaluation.density import row_programs
 from pyro_vae.transforms import Scale
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -64,9 +61,7 @@ def test_bounds_sandwich_the_evidence_and_tighten(start):
     lg = LinearGaussian()
     gaps = []
     for num_steps in (5, 100):
-        bounds = ais_bounds(
-            rough_pair(lg), num_rows=40, num_chains=4, num_steps=num_steps, num_leapfrog=3, start=start
-        )
+        bounds = ais_bounds(rough_pair(lg), num_rows=40, num_chains=4, num_steps=num_steps, num_leapfrog=3, start=start)
         assert bounds.x is not None and bounds.upper is not None
         truth = lg.log_evidence(bounds.x)
         assert below(bounds.lower, truth) and below(-bounds.upper, -truth)
@@ -78,7 +73,28 @@ def test_two_hundred_steps_find_the_evidence():
     lg = LinearGaussian()
     bounds = ais_bounds(rough_pair(lg), num_rows=30, num_chains=10, num_steps=200, num_leapfrog=3)
     truth = lg.log_evidence(bounds.x)
-    print(float((bounds.lower-truth).mean()), float((bounds.upper-truth).mean()), float(bounds.standard_error.mean()), bounds.acceptance)
     assert abs(float((bounds.lower - truth).mean())) < 0.05
     assert abs(float((bounds.upper - truth).mean())) < 0.05
     assert 0.6 < bounds.acceptance < 0.95
+
+
+def test_the_jacobian_of_a_positive_latent_counts():
+    pair = positive_pair()
+    bounds = ais_bounds(pair, num_rows=40, num_chains=10, num_steps=50, num_leapfrog=3)
+    assert bounds.x is not None and bounds.upper is not None
+    truth = positive_evidence(bounds.x)
+    assert abs(float((bounds.lower - truth).mean())) < 0.05
+    assert abs(float((bounds.upper - truth).mean())) < 0.05
+
+
+def test_the_transform_shifts_by_its_jacobian():
+    lg = LinearGaussian()
+    x = lg.draw(5)
+    plain = ais_bounds(rough_pair(lg), x, num_chains=2, num_steps=4)
+    scaled = ais_bounds(rough_pair(lg, transform=Scale(0.0, 4.0)), 4 * x, num_chains=2, num_steps=4)
+    torch.testing.assert_close(scaled.lower, plain.lower - 5 * math.log(4))
+
+
+def test_discrete_latents_are_refused():
+    with pytest.raises(ValueError, match="the latent 'z' is discrete"):
+        ais_bounds(discrete_pair(), num_rows=3)

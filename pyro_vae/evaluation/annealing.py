@@ -167,9 +167,7 @@ def ais_bounds(
         with pyro.validation_enabled(False):  # the programs were looked at with it
             for first in range(0, len(rows), at_once):
                 here = slice(first, first + at_once)
-                density = LatentDensity(
-                    programs, rows[here], rows_of(prepared, first, first + at_once), layout, start
-                )
+                density = LatentDensity(programs, rows[here], rows_of(prepared, first, first + at_once), layout, start)
                 moves = _pilot(density, temperatures, num_leapfrog)
                 weights, rate = _anneal(density, density.draw(num_chains), temperatures, moves)
                 lower, error, _ = log_mean_exp(weights)
@@ -318,7 +316,7 @@ class _Mapped(Messenger):
 def _unconstrained(site: Any, num_rows: int, num_chains: int | None) -> Tensor:
     """A latent site of the model as real numbers ``(C, N, d_i)``; C = 1 without a plate of chains."""
     u: Any = biject_to(site["fn"].support).inv(site["value"])
-    num_batch = len(site["fn"].batch_shape)
+    num_batch = site["value"].dim() - site["fn"].event_dim  # a replayed site's distribution knows no plate of chains
     if num_chains is None:
         u, num_batch = u[None], num_batch + 1
     return u.movedim(num_batch - 1, 1).reshape(num_chains or 1, num_rows, -1)
