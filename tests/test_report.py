@@ -17,6 +17,8 @@ from pyro_vae.data import load_data
 from pyro_vae.evaluation import Finding, Report, Section, evaluate_suite, render_html
 from pyro_vae.likelihoods import Bernoulli, Normal
 
+CHECKS = ["summary", "prior_predictive", "posterior_predictive"]
+
 
 def text_of(page):
     """What a reader sees, line by line."""
@@ -48,7 +50,7 @@ def test_a_normal_with_fixed_scale_on_bits_is_named_in_the_first_lines(bits):
     x_train, x_test, labels = bits
     vae = mlp_vae((8, 8), 4, hidden_dims=(32,), likelihood=Normal(scale=1.0))
     fit(vae, x_train, epochs=4, progress=False)
-    report = evaluate_suite(vae, x_test, train=(x_train, labels))
+    report = evaluate_suite(vae, x_test, train=(x_train, labels), parts=[*CHECKS, "samples"])
     first = text_of(render_html(report, "digits"))[:7]
     assert re.search(r"[2-9] things are wrong", first[2])
     told = " ".join(first[3:])
@@ -77,7 +79,9 @@ def test_a_guide_with_collapsed_scale_is_named_in_the_first_lines(bits):
             with pyro.plate("data", len(x), dim=-1):
                 pyro.sample("z", pyro.distributions.Normal(q_z.mean, 0.02 * q_z.stddev).to_event(1))
 
-    sound, collapsed = (evaluate_suite(Pair(vae.model, guide), x_test) for guide in (vae.guide, Narrow()))
+    sound, collapsed = (
+        evaluate_suite(Pair(vae.model, guide), x_test, parts=["guide", *CHECKS]) for guide in (vae.guide, Narrow())
+    )
     assert not any(finding.level == "wrong" for finding in sound.sections["guide"].findings)
     first = " ".join(text_of(render_html(collapsed, "digits"))[:5])
     told = re.search(r"wrong\s+The guide is far from the posterior: k̂ is above 0.67 for (\d+)% of the rows", first)
@@ -89,7 +93,7 @@ def test_latents_that_say_nothing_are_named():
     vae = mlp_vae((3,), 2, likelihood=Normal(scale=1.0))
     for p in (*vae.encoder.parameters(), *vae.decoder.network.parameters()):
         torch.nn.init.zeros_(p)
-    report = evaluate_suite(vae, x)
+    report = evaluate_suite(vae, x, parts=["summary"])
     assert report.findings[0].text.startswith("The latents say nothing of the rows: 0 of 2")
 
 
@@ -97,7 +101,7 @@ def test_parts_that_do_not_apply_say_so():
     x = torch.randn(200, 3)
     x[0, 0] = torch.nan
     vae = mlp_vae((3,), 1, likelihood=Normal(), missing="nan")
-    report = evaluate_suite(vae, x)
+    report = evaluate_suite(vae, x, parts=["summary", "samples"])
     assert report.sections["samples"].about.startswith("Not done: distances between rows need every entry")
     assert report.sections["summary"].numbers["num_rows"] == 200
     assert "Not done" in render_html(report)
@@ -130,7 +134,7 @@ def test_keyword_arguments_go_with_their_rows():
             pyro.sample("z", pyro.distributions.Normal((x + shift) / 2, 0.5**0.5))
 
     x = shift + 2**0.5 * torch.randn(1500)
-    report = evaluate_suite(Pair(model, guide), x, shift=shift)
+    report = evaluate_suite(Pair(model, guide), x, shift=shift, parts=["evidence", *CHECKS])
     assert report.sections["prior_predictive"].numbers["joint_p_value"] >= 0.01
     assert report.sections["prior_predictive"].numbers["num_rows"] == 1000
 
@@ -150,6 +154,8 @@ def test_the_verdict_counts_and_puts_what_is_wrong_first():
 def test_there_are_two_suites():
     with pytest.raises(ValueError, match="unknown suite 'quik': did you mean 'quick'"):
         evaluate_suite(LinearGaussian().vae, torch.zeros(3, 5), suite="quik")
+    with pytest.raises(ValueError, match="unknown part 'sample': did you mean 'samples'"):
+        evaluate_suite(LinearGaussian().vae, torch.zeros(3, 5), parts=["sample"])
 
 
 def test_the_script_writes_numbers_and_a_page(tmp_path, monkeypatch, capsys):

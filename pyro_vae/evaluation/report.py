@@ -5,7 +5,7 @@ thresholds that are stated with it. A part that does not apply to a pair or its 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -182,6 +182,7 @@ def evaluate_suite(
     x: Array,
     *,
     suite: str = "quick",
+    parts: Sequence[str] | None = None,
     train: tuple[Array, Array] | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -194,6 +195,7 @@ def evaluate_suite(
         x: Rows ``(N, *E)`` in the user's units.
         suite: ``"quick"`` looks at some of the rows, ``"full"`` at all of them where that can be done, and with more
             draws.
+        parts: Names of the parts to run, such as ``["evidence", "prior_predictive"]``; by default all.
         train: Rows and labels that a classifier may be trained on, for a space of features; without any, distances
             between samples and data are taken between their elements.
         seed: Seeds every part.
@@ -204,23 +206,25 @@ def evaluate_suite(
         A :class:`Report`.
 
     Raises:
-        ValueError: if the rows do not suit the model, or there is no such suite.
+        ValueError: if the rows do not suit the model, or there is no such suite or part.
 
     Example:
         >>> from pyro_vae import fit, mlp_vae
         >>> from pyro_vae.likelihoods import Normal
         >>> x = torch.exp(torch.randn(500, 2, generator=torch.Generator().manual_seed(0)))
         >>> vae = mlp_vae((2,), latent_dim=1, hidden_dims=(), likelihood=Normal(scale=1.0))
-        >>> report = evaluate_suite(vae, x)
+        >>> report = evaluate_suite(vae, x, parts=["prior_predictive"])
         >>> report.findings[0].level
         'wrong'
     """
     size = _SIZES[lookup(suite, _SIZES, "suite")]
+    chosen = list(_PARTS) if parts is None else [lookup(name, _PARTS, "part") for name in parts]
     x = pair.check(x, **context).cpu()
     held = None if train is None else (torch.as_tensor(train[0]), torch.as_tensor(train[1]))
     job = _Job(pair, x, context, held, size, seed)
     sections = {}
-    for name, (title, part) in _PARTS.items():
+    for name in chosen:
+        title, part = _PARTS[name]
         if progress is not None:
             progress(title)
         section = Section(title)
