@@ -95,7 +95,9 @@ def test_the_transform_shifts_by_its_jacobian():
     lg = LinearGaussian()
     x = lg.draw(5)
     plain = ais_bounds(rough_pair(lg), x, num_chains=2, num_steps=4)
-    scaled = ais_bounds(rough_pair(lg, transform=Scale(-400.0, 400.0, onto=(-100.0, 100.0))), 4 * x, num_chains=2, num_steps=4)
+    scaled = ais_bounds(
+        rough_pair(lg, transform=Scale(-400.0, 400.0, onto=(-100.0, 100.0))), 4 * x, num_chains=2, num_steps=4
+    )
     torch.testing.assert_close(scaled.lower, plain.lower - 5 * math.log(4))
 
 
