@@ -334,8 +334,8 @@ def _bounds(job: _Job, section: Section) -> None:
     gap, gain = float(simulated.gap.mean()), float((annealed - weighted.log_evidence).mean())
     section.about = (
         f"Annealed importance sampling, {num_chains} chains of {num_steps:,} steps, on {len(rows)} rows that the "
-        f"model drew, where bounds hold on both sides, and on {len(rows)} of the data, where the lower one does. Worth a look "
-        f"where the bounds are more than 1 nat apart, or annealing finds 1 nat more than importance weighting."
+        f"model drew, where bounds hold on both sides, and on {len(rows)} of the data, where the lower one does. Worth "
+        f"a look where the bounds are more than 1 nat apart, or annealing finds 1 nat more than importance weighting."
     )
     section.numbers = {
         "simulated_lower": float(simulated.lower.mean()),
@@ -375,115 +375,10 @@ def _gaps(job: _Job, section: Section) -> None:
     mean = found.summary()
     amortisation, approximation = mean["amortisation"], mean["approximation"]
     rate = float(evaluate(job.pair, rows, seed=job.seed, **context)["rate"])
-    section.numbers = {
-        "log_evidence": last,
-        "log_evidence_se": found.mean_standard_error,
-        "bits_per_dim": found.bits_per_dim,
-        "gap": last - elbo,
-        "num_rows": len(rows),
-        "num_particles": job.size.particles,
-        "curve": dict(zip(curve["num_particles"].astype(str), curve["log_evidence"], strict=True)),
-    }
-    few = int(curve["num_particles"].iloc[-2])
-    settled = f"from {few:,} to {job.size.particles:,} particles the evidence rises by {step:.2f} nats"
-    if step > 1:
-        section.found("look", f"The evidence is at least {last:.2f} nats per row, and more: {settled}.")
-    else:
-        section.found(
-            "fine", f"The log evidence is {last:.2f} ± {found.mean_standard_error:.2f} nats per row; {settled}."
-        )
-    gap = f"The ELBO lies {last - elbo:.2f} nats below the evidence, where the rate is {rate:.2f} nats"
-    if last - elbo > 1 and last - elbo > 0.5 * rate:
-        section.found("look", f"{gap}: the guide is a poor posterior.")
-    else:
-        section.found("fine", f"{gap}.")
-
-
-def _guide(job: _Job, section: Section) -> None:
-    rows, context = job.rows(min(job.size.guide_rows, len(job.x)))
-    found = diagnose_guide(job.pair, rows, job.size.particles, seed=job.seed, **context)
-    section.about = (
-        f"Pareto-smoothed k̂ of the importance weights of {len(rows):,} rows with {job.size.particles:,} draws each. Up "
-        f"to {found.threshold:.2f} weights can mend the guide; above 1 they have not even a mean to be found. "
-        f"Wrong where half of the rows are above 1; worth a look where a tenth is above {found.threshold:.2f}."
-    )
-    finite = found.k_hat.nan_to_num(nan=math.inf, posinf=math.inf)
-    share, median = float(found.flagged.double().mean()), float(finite.median())
-    section.numbers = {
-        "k_hat_median": median,
-        "share_above_threshold": share,
-        "share_above_1": float((finite > 1).double().mean()),
-        "threshold": found.threshold,
-        "ess_median": float(found.ess.median()),
-        "num_rows": len(rows),
-        "num_particles": job.size.particles,
-    }
-    section.figures["k̂ of each row: below 0.5 the guide is near the posterior."] = plot_k_hat(found)
-    text = (
-        f"k̂ is above {found.threshold:.2f} for {share:.0%} of the rows (median {median:.2f}); the median row has use "
-        f"of {float(found.ess.median()):.0f} of {job.size.particles:,} draws"
-    )
-    if median > 1:
-        section.found("wrong", f"The guide is far from the posterior: {text}. It may be much too narrow, or misplaced.")
-    elif share > 0.1:
-        section.found("look", f"The guide leaves out parts of the posterior: {text}.")
-    else:
-        section.found("fine", f"The guide is near enough to the posterior for weights to mend it: {text}.")
-
-
-def _bounds(job: _Job, section: Section) -> None:
-    num_rows, num_chains, num_steps = job.size.bounds
-    rows, context = job.rows(min(num_rows, len(job.x)))
-    settings: dict[str, Any] = {"num_chains": num_chains, "num_steps": num_steps, "seed": job.seed}
-    simulated = ais_bounds(job.pair, num_rows=len(rows), **settings, **context)
-    annealed = ais_bounds(job.pair, rows, **settings, **context).lower
-    weighted = log_evidence(job.pair, rows, num_particles=job.size.particles, seed=job.seed, **context)
-    gap, gain = float(simulated.gap.mean()), float((annealed - weighted.log_evidence).mean())
-    section.about = (
-        f"Annealed importance sampling, {num_chains} chains of {num_steps:,} steps, on {len(rows)} rows that the "
-        f"model drew, where bounds hold on both sides, and on {len(rows)} of the data, where the lower one does. Worth a look "
-        f"where the bounds are more than 1 nat apart, or annealing finds 1 nat more than importance weighting."
-    )
-    section.numbers = {
-        "simulated_lower": float(simulated.lower.mean()),
-        "simulated_upper": float(simulated.gap.mean() + simulated.lower.mean()),
-        "gap": gap,
-        "annealed": float(annealed.mean()),
-        "importance_weighted": weighted.mean,
-        "acceptance": simulated.acceptance,
-        "num_rows": len(rows),
-    }
-    section.tables[""] = pd.DataFrame.from_dict(
-        {
-            "rows of the model, from below": float(simulated.lower.mean()),
-            "rows of the model, from above": section.numbers["simulated_upper"],
-            "rows of the data, annealed, from below": float(annealed.mean()),
-            "the same rows, importance weighting": weighted.mean,
-        },
-        orient="index",
-        columns=["log evidence, nats per row"],
-    )
-    section.found(
-        "look" if gap > 1 else "fine",
-        f"On data that the model drew, its evidence lies between bounds {gap:.2f} nats apart.",
-    )
-    section.found(
-        "look" if gain > 1 else "fine",
-        f"On the data, annealing finds {gain:+.2f} nats per row over importance weighting with {job.size.particles:,} "
-        f"particles{': the evidence above is too low' if gain > 1 else ''}.",
-    )
-
-
-def _gaps(job: _Job, section: Section) -> None:
-    rows, context = job.rows(min(job.size.gap_rows, len(job.x)))
-    table = gaps(job.pair, rows, seed=job.seed, **context)
-    mean = {name: float(table[name].to_numpy().mean()) for name in table}
-    amortisation, approximation = mean["amortisation"], mean["approximation"]
-    rate = float(evaluate(job.pair, rows, seed=job.seed, **context)["rate"])
     section.about = (
         f"The guide's family was fitted anew to each of {len(rows)} rows. What that recovers is the gap of "
-        f"amortisation, what is then left that of the family. Together they are the KL from the guide to the posterior. An "
-        f"amortisation gap of more than 1 nat and a quarter of the rate is worth a look."
+        f"amortisation, what is then left that of the family. Together they are the KL from the guide to the "
+        f"posterior. An amortisation gap of more than 1 nat and a quarter of the rate is worth a look."
     )
     section.numbers = {**mean, "num_rows": len(rows)}
     section.tables[""] = pd.DataFrame(
