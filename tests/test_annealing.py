@@ -104,3 +104,13 @@ def test_the_transform_shifts_by_its_jacobian():
 def test_discrete_latents_are_refused():
     with pytest.raises(ValueError, match="the latent 'z' is discrete"):
         ais_bounds(discrete_pair(), num_rows=3)
+
+
+@pytest.mark.parametrize("start", ["guide", "prior"])
+def test_weights_are_unbiased_however_few_the_steps(start):
+    lg = LinearGaussian()
+    x = lg.draw(150)
+    for num_steps in (1, 6):
+        bounds = ais_bounds(rough_pair(lg), x, num_chains=32, num_steps=num_steps, start=start)
+        ratio = (bounds.lower - lg.log_evidence(x)).exp()
+        assert abs(float(ratio.mean()) - 1) < 4.5 * float(ratio.std()) / 150**0.5

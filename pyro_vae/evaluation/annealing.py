@@ -146,7 +146,7 @@ def ais_bounds(
         raise ValueError("give either rows x, or num_rows=n to simulate n rows from the model")
     checked = None if x is None else pair.check(x, **context)
     temperatures = sigmoidal_schedule(num_steps)
-    simulated = None
+    simulated: Any = None
     lowers, errors, uppers, rates = [], [], [], []
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
@@ -156,7 +156,7 @@ def ais_bounds(
                 raise ValueError(f"num_rows must be at least 1, found {num_rows}")
             prepared = {name: torch.as_tensor(value).to(pair.device) for name, value in context.items()}
             simulated = poutine.trace(pair.model).get_trace(batch_size=num_rows, **prepared)
-            rows = simulated.nodes["x"]["value"]
+            rows: Tensor = simulated.nodes["x"]["value"]
             log_jacobian = torch.zeros(num_rows, device=rows.device)
         else:
             rows, prepared, log_jacobian = pair.prepare(checked, context)

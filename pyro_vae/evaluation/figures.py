@@ -108,7 +108,7 @@ def plot_simulation_based_calibration(found: SimulationBasedCalibration, *, max_
     figure = Figure(figsize=(2.9 * columns, 1.9 * rows), layout="constrained")
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes, (name, row) in zip(grid, table.iterrows(), strict=False):
-        wrong = row["adjusted_p_value"] < 0.01
+        wrong = bool(row["adjusted_p_value"] < 0.01)
         _histogram(axes, found.ranks[str(name)], found.num_draws + 1, found.num_bins, _WRONG if wrong else _DRAWN)
         axes.set_title(f"{name}, p = {row['p_value']:.2g}", fontsize=9)
         axes.set_yticks([])
