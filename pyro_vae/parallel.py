@@ -1,6 +1,7 @@
 """Several processes that train one model, each on rows of its own: what they share out, add up and make equal.
 
-A process is a *rank*. Without a process group of ``torch.distributed`` there is one rank, and nothing here does anything.
+A process is a *rank*. Without a process group of ``torch.distributed`` there is one rank, and nothing here does
+anything.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import pyro
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 __all__ = [
     "Interrupts",
@@ -148,7 +150,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    store, number, size = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
+    store, number, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
     try:
         on_gpu = device.type == "cuda"
         if on_gpu:
