@@ -101,14 +101,14 @@ def plot_simulation_based_calibration(found: SimulationBasedCalibration, *, max_
     bars (Bonferroni). With more quantities than panels, those with the smallest p-values are drawn. Red ones have an
     adjusted p-value below 0.01.
     """
-    most = found.table["p_value"].sort_values(kind="stable").index[:max_panels]
-    table = found.table[found.table.index.isin(most)]
+    most = np.sort(found.table["p_value"].to_numpy().argsort(kind="stable")[:max_panels])
+    table = found.table.iloc[most]
     columns = min(4, len(table))
     rows = math.ceil(len(table) / columns)
     figure = Figure(figsize=(2.9 * columns, 1.9 * rows), layout="constrained")
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes, (name, row) in zip(grid, table.iterrows(), strict=False):
-        wrong = row["adjusted_p_value"] < 0.01
+        wrong = float(row["adjusted_p_value"]) < 0.01
         _histogram(axes, found.ranks[str(name)], found.num_draws + 1, found.num_bins, _WRONG if wrong else _DRAWN)
         axes.set_title(f"{name}, p = {row['p_value']:.2g}", fontsize=9)
         axes.set_yticks([])
