@@ -1,5 +1,6 @@
 """How training steps are run: as the programs stand, as one compiled graph, or as one CUDA graph."""
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from pyro_vae.gradients import Gradients
+from pyro_vae.parallel import add_up, world_size
 from pyro_vae.programs import forked_random_state
 from pyro_vae.staging import CannotStageError, captured, compiled, compiler_missing
 
@@ -32,7 +34,8 @@ class Execution:
         optimizer: Adam over the gradients' parameters.
         max_grad_norm: Bound on the norm of the whole gradient.
 
-    ``how`` says how steps are run, and why.
+    With several ranks, each takes its part of the step's rows, and all go up the gradient of the whole. ``how`` says
+    how steps are run, and why.
     """
 
     def __init__(self, gradients: Gradients, optimizer: torch.optim.Adam, max_grad_norm: float | None = None) -> None:
@@ -40,7 +43,7 @@ class Execution:
         self.optimizer, self.max_grad_norm = optimizer, max_grad_norm
         self.how = "eager"
         self._shapes: list[torch.Size] = []
-        self._weight = torch.ones(())
+        self._kl_weight, self._weight = math.nan, torch.ones(())
         self._capture_in = 0
         self._whole: Any = None
 
@@ -58,7 +61,8 @@ class Execution:
             self.how = "eager, as asked"
             return
         if device.type == "cuda":
-            self._capture_in, self.how = _STEPS_BEFORE_CAPTURE, "captured in a CUDA graph"
+            what = "captured" if world_size() == 1 else "gradients captured"
+            self._capture_in, self.how = _STEPS_BEFORE_CAPTURE, f"{what} in a CUDA graph"
             if compile == "auto":
                 self._shapes = [tensor.shape for tensor in self._tensors(reference)]
                 return
@@ -102,18 +106,21 @@ class Execution:
                 raise CannotStageError("what the programs do depends on more than their tensors")
         return gradients
 
-    def step(self, reference: Mapping[str, Tensor], kl_weight: float, *, checked: bool = False) -> Tensor:
-        """One step; returns the sums of reconstruction and KL over its rows, ``(2,)``.
+    def step(self, reference: Mapping[str, Tensor] | None, kl_weight: float, *, checked: bool = False) -> Tensor:
+        """One step; returns the sums of reconstruction and KL over its rows, of all ranks, ``(2,)``.
 
         Args:
-            reference: To the rows, see :meth:`~pyro_vae.rows.Rows.references`.
+            reference: To the rows of this rank, see :meth:`~pyro_vae.rows.Rows.references`; None if it has none.
             kl_weight: Weight of the KL.
             checked: Run the programs themselves, with Pyro's checks of shapes and supports.
         """
+        if reference is None:
+            nothing = [torch.zeros_like(parameter) for parameter in self.eager.parameters]
+            return self._update(nothing[0].new_zeros(2), nothing, 0, staged=self.gradients is not self.eager)
         tensors = self._tensors(reference)
         staged = not checked and [tensor.shape for tensor in tensors] == self._shapes
-        if float(self._weight) != kl_weight if self._weight.device.type == "cpu" else True:
-            self._weight = torch.full((), kl_weight, device=tensors[0].device)
+        if kl_weight != self._kl_weight:
+            self._kl_weight, self._weight = kl_weight, torch.full((), kl_weight, device=tensors[0].device)
         # Pyro's checks cost as much as the arithmetic; one checked step finds the mistakes.
         with pyro.validation_enabled(is_validate=checked):
             if staged and self._capture_in:
@@ -124,14 +131,22 @@ class Execution:
 
     def _step(self, gradients: Any, tensors: list[Tensor]) -> Tensor:
         sums, *found = gradients(self._weight, *tensors)
+        return self._update(sums, found, len(tensors[0]), staged=gradients is not self.eager)
+
+    def _update(self, sums: Tensor, found: list[Tensor], num_rows: int, *, staged: bool) -> Tensor:
+        """Adam's step, from this rank's mean gradient over so many rows."""
+        if world_size() > 1:
+            rows = torch.full((1,), float(num_rows), device=sums.device)
+            sums, rows, *found = add_up([sums, rows, *(gradient * num_rows for gradient in found)])
+            found = [gradient / rows for gradient in found]
         for parameter, gradient in zip(self.eager.parameters, found, strict=True):
             parameter.grad = gradient
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.eager.parameters, self.max_grad_norm)
-        if gradients is self.eager:
-            self.optimizer.step()
-        else:
+        if staged:
             self._adam_step()
+        else:
+            self.optimizer.step()
         return sums
 
     def _adam_step(self) -> None:
@@ -166,6 +181,9 @@ class Execution:
         self._capture_in -= 1
         if self._capture_in == 0:
             try:
+                if world_size() > 1:  # what ranks say to each other stays outside of the graph
+                    self.gradients = captured(self.gradients, [self._weight, *tensors])
+                    return sums
                 self._whole = captured(
                     lambda weight, *rest: (self._recorded(weight, list(rest)),), [self._weight, *tensors]
                 )

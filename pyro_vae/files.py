@@ -1,18 +1,21 @@
-"""Files: JSON and safetensors only, so that opening one runs no code; written whole or not at all."""
+"""Files: JSON, safetensors and plain arrays, so that opening one runs no code; written whole or not at all."""
 
 import contextlib
 import json
+import math
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["check_writable", "read_json", "read_tensors", "replacing", "write_json", "write_tensors"]
+__all__ = ["check_writable", "read_json", "read_tensors", "replacing", "write_blocks", "write_json", "write_tensors"]
 
 
 @contextlib.contextmanager
@@ -87,3 +90,52 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or half-written ({error})") from error
+
+
+def write_blocks(blocks: Iterable[tuple[Sequence[slice], Tensor]], leading: Sequence[int], path: Path) -> np.memmap:
+    """Writes an array too large for memory block by block as a ``.npy`` file, whole or not at all.
+
+    The blocks are written to the file, not through a memory map: mapped pages would count as this process's memory,
+    and a disk that fills up would kill it.
+
+    Args:
+        blocks: Where each block goes along the leading dimensions, and the block. Together they fill the array.
+        leading: Sizes of these leading dimensions; the first block tells the others, and the type.
+        path: The file, which ends in ``.npy``.
+
+    Returns:
+        The array, memory-mapped to be read only.
+
+    Raises:
+        ValueError: if the name does not end in ``.npy``, or the disk has not the space.
+    """
+    if path.suffix != ".npy":
+        raise ValueError(f"an array is written to a file whose name ends in .npy, found {path}")
+    check_writable(path.parent)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        begin, shape = 0, ()
+        for place, block in blocks:
+            array = np.ascontiguousarray(block.detach().cpu().numpy())
+            if not begin:
+                shape = (*leading, *array.shape[len(leading) :])
+                _check_space(path.parent, math.prod(shape) * array.itemsize)
+                header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                begin = file.tell()
+                file.truncate(begin + math.prod(shape) * array.itemsize)
+            # What lies together in the block lies together in the file from the last leading dimension on.
+            for index in np.ndindex(array.shape[: len(leading) - 1]):
+                first = [at + where.start for at, where in zip(index, place, strict=False)] + [place[-1].start]
+                row = int(np.ravel_multi_index(first, tuple(leading)))
+                file.seek(begin + row * math.prod(shape[len(leading) :]) * array.itemsize)
+                file.write(array[index].data.cast("B"))
+    return np.load(path, mmap_mode="r")
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"the array takes {needed / 1e9:,.1f} GB and {folder} has {free / 1e9:,.1f} GB free: "
+            f"make room, choose another folder, or draw fewer"
+        )

@@ -1,7 +1,9 @@
 r"""A pair of Pyro programs, :math:`p(x, z)` and :math:`q(z \mid x)`, and what one asks of it."""
 
+import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from pyro_vae.transforms import Identity, Transform
 __all__ = ["Pair"]
 
 Array = Tensor | np.ndarray | FileRows
+File = str | os.PathLike[str]
 
 _ROWS = 1024  # brought to the model's units at a time
 
@@ -190,33 +193,105 @@ class Pair(nn.Module):
         with evaluating(self.model):
             return site_distribution(program, "x", batch_size=len(z), **context)
 
-    def sample(self, num_samples: int, *, mean: bool = False, **context: Any) -> Tensor:
+    def _chunk_shape(self, context: dict[str, Any]) -> tuple[int, int]:
+        shape = self._any_observation(context).event_shape if self.event_shape is None else self.event_shape
+        return predictive.chunk_shape(math.prod(shape))
+
+    @overload
+    def sample(
+        self, num_samples: int, *, mean: bool = ..., out: None = ..., progress: bool = ..., **context: Any
+    ) -> Tensor: ...
+
+    @overload
+    def sample(
+        self, num_samples: int, *, mean: bool = ..., out: File, progress: bool = ..., **context: Any
+    ) -> np.memmap: ...
+
+    def sample(
+        self, num_samples: int, *, mean: bool = False, out: File | None = None, progress: bool = False, **context: Any
+    ) -> Tensor | np.memmap:
         r"""Draws new rows :math:`x \sim p(x)`, ``(num_samples, *E)``.
 
         Args:
             num_samples: Number of rows.
             mean: Return :math:`E[x \mid z]` at :math:`z \sim p(z)` instead: smoother, but not draws from the model.
+            out: A ``.npy`` file to write the same rows to a few megabytes at a time, however many; it appears once it
+                is whole, and comes back memory-mapped, to be read only.
+            progress: Show a progress bar.
             context: Keyword arguments of the model, ``num_samples`` rows each.
+
+        Raises:
+            ValueError: if ``num_samples`` is below 1, or the file cannot be written there.
         """
         return predictive.draw_prior_predictive(
-            self.model, num_samples, mean=mean, context=context, finish=self.transform.inverse
+            self.model,
+            num_samples,
+            mean=mean,
+            context=context,
+            finish=self.transform.inverse,
+            shape=self._chunk_shape(context),
+            out=out,
+            progress=progress,
         )
 
-    def posterior_predictive(self, x: Array, num_samples: int = 1, *, mean: bool = False, **context: Any) -> Tensor:
+    @overload
+    def posterior_predictive(
+        self,
+        x: Array,
+        num_samples: int = ...,
+        *,
+        mean: bool = ...,
+        out: None = ...,
+        progress: bool = ...,
+        **context: Any,
+    ) -> Tensor: ...
+
+    @overload
+    def posterior_predictive(
+        self, x: Array, num_samples: int = ..., *, mean: bool = ..., out: File, progress: bool = ..., **context: Any
+    ) -> np.memmap: ...
+
+    def posterior_predictive(
+        self,
+        x: Array,
+        num_samples: int = 1,
+        *,
+        mean: bool = False,
+        out: File | None = None,
+        progress: bool = False,
+        **context: Any,
+    ) -> Tensor | np.memmap:
         r"""Draws new data like each row, :math:`z \sim q(z \mid x),\ x' \sim p(x \mid z)`: ``(num_samples, N, *E)``.
 
         Args:
             x: Rows ``(N, *E)``.
             num_samples: Draws for each row.
             mean: Return :math:`E[x' \mid z]` for each draw of z instead.
+            out: A ``.npy`` file to write the same draws to a few megabytes at a time, as in :meth:`sample`.
+            progress: Show a progress bar.
             context: Keyword arguments of both programs, rows first.
+
+        Raises:
+            ValueError: if rows or arguments do not suit the model, or the file cannot be written there.
         """
+        runs, rows_at_once = self._chunk_shape(context)
 
         def draw(rows: Tensor, given: dict[str, Any]) -> Tensor:
             return predictive.draw_posterior_predictive(
-                self.model, self.guide, rows, num_samples, mean=mean, context=given, finish=self.transform.inverse
+                self.model,
+                self.guide,
+                rows,
+                num_samples,
+                mean=mean,
+                context=given,
+                finish=self.transform.inverse,
+                chunk_size=min(1024, runs * rows_at_once),
+                out=out,
+                progress=progress,
             )
 
+        if out is not None:  # a file is written from end to end, so the rows come whole
+            return draw(*self._checked(x, context))
         return self._in_parts(self.check(x, **context), context, draw)
 
     def reconstruct(self, x: Array, **context: Any) -> Tensor:

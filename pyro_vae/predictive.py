@@ -2,22 +2,34 @@
 
 Every function takes programs, not our classes, and works in the model's units. Data are never passed to the model as
 ``x``, so they cannot come back as predictions. Draws are made in chunks, each brought to the user's units by ``finish``
-and written into the array that is returned: memory beyond it does not grow with their number.
+and put where it belongs, in the array that is returned or in a file: memory beyond the array does not grow with their
+number.
+
+``Predictive`` runs a program twice to learn its sites and shapes before it runs it for draws, so a chunk is drawn in
+several runs of fewer rows: :func:`chunk_shape` says how many of each.
 """
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import Predictive
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from pyro_vae import files
 from pyro_vae.programs import evaluating
 
 __all__ = [
+    "chunk_shape",
     "draw_posterior_predictive",
     "draw_prior_predictive",
     "interpolate_latents",
@@ -29,6 +41,20 @@ __all__ = [
 Program = Callable[..., Any]
 Context = Mapping[str, Any]
 Finish = Callable[[Tensor], Tensor]
+Chunks = Iterator[tuple[tuple[slice, ...], Tensor]]  # where each goes, and the draws
+
+
+def chunk_shape(elements: int) -> tuple[int, int]:
+    """How many runs of how many rows make a chunk of rows with this many elements each.
+
+    A run has at most 2**17 elements and 1,024 rows, a chunk 8 runs and 2**20 elements, but both have a row.
+
+    Example:
+        >>> chunk_shape(28 * 28), chunk_shape(5), chunk_shape(3 * 512 * 512)
+        ((8, 167), (8, 1024), (1, 1))
+    """
+    rows = max(1, min(1024, 2**17 // max(1, elements)))
+    return max(1, min(8, 2**20 // (rows * max(1, elements)))), rows
 
 
 class _MeanOf(Messenger):
@@ -86,8 +112,10 @@ def draw_prior_predictive(
     mean: bool = False,
     context: Context | None = None,
     finish: Finish | None = None,
-    chunk_size: int = 1024,
-) -> Tensor:
+    shape: tuple[int, int] = (8, 128),
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Tensor | np.memmap:
     """Draws rows x ~ p(x).
 
     Args:
@@ -96,23 +124,69 @@ def draw_prior_predictive(
         mean: Return E[x | z] with z ~ p(z) instead of draws.
         context: Keyword arguments of the program, ``num_samples`` rows each.
         finish: Applied to each chunk of rows.
-        chunk_size: Rows drawn at a time.
+        shape: Runs of the program in a chunk and rows in a run. Latents outside the plate ``"data"`` are drawn once
+            in each run.
+        out: A ``.npy`` file to write the rows to instead; it is there once it is whole.
+        progress: Show a progress bar.
 
     Returns:
-        ``(N, *E)``.
+        ``(N, *E)``, or the file memory-mapped to be read only.
     """
-    predictive = Predictive(_forward_program(model, mean=mean), num_samples=1, return_sites=("x",))
     _check_count(num_samples)
-    out: Any = None
     with evaluating(model):
-        for start in range(0, num_samples, chunk_size):
-            stop = min(start + chunk_size, num_samples)
-            chunk = predictive(batch_size=stop - start, **rows_of(context or {}, start, stop))["x"][0]
-            chunk = finish(chunk) if finish else chunk
-            if out is None:
-                out = chunk.new_empty(num_samples, *chunk.shape[1:])
-            out[start:stop] = chunk
-    return out
+        chunks = _prior_chunks(_forward_program(model, mean=mean), num_samples, context or {}, finish, shape)
+        return _collect(chunks, (num_samples,), out, progress=progress)
+
+
+def _prior_chunks(
+    program: Program, num_samples: int, context: Context, finish: Finish | None, shape: tuple[int, int]
+) -> Chunks:
+    most_runs, rows = shape
+    start = 0
+    while start < num_samples:
+        rows = min(rows, num_samples - start)
+        runs = min(most_runs, (num_samples - start) // rows)
+        stop = start + runs * rows
+        predictive = Predictive(
+            _in_parts(program, rows_of(context, start, stop), rows),
+            posterior_samples={"_part": torch.arange(runs)},
+            return_sites=("x",),
+        )
+        draws = predictive(batch_size=rows)["x"].flatten(0, 1)
+        yield (slice(start, stop),), finish(draws) if finish else draws
+        start = stop
+
+
+def _in_parts(program: Program, context: Context, rows: int) -> Program:
+    """The program on one part of the rows, which ``Predictive`` numbers from run to run."""
+
+    def part_of_program(*, batch_size: int) -> Any:
+        part = int(pyro.sample("_part", dist.Delta(torch.tensor(0))))
+        return program(batch_size=batch_size, **rows_of(context, part * rows, (part + 1) * rows))
+
+    return part_of_program
+
+
+def _collect(
+    chunks: Chunks, leading: tuple[int, ...], out: str | os.PathLike[str] | None, *, progress: bool
+) -> Tensor | np.memmap:
+    """Puts chunks where they belong, in one tensor or in a file."""
+    bar = tqdm(total=int(np.prod(leading)), disable=not progress, unit="draw", unit_scale=True, dynamic_ncols=True)
+    with bar:
+        if out is not None:
+            return files.write_blocks(_counted(chunks, bar), leading, Path(out))
+        array: Any = None
+        for place, chunk in _counted(chunks, bar):
+            if array is None:
+                array = chunk.new_empty(*leading, *chunk.shape[len(leading) :])
+            array[place] = chunk
+        return array
+
+
+def _counted(chunks: Chunks, bar: Any) -> Chunks:
+    for place, chunk in chunks:
+        yield place, chunk
+        bar.update(int(np.prod([where.stop - where.start for where in place])))
 
 
 def draw_posterior_predictive(
@@ -125,7 +199,9 @@ def draw_posterior_predictive(
     context: Context | None = None,
     finish: Finish | None = None,
     chunk_size: int = 1024,
-) -> Tensor:
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Tensor | np.memmap:
     """Draws new data like each row: z ~ q(z | x), then x' ~ p(x | z).
 
     Args:
@@ -137,27 +213,39 @@ def draw_posterior_predictive(
         context: Keyword arguments of both programs, rows first.
         finish: Applied to each chunk of draws.
         chunk_size: Rows times draws at a time.
+        out: A ``.npy`` file to write the draws to instead; it is there once it is whole.
+        progress: Show a progress bar.
 
     Returns:
-        ``(S, N, *E)``.
+        ``(S, N, *E)``, or the file memory-mapped to be read only.
     """
     _check_count(num_samples)
-    out: Any = None
-    draws_at_once = min(num_samples, 16)
-    rows_at_once = max(1, chunk_size // draws_at_once)
     with evaluating(model, guide):
-        for start in range(0, len(x), rows_at_once):
-            stop = min(start + rows_at_once, len(x))
-            here = rows_of(context or {}, start, stop)
-            for first in range(0, num_samples, draws_at_once):
-                last = min(first + draws_at_once, num_samples)
-                latents = _draw_latents(guide, x[start:stop], last - first, here)
-                chunk = predict_from_latents(model, latents, stop - start, mean=mean, context=here)
-                chunk = finish(chunk) if finish else chunk
-                if out is None:
-                    out = chunk.new_empty(num_samples, len(x), *chunk.shape[2:])
-                out[first:last, start:stop] = chunk
-    return out
+        chunks = _posterior_chunks(model, guide, x, num_samples, context or {}, finish, chunk_size, mean=mean)
+        return _collect(chunks, (num_samples, len(x)), out, progress=progress)
+
+
+def _posterior_chunks(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    num_samples: int,
+    context: Context,
+    finish: Finish | None,
+    chunk_size: int,
+    *,
+    mean: bool,
+) -> Chunks:
+    draws_at_once = min(num_samples, 16, chunk_size)
+    rows_at_once = max(1, chunk_size // draws_at_once)
+    for start in range(0, len(x), rows_at_once):
+        stop = min(start + rows_at_once, len(x))
+        here = rows_of(context, start, stop)
+        for first in range(0, num_samples, draws_at_once):
+            last = min(first + draws_at_once, num_samples)
+            latents = _draw_latents(guide, x[start:stop], last - first, here)
+            draws = predict_from_latents(model, latents, stop - start, mean=mean, context=here)
+            yield (slice(first, last), slice(start, stop)), finish(draws) if finish else draws
 
 
 def _check_count(num_samples: int) -> None:

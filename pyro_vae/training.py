@@ -1,10 +1,11 @@
 """Training: :func:`fit` maximises the ELBO of any pair of Pyro programs."""
 
 import dataclasses
+import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 from tqdm.auto import tqdm
 
+from pyro_vae import parallel
 from pyro_vae.checkpoints import Checkpoint, get_random_state, read_checkpoint, set_random_state, write_checkpoint
 from pyro_vae.elbo import elbo_per_row
 from pyro_vae.execution import Compile, Execution
@@ -46,6 +48,8 @@ _SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, int], Any]] = {
 }
 
 _STORE = "param store: "  # how weights that live in Pyro's parameter store are named in a checkpoint
+
+_STEPS_BETWEEN_AGREEMENTS = 10  # of several ranks on whether to stop, which a GPU is waited for
 
 
 def fit(
@@ -78,6 +82,11 @@ def fit(
     takes an Adam step up its gradient (Kingma & Ba, 2015). The data stay on the device as they came; the transform
     is applied to each batch, so dynamic binarisation draws anew each time.
 
+    Where a process group of ``torch.distributed`` is initialised and every rank calls this with the same arguments, the
+    ranks train together: a step takes ``batch_size`` rows on each, with noise of its own, and goes up the gradient of
+    the ELBO of all of them. All end with the same weights and history; rank 0 writes the checkpoint, which any number
+    of ranks can go on from.
+
     Args:
         pair: A :class:`~pyro_vae.VAE`, or any :class:`~pyro_vae.Pair`. It is trained in place.
         x_train: Rows ``(N, *E)`` in the user's units; or a mapping of ``"x"`` and the programs' keyword arguments,
@@ -86,7 +95,7 @@ def fit(
         validation_data: Rows that are never trained on. After each epoch their ELBO is estimated, always with the same
             noise, and the weights with the highest one are kept.
         epochs: Times that every row is seen.
-        batch_size: Rows in a step; the last step of an epoch takes what is left.
+        batch_size: Rows in a step, on each rank; the last step of an epoch takes what is left.
         learning_rate: Adam's step size at the start.
         schedule: ``"cosine"`` keeps it for half of the run and lets it fall to zero along a cosine over the
             other half, ``"constant"`` keeps it, ``"plateau"`` halves it when the validation (without any, the
@@ -162,15 +171,16 @@ def fit(
     train.check(pair, "x_train", columns=True)
     if valid is not None:
         valid.check(pair, "validation_data")
-    if train.num_rows < batch_size:
+    if train.num_rows < batch_size * parallel.world_size():
+        on = f" on {parallel.world_size()} ranks" if parallel.world_size() > 1 else ""
         raise ValueError(
-            f"x_train has {train.num_rows} rows, fewer than batch_size={batch_size}: use a smaller batch_size"
+            f"x_train has {train.num_rows} rows, fewer than batch_size={batch_size}{on}: use a smaller batch_size"
         )
     with _seeded(seed, device), local_parameters():
         run = _Run(pair, train, valid, settings, None if checkpoint is None else Path(checkpoint))
         if resume:
             run.restore()
-        return run.train(progress=progress)
+        return run.train(progress=progress and parallel.rank() == 0)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -259,7 +269,9 @@ class _Run:
         self.settings, self.checkpoint = settings, checkpoint
         self.device = pair.device
         self.num_rows = train.num_rows
-        self.steps = math.ceil(self.num_rows / settings.batch_size)
+        self.rows_in_step = settings.batch_size * parallel.world_size()
+        self.steps = math.ceil(self.num_rows / self.rows_in_step)
+        self.interrupts = parallel.Interrupts()
         self.order = torch.Generator().manual_seed(settings.seed)
         self.parameters = self._parameters()
         on_gpu = self.device.type == "cuda"
@@ -316,13 +328,16 @@ class _Run:
         """Trains what is left to train, and leaves the best weights in the pair."""
         stopped = "finished"
         epochs, done = self.settings.epochs, len(self.history)
+        parallel.broadcast([*self.parameters.values(), *self.pair.state_dict().values()])
+        self._equal_buffers()
+        self.weights = self._copy_weights()
         self.pair.train()
         self.execution = self._execution()
         bar = tqdm(
             total=epochs * self.steps, initial=done * self.steps, disable=not progress, unit="step", dynamic_ncols=True
         )
         try:
-            with bar:
+            with bar, self.interrupts:
                 while len(self.history) < epochs:
                     if self._out_of_patience():
                         stopped = "early"
@@ -352,10 +367,15 @@ class _Run:
         order = torch.randperm(self.num_rows, generator=self.order)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         learning_rate, kl_weight, seen = self._learning_rate(), 1.0, 0
-        indices = order.split(self.settings.batch_size)
-        for step, (index, reference) in enumerate(zip(indices, self.data.references(indices), strict=True)):
+        indices = order.split(self.rows_in_step)
+        parallel.seed_other_ranks(self.settings.seed, epoch)
+        for step, (index, reference) in enumerate(zip(indices, self._references(indices), strict=True)):
+            if step % _STEPS_BETWEEN_AGREEMENTS == 0:
+                self.interrupts.agree(self.device)
             kl_weight = self._kl_weight((epoch - 1) * self.steps + step)
             sums += self.execution.step(reference, kl_weight, checked=epoch == 1 and step == 0)
+            if step in (0, self.steps - 1):
+                self._equal_buffers()
             if self.settings.schedule != "plateau":
                 self.scheduler.step()
             seen += len(index)
@@ -389,8 +409,17 @@ class _Run:
             self.best, self.best_elbo, self.best_epoch = self.weights, row["validation_elbo"], epoch
         if self.settings.schedule == "plateau":
             self.scheduler.step(row.get("validation_elbo", row["elbo"]))
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and parallel.rank() == 0:
             self._write(self.checkpoint)
+
+    def _references(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Tensor] | None]:
+        """For each step's rows a reference to those of this rank; None where it has none, in the last step."""
+        ours = [share for index in indices if len(share := parallel.share(index))]
+        return itertools.chain(self.data.references(ours), itertools.repeat(None, len(indices) - len(ours)))
+
+    def _equal_buffers(self) -> None:
+        """Gives all ranks what the first has learned from its rows besides the weights."""
+        parallel.broadcast(self.pair.buffers())
 
     def _kl_weight(self, step: int) -> float:
         warmup = self.settings.kl_warmup * self.steps
@@ -402,7 +431,7 @@ class _Run:
     def _validate(self, valid: Rows) -> dict[str, float]:
         # The same noise after every epoch: the weights alone make the difference.
         terms = elbo_per_row(self.pair, valid, num_rows=self.num_rows, seed=self.settings.seed)
-        reconstruction, kl = (float(term.double().mean()) for term in terms)
+        reconstruction, kl = parallel.from_first_rank([float(term.double().mean()) for term in terms])
         return {
             "validation_elbo": reconstruction - kl,
             "validation_reconstruction": reconstruction,
@@ -488,6 +517,8 @@ class _Run:
         self.optimizer.load_state_dict({"state": state, "param_groups": saved.numbers["param_groups"]})
         self.scheduler.load_state_dict(saved.numbers["scheduler"])
         self.history = saved.numbers["history"]
+        if self.settings.schedule != "plateau":  # another number of ranks takes another number of steps
+            self.scheduler.last_epoch = len(self.history) * self.steps
         self.best_epoch, self.best_elbo = saved.numbers["best_epoch"], saved.numbers["best_elbo"]
         self.weights = self._copy_weights()
         self.best = {name: tensor.to(self.device) for name, tensor in saved.tensors.get("best", {}).items()}

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -154,11 +155,17 @@ def write_arrays(arrays: Mapping[str, torch.Tensor], out: Path) -> None:
 
 
 def run_command(main: Callable[..., None]) -> None:
-    """Runs a script's command; a mistake ends it with one sentence and exit status 2."""
+    """Runs a script's command; a mistake ends it with one sentence and exit status 2.
+
+    A request to terminate ends it in order too, so that files half written go with it.
+    """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -20,16 +20,22 @@ def main(
     device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
 ) -> None:
-    """Draws new rows x ~ p(x) from a trained model, in the units of its data."""
+    """Draws new rows x ~ p(x) from a trained model, in the units of its data.
+
+    An .npy is written as the rows are drawn, so there may be more of them than memory holds.
+    """
     write = cli.writer(
         out,
         {".png": cli.write_tiles, ".npy": cli.write_array, **cli.table_writers(run)},
     )
     vae = load(run).to(cli.resolve_device(device))
     torch.manual_seed(seed)
-    x = vae.sample(num_samples, mean=mean).cpu()
-    write(x, out)
-    print(f"{out}: {num_samples} rows of shape {tuple(x.shape[1:])}, {'means' if mean else 'draws'}")
+    if out.suffix == ".npy":  # straight to the file, however many
+        x = vae.sample(num_samples, mean=mean, out=out, progress=True)
+    else:
+        x = vae.sample(num_samples, mean=mean).cpu()
+        write(x, out)
+    print(f"{out}: {num_samples:,} rows of shape {tuple(x.shape[1:])}, {'means' if mean else 'draws'}")
 
 
 if __name__ == "__main__":

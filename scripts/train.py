@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from pyro_vae.arrays import as_tensor
 from pyro_vae.checks import check_finite
 from pyro_vae.data import DataSet, default_root, load_data, split
 from pyro_vae.loading import load_config
+from pyro_vae.parallel import first_rank_first, from_first_rank, process_group, rank
 from pyro_vae.predictive import latent_grid
 from pyro_vae.tables import Schema, parse_kinds
 from pyro_vae.training import resolve_device
@@ -72,7 +74,7 @@ def main(
     epochs: Annotated[
         int | None, typer.Option(help="Times every row is seen. [default: 20, or as many as make 6,000 steps]")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows in a step.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Rows in a step, on each process.")] = 128,
     learning_rate: Annotated[
         float, typer.Option(help="Adam's step size at the start; it falls along a cosine.")
     ] = 1e-3,
@@ -106,7 +108,26 @@ def main(
     """Trains a variational autoencoder on a data set.
 
     Without options: on the handwritten digits that come with scikit-learn, in about a minute.
+    Under torchrun --nproc-per-node K: on K GPUs, or K processes on CPUs, together.
     """
+    with process_group(resolve_device(device)), contextlib.ExitStack() as stack:
+        if rank() > 0:  # one speaks for all
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        chosen = choose_run(context, data, data_root, network, likelihood, out, resume) if rank() == 0 else None
+        settings, folder = from_first_rank(chosen)
+        train(settings, folder, device, resuming=resume is not None)
+
+
+def choose_run(
+    context: typer.Context,
+    data: str,
+    data_root: Path | None,
+    network: str,
+    likelihood: str | None,
+    out: Path | None,
+    resume: Path | None,
+) -> tuple[dict[str, Any], Path]:
+    """The settings of a run, new or resumed, and its folder."""
     settings = {name: value for name, value in context.params.items() if name not in ("out", "resume", "device")}
     if resume is None:
         settings |= {"data": cli.absolute(data), "data_root": str((data_root or default_root()).absolute())}
@@ -120,18 +141,18 @@ def main(
             raise ValueError(f"--resume goes on with the run's own settings: leave out {', '.join(clashes)}")
         folder = resume
         settings = load_config(folder)["run"]
-    train(settings, folder, device, resuming=resume is not None)
+    return settings, folder
 
 
 def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool) -> None:
     """Trains by these settings in a run folder."""
-    resolve_device(device)
     checkpoint = folder / CHECKPOINT
     if resuming and not checkpoint.exists() and (folder / "history.csv").exists():
         print(f"{folder} has been trained to its end: nothing is left to do.")
         return
     kinds = parse_kinds(settings["columns"] or ())
-    data = load_data(settings["data"], settings["data_root"], kinds=kinds)
+    with first_rank_first():
+        data = load_data(settings["data"], settings["data_root"], kinds=kinds)
     if settings["missing"] is None and data.schema is not None:
         check_no_gaps(data.schema)
     if settings["missing"] is None and isinstance(data.x_train, Tensor):
@@ -148,8 +169,9 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
 
     if isinstance(data.x_train, Tensor):  # what streams is looked at once, by fit
         vae.check(data.x_train, settings["data"])
-    with contextlib.nullcontext() if resuming else cli.new_run(folder):
-        vae.save_config(folder, run=settings)
+    with contextlib.nullcontext() if resuming or rank() > 0 else cli.new_run(folder):
+        if rank() == 0:
+            vae.save_config(folder, run=settings)
         num_weights = sum(p.numel() for p in vae.parameters())
         rows = f"rows: {len(kept):,} to train on, {len(watched):,} to watch, {len(data.x_test):,} to test"
         print(f"data        {data.name}, {rows}")
@@ -176,6 +198,8 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
             resume=resuming and checkpoint.exists(),
         )
 
+    if rank() > 0:
+        return
     vae.to("cpu").save(folder, run=settings)
     if history.attrs["stopped"] == "interrupted":
         print(f"\nStopped after {len(history)} of {epochs} epochs; what it had learned is in {folder}. Go on with:")

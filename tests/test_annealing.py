@@ -7,14 +7,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from linear_gaussian import LinearGaussian
-from pairs import discrete_pair, labelled_pair
-from pyro import poutine
 
 from pyro_vae import Pair
 from pyro_vae.evaluation import ais_bounds
-from pyro_vae.evaluation.annealing import _flatten, _layout, LatentDensity, sigmoidal_schedule
-from pyro_vae.evaluation.density import row_programs
-from pyro_vae.transforms import Scale
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -64,9 +59,7 @@ def test_bounds_sandwich_the_evidence_and_tighten(start):
     lg = LinearGaussian()
     gaps = []
     for num_steps in (5, 100):
-        bounds = ais_bounds(
-            rough_pair(lg), num_rows=40, num_chains=4, num_steps=num_steps, num_leapfrog=3, start=start
-        )
+        bounds = ais_bounds(rough_pair(lg), num_rows=40, num_chains=4, num_steps=num_steps, num_leapfrog=3, start=start)
         assert bounds.x is not None and bounds.upper is not None
         truth = lg.log_evidence(bounds.x)
         assert below(bounds.lower, truth) and below(-bounds.upper, -truth)
@@ -78,7 +71,12 @@ def test_two_hundred_steps_find_the_evidence():
     lg = LinearGaussian()
     bounds = ais_bounds(rough_pair(lg), num_rows=30, num_chains=10, num_steps=200, num_leapfrog=3)
     truth = lg.log_evidence(bounds.x)
-    print(float((bounds.lower-truth).mean()), float((bounds.upper-truth).mean()), float(bounds.standard_error.mean()), bounds.acceptance)
+    print(
+        float((bounds.lower - truth).mean()),
+        float((bounds.upper - truth).mean()),
+        float(bounds.standard_error.mean()),
+        bounds.acceptance,
+    )
     assert abs(float((bounds.lower - truth).mean())) < 0.05
     assert abs(float((bounds.upper - truth).mean())) < 0.05
     assert 0.6 < bounds.acceptance < 0.95

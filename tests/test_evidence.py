@@ -15,7 +15,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO
 from pyro.infer.util import is_validation_enabled
 
 from pyro_vae import Pair, mlp_vae
-from pyro_vae.evaluation import log_evidence
+from pyro_vae.evaluation import evidence, log_evidence
 from pyro_vae.evaluation.evidence import log_mean_exp, reduce_log_weights
 from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.transforms import Scale
@@ -362,3 +362,16 @@ def test_bad_arguments_are_refused():
     pyro.enable_validation(False)
     with pytest.raises(FloatingPointError, match="3 of 3 rows have NaN among their log-weights"):
         log_evidence(lg.vae, x, num_particles=5)
+
+
+def test_compiled_programs_give_the_same_weights(monkeypatch):
+    vae = mlp_vae((6,), 2, hidden_dims=(8,), likelihood=Bernoulli())
+    x = torch.rand(9, 6).round()
+    plain = log_evidence(vae, x, num_particles=50)
+    seen = []
+    original = evidence.compiled
+    monkeypatch.setattr(evidence, "_DRAWS_THAT_REPAY", 1)
+    monkeypatch.setattr(evidence, "compiled", lambda *args: seen.append(1) or original(*args))
+    graph = log_evidence(vae, x, num_particles=50)
+    assert seen
+    torch.testing.assert_close(graph.log_evidence, plain.log_evidence, rtol=1e-5, atol=1e-5)

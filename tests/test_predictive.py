@@ -1,5 +1,9 @@
 """Draws against the closed forms of the linear-Gaussian model, and against Pyro's own Predictive."""
 
+import subprocess
+import sys
+
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -12,6 +16,7 @@ from torch import nn
 from pyro_vae import Pair, mlp_vae
 from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.predictive import (
+    chunk_shape,
     draw_posterior_predictive,
     draw_prior_predictive,
     interpolate_latents,
@@ -207,6 +212,120 @@ def test_the_model_never_runs_on_more_rows_than_a_chunk():
         vae.decoder.network = nn.Sequential(nn.Unflatten(-1, (1, 2)))
         centred = draw_posterior_predictive(vae.model, _guide_at_ten_x, x, 40, chunk_size=64).mean(0)
     assert (centred - 10 * x).abs().max() < 5 / 40**0.5
+
+
+def test_chunks_are_counted_by_their_elements():
+    for elements in (1, 5, 127, 784, 3 * 64 * 64, 2**17 + 1, 2**20, 2**24):
+        runs, rows = chunk_shape(elements)
+        assert runs >= 1
+        assert 1 <= rows <= 1024
+        assert rows == 1 or rows * elements <= 2**17
+        assert runs * rows == 1 or runs * rows * elements <= 2**20
+    assert chunk_shape(2**16) == (8, 2)  # as many as may be
+
+
+def test_a_program_runs_little_more_often_than_it_must():
+    """Predictive's two runs for sites and shapes are shared by the runs of a chunk, and each row is drawn once."""
+    sizes, labels = [], torch.arange(5000)
+
+    def model(x=None, *, batch_size=None, labels=None):
+        sizes.append(batch_size)
+        with pyro.plate("data", batch_size, dim=-1):
+            return pyro.sample("x", dist.Delta(labels.float()))
+
+    drawn = draw_prior_predictive(model, 5000, context={"labels": labels}, shape=(8, 100))
+    assert torch.equal(drawn, labels.float())  # every row has its own keyword arguments
+    assert max(sizes) == 100
+    assert len(sizes) <= 5000 / 100 * (8 + 2) / 8 + 2
+
+
+def test_a_streamed_file_holds_the_numbers_that_come_back_in_memory(tmp_path):
+    vae = mlp_vae((4, 3), 2, likelihood=Bernoulli(), transform=Binarize(0, 16))
+    pair, x, labels = labelled_pair(), torch.randn(700), torch.arange(700) % 2
+    for number, draw in enumerate(
+        [
+            lambda **to: vae.sample(9001, **to),
+            lambda **to: vae.sample(50, mean=True, **to),
+            lambda **to: pair.sample(700, labels=labels, **to),
+            lambda **to: vae.posterior_predictive(torch.zeros(130, 4, 3), 37, **to),
+            lambda **to: pair.posterior_predictive(x, 20, labels=labels, **to),
+        ]
+    ):
+        path = tmp_path / f"{number}.npy"
+        torch.manual_seed(3)
+        streamed = draw(out=path)
+        torch.manual_seed(3)
+        expected = draw().numpy()
+        assert isinstance(streamed, np.memmap)
+        assert not streamed.flags.writeable
+        assert streamed.dtype == np.float32
+        assert np.array_equal(streamed, expected)
+        assert np.array_equal(np.load(path), expected)
+
+
+class Boom(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [Boom, KeyboardInterrupt])
+def test_a_run_that_ends_early_leaves_the_file_that_was_there(tmp_path, error):
+    path = tmp_path / "x.npy"
+    np.save(path, np.arange(3))
+    runs = []
+
+    class Failing(nn.Module):
+        def forward(self, z):
+            runs.append(len(list(tmp_path.iterdir())))
+            if len(runs) == 15:
+                raise error
+            return z[..., None, :]
+
+    vae = mlp_vae((2,), 2, likelihood=Normal(scale=1.0))
+    vae.decoder.network = Failing()
+    vae.train()
+    with pytest.raises(error):
+        vae.sample(100_000, out=path)
+    assert runs[-1] == 2  # it had begun to write
+    assert [p.name for p in tmp_path.iterdir()] == ["x.npy"]
+    assert np.load(path).tolist() == [0, 1, 2]
+    assert vae.decoder.network.training
+    assert torch.is_grad_enabled()
+
+
+def test_files_that_cannot_be_are_refused_before_the_draws(tmp_path, monkeypatch):
+    vae = mlp_vae((1000, 1000), 1, hidden_dims=(), likelihood=Bernoulli())
+    with pytest.raises(ValueError, match=r"a file whose name ends in \.npy, found x\.pt"):
+        vae.sample(10, out="x.pt")
+    with pytest.raises(ValueError, match=r"takes 4,000,000\.0 GB and .* GB free: make room"):
+        vae.sample(1_000_000_000, out=tmp_path / "x.npy")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot write in"):
+        vae.sample(10, out=tmp_path / "file" / "x.npy")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_number_of_draws(tmp_path):
+    """Nine megabytes of draws, then 94 in one go: the highest memory ever is about the same."""
+    script = """
+import sys
+from pyro_vae import mlp_vae
+from pyro_vae.likelihoods import Bernoulli
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+vae = mlp_vae((28, 28), 2, hidden_dims=(8,), likelihood=Bernoulli())
+vae.sample(3_000, out=sys.argv[1])
+before = peak()
+vae.sample(30_000, out=sys.argv[1])
+print(peak() - before)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "x.npy")]
+    growth = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert (tmp_path / "x.npy").stat().st_size > 94_000_000
+    assert growth < 24 * 1024
 
 
 def _guide_at_ten_x(x):

@@ -167,9 +167,7 @@ def ais_bounds(
         with pyro.validation_enabled(False):  # the programs were looked at with it
             for first in range(0, len(rows), at_once):
                 here = slice(first, first + at_once)
-                density = LatentDensity(
-                    programs, rows[here], rows_of(prepared, first, first + at_once), layout, start
-                )
+                density = LatentDensity(programs, rows[here], rows_of(prepared, first, first + at_once), layout, start)
                 moves = _pilot(density, temperatures, num_leapfrog)
                 weights, rate = _anneal(density, density.draw(num_chains), temperatures, moves)
                 lower, error, _ = log_mean_exp(weights)

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae.pair import Pair
+from pyro_vae.predictive import rows_of
 from pyro_vae.programs import evaluating
 
-__all__ = ["RowPrograms", "row_programs"]
+__all__ = ["RowPrograms", "log_weights", "row_programs", "unscaled"]
 
 _PARTICLES = "particles"  # the plate of the draws
 _PROBE = (2, 3)  # draws and rows of the runs that look at the programs
@@ -156,6 +157,37 @@ def row_programs(pair: Pair, x: Tensor, context: Mapping[str, Any]) -> RowProgra
         with _CountBytes() as count:
             programs.log_weights(x, context, 16)
     return RowPrograms(model, guide, programs.particle_dim, programs.vectorised, max(1, count.total // (16 * rows)))
+
+
+def log_weights(pair: Pair, x: Tensor, context: Mapping[str, Any], num_particles: int) -> Tensor:
+    r"""Log-weights :math:`\log p(x, z_k) - \log q(z_k \mid x)` at draws of the guide, ``(K, N)`` in float64.
+
+    Args:
+        pair: The programs.
+        x: Rows ``(N, *E)`` in the model's units.
+        context: Keyword arguments of both programs, rows first.
+        num_particles: Draws K for each row.
+    """
+    parts = []
+    with evaluating(pair.model, pair.guide):
+        programs = row_programs(pair, x, context)
+        at_once = max(1, 2**26 // (programs.bytes_per_draw * num_particles))
+        for start in range(0, len(x), at_once):
+            here = rows_of(context, start, start + at_once)
+            parts.append(programs.log_weights(x[start : start + at_once], here, num_particles).double())
+    return torch.cat(parts, dim=1)
+
+
+class _Unscaled(Messenger):
+    """Takes back what ``poutine.scale`` and plates did to the scale of a program's sites."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["scale"] = 1.0
+
+
+def unscaled(program: Any) -> Any:
+    """The program with every log-probability counted once, whatever scale it puts on its sites."""
+    return _Unscaled()(program)
 
 
 def _frames(site: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae.evaluation.evidence import log_mean_exp, reduce_log_weights
 from pyro_vae.pair import Array, Pair
 
-__all__ = ["GuideDiagnosis", "diagnose_guide"]
+__all__ = ["GuideDiagnosis", "diagnose_guide", "import_arviz"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def diagnose_guide(pair: Pair, x: Array, num_particles: int = 1000, *, seed: int
     """
     if num_particles < 25:
         raise ValueError(f"num_particles must be at least 25, for a tail to fit; found {num_particles}")
-    psislw = _arviz().psislw
+    psislw = import_arviz().psislw
     tail = math.ceil(min(num_particles / 5, 3 * math.sqrt(num_particles)))
 
     def diagnosed(log_weights: Tensor) -> Tensor:
@@ -105,11 +105,16 @@ def diagnose_guide(pair: Pair, x: Array, num_particles: int = 1000, *, seed: int
     return GuideDiagnosis(k_hat, ess, num_particles)
 
 
-def _arviz() -> Any:
+def import_arviz() -> Any:
+    """ArviZ, imported when it is needed.
+
+    Raises:
+        ImportError: if it is not installed, with the command that does so.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it announces its next version
             import arviz
     except ImportError as error:
-        raise ImportError("k̂ needs ArviZ: pip install 'pyro-vae[evaluation]'") from error
+        raise ImportError("this needs ArviZ: pip install 'pyro-vae[evaluation]'") from error
     return arviz

@@ -15,10 +15,14 @@ from pyro_vae.pair import Array, Pair
 from pyro_vae.predictive import rows_of
 from pyro_vae.programs import evaluating, forked_random_state
 from pyro_vae.rows import as_rows
+from pyro_vae.staging import CannotStageError, compiled, compiler_missing
 
 __all__ = ["Evidence", "log_evidence", "log_mean_exp", "reduce_log_weights"]
 
 _CURVE = (1, 10, 100, 1000)
+_DRAWS_THAT_REPAY = 5_000_000  # compiling the programs
+
+_LogWeights = Callable[[Tensor, Any, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ def log_evidence(
     at K = 1, and tighter as K grows, by about half its squared standard error for large K. Log-ratios are sampled,
     never replaced by a KL in closed form, and averaged for each row by itself, in float64. Any scale that the programs
     put on their sites, by ``poutine.scale`` or by a plate's subsampling, is left out; masks are kept.
+
+    On a CPU, where there are draws enough to repay it, what the programs do is compiled.
 
     The curve's value at k is the mean of the K/k estimates that disjoint blocks of k of the draws give. Draws are
     independent, so each block is a set of k fresh ones, and the mean estimates what k particles give without bias.
@@ -175,6 +181,7 @@ def reduce_log_weights(
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
         programs: RowPrograms | None = None
+        log_weights: _LogWeights | None = None
         for batch in data.chunks(1024):
             rows, prepared, log_jacobian = pair.prepare(batch.pop("x"), batch)
             jacobians.append(log_jacobian.double().cpu())
@@ -182,21 +189,56 @@ def reduce_log_weights(
             draws = max(1, int(memory_mib * 2**20) // programs.bytes_per_draw)
             particles_at_once = min(num_particles, draws) if programs.vectorised else 1
             rows_at_once = max(1, draws // particles_at_once)
+            if log_weights is None:
+                repays = pair.device.type == "cpu" and data.num_rows * num_particles >= _DRAWS_THAT_REPAY
+                first = rows_of(prepared, 0, rows_at_once)
+                log_weights = _log_weights(programs, rows[:rows_at_once], first, particles_at_once, compile=repays)
             for start in range(0, len(rows), rows_at_once):
                 here = rows_of(prepared, start, start + rows_at_once)
-                weights = _draw(programs, rows[start : start + rows_at_once], here, num_particles, particles_at_once)
+                weights = _draw(log_weights, rows[start : start + rows_at_once], here, num_particles, particles_at_once)
                 kept.append(reduce(weights).cpu())
     return torch.cat(kept, dim=1), torch.cat(jacobians), num_dims
 
 
+def _log_weights(
+    programs: RowPrograms, x: Tensor, context: dict[str, Any], num_particles: int, *, compile: bool
+) -> _LogWeights:
+    """The programs' log-weights, by a compiled graph where rows and particles are as many as here."""
+    if not compile or not programs.vectorised or compiler_missing():
+        return programs.log_weights
+    names = list(context)
+
+    def function(x: Tensor, *values: Tensor) -> tuple[Tensor]:
+        return (programs.log_weights(x, dict(zip(names, values, strict=True)), num_particles),)
+
+    inputs = [x, *context.values()]
+    try:
+        with pyro.validation_enabled(is_validate=False), forked_random_state(x.device):
+            graph = compiled(function, inputs)
+            torch.manual_seed(1)
+            expected = function(*inputs)[0]
+            torch.manual_seed(1)
+            if not torch.allclose(graph(*inputs)[0], expected, rtol=1e-4, atol=1e-3, equal_nan=True):
+                return programs.log_weights
+    except CannotStageError:
+        return programs.log_weights
+
+    def either(x: Tensor, context: Any, num: int) -> Tensor:
+        if num == num_particles and len(x) == len(inputs[0]):
+            return graph(x, *(context[name] for name in names))[0]
+        return programs.log_weights(x, context, num)
+
+    return either
+
+
 def _draw(
-    programs: RowPrograms, x: Tensor, context: dict[str, Any], num_particles: int, particles_at_once: int
+    log_weights: _LogWeights, x: Tensor, context: dict[str, Any], num_particles: int, particles_at_once: int
 ) -> Tensor:
     """Log-weights ``(K, n)`` in float64, which take 8 bytes each: next to nothing beside the draws themselves."""
     with pyro.validation_enabled(is_validate=False):  # the programs were looked at with it
         weights = torch.cat(
             [
-                programs.log_weights(x, context, min(particles_at_once, num_particles - start)).double()
+                log_weights(x, context, min(particles_at_once, num_particles - start)).double()
                 for start in range(0, num_particles, particles_at_once)
             ]
         )

@@ -1,15 +1,24 @@
 """Figures of what the evaluation found."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy import stats
 
+from pyro_vae.evaluation.calibration import PredictiveCoverage, SimulationBasedCalibration
 from pyro_vae.evaluation.criticism import PredictiveCheck
 from pyro_vae.evaluation.diagnostics import GuideDiagnosis
 
-__all__ = ["plot_k_hat", "plot_predictive_check", "plot_rate_distortion"]
+__all__ = [
+    "plot_coverage",
+    "plot_k_hat",
+    "plot_predictive_check",
+    "plot_rate_distortion",
+    "plot_simulation_based_calibration",
+]
 
 _DRAWN, _OBSERVED, _WRONG = "#9db4c8", "#1b1b1b", "#c0392b"
 
@@ -83,3 +92,65 @@ def plot_rate_distortion(curve: pd.DataFrame) -> Figure:
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
     return figure
+
+
+def plot_simulation_based_calibration(found: SimulationBasedCalibration, *, max_panels: int = 12) -> Figure:
+    """Draws the histogram of each quantity's ranks, with the band that all bars of a right guide keep to.
+
+    They do so in 99% of the cases for one quantity: each bar's binomial interval at 99%, corrected for the number of
+    bars (Bonferroni). With more quantities than panels, those with the smallest p-values are drawn. Red ones have an
+    adjusted p-value below 0.01.
+    """
+    table = found.table.nsmallest(max_panels, "p_value") if len(found.table) > max_panels else found.table
+    table = found.table[found.table.index.isin(table.index)]
+    columns = min(4, len(table))
+    rows = math.ceil(len(table) / columns)
+    figure = Figure(figsize=(2.9 * columns, 1.9 * rows), layout="constrained")
+    grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axes, (name, row) in zip(grid, table.iterrows(), strict=False):
+        wrong = row["adjusted_p_value"] < 0.01
+        _histogram(axes, found.ranks[str(name)], found.num_draws + 1, found.num_bins, _WRONG if wrong else _DRAWN)
+        axes.set_title(f"{name}, p = {row['p_value']:.2g}", fontsize=9)
+        axes.set_yticks([])
+        axes.set_xticks([0, found.num_draws])
+        axes.tick_params(labelsize=7)
+    for axes in grid[len(table) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def plot_coverage(found: PredictiveCoverage) -> Figure:
+    """Draws the coverage of each level with two standard errors on both sides, and the histogram of the PIT.
+
+    The band of the histogram is the one that all bars of a right model keep to in 99% of the cases.
+    """
+    figure = Figure(figsize=(7.6, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    levels = found.table.index.to_numpy(dtype=float)
+    left.plot([0, 1], [0, 1], color="#888888", linewidth=0.8, linestyle="--")
+    wrong = found.table["p_value"] < 0.01
+    for chosen, color in ((~wrong, "#2c6e9b"), (wrong, _WRONG)):
+        some = found.table[chosen]
+        left.errorbar(levels[chosen], some["coverage"], 2 * some["standard_error"], fmt="o", color=color, capsize=3)
+    left.set(xlabel="level of the interval", ylabel="share of entries inside", xlim=(0, 1.03), ylim=(0, 1.03))
+    color = _WRONG if found.p_value < 0.01 else _DRAWN
+    _histogram(right, (found.pit * found.num_bins).astype(int), found.num_bins, found.num_bins, color, ends=(0, 1))
+    right.set(xlabel="where the entry lies in its distribution (PIT)", ylabel="entries")
+    right.set_title(f"p = {found.p_value:.2g}", fontsize=9)
+    return figure
+
+
+def _histogram(
+    axes: Any, ranks: np.ndarray, num_ranks: int, num_bins: int, color: str, ends: tuple[float, float] | None = None
+) -> None:
+    """Ranks 0, …, num_ranks − 1 in bins, the uniform expectation, and the band that all bars keep to in 99%."""
+    share = np.bincount(np.arange(num_ranks) * num_bins // num_ranks, minlength=num_bins) / num_ranks
+    counts = np.bincount(ranks * num_bins // num_ranks, minlength=num_bins)
+    low, high = ends or (0, num_ranks - 1)
+    edges = np.linspace(low, high, num_bins + 1) if ends else np.append(0, np.cumsum(share)) * num_ranks - 0.5
+    tail = 0.01 / num_bins / 2
+    band = stats.binom.ppf([[tail], [1 - tail]], len(ranks), share)
+    axes.stairs(counts, edges, fill=True, color=color)
+    axes.stairs(band[1], edges, baseline=band[0], fill=True, color="#000000", alpha=0.13)
+    axes.stairs(share * len(ranks), edges, baseline=None, color=_OBSERVED, linewidth=0.8)
+    axes.set_ylim(0, 1.12 * max(counts.max(), band[1].max()))
