@@ -276,7 +276,7 @@ class Pair(nn.Module):
         """
         runs, rows_at_once = self._chunk_shape(context)
 
-        def draw(rows: Tensor, given: dict[str, Any]) -> Tensor:
+        def draw(rows: Tensor, given: dict[str, Any]) -> Any:
             return predictive.draw_posterior_predictive(
                 self.model,
                 self.guide,

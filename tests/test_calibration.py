@@ -7,11 +7,17 @@ import pytest
 import scipy.stats
 import torch
 from linear_gaussian import LinearGaussian
+from pairs import discrete_pair, function_pair, labelled_pair
 
-from pyro_vae import Pair
+from pyro_vae import Pair, mlp_vae
 from pyro_vae.evaluation import (
+    plot_coverage,
+    plot_simulation_based_calibration,
+    predictive_coverage,
     simulation_based_calibration,
 )
+from pyro_vae.likelihoods import Normal, Poisson
+from pyro_vae.transforms import Standardize
 
 
 def linear_pair(lg, *, shrink=1.0, shift=0.0):
@@ -46,10 +52,10 @@ def test_the_exact_guide_has_uniform_ranks():
 
 def test_p_values_of_the_exact_guide_hold_their_level():
     pair = LinearGaussian(data_dim=2, latent_dim=1).exact_pair()
-    found = [simulation_based_calibration(pair, 200, 9, seed=seed) for seed in range(100)]
+    found = [simulation_based_calibration(pair, 200, 9, seed=seed) for seed in range(60)]
     each = [p for f in found for p in f.table.loc[["z[0]"], "p_value"]]
     assert scipy.stats.kstest(each, "uniform").pvalue > 0.01
-    assert np.mean([f.p_value < 0.1 for f in found]) < 0.1 + 3 * 0.03
+    assert np.mean([f.p_value < 0.1 for f in found]) < 0.1 + 3 * 0.039
 
 
 @pytest.mark.parametrize("shrink", [0.5, 2.0])
@@ -98,7 +104,7 @@ def exact_discrete_pair(loc=(-1.0, 1.5)):
 
 def test_ties_of_a_discrete_latent_are_broken_at_random():
     assert simulation_based_calibration(exact_discrete_pair(), 2000, 19).p_value > 0.05
-    wrong = simulation_based_calibration(exact_discrete_pair(loc=(-1.0, 0.5)), 2000, 19)
+    wrong = simulation_based_calibration(exact_discrete_pair(loc=(0.0, 0.5)), 2000, 19)
     assert wrong.p_value < 1e-6
 
 
@@ -156,7 +162,7 @@ def test_global_latents_are_refused_in_a_sentence():
 @pytest.mark.parametrize("kind", ["prior", "posterior"])
 def test_coverage_of_the_right_model_is_nominal(kind):
     lg = LinearGaussian()
-    found = predictive_coverage(linear_pair(lg), lg.draw(2000), kind=kind, num_samples=39)
+    found = predictive_coverage(linear_pair(lg), lg.draw(2000), kind=kind, num_samples=39, num_particles=100)
     assert (found.table["p_value"] > 0.01).all()
     assert found.table.loc[0.8, "coverage"] == pytest.approx(0.8, abs=4 * np.sqrt(0.8 * 0.2 / 2000))
     assert found.table.loc[0.8, "standard_error"] == pytest.approx(np.sqrt(0.8 * 0.2 / 2000))
@@ -166,7 +172,7 @@ def test_coverage_of_the_right_model_is_nominal(kind):
 
 def test_a_rough_guide_does_not_spoil_the_coverage_of_a_right_model():
     lg = LinearGaussian()
-    found = predictive_coverage(linear_pair(lg, shrink=1.4, shift=0.2), lg.draw(1500), num_samples=39)
+    found = predictive_coverage(linear_pair(lg, shrink=1.4, shift=0.2), lg.draw(800), num_samples=39)
     assert found.p_value > 0.01
 
 
@@ -184,17 +190,21 @@ def test_coverage_is_the_closed_form_where_the_data_are_wider_than_the_model():
 def test_intervals_given_the_entry_itself_cover_more_than_they_say():
     """Why the entry is hidden: by the exact posterior of the whole row, the PIT crowds in the middle."""
     lg = LinearGaussian()
-    x = lg.draw(2000)
+    x = lg.draw(600)
     draws = lg.exact_pair().posterior_predictive(x, 39)[..., 0]
-    pit = ((draws < x[:, 0]).sum(0) + torch.rand(2000)) / 40
+    pit = ((draws < x[:, 0]).sum(0) + torch.rand(600)) / 40
     assert float(((pit - 0.5).abs() < 0.25).double().mean()) > 0.6
-    assert predictive_coverage(linear_pair(lg), x, [0.5]).table["coverage"].item() < 0.55
+    assert (
+        predictive_coverage(linear_pair(lg), x, [0.5], num_samples=39, num_particles=100).table["coverage"].item()
+        < 0.55
+    )
 
 
 @pytest.mark.parametrize("kind", ["prior", "posterior"])
 def test_the_pit_of_counts_is_uniform(kind):
+    torch.manual_seed(1)
     vae = mlp_vae((4,), 1, hidden_dims=(), likelihood=Poisson())
-    x = vae.sample(2000)
+    x = vae.sample(1000)
     assert float((x == 0).double().mean()) > 0.2  # ties in plenty
     found = predictive_coverage(vae, x.long(), kind=kind, num_samples=39)
     assert scipy.stats.kstest(found.pit, "uniform").pvalue > 0.01
@@ -206,11 +216,12 @@ def test_the_pit_of_counts_is_uniform(kind):
 def test_units_and_missing_entries_are_the_users():
     """Rows a thousand times as large, a third of them missing, in units that the transform knows."""
     lg = LinearGaussian()
-    x = 1000 * lg.draw(1500) + 5000
+    standardize = Standardize((5,)).fit(torch.randn(50, 5) * 1000 + 5000)
+    x = standardize.inverse(lg.draw(1500))
     x[torch.rand(1500, 5) < 0.3] = torch.nan
     x = x[(~x.isnan()).sum(1) > 0]
     pair = linear_pair(lg)
-    held = Pair(pair.model, pair.guide, transform=Standardize(5000.0, 1000.0), missing="nan")
+    held = Pair(pair.model, pair.guide, transform=standardize, missing="nan")
     found = predictive_coverage(held, x, num_samples=39)
     assert len(found.pit) == int(((~x.isnan()).sum(1) > 1).sum())
     assert found.p_value > 0.01
@@ -219,7 +230,9 @@ def test_units_and_missing_entries_are_the_users():
 
 def test_what_does_not_suit_is_said_in_a_sentence():
     pair = labelled_pair()
-    with pytest.raises(ValueError, match="the model takes no keyword argument 'mask': give it one, or use kind='prior'"):
+    with pytest.raises(
+        ValueError, match="the model takes no keyword argument 'mask': give it one, or use kind='prior'"
+    ):
         predictive_coverage(pair, torch.randn(50), labels=torch.zeros(50, dtype=torch.long))
     vae = mlp_vae((3,), 1, likelihood=Normal())
     for arguments, message in (

@@ -1,5 +1,6 @@
 r"""Annealed importance sampling: the evidence of each row by many small steps from the guide, or the prior."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ def ais_bounds(
         raise ValueError("give either rows x, or num_rows=n to simulate n rows from the model")
     checked = None if x is None else pair.check(x, **context)
     temperatures = sigmoidal_schedule(num_steps)
-    simulated = None
+    simulated: Any = None
     lowers, errors, uppers, rates = [], [], [], []
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
@@ -155,7 +156,7 @@ def ais_bounds(
                 raise ValueError(f"num_rows must be at least 1, found {num_rows}")
             prepared = {name: torch.as_tensor(value).to(pair.device) for name, value in context.items()}
             simulated = poutine.trace(pair.model).get_trace(batch_size=num_rows, **prepared)
-            rows = simulated.nodes["x"]["value"]
+            rows: Tensor = simulated.nodes["x"]["value"]
             log_jacobian = torch.zeros(num_rows, device=rows.device)
         else:
             rows, prepared, log_jacobian = pair.prepare(checked, context)
@@ -164,7 +165,7 @@ def ais_bounds(
         true_u = None if simulated is None else _flatten(simulated, layout, len(rows), None)
         chains = max(num_chains, _PILOT_CHAINS)
         at_once = max(1, int(memory_mib * 2**20) // (2 * programs.bytes_per_draw * chains))  # twice, for the gradient
-        with pyro.validation_enabled(False):  # the programs were looked at with it
+        with pyro.validation_enabled(is_validate=False):  # the programs were looked at with it
             for first in range(0, len(rows), at_once):
                 here = slice(first, first + at_once)
                 density = LatentDensity(programs, rows[here], rows_of(prepared, first, first + at_once), layout, start)
@@ -316,7 +317,7 @@ class _Mapped(Messenger):
 def _unconstrained(site: Any, num_rows: int, num_chains: int | None) -> Tensor:
     """A latent site of the model as real numbers ``(C, N, d_i)``; C = 1 without a plate of chains."""
     u: Any = biject_to(site["fn"].support).inv(site["value"])
-    num_batch = len(site["fn"].batch_shape)
+    num_batch = site["value"].dim() - site["fn"].event_dim  # a replayed site's distribution knows no plate of chains
     if num_chains is None:
         u, num_batch = u[None], num_batch + 1
     return u.movedim(num_batch - 1, 1).reshape(num_chains or 1, num_rows, -1)
@@ -394,7 +395,7 @@ def _anneal(
     The weights are those of the way forward, either way. Transitions are reversible, so back is the same in turn.
     """
     point = density.at(u)
-    widths = [b - a for a, b in zip(temperatures[:-1], temperatures[1:], strict=True)]
+    widths = [b - a for a, b in itertools.pairwise(temperatures)]
     order = range(len(moves.steps))
     if reverse:
         widths, order = widths[::-1], order[::-1]

@@ -34,6 +34,7 @@ __all__ = ["PredictiveCoverage", "SimulationBasedCalibration", "predictive_cover
 Quantity = Callable[..., Tensor]
 
 _LOG_LIKELIHOOD = "log p(x|z)"
+_ELEMENTS = 2**24  # of draws held at a time
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,8 @@ def simulation_based_calibration(
             "adjusted_p_value": min(1.0, len(ranks) * p_value),
         }
     table = pd.DataFrame.from_dict(records, orient="index").rename_axis("quantity")
-    return SimulationBasedCalibration(table, ranks, num_draws, num_bins, float(table["adjusted_p_value"].min()))
+    p_value = min(record["adjusted_p_value"] for record in records.values())
+    return SimulationBasedCalibration(table, ranks, num_draws, num_bins, p_value)
 
 
 def _ranks_of_simulations(
@@ -336,9 +338,10 @@ def predictive_coverage(
     pits = []
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
-        for start in range(0, len(x), 256):
-            here = x[start : start + 256]
-            pits.append(_pit(pair, here, rows_of(context, start, start + 256), kind, num_samples, num_particles))
+        size = min(1024, max(16, _ELEMENTS // (num_samples * max(1, x[:1].numel()))))
+        for start in range(0, len(x), size):
+            stop = start + size
+            pits.append(_pit(pair, x[start:stop], rows_of(context, start, stop), kind, num_samples, num_particles))
     pit = torch.cat(pits).cpu().numpy()
     if len(pit) < 20:
         raise ValueError(f"coverage needs at least 20 rows with an entry to predict, found {len(pit)}")
@@ -399,6 +402,7 @@ def _pit(pair: Pair, x: Tensor, context: dict[str, Any], kind: str, num_samples:
                 num_samples,
                 context={**prepared, "mask": given},
                 num_particles=num_particles,
+                chunk_size=len(rows),
             )
         )
     value = truth.gather(1, index)[:, 0].double()

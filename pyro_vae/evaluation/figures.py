@@ -101,14 +101,14 @@ def plot_simulation_based_calibration(found: SimulationBasedCalibration, *, max_
     bars (Bonferroni). With more quantities than panels, those with the smallest p-values are drawn. Red ones have an
     adjusted p-value below 0.01.
     """
-    table = found.table.nsmallest(max_panels, "p_value") if len(found.table) > max_panels else found.table
-    table = found.table[found.table.index.isin(table.index)]
+    most = found.table["p_value"].sort_values(kind="stable").index[:max_panels]
+    table = found.table[found.table.index.isin(most)]
     columns = min(4, len(table))
     rows = math.ceil(len(table) / columns)
     figure = Figure(figsize=(2.9 * columns, 1.9 * rows), layout="constrained")
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes, (name, row) in zip(grid, table.iterrows(), strict=False):
-        wrong = row["adjusted_p_value"] < 0.01
+        wrong = bool(row["adjusted_p_value"] < 0.01)
         _histogram(axes, found.ranks[str(name)], found.num_draws + 1, found.num_bins, _WRONG if wrong else _DRAWN)
         axes.set_title(f"{name}, p = {row['p_value']:.2g}", fontsize=9)
         axes.set_yticks([])
@@ -128,7 +128,7 @@ def plot_coverage(found: PredictiveCoverage) -> Figure:
     left, right = figure.subplots(1, 2)
     levels = found.table.index.to_numpy(dtype=float)
     left.plot([0, 1], [0, 1], color="#888888", linewidth=0.8, linestyle="--")
-    wrong = found.table["p_value"] < 0.01
+    wrong = found.table["p_value"].to_numpy() < 0.01
     for chosen, color in ((~wrong, "#2c6e9b"), (wrong, _WRONG)):
         some = found.table[chosen]
         left.errorbar(levels[chosen], some["coverage"], 2 * some["standard_error"], fmt="o", color=color, capsize=3)
