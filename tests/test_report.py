@@ -1,5 +1,6 @@
 """The whole evaluation in one call: right models are left in peace, wrong ones are named in the first lines."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -15,6 +16,7 @@ from pairs import discrete_pair, function_pair
 from pyro_vae import Pair, fit, mlp_vae
 from pyro_vae.data import load_data
 from pyro_vae.evaluation import Finding, Report, Section, evaluate_suite, render_html
+from pyro_vae.evaluation import report as report_module
 from pyro_vae.likelihoods import Bernoulli, Normal
 
 CHECKS = ["summary", "prior_predictive", "posterior_predictive"]
@@ -41,6 +43,9 @@ def test_a_model_that_is_right_is_fine():
     assert report.verdict.startswith("Nothing is wrong, 0 to look at")
     numbers = report.to_json()
     assert numbers["prior_predictive"]["joint_p_value"] >= 0.01
+    assert numbers["calibration"]["p_value"] >= 0.01
+    assert numbers["bounds"]["simulated_upper"] == pytest.approx(numbers["bounds"]["simulated_lower"], abs=1e-3)
+    assert report.sections["nuts"].about.startswith("Not done: it takes up to minutes")
     assert numbers["evidence"]["gap"] == pytest.approx(0, abs=1e-4)
     chosen = torch.randperm(800, generator=torch.Generator().manual_seed(0))[:200]
     assert numbers["evidence"]["log_evidence"] == pytest.approx(float(lg.log_evidence(x[chosen]).mean()), abs=1e-4)
@@ -80,12 +85,15 @@ def test_a_guide_with_collapsed_scale_is_named_in_the_first_lines(bits):
                 pyro.sample("z", pyro.distributions.Normal(q_z.mean, 0.02 * q_z.stddev).to_event(1))
 
     sound, collapsed = (
-        evaluate_suite(Pair(vae.model, guide), x_test, parts=["guide", *CHECKS]) for guide in (vae.guide, Narrow())
+        evaluate_suite(Pair(vae.model, guide), x_test, parts=["guide", "calibration", *CHECKS])
+        for guide in (vae.guide, Narrow())
     )
     assert not any(finding.level == "wrong" for finding in sound.sections["guide"].findings)
     first = " ".join(text_of(render_html(collapsed, "digits"))[:5])
     told = re.search(r"wrong\s+The guide is far from the posterior: k̂ is above 0.67 for (\d+)% of the rows", first)
     assert int(told[1]) > 90
+    assert re.search(r"wrong\s+On the model's own data the guide's posteriors are not calibrated", first)
+    assert collapsed.sections["calibration"].numbers["largest_spread"] > 1.5
 
 
 def test_latents_that_say_nothing_are_named():
@@ -137,6 +145,23 @@ def test_keyword_arguments_go_with_their_rows():
     report = evaluate_suite(Pair(model, guide), x, shift=shift, parts=["evidence", *CHECKS])
     assert report.sections["prior_predictive"].numbers["joint_p_value"] >= 0.01
     assert report.sections["prior_predictive"].numbers["num_rows"] == 1000
+
+
+def test_nuts_is_held_against_the_guide(monkeypatch):
+    full = report_module._SIZES["full"]
+    monkeypatch.setitem(report_module._SIZES, "full", dataclasses.replace(full, nuts=(1, 100)))
+    lg = LinearGaussian(latent_dim=1)
+
+    def narrow(x):
+        with pyro.plate("data", len(x), dim=-1):
+            q_z = lg.posterior(x)
+            pyro.sample("z", pyro.distributions.Normal(q_z.mean, 0.3 * q_z.stddev).to_event(1))
+
+    for pair, level, ratio in ((lg.exact_pair(), "fine", 1.0), (Pair(lg.vae.model, narrow), "wrong", 0.3)):
+        section = evaluate_suite(pair, lg.draw(20), suite="full", parts=["nuts"]).sections["nuts"]
+        assert section.findings[-1].level == level
+        found = section.numbers["rows"]["row 0"]["guide's sd over posterior's"]
+        assert found == pytest.approx(ratio, rel=0.25)
 
 
 def test_the_verdict_counts_and_puts_what_is_wrong_first():

@@ -15,12 +15,19 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae.evaluation.annealing import ais_bounds
+from pyro_vae.evaluation.calibration import predictive_coverage, simulation_based_calibration
 from pyro_vae.evaluation.classifier import train_classifier_features
 from pyro_vae.evaluation.criticism import PredictiveCheck, as_described, predictive_check
 from pyro_vae.evaluation.diagnostics import diagnose_guide
 from pyro_vae.evaluation.evidence import log_evidence
-from pyro_vae.evaluation.figures import plot_k_hat, plot_predictive_check
+from pyro_vae.evaluation.figures import (
+    plot_coverage,
+    plot_k_hat,
+    plot_predictive_check,
+    plot_simulation_based_calibration,
+)
 from pyro_vae.evaluation.frechet import frechet_distance
+from pyro_vae.evaluation.nuts import nuts_posterior
 from pyro_vae.evaluation.refinement import gaps, refine
 from pyro_vae.evaluation.samples import sample_quality
 from pyro_vae.evaluation.summary import evaluate
@@ -124,6 +131,9 @@ class _Size:
     guide_rows: int
     bounds: tuple[int, int, int]  # rows, chains, steps
     gap_rows: int
+    nuts: tuple[int, int]  # rows, draws of each chain
+    simulations: tuple[int, int]  # rows drawn, draws of the guide for each
+    coverage_rows: int
     check_rows: int | None
     replications: int
     sample_rows: int | None
@@ -137,6 +147,9 @@ _SIZES = {
         guide_rows=200,
         bounds=(20, 8, 100),
         gap_rows=50,
+        nuts=(0, 0),
+        simulations=(300, 99),
+        coverage_rows=300,
         check_rows=1000,
         replications=200,
         sample_rows=1000,
@@ -148,6 +161,9 @@ _SIZES = {
         guide_rows=1000,
         bounds=(100, 16, 1000),
         gap_rows=500,
+        nuts=(3, 500),
+        simulations=(2000, 199),
+        coverage_rows=2000,
         check_rows=None,
         replications=400,
         sample_rows=10_000,
@@ -399,6 +415,109 @@ def _gaps(job: _Job, section: Section) -> None:
     section.found("look" if amortisation > max(1.0, 0.25 * rate) else "fine", f"{text}.")
 
 
+def _nuts(job: _Job, section: Section) -> None:
+    num_rows, num_samples = job.size.nuts
+    if not num_rows:
+        raise ValueError("it takes up to minutes for a row, so only the full suite does it")
+    rows, context = job.rows(num_rows)
+    records = {}
+    for index in range(len(rows)):
+        row, here = rows[index : index + 1], rows_of(context, index, index + 1)
+        found = nuts_posterior(job.pair, row, num_samples, num_samples, seed=job.seed, **here)
+        if "z" not in found.draws:
+            raise ValueError("the latent z is not among those that NUTS draws")
+        draws = found.draws["z"].double().flatten(0, 2)
+        with forked_random_state(job.pair.device):
+            torch.manual_seed(job.seed)
+            q_z = job.pair.encode(row, **here)
+        loc, scale = (part.double().reshape(draws.shape[1:]) for part in (q_z.mean, q_z.stddev))
+        records[f"row {index}"] = {
+            "guide's sd over posterior's": float((scale / draws.std(0)).log().mean().exp()),
+            "its mean's distance, in posterior sds": float(((loc - draws.mean(0)) / draws.std(0)).abs().mean()),
+            "largest R̂": max(float(value.max()) for value in found.r_hat.values()),
+            "divergences": found.num_divergences,
+        }
+    table = pd.DataFrame.from_dict(records, orient="index")
+    section.about = (
+        f"Pyro's NUTS on the same program, 4 chains of {num_samples} draws for each of {len(rows)} rows, against the "
+        f"guide's q(z|x). A guide with less than half of the posterior's sd on average is wrong, less than 0.8 of it "
+        f"worth a look; so are an R̂ above 1.01 and divergences, with which the comparison is not to be relied on."
+    )
+    section.tables[""] = table
+    section.numbers = {"rows": records}
+    ratios = [record["guide's sd over posterior's"] for record in records.values()]
+    divergences = int(sum(record["divergences"] for record in records.values()))
+    r_hat = max(record["largest R̂"] for record in records.values())
+    if r_hat > 1.01 or divergences:
+        section.found("look", f"NUTS did not settle (R̂ up to {r_hat:.3f}, {divergences} divergences).")
+    level: Level = "wrong" if min(ratios) < 0.5 else "look" if min(ratios) < 0.8 else "fine"
+    section.found(
+        level, f"The guide's standard deviations are {min(ratios):.2f} to {max(ratios):.2f} of those that NUTS finds."
+    )
+
+
+def _calibration(job: _Job, section: Section) -> None:
+    num_simulations, num_draws = job.size.simulations
+    context = job.context
+    if context:
+        num_simulations = min(num_simulations, len(job.x))
+        _, context = job.rows(num_simulations)
+    found = simulation_based_calibration(job.pair, num_simulations, num_draws, seed=job.seed, **context)
+    table = found.table.sort_values("p_value", kind="stable")
+    section.about = (
+        f"Simulation-based calibration: {num_simulations:,} rows drawn from the model, the rank of the z that made each "
+        f"among {num_draws} draws of the guide. Ranks are uniform where the guide is the posterior. The p-value of all "
+        f"quantities is held against 0.01; below it the guide is wrong where the ranks of a quantity spread 1.3 times "
+        f"as wide as uniform ones (as for a guide of half the posterior's width), or their mean is off by 0.2."
+    )
+    section.tables["The quantities that stand out most."] = table.head(12)
+    section.figures["Ranks, and the band that a right guide's bars keep to in 99%."] = (
+        plot_simulation_based_calibration(found)
+    )
+    widest, shift = max(table["spread"].to_list()), max(abs(rank - 0.5) for rank in table["mean_rank"].to_list())
+    section.numbers = {"p_value": found.p_value, "largest_spread": widest, "largest_shift": shift}
+    text = f"p = {found.p_value:.2g}; ranks spread up to {widest:.2f} times as wide as they should"
+    if found.p_value >= 0.01:
+        section.found("fine", f"On the model's own data the guide's posteriors are calibrated ({text}).")
+    else:
+        level: Level = "wrong" if widest > 1.3 or shift > 0.2 else "look"
+        section.found(level, f"On the model's own data the guide's posteriors are not calibrated ({text}).")
+
+
+def _coverage(job: _Job, section: Section) -> None:
+    rows, context = job.rows(min(job.size.coverage_rows, len(job.x)))
+    try:
+        found = predictive_coverage(job.pair, rows, seed=job.seed, **context)
+        given = "given the rest of its row"
+    except ValueError as error:
+        if "mask" not in str(error):
+            raise
+        found = predictive_coverage(job.pair, rows, kind="prior", seed=job.seed, **context)
+        given = "given nothing of its row, for the programs take no mask"
+    levels, held = found.table.index.to_list(), found.table["coverage"].to_list()
+    furthest = max(range(len(levels)), key=lambda place: abs(held[place] - levels[place]))
+    off = abs(held[furthest] - levels[furthest])
+    section.about = (
+        f"One entry of each of {len(rows):,} rows, predicted {given}. The p-value of the whole distribution is held "
+        f"against 0.01; below it the model is wrong where the coverage of a level is off by more than 0.1."
+    )
+    section.tables[""] = found.table
+    section.figures["Coverage, ± two standard errors, and where entries lie in their distribution."] = plot_coverage(
+        found
+    )
+    section.numbers = {
+        "p_value": found.p_value,
+        "coverage": dict(zip(map(str, levels), held, strict=True)),
+        "kind": found.kind,
+    }
+    level: Level = "fine" if found.p_value >= 0.01 else "wrong" if off > 0.1 else "look"
+    section.found(
+        level,
+        f"Intervals at {levels[furthest]:.0%}, where coverage is furthest off, hold {held[furthest]:.0%} of "
+        f"the entries, {given} (p = {found.p_value:.2g} for all levels).",
+    )
+
+
 def _checks(kind: Literal["prior", "posterior"]) -> Callable[[_Job, Section], None]:
     def part(job: _Job, section: Section) -> None:
         rows, context = job.rows(job.size.check_rows)
@@ -504,6 +623,9 @@ _PARTS: Mapping[str, tuple[str, Callable[[_Job, Section], None]]] = {
     "bounds": ("Between which bounds does the evidence lie?", _bounds),
     "guide": ("Is the guide right for these rows?", _guide),
     "gaps": ("Why is the ELBO below the evidence?", _gaps),
+    "nuts": ("Is the guide the posterior? NUTS on a few rows", _nuts),
+    "calibration": ("Is the guide calibrated on the model's own data?", _calibration),
+    "coverage": ("Do predictive intervals hold what they say?", _coverage),
     "prior_predictive": ("Does it draw such data? Prior predictive check", _checks("prior")),
     "posterior_predictive": ("Does its likelihood fit? Posterior predictive check", _checks("posterior")),
     "samples": ("Are its samples good?", _samples),
