@@ -335,7 +335,7 @@ def predictive_coverage(
         raise ValueError(f"num_samples and num_particles must be at least 1, found {num_samples} and {num_particles}")
     if not levels or not all(0 < level < 1 for level in levels):
         raise ValueError(f"levels must be between 0 and 1, found {tuple(levels)}")
-    if kind == "posterior" and (without := without_mask(pair)):
+    if kind == "posterior" and (without := _without_mask(pair)):
         raise ValueError(
             f"kind='posterior' hides an entry of each row by a mask, and the {without} takes no keyword argument "
             f"'mask': give it one, or use kind='prior'"
@@ -350,7 +350,10 @@ def predictive_coverage(
             pits.append(_pit(pair, x[start:stop], rows_of(context, start, stop), kind, num_samples, num_particles))
     pit = torch.cat(pits).cpu().numpy()
     if len(pit) < 20:
-        raise ValueError(f"coverage needs at least 20 rows with an entry to predict, found {len(pit)}")
+        hint = ""
+        if kind == "posterior" and len(x) >= 20:
+            hint = "; a single observed entry has no others of its row to be predicted from: use kind='prior'"
+        raise ValueError(f"coverage needs at least 20 rows with an entry to predict, found {len(pit)}{hint}")
     records = []
     for level in levels:
         inside = int((np.abs(pit - 0.5) <= level / 2).sum())
@@ -367,7 +370,7 @@ def predictive_coverage(
     return PredictiveCoverage(kind, pd.DataFrame(records).set_index("level"), pit, p_value, num_bins)
 
 
-def without_mask(pair: Pair) -> str | None:
+def _without_mask(pair: Pair) -> str | None:
     """The first program, by its name, that takes no keyword argument ``mask``; None where both do."""
     for name in ("model", "guide"):
         program = getattr(pair, name)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from pyro_vae.evaluation.annealing import ais_bounds
 from pyro_vae.evaluation.calibration import predictive_coverage, simulation_based_calibration
-from pyro_vae.evaluation.calibration import predictive_coverage, simulation_based_calibration, without_mask
 from pyro_vae.evaluation.classifier import train_classifier_features
 from pyro_vae.evaluation.criticism import PredictiveCheck, as_described, predictive_check
 from pyro_vae.evaluation.diagnostics import diagnose_guide
@@ -135,8 +134,6 @@ class _Size:
     nuts: tuple[int, int]  # rows, draws of each chain
     simulations: tuple[int, int]  # rows drawn, draws of the guide for each
     coverage_rows: int
-    calibration: tuple[int, int]  # simulations, draws
-    coverage: tuple[int, int, int]  # rows, draws, particles
     check_rows: int | None
     replications: int
     sample_rows: int | None
@@ -153,8 +150,6 @@ _SIZES = {
         nuts=(0, 0),
         simulations=(300, 99),
         coverage_rows=300,
-        calibration=(500, 49),
-        coverage=(300, 49, 100),
         check_rows=1000,
         replications=200,
         sample_rows=1000,
@@ -169,8 +164,6 @@ _SIZES = {
         nuts=(3, 500),
         simulations=(2000, 199),
         coverage_rows=2000,
-        calibration=(2000, 99),
-        coverage=(1000, 99, 200),
         check_rows=None,
         replications=400,
         sample_rows=10_000,
@@ -473,9 +466,10 @@ def _calibration(job: _Job, section: Section) -> None:
     table = found.table.sort_values("p_value", kind="stable")
     section.about = (
         f"Simulation-based calibration: {num_simulations:,} rows drawn from the model, the rank of the z that made "
-        f"each among {num_draws} draws of the guide. Ranks are uniform where the guide is the posterior. The p-value of "
-        f"all quantities is held against 0.01; below it the guide is wrong where the ranks of a quantity spread 1.3 times "
-        f"as wide as uniform ones (as for a guide of half the posterior's width), or their mean is off by 0.2."
+        f"each among {num_draws} draws of the guide. Ranks are uniform where the guide is the posterior. The "
+        f"p-value of all quantities is held against 0.01; below it the guide is wrong where the ranks of a quantity"
+        f" spread 1.3 times as wide as uniform ones (as for a guide of half the posterior's width), or their mean "
+        f"is off by 0.2."
     )
     section.tables["The quantities that stand out most."] = table.head(12)
     section.figures["Ranks, and the band that a right guide's bars keep to in 99%."] = (
@@ -523,93 +517,6 @@ def _coverage(job: _Job, section: Section) -> None:
         f"Intervals at {levels[furthest]:.0%}, where coverage is furthest off, hold {held[furthest]:.0%} of "
         f"the entries, {given} (p = {found.p_value:.2g} for all levels).",
     )
-
-
-def _calibration(job: _Job, section: Section) -> None:
-    simulations, draws = job.size.calibration
-    rows, context = job.rows(min(simulations, len(job.x))) if job.context else (job.x, {})
-    num_simulations = len(rows) if job.context else simulations
-    found = simulation_based_calibration(job.pair, num_simulations, draws, seed=job.seed, **context)
-    section.about = (
-        f"{num_simulations:,} rows were drawn from the model with their latents, and each latent ranked among {draws} "
-        f"draws of the guide at its row. Ranks of a right guide are uniform; p-values by chi-square, the adjusted ones "
-        f"times the number of quantities, held against 0.01. A guide that it rejects is wrong where a latent's spread "
-        f"(above 1: too narrow) is off by more than a quarter or its mean rank by more than 0.1, else worth a look."
-    )
-    latents = found.table.iloc[:-1]  # the last is the likelihood
-    off = latents[latents["adjusted_p_value"] < 0.01]
-    section.numbers = {
-        "p_value": found.p_value,
-        "num_simulations": num_simulations,
-        "spread": found.table["spread"].to_dict(),
-        "mean_rank": found.table["mean_rank"].to_dict(),
-    }
-    section.tables[""] = found.table
-    section.figures["Ranks among the guide's draws, and the band of a right guide (red if adjusted p < 0.01)."] = (
-        plot_simulation_based_calibration(found)
-    )
-    if found.p_value >= 0.01:
-        section.found(
-            "fine", f"On data of the model the guide's draws lie as its latents do (p = {found.p_value:.2g})."
-        )
-    elif off.empty:
-        section.found(
-            "look",
-            f"On data of the model each latent alone is right, but the guide's draws do not explain the rows as well as "
-            f"the latents that made them (p = {found.p_value:.2g}).",
-        )
-    else:
-        distance = (off["spread"] - 1).abs() / 0.25, (off["mean_rank"] - 0.5).abs() / 0.1
-        furthest = pd.concat(distance, axis=1).max(axis=1)
-        name = furthest.idxmax()
-        shift, spread = float(off.loc[name, "mean_rank"]) - 0.5, float(off.loc[name, "spread"])
-        how = "too narrow" if spread > 1 else "too wide"
-        if abs(shift) / 0.1 > abs(spread - 1) / 0.25:
-            how = "too low" if shift > 0 else "too high"
-        section.found(
-            "wrong" if furthest.max() > 1 else "look",
-            f"On data of the model the guide is off for {len(off)} of {len(latents)} latents (p = {found.p_value:.2g}), "
-            f"most for {name}, where it is {how}: spread {spread:.2f} (right: 1), mean rank {0.5 + shift:.2f} (0.5).",
-        )
-
-
-def _coverage(job: _Job, section: Section) -> None:
-    num_rows, draws, particles = job.size.coverage
-    rows, context = job.rows(min(num_rows, len(job.x)))
-    alone = rows[0].numel() == 1 or without_mask(job.pair) is not None
-    found = predictive_coverage(
-        job.pair,
-        rows,
-        kind="prior" if alone else "posterior",
-        num_samples=draws,
-        num_particles=particles,
-        seed=job.seed,
-        **context,
-    )
-    given = "from nothing of its row" if alone else "from all others of its row, by importance resampling"
-    section.about = (
-        f"One entry of each of {len(found.pit):,} rows, chosen at random, predicted {given}; how often it lies in "
-        f"central intervals, ± binomial standard error. The PIT of a right model is uniform; its p-value is held against "
-        f"0.01. A model that it rejects is wrong where coverage is off by more than 0.1, else worth a look."
-    )
-    section.numbers = {
-        "p_value": found.p_value,
-        "num_rows": len(found.pit),
-        "coverage": found.table["coverage"].to_dict(),
-    }
-    section.tables[""] = found.table
-    section.figures["Coverage, and where the entries lie in their predicted distributions."] = plot_coverage(found)
-    levels = found.table.index.to_numpy(dtype=float)
-    off = found.table["coverage"].to_numpy() - levels
-    worst = int(abs(off).argmax())
-    text = f"intervals of {levels[worst]:.0%} hold {levels[worst] + off[worst]:.1%} of the entries (p = {found.p_value:.2g})"
-    if found.p_value >= 0.01:
-        section.found("fine", f"Predicted intervals hold what they say: {text}.")
-    else:
-        section.found(
-            "wrong" if abs(off[worst]) > 0.1 else "look",
-            f"Predicted distributions of held-out entries are off: {text}.",
-        )
 
 
 def _checks(kind: Literal["prior", "posterior"]) -> Callable[[_Job, Section], None]:
@@ -720,8 +627,6 @@ _PARTS: Mapping[str, tuple[str, Callable[[_Job, Section], None]]] = {
     "nuts": ("Is the guide the posterior? NUTS on a few rows", _nuts),
     "calibration": ("Is the guide calibrated on the model's own data?", _calibration),
     "coverage": ("Do predictive intervals hold what they say?", _coverage),
-    "calibration": ("Is the guide right on data of the model? Simulation-based calibration", _calibration),
-    "coverage": ("Do its intervals hold what they say?", _coverage),
     "prior_predictive": ("Does it draw such data? Prior predictive check", _checks("prior")),
     "posterior_predictive": ("Does its likelihood fit? Posterior predictive check", _checks("posterior")),
     "samples": ("Are its samples good?", _samples),
