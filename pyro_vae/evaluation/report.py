@@ -382,8 +382,8 @@ def _bounds(job: _Job, section: Section) -> None:
     )
     section.found(
         "look" if gain > 1 else "fine",
-        f"On the data, annealing finds {gain:z.2f} nats per row more than importance weighting with {job.size.particles:,} "
-        f"particles{': the evidence above is too low' if gain > 1 else ''}.",
+        f"On the data, annealing finds {gain:z.2f} nats per row more than importance weighting with "
+        f"{job.size.particles:,} particles{': the evidence above is too low' if gain > 1 else ''}.",
     )
 
 
@@ -467,8 +467,8 @@ def _calibration(job: _Job, section: Section) -> None:
     table = found.table.sort_values("p_value", kind="stable")
     section.about = (
         f"Simulation-based calibration: {num_simulations:,} rows drawn from the model, the rank of the z that "
-        f"made each among {num_draws} draws of the guide. Ranks are uniform where the guide is the posterior. The p-value of all "
-        f"quantities is held against 0.01; below it the guide is wrong where the ranks of a quantity spread 1.3 times "
+        f"made each among {num_draws} draws of the guide. Ranks are uniform where the guide is the posterior. The "
+        f"p-value of all quantities is held against 0.01; below it the guide is wrong where the ranks of a quantity spread 1.3 times "
         f"as wide as uniform ones (as for a guide of half the posterior's width), or their mean is off by 0.2."
     )
     section.tables["The quantities that stand out most."] = table.head(12)
