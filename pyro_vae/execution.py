@@ -136,9 +136,9 @@ class Execution:
     def _update(self, sums: Tensor, found: list[Tensor], num_rows: int, *, staged: bool) -> Tensor:
         """Adam's step, from this rank's mean gradient over so many rows."""
         if world_size() > 1:
-            rows = torch.full((1,), float(num_rows), device=sums.device)
+            rows = torch.full((), float(num_rows), device=sums.device)
             sums, rows, *found = add_up([sums, rows, *(gradient * num_rows for gradient in found)])
-            found = [gradient / rows for gradient in found]
+            found = [(gradient / rows).to(gradient.dtype) for gradient in found]
         for parameter, gradient in zip(self.eager.parameters, found, strict=True):
             parameter.grad = gradient
         if self.max_grad_norm is not None:

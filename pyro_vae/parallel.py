@@ -18,6 +18,7 @@ import pyro
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 __all__ = [
     "Interrupts",
@@ -149,7 +150,7 @@ def process_group(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    store, number, size = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
+    store, number, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
     try:
         on_gpu = device.type == "cuda"
         if on_gpu:

@@ -128,6 +128,29 @@ def test_sample_writes_numbers_and_pictures(run, trained, tmp_path):
     assert min(picture_size(tmp_path / "x.png")) > 300
 
 
+def test_sample_streams_numbers_that_the_library_draws(run, trained, tmp_path):
+    status, out, err = run("sample", trained, "--num-samples", 20_000, "--seed", 4, "--out", tmp_path / "x.npy")
+    assert status == 0
+    assert "20,000 rows of shape (8, 8), draws" in out
+    assert "draw/s" in err
+    vae = load(trained)  # which takes random numbers of its own
+    torch.manual_seed(4)
+    assert np.array_equal(np.load(tmp_path / "x.npy"), vae.sample(20_000).numpy())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM")
+def test_a_terminated_sample_takes_its_half_file_back(trained, tmp_path):
+    command = [sys.executable, SCRIPTS / "sample.py", trained, "--num-samples", "5000000", "--out", tmp_path / "x.npy"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.time() + 120
+    while not list(tmp_path.iterdir()) and process.poll() is None and time.time() < end:
+        time.sleep(0.05)
+    assert [p.name for p in tmp_path.iterdir()] == [f".{process.pid}-x.npy"]
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_seed_draws_the_same(run, trained, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run("sample", trained, "--out", tmp_path / f"{name}.npy", "--seed", seed)

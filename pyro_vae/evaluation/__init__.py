@@ -20,6 +20,7 @@ from pyro_vae.evaluation.figures import (
 )
 from pyro_vae.evaluation.frechet import frechet_distance
 from pyro_vae.evaluation.html import render_html
+from pyro_vae.evaluation.inference_data import to_inference_data
 from pyro_vae.evaluation.nuts import NutsPosterior, nuts_posterior
 from pyro_vae.evaluation.rate_distortion import rate_distortion_curve
 from pyro_vae.evaluation.refinement import Gaps, RefinedPair, gaps, refine
@@ -64,5 +65,6 @@ __all__ = [
     "render_html",
     "sample_quality",
     "simulation_based_calibration",
+    "to_inference_data",
     "train_classifier_features",
 ]

@@ -389,7 +389,10 @@ def _pit(pair: Pair, x: Tensor, context: dict[str, Any], kind: str, num_samples:
 
     if kind == "prior":
         draws = torch.cat(
-            [chosen(draw_prior_predictive(pair.model, len(rows), context=prepared)[None]) for _ in range(num_samples)]
+            [
+                chosen(torch.as_tensor(draw_prior_predictive(pair.model, len(rows), context=prepared))[None])
+                for _ in range(num_samples)
+            ]
         )
     else:
         given = seen.scatter(1, index, value=False).reshape(rows.shape)

@@ -101,7 +101,8 @@ def plot_simulation_based_calibration(found: SimulationBasedCalibration, *, max_
     bars (Bonferroni). With more quantities than panels, those with the smallest p-values are drawn. Red ones have an
     adjusted p-value below 0.01.
     """
-    most = found.table["p_value"].sort_values(kind="stable").index[:max_panels]
+    p_values: Any = found.table["p_value"]
+    most = p_values.sort_values(kind="stable").index[:max_panels]
     table = found.table[found.table.index.isin(most)]
     columns = min(4, len(table))
     rows = math.ceil(len(table) / columns)

@@ -466,10 +466,11 @@ def _calibration(job: _Job, section: Section) -> None:
     found = simulation_based_calibration(job.pair, num_simulations, num_draws, seed=job.seed, **context)
     table = found.table.sort_values("p_value", kind="stable")
     section.about = (
-        f"Simulation-based calibration: {num_simulations:,} rows drawn from the model, the rank of the z that "
-        f"made each among {num_draws} draws of the guide. Ranks are uniform where the guide is the posterior. The "
-        f"p-value of all quantities is held against 0.01; below it the guide is wrong where the ranks of a quantity spread 1.3 times "
-        f"as wide as uniform ones (as for a guide of half the posterior's width), or their mean is off by 0.2."
+        f"Simulation-based calibration: {num_simulations:,} rows drawn from the model, the rank of the z that made "
+        f"each among {num_draws} draws of the guide. Ranks are uniform where the guide is the posterior. The "
+        f"p-value of all quantities is held against 0.01; below it the guide is wrong where the ranks of a quantity"
+        f" spread 1.3 times as wide as uniform ones (as for a guide of half the posterior's width), or their mean "
+        f"is off by 0.2."
     )
     section.tables["The quantities that stand out most."] = table.head(12)
     section.figures["Ranks, and the band that a right guide's bars keep to in 99%."] = (
