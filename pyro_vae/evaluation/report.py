@@ -145,8 +145,8 @@ _SIZES = {
         evidence_rows=200,
         particles=1000,
         guide_rows=200,
-        bounds=(10, 4, 100),
-        gaps=(50, 200),
+        bounds=(8, 4, 50),
+        gaps=(20, 200),
         nuts=(0, 0),
         simulations=(300, 99),
         coverage_rows=300,
@@ -478,7 +478,10 @@ def _calibration(job: _Job, section: Section) -> None:
     )
     widest, shift = max(table["spread"].to_list()), max(abs(rank - 0.5) for rank in table["mean_rank"].to_list())
     section.numbers = {"p_value": found.p_value, "largest_spread": widest, "largest_shift": shift}
-    text = f"p = {found.p_value:.2g}; ranks spread up to {widest:.2f} times as wide as they should"
+    text = (
+        f"p = {found.p_value:.2g}; ranks spread up to {widest:.2f} times as wide as they should, their mean is off by up "
+        f"to {shift:.2f}"
+    )
     if found.p_value >= 0.01:
         section.found("fine", f"On the model's own data the guide's posteriors are calibrated ({text}).")
     else:
