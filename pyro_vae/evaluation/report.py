@@ -479,8 +479,8 @@ def _calibration(job: _Job, section: Section) -> None:
     widest, shift = max(table["spread"].to_list()), max(abs(rank - 0.5) for rank in table["mean_rank"].to_list())
     section.numbers = {"p_value": found.p_value, "largest_spread": widest, "largest_shift": shift}
     text = (
-        f"p = {found.p_value:.2g}; ranks spread up to {widest:.2f} times as wide as they should, their mean is off by up "
-        f"to {shift:.2f}"
+        f"p = {found.p_value:.2g}; ranks spread up to {widest:.2f} times as wide as they should, their mean is off by "
+        f"up to {shift:.2f}"
     )
     if found.p_value >= 0.01:
         section.found("fine", f"On the model's own data the guide's posteriors are calibrated ({text}).")
