@@ -34,7 +34,6 @@ __all__ = [
     "SimulationBasedCalibration",
     "predictive_coverage",
     "simulation_based_calibration",
-    "without_mask",
 ]
 
 Quantity = Callable[..., Tensor]
