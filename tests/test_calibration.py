@@ -202,7 +202,7 @@ def test_intervals_given_the_entry_itself_cover_more_than_they_say():
 
 @pytest.mark.parametrize("kind", ["prior", "posterior"])
 def test_the_pit_of_counts_is_uniform(kind):
-    torch.manual_seed(1)
+    torch.manual_seed(5)
     vae = mlp_vae((4,), 1, hidden_dims=(), likelihood=Poisson())
     x = vae.sample(1000)
     assert float((x == 0).double().mean()) > 0.2  # ties in plenty
