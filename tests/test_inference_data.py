@@ -94,6 +94,7 @@ def test_summary_and_loo_work_and_loo_estimates_the_log_evidence():
     assert full["ess_bulk"].median() == pytest.approx(500, rel=0.1)
 
 
+@pytest.mark.filterwarnings("ignore:Passing a dict or None:DeprecationWarning")  # ArviZ's, of Matplotlib's interface
 def test_plots_of_arviz_take_it():
     vae = mlp_vae((3,), 2, likelihood=Poisson())
     data = to_inference_data(vae, vae.sample(30).long(), num_samples=20)

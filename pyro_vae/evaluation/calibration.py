@@ -29,7 +29,12 @@ from pyro_vae.predictive import draw_prior_predictive, rows_of
 from pyro_vae.programs import evaluating, forked_random_state
 from pyro_vae.ranges import elementwise, inner_value
 
-__all__ = ["PredictiveCoverage", "SimulationBasedCalibration", "predictive_coverage", "simulation_based_calibration"]
+__all__ = [
+    "PredictiveCoverage",
+    "SimulationBasedCalibration",
+    "predictive_coverage",
+    "simulation_based_calibration",
+]
 
 Quantity = Callable[..., Tensor]
 
@@ -329,9 +334,9 @@ def predictive_coverage(
         raise ValueError(f"num_samples and num_particles must be at least 1, found {num_samples} and {num_particles}")
     if not levels or not all(0 < level < 1 for level in levels):
         raise ValueError(f"levels must be between 0 and 1, found {tuple(levels)}")
-    if kind == "posterior" and (without := [n for n in ("model", "guide") if not _takes_mask(getattr(pair, n))]):
+    if kind == "posterior" and (without := _without_mask(pair)):
         raise ValueError(
-            f"kind='posterior' hides an entry of each row by a mask, and the {without[0]} takes no keyword argument "
+            f"kind='posterior' hides an entry of each row by a mask, and the {without} takes no keyword argument "
             f"'mask': give it one, or use kind='prior'"
         )
     x = pair.check(x_test, **context)
@@ -344,7 +349,10 @@ def predictive_coverage(
             pits.append(_pit(pair, x[start:stop], rows_of(context, start, stop), kind, num_samples, num_particles))
     pit = torch.cat(pits).cpu().numpy()
     if len(pit) < 20:
-        raise ValueError(f"coverage needs at least 20 rows with an entry to predict, found {len(pit)}")
+        hint = ""
+        if kind == "posterior" and len(x) >= 20:
+            hint = "; a single observed entry has no others of its row to be predicted from: use kind='prior'"
+        raise ValueError(f"coverage needs at least 20 rows with an entry to predict, found {len(pit)}{hint}")
     records = []
     for level in levels:
         inside = int((np.abs(pit - 0.5) <= level / 2).sum())
@@ -361,9 +369,14 @@ def predictive_coverage(
     return PredictiveCoverage(kind, pd.DataFrame(records).set_index("level"), pit, p_value, num_bins)
 
 
-def _takes_mask(program: Any) -> bool:
-    parameters = inspect.signature(program.forward if isinstance(program, nn.Module) else program).parameters
-    return "mask" in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+def _without_mask(pair: Pair) -> str | None:
+    """The first program, by its name, that takes no keyword argument ``mask``; None where both do."""
+    for name in ("model", "guide"):
+        program = getattr(pair, name)
+        parameters = inspect.signature(program.forward if isinstance(program, nn.Module) else program).parameters
+        if "mask" not in parameters and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            return name
+    return None
 
 
 def _pit(pair: Pair, x: Tensor, context: dict[str, Any], kind: str, num_samples: int, num_particles: int) -> Tensor:
