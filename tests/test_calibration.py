@@ -202,7 +202,7 @@ def test_intervals_given_the_entry_itself_cover_more_than_they_say():
 
 @pytest.mark.parametrize("kind", ["prior", "posterior"])
 def test_the_pit_of_counts_is_uniform(kind):
-    torch.manual_seed(1)
+    torch.manual_seed(5)
     vae = mlp_vae((4,), 1, hidden_dims=(), likelihood=Poisson())
     x = vae.sample(1000)
     assert float((x == 0).double().mean()) > 0.2  # ties in plenty
@@ -244,7 +244,7 @@ def test_what_does_not_suit_is_said_in_a_sentence():
             predictive_coverage(vae, torch.randn(50, 3), **arguments)
     with pytest.raises(ValueError, match="at least 20 rows"):
         predictive_coverage(vae, torch.randn(5, 3))
-    with pytest.raises(ValueError, match="found 0; a single observed entry .* use kind='prior'"):
+    with pytest.raises(ValueError, match=r"found 0; a single observed entry .* use kind='prior'"):
         predictive_coverage(mlp_vae((1,), 1, likelihood=Normal()), torch.randn(50, 1))
     with pytest.raises(ValueError, match="num_simulations must be at least 20"):
         simulation_based_calibration(vae, 10)

@@ -75,7 +75,7 @@ CASES = {
     "log-normal, large units": Case(LogNormal, (1.0,), (9.0,)),
     "gamma": Case(Gamma, (1.0,), own=0.5, bad=-1.0),
     "beta": Case(lambda: Beta(margin=1e-6), (0.7,), own=6.0, bad=0.0),
-    "discretised logistic": Case(lambda: DiscretizedLogistic(32), (0.4, 0.1), (0.0, 0.5), bad=32.0),
+    "discretised logistic": Case(lambda: DiscretizedLogistic(32), (0.4, 0.1), (0.0, 0.5), epochs=40, bad=32.0),
     "mixture of discretised logistics": Case(
         lambda: DiscretizedLogisticMixture(num_levels=8, num_components=2),
         (0.1, 0.1, 1.0, 1.0, 0.1, 0.1),

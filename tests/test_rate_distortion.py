@@ -52,7 +52,7 @@ def test_warm_up_rises_to_the_weight():
     vae = mlp_vae((2,), 1, hidden_dims=(), likelihood=Normal())
     history = fit(vae, torch.randn(64, 2), epochs=3, batch_size=32, kl_warmup=2, kl_weight=4.0, progress=False)
     assert history["kl_weight"].tolist() == pytest.approx([1.0, 3.0, 4.0])
-    with pytest.raises(ValueError, match="kl_weight must be a number from 0, found -1"):
+    with pytest.raises(ValueError, match="kl_weight must be a finite number from 0, found -1"):
         fit(vae, torch.randn(64, 2), batch_size=32, kl_weight=-1.0)
 
 

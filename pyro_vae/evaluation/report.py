@@ -130,7 +130,7 @@ class _Size:
     particles: int
     guide_rows: int
     bounds: tuple[int, int, int]  # rows, chains, steps
-    gap_rows: int
+    gaps: tuple[int, int]  # rows, steps of the refinement
     nuts: tuple[int, int]  # rows, draws of each chain
     simulations: tuple[int, int]  # rows drawn, draws of the guide for each
     coverage_rows: int
@@ -145,8 +145,8 @@ _SIZES = {
         evidence_rows=200,
         particles=1000,
         guide_rows=200,
-        bounds=(20, 8, 100),
-        gap_rows=50,
+        bounds=(8, 4, 50),
+        gaps=(20, 200),
         nuts=(0, 0),
         simulations=(300, 99),
         coverage_rows=300,
@@ -160,7 +160,7 @@ _SIZES = {
         particles=5000,
         guide_rows=1000,
         bounds=(100, 16, 1000),
-        gap_rows=500,
+        gaps=(500, 500),
         nuts=(3, 500),
         simulations=(2000, 199),
         coverage_rows=2000,
@@ -298,14 +298,14 @@ def _evidence(job: _Job, section: Section) -> None:
         "curve": dict(zip(curve["num_particles"].astype(str), curve["log_evidence"], strict=True)),
     }
     few = int(curve["num_particles"].iloc[-2])
-    settled = f"from {few:,} to {job.size.particles:,} particles the evidence rises by {step:.2f} nats"
+    settled = f"from {few:,} to {job.size.particles:,} particles the evidence rises by {step:z.2f} nats"
     if step > 1:
         section.found("look", f"The evidence is at least {last:.2f} nats per row, and more: {settled}.")
     else:
         section.found(
             "fine", f"The log evidence is {last:.2f} ± {found.mean_standard_error:.2f} nats per row; {settled}."
         )
-    gap = f"The ELBO lies {last - elbo:.2f} nats below the evidence, where the rate is {rate:.2f} nats"
+    gap = f"The ELBO lies {last - elbo:z.2f} nats below the evidence, where the rate is {rate:.2f} nats"
     if last - elbo > 1 and last - elbo > 0.5 * rate:
         section.found("look", f"{gap}: the guide is a poor posterior.")
     else:
@@ -378,18 +378,19 @@ def _bounds(job: _Job, section: Section) -> None:
     )
     section.found(
         "look" if gap > 1 else "fine",
-        f"On data that the model drew, its evidence lies between bounds {gap:.2f} nats apart.",
+        f"On data that the model drew, its evidence lies between bounds {gap:z.2f} nats apart.",
     )
     section.found(
         "look" if gain > 1 else "fine",
-        f"On the data, annealing finds {gain:+.2f} nats per row over importance weighting with {job.size.particles:,} "
-        f"particles{': the evidence above is too low' if gain > 1 else ''}.",
+        f"On the data, annealing finds {gain:z.2f} nats per row more than importance weighting with "
+        f"{job.size.particles:,} particles{': the evidence above is too low' if gain > 1 else ''}.",
     )
 
 
 def _gaps(job: _Job, section: Section) -> None:
-    rows, context = job.rows(min(job.size.gap_rows, len(job.x)))
-    refined = refine(job.pair, rows, seed=job.seed, **context)
+    num_rows, steps = job.size.gaps
+    rows, context = job.rows(min(num_rows, len(job.x)))
+    refined = refine(job.pair, rows, steps=steps, seed=job.seed, **context)
     evidence = log_evidence(refined, rows, num_particles=job.size.particles, seed=job.seed, **context)
     found = gaps(job.pair, rows, evidence.log_evidence, refined=refined, seed=job.seed, **context)
     mean = found.summary()
@@ -409,8 +410,8 @@ def _gaps(job: _Job, section: Section) -> None:
         index=pd.Index(["amortisation", "approximation"]),
     )
     text = (
-        f"Of what the ELBO lacks, {amortisation:.2f} nats per row are the encoder's (refining each row recovers them) "
-        f"and {approximation:.2f} its family's"
+        f"Of what the ELBO lacks, {amortisation:z.2f} nats per row are the encoder's (refining each row recovers "
+        f"them) and {approximation:z.2f} its family's"
     )
     section.found("look" if amortisation > max(1.0, 0.25 * rate) else "fine", f"{text}.")
 
@@ -477,7 +478,10 @@ def _calibration(job: _Job, section: Section) -> None:
     )
     widest, shift = max(table["spread"].to_list()), max(abs(rank - 0.5) for rank in table["mean_rank"].to_list())
     section.numbers = {"p_value": found.p_value, "largest_spread": widest, "largest_shift": shift}
-    text = f"p = {found.p_value:.2g}; ranks spread up to {widest:.2f} times as wide as they should"
+    text = (
+        f"p = {found.p_value:.2g}; ranks spread up to {widest:.2f} times as wide as they should, their mean is off by "
+        f"up to {shift:.2f}"
+    )
     if found.p_value >= 0.01:
         section.found("fine", f"On the model's own data the guide's posteriors are calibrated ({text}).")
     else:
