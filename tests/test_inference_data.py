@@ -1,6 +1,5 @@
 """Draws as ArviZ takes them: held to the closed form, in the user's units, with summaries and loo on top."""
 
-import arviz
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -11,8 +10,11 @@ from pairs import function_pair, labelled_pair
 
 from pyro_vae import Pair, mlp_vae
 from pyro_vae.evaluation import to_inference_data
+from pyro_vae.evaluation.diagnostics import import_arviz
 from pyro_vae.likelihoods import Bernoulli, Poisson
 from pyro_vae.transforms import Binarize, Standardize
+
+arviz = import_arviz()  # bare, it gives notice of its next version once a day, which is an error here
 
 
 def standardised(lg, **wanted):

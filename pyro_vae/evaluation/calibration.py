@@ -292,9 +292,14 @@ def predictive_coverage(
     .. math:: \mathrm{pit} = \frac{u + v}{S + 1}, \qquad x_d \text{ is inside at level } l
         \iff |\mathrm{pit} - \tfrac12| \le \tfrac{l}{2}
 
-    A right model has a uniform PIT and covers each level exactly, discrete data included. One entry of each row keeps
-    them independent, so that the binomial error is right. The posterior one has, beside that, the error of
-    ``num_particles``. As importance weights make up for a rough guide, this is about the model.
+    With ``kind="prior"`` a right model has a uniform PIT and covers each level exactly, discrete data included. One
+    entry of each row keeps them independent, so that the binomial error is right.
+
+    With ``kind="posterior"`` that holds as ``num_particles`` grows. Particles of a rough guide are too few to fill the
+    posterior, so that intervals come out too narrow, which the p-values do not allow for. For an untrained guide of
+    four Poisson counts, intervals of 90% from the right model held 88.6% of the entries with 40 particles, 88.9% with
+    200 and 89.5% with 800. Where coverage is a little low, see whether more particles mend it. Up to that error
+    importance weights make up for the guide, and this is about the model.
 
     Draws of :math:`x'` given the whole row (:meth:`~pyro_vae.Pair.posterior_predictive`) are not used: z has then seen
     the very entry, its intervals lie around it, and a right model covers more than it says.
