@@ -16,7 +16,7 @@ from pyro_vae.evaluation import (
     predictive_coverage,
     simulation_based_calibration,
 )
-from pyro_vae.likelihoods import Normal, Poisson
+from pyro_vae.likelihoods import Normal
 from pyro_vae.transforms import Standardize
 
 
