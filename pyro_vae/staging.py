@@ -117,7 +117,9 @@ def _tensors_as_inputs(graph: GraphModule) -> list[Tensor]:
 
 # On a CPU log(1 + y) is vectorised in a third of the time of log1p(y). Here y is in [0, 1] and the sum in [1, 2], where
 # the rounding of 1 + y is one part in 2²⁴ of 1: what the terms it is added to lose as well.
-def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Any:
+    if x.device.type != "cpu":
+        return NotImplemented
     x = x * beta
     return (x.clamp(min=0) + (1 + (-x.abs()).exp()).log()) / beta
 

@@ -114,3 +114,39 @@ def test_weights_are_unbiased_however_few_the_steps(start):
         bounds = ais_bounds(rough_pair(lg), x, num_chains=32, num_steps=num_steps, start=start)
         ratio = (bounds.lower - lg.log_evidence(x)).exp()
         assert abs(float(ratio.mean()) - 1) < 4.5 * float(ratio.std()) / 150**0.5
+
+
+def test_a_guide_that_sets_a_point_is_refused_as_a_start():
+    lg = LinearGaussian()
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Delta(torch.zeros(len(x), 2)).to_event(1))
+
+    pair = Pair(lg.vae.model, guide)
+    with pytest.raises(ValueError, match="no density at 'z'"):
+        ais_bounds(pair, lg.draw(3), num_chains=2, num_steps=3)
+    assert ais_bounds(pair, lg.draw(3), num_chains=2, num_steps=3, start="prior").lower.isfinite().all()
+
+
+def test_several_latents_in_a_plate_of_their_own_and_labels_are_annealed():
+    """Two latents of a row in an inner plate, and a third above them: x is their noisy sum, normal in closed form."""
+
+    def model(x=None, *, shift, batch_size=None):
+        with pyro.plate("data", len(shift), dim=-1):
+            a = pyro.sample("a", dist.Normal(shift, 1.0))
+            with pyro.plate("parts", 2, dim=-2):
+                b = pyro.sample("b", dist.Normal(a, 0.5))
+            return pyro.sample("x", dist.Normal(b.sum(-2, keepdim=True), 0.7), obs=x)
+
+    def guide(x, *, shift):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("a", dist.Normal(shift, 1.5))
+            with pyro.plate("parts", 2, dim=-2):
+                pyro.sample("b", dist.Normal(x / 2, 0.8))
+
+    shift = torch.randn(20)
+    x = 2 * shift + 3 * torch.randn(20)
+    truth = dist.Normal(2 * shift, (4 + 2 * 0.25 + 0.49) ** 0.5).log_prob(x)
+    bounds = ais_bounds(Pair(model, guide), x, shift=shift, num_chains=8, num_steps=200, num_leapfrog=3)
+    assert float((bounds.lower - truth).mean()) == pytest.approx(0, abs=0.05)

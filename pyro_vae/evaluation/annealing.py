@@ -9,11 +9,12 @@ from typing import Any, Literal, NamedTuple
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_vae.evaluation.density import RowPrograms, _Fixed, _latents, _sum_to, row_log_prob, row_programs
+from pyro_vae.evaluation.density import Fixed, RowPrograms, latent_sites, row_log_prob, row_programs, sum_to_rows
 from pyro_vae.evaluation.evidence import log_mean_exp
 from pyro_vae.pair import Array, Pair
 from pyro_vae.predictive import rows_of
@@ -38,7 +39,8 @@ class AnnealedBounds:
         lower: Lower bound for each row, ``(N,)``: in expectation it is at most the log evidence.
         standard_error: Its Monte Carlo standard error, ``(N,)``; NaN with one chain. Near 1 it is not to be believed.
         acceptance: Mean acceptance rate of the forward transitions; NaN with one step, which has none.
-        upper: Upper bound for each row, ``(N,)``, on simulated rows; None where rows were given.
+        upper: Upper bound for each row, ``(N,)``, on simulated rows; None where rows were given. Its chains all begin
+            at the one draw that made the row, so no error of a row can be told from them.
         x: The simulated rows, in the model's units; None where rows were given.
     """
 
@@ -283,7 +285,7 @@ class LatentDensity:
         log_joint = row_log_prob(model, shape) + mapped.log_jacobian
         if self.start == "prior":  # the model's sites that are not observed
             return row_log_prob(model, shape, "guide") + mapped.log_jacobian, log_joint
-        with _Fixed({name: model.nodes[name]["value"] for name in self.layout}):
+        with Fixed({name: model.nodes[name]["value"] for name in self.layout}):
             guide = self.programs.trace(self.programs.guide, num_chains, self.x, self.context)
         return row_log_prob(guide, shape, "guide") + mapped.log_jacobian, log_joint
 
@@ -310,7 +312,7 @@ class _Mapped(Messenger):
         log_jacobian: Any = transform.log_abs_det_jacobian(u, z)
         extra = log_jacobian.dim() - len(fn.batch_shape)
         log_jacobian = log_jacobian.sum(tuple(range(-extra, 0))) if extra else log_jacobian
-        self.log_jacobian = self.log_jacobian + _sum_to(log_jacobian, self.shape)
+        self.log_jacobian = self.log_jacobian + sum_to_rows(log_jacobian, self.shape)
         msg["value"], msg["done"] = z, True
 
 
@@ -334,10 +336,17 @@ def _flatten(trace: Any, layout: Mapping[str, slice], num_rows: int, num_chains:
     return u
 
 
+def _is_point_mass(fn: Any) -> bool:
+    """Whether a distribution is a Delta, whatever it is wrapped in."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
+
+
 def _layout(programs: RowPrograms, x: Tensor, context: Mapping[str, Any], start: Start) -> dict[str, slice]:
     """Which elements of u belong to which latent of the model."""
     trace = programs.trace(programs.model, None, x, context)
-    latents = _latents(trace)
+    latents = latent_sites(trace)
     for name, site in latents.items():
         support: Any = site["fn"].support
         if support.is_discrete:
@@ -350,8 +359,10 @@ def _layout(programs: RowPrograms, x: Tensor, context: Mapping[str, Any], start:
         except NotImplementedError:
             raise ValueError(f"the latent {name!r} has the support {support}, to which no map is known") from None
     if start == "guide":
-        extra = [name for name in _latents(programs.trace(programs.guide, None, x, context)) if name not in latents]
-        if extra:
+        guided = latent_sites(programs.trace(programs.guide, None, x, context))
+        if points := [name for name, site in guided.items() if _is_point_mass(site["fn"])]:
+            raise ValueError(f"the guide has no density at {points[0]!r}, which it sets to a point: use start='prior'")
+        if extra := [name for name in guided if name not in latents]:
             raise ValueError(
                 f"the guide draws the auxiliary {extra[0]!r}, so that it has no density of the latents alone: "
                 f"use start='prior'"

@@ -22,7 +22,16 @@ from pyro_vae.pair import Pair
 from pyro_vae.predictive import rows_of
 from pyro_vae.programs import evaluating
 
-__all__ = ["RowPrograms", "log_weights", "row_programs", "unscaled"]
+__all__ = [
+    "Fixed",
+    "RowPrograms",
+    "latent_sites",
+    "log_weights",
+    "row_log_prob",
+    "row_programs",
+    "sum_to_rows",
+    "unscaled",
+]
 
 _PARTICLES = "particles"  # the plate of the draws
 _PROBE = (2, 3)  # draws and rows of the runs that look at the programs
@@ -85,14 +94,14 @@ def row_log_prob(trace: Any, shape: tuple[int, int], which: str = "model") -> Te
         if which == "guide" and site["is_observed"]:
             continue
         values = scale_and_mask(site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]), 1.0, site["mask"])
-        values = _sum_to(values, shape)
+        values = sum_to_rows(values, shape)
         total = values if total is None else total + values
     if total is None:
         raise ValueError(f"the {which} has no sites in the plate 'data'")
     return total.expand(shape)
 
 
-def _sum_to(values: Tensor, shape: tuple[int, int]) -> Tensor:
+def sum_to_rows(values: Tensor, shape: tuple[int, int]) -> Tensor:
     """Sums a site's ``(K, *plates, N)`` over its other plates; ``(*plates, N)`` where there is no plate of draws."""
     if shape[0] == 1 and values.dim() > 1:
         return values.sum(tuple(range(values.dim() - 1)))
@@ -109,7 +118,7 @@ def _is_local(site: Any) -> bool:
     return any(frame.name == "data" for frame in site["cond_indep_stack"])
 
 
-def _latents(trace: Any) -> dict[str, Any]:
+def latent_sites(trace: Any) -> dict[str, Any]:
     """The sites that a program draws, by name."""
     nodes = prune_subsample_sites(trace).nodes
     return {name: site for name, site in nodes.items() if site["type"] == "sample" and not site["is_observed"]}
@@ -195,7 +204,7 @@ def _frames(site: Any) -> list[Any]:
 
 
 def _check_latents(model_trace: Any, guide_trace: Any) -> None:
-    in_model, in_guide = _latents(model_trace), _latents(guide_trace)
+    in_model, in_guide = latent_sites(model_trace), latent_sites(guide_trace)
     for name, site in {**in_model, **in_guide}.items():
         if not _is_local(site):
             raise ValueError(
@@ -236,7 +245,7 @@ def _check_vectorised(
     """
     draws, rows = len(guide_traces), len(x)
     together: dict[str, Tensor] = {}
-    for name, site in _latents(guide_traces[0]).items():
+    for name, site in latent_sites(guide_traces[0]).items():
         values = torch.stack([trace.nodes[name]["value"] for trace in guide_traces])
         event_dim = site["fn"].event_dim
         batch_shape, event_shape = (
@@ -246,7 +255,7 @@ def _check_vectorised(
         ones = (1,) * (-programs.particle_dim - 1 - len(batch_shape))
         together[name] = values.reshape(draws, *ones, *batch_shape, *event_shape)
     for which, program, traces in (("model", programs.model, model_traces), ("guide", programs.guide, guide_traces)):
-        with _Fixed(together):
+        with Fixed(together):
             trace = programs.trace(program, draws, x, context)
         found = row_log_prob(trace, (draws, rows), which)
         expected = torch.cat([row_log_prob(trace, (1, rows), which) for trace in traces])
@@ -254,7 +263,7 @@ def _check_vectorised(
             raise ValueError(f"the {which}'s log-probabilities differ from those at one draw at a time")
 
 
-class _Fixed(Messenger):
+class Fixed(Messenger):
     """Gives latent sites these values."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:

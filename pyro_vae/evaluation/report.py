@@ -494,11 +494,9 @@ def _coverage(job: _Job, section: Section) -> None:
     try:
         found = predictive_coverage(job.pair, rows, seed=job.seed, **context)
         given = "given the rest of its row"
-    except ValueError as error:
-        if "mask" not in str(error):
-            raise
+    except ValueError:  # the programs take no mask, or rows have a single entry
         found = predictive_coverage(job.pair, rows, kind="prior", seed=job.seed, **context)
-        given = "given nothing of its row, for the programs take no mask"
+        given = "given nothing of its row"
     levels, held = found.table.index.to_list(), found.table["coverage"].to_list()
     furthest = max(range(len(levels)), key=lambda place: abs(held[place] - levels[place]))
     off = abs(held[furthest] - levels[furthest])
