@@ -10,7 +10,6 @@ import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
-from torch.optim.adam import adam
 
 from pyro_vae.gradients import Gradients
 from pyro_vae.parallel import add_up, world_size
@@ -46,6 +45,7 @@ class Execution:
         self._kl_weight, self._weight = math.nan, torch.ones(())
         self._capture_in = 0
         self._whole: Any = None
+        self._adam_state: _AdamState | None = None
 
     def stage(self, reference: Mapping[str, Tensor], *, compile: Compile, num_steps: int) -> None:
         """Prepares for steps of this size, if that is asked for or will repay.
@@ -121,13 +121,15 @@ class Execution:
         staged = not checked and [tensor.shape for tensor in tensors] == self._shapes
         if kl_weight != self._kl_weight:
             self._kl_weight, self._weight = kl_weight, torch.full((), kl_weight, device=tensors[0].device)
+        if staged and self._whole is not None:
+            return self._whole(self._weight, *tensors)[0].clone()
+        if staged and self._capture_in == 0 and self.gradients is not self.eager:  # no programs run
+            return self._step(self.gradients, tensors)
         # Pyro's checks cost as much as the arithmetic; one checked step finds the mistakes.
         with pyro.validation_enabled(is_validate=checked):
             if staged and self._capture_in:
                 return self._step_on_the_way_to_capture(tensors)
-            if staged and self._whole is not None:
-                return self._whole(self._weight, *tensors)[0].clone()
-            return self._step(self.gradients if staged else self.eager, tensors)
+            return self._step(self.eager, tensors)
 
     def _step(self, gradients: Any, tensors: list[Tensor]) -> Tensor:
         sums, *found = gradients(self._weight, *tensors)
@@ -149,25 +151,27 @@ class Execution:
             self.optimizer.step()
         return sums
 
+    @torch.no_grad()
     def _adam_step(self) -> None:
         """What ``Adam.step`` does, without the bookkeeping that costs half as much as its arithmetic."""
         (group,) = self.optimizer.param_groups
-        states = [self.optimizer.state[parameter] for parameter in group["params"]]
-        adam(
+        if self._adam_state is None:
+            self._adam_state = _AdamState(self.optimizer)
+        state = self._adam_state
+        state.all_steps += 1
+        torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
             group["params"],
             [parameter.grad for parameter in group["params"]],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            state.exp_avgs,
+            state.exp_avg_sqs,
             [],
-            [state["step"] for state in states],
-            fused=group["fused"],
-            capturable=group["capturable"],
-            amsgrad=False,
+            state.steps,
+            lr=group["lr"],
             beta1=group["betas"][0],
             beta2=group["betas"][1],
-            lr=group["lr"],
             weight_decay=0.0,
             eps=group["eps"],
+            amsgrad=False,
             maximize=False,
         )
 
@@ -197,6 +201,19 @@ class Execution:
             return self._step(self.gradients, tensors)
         finally:
             self._weight = before
+
+
+class _AdamState:
+    """Adam's state as lists in the order of its parameters, with their counts of steps as views of one tensor."""
+
+    def __init__(self, optimizer: torch.optim.Adam) -> None:
+        states = [optimizer.state[parameter] for parameter in optimizer.param_groups[0]["params"]]
+        self.exp_avgs = [state["exp_avg"] for state in states]
+        self.exp_avg_sqs = [state["exp_avg_sq"] for state in states]
+        self.all_steps = torch.stack([state["step"] for state in states])
+        self.steps = list(self.all_steps.unbind())
+        for state, step in zip(states, self.steps, strict=True):
+            state["step"] = step
 
 
 @contextmanager

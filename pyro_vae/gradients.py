@@ -15,7 +15,7 @@ from pyro_vae.pair import Pair
 from pyro_vae.programs import evaluating, forked_random_state
 from pyro_vae.rows import Rows
 
-__all__ = ["Gradients", "Precision", "precision_in_force"]
+__all__ = ["Gradients", "Precision", "has_bfloat16", "precision_in_force"]
 
 Precision = Literal["full", "tf32", "bfloat16"]
 
@@ -121,6 +121,13 @@ class _Bfloat16Products(TorchFunctionMode):
         with torch.autocast(device, torch.bfloat16, cache_enabled=False):
             out = func(*args, **(kwargs or {}))
         return out.float() if out.dtype == torch.bfloat16 else out
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies in bfloat16; a CPU without such instructions takes many times as long for it."""
+    if device.type != "cpu":
+        return True
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @contextlib.contextmanager

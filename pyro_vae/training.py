@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from pyro_vae import parallel
 from pyro_vae.checkpoints import Checkpoint, get_random_state, read_checkpoint, set_random_state, write_checkpoint
 from pyro_vae.elbo import elbo_per_row
 from pyro_vae.execution import Compile, Execution
-from pyro_vae.gradients import Gradients, Precision
+from pyro_vae.gradients import Gradients, Precision, has_bfloat16
 from pyro_vae.names import lookup
 from pyro_vae.objectives import KlEstimate, elbo_terms
 from pyro_vae.pair import Pair
@@ -160,6 +161,11 @@ def fit(
     if patience is not None and validation_data is None:
         raise ValueError("patience needs validation_data: early stopping watches their ELBO")
     device = resolve_device(device)
+    if precision == "bfloat16" and not has_bfloat16(device):
+        warnings.warn(
+            "this CPU has no instructions for bfloat16 and takes many times as long for it: use precision='full'",
+            stacklevel=2,
+        )
     pair.to(device)
     train = as_rows(x_train, device, num_workers=num_workers, name="x_train")
     valid = None if validation_data is None else as_rows(validation_data, device, num_workers=num_workers)

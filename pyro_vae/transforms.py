@@ -338,15 +338,15 @@ class Binarize(Transform):
 
 
 def _uniform_noise(x: Tensor) -> Tensor:
-    """As many numbers as ``x`` has elements, uniform on [0, 1), from a start that torch's generator draws.
+    """As many numbers as ``x`` has elements, uniform on the multiples of 2⁻²⁴ in [0, 1).
 
-    SplitMix64 (Steele et al., 2014) by position: it takes whole vectors at a time, where torch's generator for the CPU
-    takes one number after another, which costs as much as a layer of a network.
+    Each is a hash of its place under keys that torch's generator draws (the finaliser of MurmurHash3; Appleby, 2011):
+    that takes whole vectors at a time, where torch's generator for the CPU takes one number after another, which costs
+    as much as a layer of a network.
     """
-    start = torch.randint(-(2**63), 2**63 - 1, (), device=x.device)
-    place = torch.arange(x.numel(), device=x.device).reshape(x.shape)
-    bits = 53 if x.dtype == torch.float64 else 24
-    return (_mix((place + start) * -0x61C8864680B583EB) & (2**bits - 1)).to(x.dtype) * 2.0**-bits
+    keys = torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32, device=x.device)
+    place = torch.arange(x.numel(), dtype=torch.int32, device=x.device).reshape(x.shape)
+    return (_mix32(_mix32(place ^ keys[0]) ^ keys[1]) & (2**24 - 1)).to(x.dtype) * 2.0**-24
 
 
 def _row_noise(x: Tensor, seed: int) -> Tensor:
@@ -356,12 +356,19 @@ def _row_noise(x: Tensor, seed: int) -> Tensor:
     """
     flat = (x.reshape(len(x), -1).double() * 2**30).round().long()
     start = (seed * 0x9E3779B1 + 2**63) % 2**64 - 2**63
-    place = _mix(torch.arange(flat.shape[1], device=x.device) + start)
-    row = _mix((flat * (place | 1)).sum(1, keepdim=True))
-    return ((_mix(row + place) & (2**53 - 1)).double() / 2**53).reshape(x.shape)
+    place = _mix64(torch.arange(flat.shape[1], device=x.device) + start)
+    row = _mix64((flat * (place | 1)).sum(1, keepdim=True))
+    return ((_mix64(row + place) & (2**53 - 1)).double() / 2**53).reshape(x.shape)
 
 
-def _mix(x: Tensor) -> Tensor:
+def _mix32(x: Tensor) -> Tensor:
+    """Scrambles 32-bit whole numbers (the finaliser of MurmurHash3)."""
+    x = (x ^ (x >> 16 & (2**16 - 1))) * -0x7A143595
+    x = (x ^ (x >> 13 & (2**19 - 1))) * -0x3D4D51CB
+    return x ^ (x >> 16 & (2**16 - 1))
+
+
+def _mix64(x: Tensor) -> Tensor:
     """Scrambles 64-bit whole numbers (the finaliser of SplitMix64; Steele et al., 2014)."""
     x = (x ^ (x >> 30 & (2**34 - 1))) * -0x40A7B892E31B1A47
     x = (x ^ (x >> 27 & (2**37 - 1))) * -0x6B2FB644ECCEEE15

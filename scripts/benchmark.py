@@ -23,6 +23,7 @@ import typer
 
 from pyro_vae import files, plotting
 from pyro_vae.data import default_root, load_data
+from pyro_vae.gradients import has_bfloat16
 
 Numbers = dict[str, Any]
 SCRIPTS = Path(__file__).parent
@@ -36,11 +37,12 @@ class Contender:
     module: str
     arguments: Numbers = field(default_factory=dict)
     only_on: str | None = None  # a kind of device, if it needs one
+    bfloat16: bool = False
 
 
 FLOOR = [
     Contender("products float32", "products", {"dtype": "float32"}),
-    Contender("products bfloat16", "products", {"dtype": "bfloat16"}),
+    Contender("products bfloat16", "products", {"dtype": "bfloat16"}, bfloat16=True),
 ]
 PYRO = Contender("Pyro example", "pyro_example")
 NUMPYRO = Contender("NumPyro", "numpyro_epoch")
@@ -53,7 +55,7 @@ PYTORCH = [
 OURS = [
     Contender("pyro_vae eager", "pyro_vae_fit", {"compile": False}),
     Contender("pyro_vae compiled", "pyro_vae_fit", {"compile": True}),
-    Contender("pyro_vae bfloat16", "pyro_vae_fit", {"compile": True, "precision": "bfloat16"}),
+    Contender("pyro_vae bfloat16", "pyro_vae_fit", {"compile": True, "precision": "bfloat16"}, bfloat16=True),
 ]
 SECTIONS = ("mlp", "conv", "samples", "evidence", "growth")
 GROWTH: dict[str, tuple[int, ...]] = {
@@ -180,7 +182,9 @@ class Bench:
         """Seconds an epoch of every contender, and what one notices besides."""
         found: Numbers = {}
         left_out: dict[str, str] = {}
-        with self.workers(contenders) as workers:
+        if not has_bfloat16(torch.device(self.task["device"])):
+            left_out = {c.label: "this CPU has no instructions for bfloat16" for c in contenders if c.bfloat16}
+        with self.workers([c for c in contenders if c.label not in left_out]) as workers:
             for label, worker in workers.items():  # the first step, from a cold start
                 first = worker.call("train", 128, task, epochs=1, seed=0)
                 if "missing" in first:

@@ -10,7 +10,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from pyro_vae import Pair, conv_vae, execution, fit, mlp_vae
+from pyro_vae import Pair, conv_vae, execution, fit, mlp_vae, training
 from pyro_vae.gradients import Gradients
 from pyro_vae.likelihoods import Bernoulli, Normal, Poisson
 from pyro_vae.programs import local_parameters
@@ -212,6 +212,12 @@ def test_products_in_bfloat16_leave_distributions_in_float32():
         )
     assert [dtype for dtype, _ in seen] == [torch.float32, torch.float32]
     assert seen[0][1] < 1e-6 < 1e-4 < seen[1][1] < 3e-2
+
+
+def test_bfloat16_without_instructions_for_it_is_warned_of(monkeypatch):
+    monkeypatch.setattr(training, "has_bfloat16", lambda device: False)
+    with pytest.warns(UserWarning, match="use precision='full'"):
+        fit(bits_vae(), torch.rand(8, 12), epochs=1, batch_size=8, progress=False, precision="bfloat16", device="cpu")
 
 
 @pytest.mark.gpu
