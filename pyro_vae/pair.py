@@ -215,7 +215,7 @@ class Pair(nn.Module):
         Args:
             num_samples: Number of rows.
             mean: Return :math:`E[x \mid z]` at :math:`z \sim p(z)` instead: smoother, but not draws from the model.
-            out: A ``.npy`` file to write the same rows to a few megabytes at a time, however many; it appears once it
+            out: A ``.npy`` file to write the same rows to some megabytes at a time, however many; it appears once it
                 is whole, and comes back memory-mapped, to be read only.
             progress: Show a progress bar.
             context: Keyword arguments of the model, ``num_samples`` rows each.
@@ -267,7 +267,7 @@ class Pair(nn.Module):
             x: Rows ``(N, *E)``.
             num_samples: Draws for each row.
             mean: Return :math:`E[x' \mid z]` for each draw of z instead.
-            out: A ``.npy`` file to write the same draws to a few megabytes at a time, as in :meth:`sample`.
+            out: A ``.npy`` file to write the same draws to some megabytes at a time, as in :meth:`sample`.
             progress: Show a progress bar.
             context: Keyword arguments of both programs, rows first.
 

@@ -47,14 +47,14 @@ Chunks = Iterator[tuple[tuple[slice, ...], Tensor]]  # where each goes, and the 
 def chunk_shape(elements: int) -> tuple[int, int]:
     """How many runs of how many rows make a chunk of rows with this many elements each.
 
-    A run has at most 2**17 elements and 1,024 rows, a chunk 8 runs and 2**20 elements, but both have a row.
+    A run has at most 2**19 elements and 1,024 rows, a chunk 16 runs and 2**23 elements, but both have a row.
 
     Example:
         >>> chunk_shape(28 * 28), chunk_shape(5), chunk_shape(3 * 512 * 512)
-        ((8, 167), (8, 1024), (1, 1))
+        ((16, 668), (16, 1024), (10, 1))
     """
-    rows = max(1, min(1024, 2**17 // max(1, elements)))
-    return max(1, min(8, 2**20 // (rows * max(1, elements)))), rows
+    rows = max(1, min(1024, 2**19 // max(1, elements)))
+    return max(1, min(16, 2**23 // (rows * max(1, elements)))), rows
 
 
 class _MeanOf(Messenger):
@@ -112,7 +112,7 @@ def draw_prior_predictive(
     mean: bool = False,
     context: Context | None = None,
     finish: Finish | None = None,
-    shape: tuple[int, int] = (8, 128),
+    shape: tuple[int, int] = (16, 128),
     out: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Tensor | np.memmap:

@@ -57,6 +57,7 @@ OURS = [
     Contender("pyro_vae compiled", "pyro_vae_fit", {"compile": True}),
     Contender("pyro_vae bfloat16", "pyro_vae_fit", {"compile": True, "precision": "bfloat16"}, bfloat16=True),
 ]
+LIBRARY = Contender("pyro_vae", "pyro_vae_fit")  # which compiles where it repays
 SECTIONS = ("mlp", "conv", "samples", "evidence", "growth")
 GROWTH: dict[str, tuple[int, ...]] = {
     "batch_size": (32, 128, 512, 2048),
@@ -95,7 +96,7 @@ def main(
     fresh weights, and its last epoch counts. Ratios are taken round by round.
     """
     sections = chosen(only, SECTIONS, "--only")
-    names = [c.label for c in (PYRO, *PYTORCH, NUMPYRO, *OURS, *FLOOR)]
+    names = [c.label for c in (PYRO, *PYTORCH, NUMPYRO, *OURS, *FLOOR, LIBRARY)]
     wanted = names if contenders is None else chosen(contenders, names, "--contenders")
     if rounds < 1 or epochs < 1:
         raise ValueError(f"--rounds and --epochs must be at least 1, found {rounds} and {epochs}")
@@ -126,10 +127,10 @@ def main(
             rows = min(conv_rows, whole) // batch_size * batch_size
             measured["conv"] = bench.training(among, {"network": "conv"}, rows, epochs, [EAGER.label])
         if "samples" in sections:
-            among, arguments = usable([EAGER, OURS[0]]), {"num_samples": num_samples}
+            among, arguments = usable([EAGER, LIBRARY]), {"num_samples": num_samples}
             measured["samples"] = bench.rates(among, "sample", arguments, len(x), num_samples)
         if "evidence" in sections:
-            among, arguments = usable([EAGER, OURS[0]]), {"num_particles": num_particles}
+            among, arguments = usable([EAGER, LIBRARY]), {"num_particles": num_particles}
             rows = min(evidence_rows, len(x))
             measured["evidence"] = bench.rates(among, "evidence", arguments, rows, rows)
         if "growth" in sections:
@@ -295,6 +296,7 @@ class Worker:
 def machine(device: str) -> Numbers:
     """What it was measured on, by the names of the hardware."""
     found: Numbers = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "system": platform.system()}
+    found["vectors"] = torch.backends.cpu.get_cpu_capability()
     return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
 
 

@@ -65,7 +65,7 @@ def document(results: Sequence[Numbers]) -> str:
 def machine_tables(results: Numbers) -> list[str]:
     """The tables of one machine."""
     machine, settings = results["machine"], results["settings"]
-    cpu = f"{machine['cpu']}, {machine['cores']} cores"
+    cpu = f"{machine['cpu']}, {machine['cores']} cores with {machine['vectors']}"
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     parts = [
         f"## On {machine['gpu'] + ' (' + cpu + ')' if 'gpu' in machine else cpu}\n\n"

@@ -9,6 +9,7 @@ import typer
 
 from pyro_vae import evaluate, files, load
 from pyro_vae.evaluation import evaluate_suite, render_html
+from pyro_vae.evaluation.report import PARTS
 from pyro_vae.names import lookup
 
 
@@ -21,6 +22,10 @@ def main(
             help="Also check everything there is to check and write report.html beside --out: quick (some of the rows, "
             "a minute or a few) or full (all rows; hours on a CPU). [default: the ELBO and its parts alone]"
         ),
+    ] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(help=f"Only these parts of the suite, with commas between: {', '.join(PARTS)}. [default: all]"),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="A name or path as for train.py. [default: the run's held-out rows]")
@@ -39,6 +44,9 @@ def main(
     write = cli.writer(out, {".json": files.write_json})
     if suite is not None:
         lookup(suite, ("quick", "full"), "suite")
+    elif parts is not None:
+        raise ValueError("--parts chooses among those of a suite: add --suite quick or --suite full")
+    chosen = None if parts is None else [lookup(name.strip(), PARTS, "part") for name in parts.split(",")]
     vae = load(run).to(cli.resolve_device(device))
     held = cli.data_for(run, data, data_root)
     metrics = evaluate(vae, held.x_test, seed=seed)
@@ -56,6 +64,7 @@ def main(
         vae,
         held.x_test,
         suite=suite,
+        parts=chosen,
         train=train,
         seed=seed,
         progress=lambda title: print(f"… {title}", file=sys.stderr),

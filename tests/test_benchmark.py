@@ -125,8 +125,8 @@ def test_a_gpu_has_its_own_tables():
     found = report.section("s", {"a": {"seconds": [1.0, 2.0], "peak_memory": 1.0}}, {}, ["a"]) | {"count": 10}
     settings = {"data": "mnist", "batch_size": 128, "rounds": 2}
     common = {"date": "2026-01-01", "versions": {"torch": "2"}, "settings": settings, "sections": {"samples": found}}
-    text = report.document([common | {"machine": {"cpu": "C", "cores": 2, "gpu": "G"}}])
-    assert "## On G (C, 2 cores)" in text
+    text = report.document([common | {"machine": {"cpu": "C", "cores": 2, "vectors": "AVX2", "gpu": "G"}}])
+    assert "## On G (C, 2 cores with AVX2)" in text
     assert "Not yet measured" not in text
     assert "| a | 8 (5 to 10) | 1.00 (1.00 to 1.00) |" in text  # the median of 10 / 1 and 10 / 2
 

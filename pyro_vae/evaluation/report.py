@@ -37,7 +37,7 @@ from pyro_vae.plotting import plot_samples
 from pyro_vae.predictive import rows_of
 from pyro_vae.programs import forked_random_state
 
-__all__ = ["Finding", "Report", "Section", "evaluate_suite"]
+__all__ = ["PARTS", "Finding", "Report", "Section", "evaluate_suite"]
 
 Level = Literal["wrong", "look", "fine"]
 
@@ -234,7 +234,7 @@ def evaluate_suite(
         'wrong'
     """
     size = _SIZES[lookup(suite, _SIZES, "suite")]
-    chosen = list(_PARTS) if parts is None else [lookup(name, _PARTS, "part") for name in parts]
+    chosen = PARTS if parts is None else [lookup(name, PARTS, "part") for name in parts]
     x = pair.check(x, **context).cpu()
     held = None if train is None else (torch.as_tensor(train[0]), torch.as_tensor(train[1]))
     job = _Job(pair, x, context, held, size, seed)
@@ -633,3 +633,5 @@ _PARTS: Mapping[str, tuple[str, Callable[[_Job, Section], None]]] = {
     "posterior_predictive": ("Does its likelihood fit? Posterior predictive check", _checks("posterior")),
     "samples": ("Are its samples good?", _samples),
 }
+
+PARTS = tuple(_PARTS)  # their names, in the order of a report
