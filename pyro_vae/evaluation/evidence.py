@@ -177,7 +177,8 @@ def reduce_log_weights(
         raise ValueError(f"memory_mib must be positive, found {memory_mib}")
     data = as_rows({"x": x, **context}, pair.device)
     num_dims = data.check(pair, "x") / data.num_rows
-    kept, jacobians = [], []
+    kept: Tensor | None = None  # in one piece: small results among large draws would break up the memory
+    done, jacobians = 0, []
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
         programs: RowPrograms | None = None
@@ -187,7 +188,8 @@ def reduce_log_weights(
             jacobians.append(log_jacobian.double().cpu())
             programs = row_programs(pair, rows, prepared) if programs is None else programs
             draws = max(1, int(memory_mib * 2**20) // programs.bytes_per_draw)
-            particles_at_once = min(num_particles, draws) if programs.vectorised else 1
+            parts = math.ceil(num_particles / draws) if programs.vectorised else num_particles
+            particles_at_once = math.ceil(num_particles / parts)
             rows_at_once = max(1, draws // particles_at_once)
             if log_weights is None:
                 repays = pair.device.type == "cpu" and data.num_rows * num_particles >= _DRAWS_THAT_REPAY
@@ -196,8 +198,13 @@ def reduce_log_weights(
             for start in range(0, len(rows), rows_at_once):
                 here = rows_of(prepared, start, start + rows_at_once)
                 weights = _draw(log_weights, rows[start : start + rows_at_once], here, num_particles, particles_at_once)
-                kept.append(reduce(weights).cpu())
-    return torch.cat(kept, dim=1), torch.cat(jacobians), num_dims
+                reduced = reduce(weights)
+                if kept is None:
+                    kept = torch.empty(len(reduced), data.num_rows, dtype=reduced.dtype)
+                kept[:, done : done + reduced.shape[1]] = reduced
+                done += reduced.shape[1]
+    assert kept is not None
+    return kept, torch.cat(jacobians), num_dims
 
 
 def _log_weights(
@@ -236,12 +243,9 @@ def _draw(
 ) -> Tensor:
     """Log-weights ``(K, n)`` in float64, which take 8 bytes each: next to nothing beside the draws themselves."""
     with pyro.validation_enabled(is_validate=False):  # the programs were looked at with it
-        weights = torch.cat(
-            [
-                log_weights(x, context, min(particles_at_once, num_particles - start)).double()
-                for start in range(0, num_particles, particles_at_once)
-            ]
-        )
+        parts = math.ceil(num_particles / particles_at_once)
+        weights = torch.cat([log_weights(x, context, particles_at_once).double() for _ in range(parts)])
+    weights = weights[:num_particles]  # all parts are of one size, for which the programs may be compiled
     if bool(weights.isnan().any()):
         raise FloatingPointError(
             f"{int(weights.isnan().any(0).sum())} of {len(x)} rows have NaN among their log-weights: the programs gave "
