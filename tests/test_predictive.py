@@ -306,7 +306,7 @@ def test_files_that_cannot_be_are_refused_before_the_draws(tmp_path, monkeypatch
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_number_of_draws(tmp_path):
-    """78 megabytes of draws, which is more than two chunks, then 235 in one go: the highest memory ever is about the same."""
+    """78 megabytes of draws, more than two chunks, then 235 in one go: the highest memory ever is about the same."""
     script = """
 import sys
 from pyro_vae import mlp_vae
