@@ -30,6 +30,7 @@ from pyro_vae.programs import evaluating, forked_random_state
 from pyro_vae.ranges import elementwise, inner_value
 
 __all__ = [
+    "LOG_LIKELIHOOD",
     "PredictiveCoverage",
     "SimulationBasedCalibration",
     "predictive_coverage",
@@ -38,7 +39,7 @@ __all__ = [
 
 Quantity = Callable[..., Tensor]
 
-_LOG_LIKELIHOOD = "log p(x|z)"
+LOG_LIKELIHOOD = "log p(x|z)"  # the name of the quantity that looks at all latents together
 _ELEMENTS = 2**24  # of draws held at a time
 
 
@@ -201,7 +202,7 @@ def _ranks_of_simulations(
             name: terms.latents[name].movedim(terms.latents[name].dim() - 1 - event_dim, 0)
             for name, event_dim in event_dims.items()
         }
-        named = {**latents, _LOG_LIKELIHOOD: terms.reconstruction}
+        named = {**latents, LOG_LIKELIHOOD: terms.reconstruction}
         for name, quantity in quantities.items():
             if name in named:
                 raise ValueError(f"there is a quantity {name!r} already: give yours another name")
