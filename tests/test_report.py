@@ -104,7 +104,7 @@ def test_a_guide_with_collapsed_scale_is_named_in_the_first_lines(bits):
     assert re.search(r"wrong\s+The guide is far from what its family could be", first)
     assert re.search(r"wrong\s+On the model's own data the guide's posteriors are not calibrated", first)
     assert collapsed.sections["calibration"].numbers["largest_spread"] > 1.5
-    assert collapsed.sections["guide"].numbers["share_above_1"] > 0.9
+    assert collapsed.sections["guide"].numbers["share_above_threshold"] > 0.9
     assert collapsed.sections["guide"].findings[0].level == "look"
 
 
