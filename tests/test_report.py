@@ -199,12 +199,22 @@ def test_the_script_writes_numbers_and_a_page(tmp_path, monkeypatch, capsys):
     data = load_data("digits")
     vae = mlp_vae((8, 8), 2, hidden_dims=(16,), likelihood=Normal(scale=1.0))
     vae.save(tmp_path / "run", run={"data": "digits"})
-    for extra, status in ((["--suite", "all"], 2), (["--suite", "quick"], 0)):
-        out = tmp_path / "out" / "m.json"
+    out = tmp_path / "out" / "m.json"
+    for extra, status in (
+        (["--suite", "all"], 2),
+        (["--parts", "summary"], 2),
+        (["--suite", "quick", "--parts", "summary, sample"], 2),
+        (["--suite", "quick", "--parts", "summary,guide"], 0),
+        (["--suite", "quick"], 0),
+    ):
         monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path / "run"), "--out", str(out), *extra])
         with pytest.raises(SystemExit) as end:
             cli.run_command(importlib.import_module("evaluate").main)
         assert (end.value.code or 0) == status
+        assert out.exists() == (status == 0)
+        if "summary,guide" in extra:
+            assert "guide" in json.loads(out.read_text())
+            assert "evidence" not in json.loads(out.read_text())
     metrics = json.loads(out.read_text())
     page = (tmp_path / "out" / "report.html").read_text()
     assert metrics["elbo"] == metrics["summary"]["elbo"]
@@ -215,3 +225,5 @@ def test_the_script_writes_numbers_and_a_page(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert metrics["verdict"] in printed.out
     assert "unknown suite 'all'" in printed.err
+    assert "unknown part 'sample'" in printed.err
+    assert "add --suite quick" in printed.err
