@@ -129,6 +129,7 @@ def write_blocks(blocks: Iterable[tuple[Sequence[slice], Tensor]], leading: Sequ
                 row = int(np.ravel_multi_index(first, tuple(leading)))
                 file.seek(begin + row * math.prod(shape[len(leading) :]) * array.itemsize)
                 file.write(array[index].data.cast("B"))
+            del block, array  # before the next block is made
     return np.load(path, mmap_mode="r")
 
 

@@ -47,14 +47,14 @@ Chunks = Iterator[tuple[tuple[slice, ...], Tensor]]  # where each goes, and the 
 def chunk_shape(elements: int) -> tuple[int, int]:
     """How many runs of how many rows make a chunk of rows with this many elements each.
 
-    A run has at most 2**19 elements and 1,024 rows, a chunk 16 runs and 2**23 elements, but both have a row.
+    A run has at most 2**19 elements and 1,024 rows, a chunk 8 runs and 2**22 elements, but both have a row.
 
     Example:
         >>> chunk_shape(28 * 28), chunk_shape(5), chunk_shape(3 * 512 * 512)
-        ((16, 668), (16, 1024), (10, 1))
+        ((8, 668), (8, 1024), (5, 1))
     """
     rows = max(1, min(1024, 2**19 // max(1, elements)))
-    return max(1, min(16, 2**23 // (rows * max(1, elements)))), rows
+    return max(1, min(8, 2**22 // (rows * max(1, elements)))), rows
 
 
 class _MeanOf(Messenger):
@@ -112,7 +112,7 @@ def draw_prior_predictive(
     mean: bool = False,
     context: Context | None = None,
     finish: Finish | None = None,
-    shape: tuple[int, int] = (16, 128),
+    shape: tuple[int, int] = (8, 128),
     out: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Tensor | np.memmap:
@@ -147,13 +147,14 @@ def _prior_chunks(
         rows = min(rows, num_samples - start)
         runs = min(most_runs, (num_samples - start) // rows)
         stop = start + runs * rows
-        predictive = Predictive(
+        draws = Predictive(
             _in_parts(program, rows_of(context, start, stop), rows),
             posterior_samples={"_part": torch.arange(runs)},
             return_sites=("x",),
-        )
-        draws = predictive(batch_size=rows)["x"].flatten(0, 1)
-        yield (slice(start, stop),), finish(draws) if finish else draws
+        )(batch_size=rows)["x"].flatten(0, 1)
+        draws = finish(draws) if finish else draws
+        yield (slice(start, stop),), draws
+        del draws  # before the next chunk is drawn
         start = stop
 
 
@@ -180,12 +181,14 @@ def _collect(
             if array is None:
                 array = chunk.new_empty(*leading, *chunk.shape[len(leading) :])
             array[place] = chunk
+            del chunk
         return array
 
 
 def _counted(chunks: Chunks, bar: Any) -> Chunks:
     for place, chunk in chunks:
         yield place, chunk
+        del chunk
         bar.update(int(np.prod([where.stop - where.start for where in place])))
 
 
