@@ -11,7 +11,7 @@ from typing import Self
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.configs import arguments
+from pyro_vae._support.configs import arguments
 
 __all__ = ["Head"]
 

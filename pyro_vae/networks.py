@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vae.names import lookup
+from pyro_vae._support.names import lookup
 
 __all__ = ["MLP", "ConvDecoder", "ConvEncoder"]
 

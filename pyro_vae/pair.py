@@ -11,12 +11,12 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae import predictive
-from pyro_vae.arrays import FileRows, as_tensor
-from pyro_vae.checks import check_rows, observed
-from pyro_vae.imputation import draw_imputations
+from pyro_vae._support.arrays import FileRows, as_tensor
+from pyro_vae._support.ranges import Constraint, discrete, elementwise, inner_value
+from pyro_vae.data.checks import check_rows, observed
+from pyro_vae.inference import predictive
+from pyro_vae.inference.imputation import draw_imputations
 from pyro_vae.programs import evaluating, forked_random_state, site_distribution
-from pyro_vae.ranges import Constraint, discrete, elementwise, inner_value
 from pyro_vae.transforms import Identity, Transform
 
 __all__ = ["Pair"]
@@ -309,8 +309,8 @@ class Pair(nn.Module):
 
         .. math:: z \sim p(z \mid x_\text{obs}),\ x_\text{mis} \sim p(x_\text{mis} \mid z)
 
-        by importance resampling from the guide, see :func:`pyro_vae.imputation.draw_imputations`: right for the
-        model, and not only for the guide, as ``num_particles`` grows. Observed entries come back as they are.
+        by importance resampling from the guide, see :func:`pyro_vae.inference.imputation.draw_imputations`: right for
+        the model, and not only for the guide, as ``num_particles`` grows. Observed entries come back as they are.
 
         Args:
             x: Rows ``(N, *E)`` with NaN where an entry is missing.

@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae import files
+from pyro_vae._support import files
 
 __all__ = [
     "plot_columns",

@@ -12,11 +12,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.arrays import FileRows, in_chunks
-from pyro_vae.configs import arguments
-from pyro_vae.moments import Moments
-from pyro_vae.ranges import Constraint, constraints, interval, is_boolean, is_bounded, phrase, within
-from pyro_vae.ranges import bounds as range_bounds
+from pyro_vae._support.arrays import FileRows, in_chunks
+from pyro_vae._support.configs import arguments
+from pyro_vae._support.moments import Moments
+from pyro_vae._support.ranges import Constraint, constraints, interval, is_boolean, is_bounded, phrase, within
+from pyro_vae._support.ranges import bounds as range_bounds
 
 __all__ = [
     "Auto",
@@ -345,7 +345,7 @@ def _uniform_noise(x: Tensor) -> Tensor:
     as much as a layer of a network.
     """
     keys = torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32, device=x.device)
-    place = torch.arange(x.numel(), dtype=torch.int32, device=x.device).reshape(x.shape)
+    place = torch.arange(x.numel(), device=x.device).reshape(x.shape).to(torch.int32)  # beyond 2³¹ it wraps around
     return (_mix32(_mix32(place ^ keys[0]) ^ keys[1]) & (2**24 - 1)).to(x.dtype) * 2.0**-24
 
 

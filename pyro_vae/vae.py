@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from pyro_vae import __version__, configs, files
-from pyro_vae.checks import check_fit
-from pyro_vae.features import WithMask
+from pyro_vae import __version__
+from pyro_vae._support import configs, files
+from pyro_vae.data.checks import check_fit
+from pyro_vae.encodings import WithMask
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder
 from pyro_vae.pair import Pair

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 import typer
 
-from pyro_vae import files, plotting
-from pyro_vae.data import default_root, load_data
-from pyro_vae.gradients import has_bfloat16
+from pyro_vae import plotting
+from pyro_vae._support import files
+from pyro_vae.data.sources import default_root, load_data
+from pyro_vae.training.step import has_bfloat16
 
 Numbers = dict[str, Any]
 SCRIPTS = Path(__file__).parent
@@ -37,12 +38,11 @@ class Contender:
     module: str
     arguments: Numbers = field(default_factory=dict)
     only_on: str | None = None  # a kind of device, if it needs one
-    bfloat16: bool = False
 
 
 FLOOR = [
     Contender("products float32", "products", {"dtype": "float32"}),
-    Contender("products bfloat16", "products", {"dtype": "bfloat16"}, bfloat16=True),
+    Contender("products bfloat16", "products", {"dtype": "bfloat16"}),
 ]
 PYRO = Contender("Pyro example", "pyro_example")
 NUMPYRO = Contender("NumPyro", "numpyro_epoch")
@@ -55,7 +55,7 @@ PYTORCH = [
 OURS = [
     Contender("pyro_vae eager", "pyro_vae_fit", {"compile": False}),
     Contender("pyro_vae compiled", "pyro_vae_fit", {"compile": True}),
-    Contender("pyro_vae bfloat16", "pyro_vae_fit", {"compile": True, "precision": "bfloat16"}, bfloat16=True),
+    Contender("pyro_vae bfloat16", "pyro_vae_fit", {"compile": True, "precision": "bfloat16"}),
 ]
 LIBRARY = Contender("pyro_vae", "pyro_vae_fit")  # which compiles where it repays
 SECTIONS = ("mlp", "conv", "samples", "evidence", "growth")
@@ -184,7 +184,8 @@ class Bench:
         found: Numbers = {}
         left_out: dict[str, str] = {}
         if not has_bfloat16(torch.device(self.task["device"])):
-            left_out = {c.label: "this CPU has no instructions for bfloat16" for c in contenders if c.bfloat16}
+            slow = [c.label for c in contenders if "bfloat16" in c.arguments.values()]
+            left_out = dict.fromkeys(slow, "this CPU has no instructions for bfloat16")
         with self.workers([c for c in contenders if c.label not in left_out]) as workers:
             for label, worker in workers.items():  # the first step, from a cold start
                 first = worker.call("train", 128, task, epochs=1, seed=0)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from pyro_vae import files
+from pyro_vae._support import files
 
 Numbers = dict[str, Any]
 TITLES = {

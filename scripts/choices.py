@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_vae import VAE, conv_vae, likelihoods, mlp_vae
-from pyro_vae.arrays import in_chunks
-from pyro_vae.data import DataSet
+from pyro_vae._support.arrays import in_chunks
+from pyro_vae._support.moments import Moments
+from pyro_vae._support.names import lookup
+from pyro_vae._support.ranges import is_boolean
+from pyro_vae.data.sources import DataSet
+from pyro_vae.data.tables import Column
 from pyro_vae.likelihoods import Likelihood
-from pyro_vae.moments import Moments
-from pyro_vae.names import lookup
-from pyro_vae.ranges import is_boolean
-from pyro_vae.tables import Column
 from pyro_vae.transforms import Compose, Dequantize, Transform, choose_transform
 
 NETWORKS: Mapping[str, Callable[..., VAE]] = {"mlp": mlp_vae, "conv": conv_vae}

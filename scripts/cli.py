@@ -12,12 +12,13 @@ import numpy as np
 import torch
 import typer
 
-from pyro_vae import files, plotting
-from pyro_vae.arrays import FileRows
-from pyro_vae.data import DataSet, load_data
+from pyro_vae import plotting
+from pyro_vae._support import files
+from pyro_vae._support.arrays import FileRows
+from pyro_vae.data.sources import DataSet, load_data
+from pyro_vae.data.tables import Schema
 from pyro_vae.loading import load_config
-from pyro_vae.tables import Schema
-from pyro_vae.training import resolve_device
+from pyro_vae.training.fit import resolve_device
 from pyro_vae.vae import CONFIG
 
 __all__ = ["resolve_device"]

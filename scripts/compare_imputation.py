@@ -14,9 +14,10 @@ from sklearn.datasets import load_diabetes, load_iris, load_wine
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, SimpleImputer
 
-from pyro_vae import files, fit, mlp_vae
-from pyro_vae.data import DataSet
-from pyro_vae.tables import Schema
+from pyro_vae import fit, mlp_vae
+from pyro_vae._support import files
+from pyro_vae.data.sources import DataSet
+from pyro_vae.data.tables import Schema
 
 
 def diabetes() -> pd.DataFrame:

@@ -17,13 +17,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from pyro_vae import VAE, conv_vae, evaluate, files, fit, mlp_vae
-from pyro_vae.data import DataSet, default_root, load_data
+from pyro_vae import VAE, conv_vae, evaluate, fit, mlp_vae
+from pyro_vae._support import files
+from pyro_vae._support.ranges import Constraint, constraints
+from pyro_vae.data.sources import DataSet, default_root, load_data
 from pyro_vae.evaluation import checkerboard, sample_quality
+from pyro_vae.inference.predictive import interpolate_latents
 from pyro_vae.likelihoods import Bernoulli, Normal
-from pyro_vae.predictive import interpolate_latents
-from pyro_vae.ranges import Constraint, constraints
-from pyro_vae.training import resolve_device
+from pyro_vae.training.fit import resolve_device
 from pyro_vae.transforms import Binarize, Scale
 
 LATENT_DIM, NUM_NEIGHBORS, MOST_ROWS = 20, 5, 3000

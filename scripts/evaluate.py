@@ -7,10 +7,11 @@ from typing import Annotated
 import cli
 import typer
 
-from pyro_vae import evaluate, files, load
+from pyro_vae import evaluate, load
+from pyro_vae._support import files
+from pyro_vae._support.names import lookup
 from pyro_vae.evaluation import evaluate_suite, render_html
-from pyro_vae.evaluation.report import PARTS
-from pyro_vae.names import lookup
+from pyro_vae.evaluation.report.sections import PARTS
 
 
 def main(

@@ -8,7 +8,7 @@ import torch
 import typer
 
 from pyro_vae import load
-from pyro_vae.arrays import as_tensor
+from pyro_vae._support.arrays import as_tensor
 
 
 def main(

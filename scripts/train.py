@@ -14,15 +14,16 @@ import torch
 import typer
 from torch import Tensor
 
-from pyro_vae import VAE, files, fit, plotting
-from pyro_vae.arrays import as_tensor
-from pyro_vae.checks import check_finite
-from pyro_vae.data import DataSet, default_root, load_data, split
+from pyro_vae import VAE, fit, plotting
+from pyro_vae._support import files
+from pyro_vae._support.arrays import as_tensor
+from pyro_vae.data.checks import check_finite
+from pyro_vae.data.sources import DataSet, default_root, load_data, split
+from pyro_vae.data.tables import Schema, parse_kinds
+from pyro_vae.inference.predictive import latent_grid
 from pyro_vae.loading import load_config
-from pyro_vae.parallel import first_rank_first, from_first_rank, process_group, rank
-from pyro_vae.predictive import latent_grid
-from pyro_vae.tables import Schema, parse_kinds
-from pyro_vae.training import resolve_device
+from pyro_vae.training.fit import resolve_device
+from pyro_vae.training.parallel import first_rank_first, from_first_rank, process_group, rank
 from pyro_vae.vae import CONFIG
 
 CHECKPOINT = "checkpoint.safetensors"

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae import VAE, Pair, mlp_vae
+from pyro_vae.data.rows import Rows, as_rows
 from pyro_vae.likelihoods import Normal
-from pyro_vae.rows import Rows, as_rows
 
 
 class LinearGaussian:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vae.arrays import CHUNK, FileRows, as_tensor, in_chunks
-from pyro_vae.moments import Moments
+from pyro_vae._support.arrays import CHUNK, FileRows, as_tensor, in_chunks
+from pyro_vae._support.moments import Moments
 
 
 def in_file(folder, x):

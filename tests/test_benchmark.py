@@ -32,7 +32,7 @@ def command(folder, *arguments):
 def measured(tmp_path_factory):
     """A folder with the results of what runs without a compiler, and what was printed."""
     folder = tmp_path_factory.mktemp("benchmark")
-    arguments = ("--contenders", ",".join(NAMES), "--only", "mlp,samples,evidence")
+    arguments = ("--contenders", ",".join([*NAMES, "pyro_vae"]), "--only", "mlp,samples,evidence")
     end = subprocess.run(command(folder, *arguments), capture_output=True, text=True, check=False)
     assert end.returncode == 0, end.stderr
     return folder / "docs", end.stdout
@@ -48,6 +48,8 @@ def test_every_contender_has_its_rounds_and_its_ratios(measured):
     assert section["num_rows"] == 768  # of 800 to train on, six whole batches
     assert set(section["contenders"]) | set(section["left_out"]) == set(NAMES)
     assert ("NumPyro" in section["left_out"]) == (find_spec("numpyro") is None)
+    for name in ("samples", "evidence"):
+        assert set(results["sections"][name]["contenders"]) == {"PyTorch eager", "pyro_vae"}
     for found in results["sections"].values():
         for reference, ratios in found["ratios"].items():
             base = found["contenders"][reference]["seconds"]
@@ -119,6 +121,14 @@ def test_sections_of_the_same_machine_are_joined_and_others_are_not():
     now = before | {"sections": {"conv": 3}}
     assert report.joined(before, now)["sections"] == {"mlp": 1, "conv": 3}
     assert report.joined(before | {"machine": "other"}, now)["sections"] == {"conv": 3}
+
+
+def test_bfloat16_is_left_out_where_it_would_be_emulated(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "has_bfloat16", lambda device: False)
+    bench = benchmark.Bench(tmp_path, np.zeros((128, 28, 28), np.uint8), {"device": "cpu"}, 1)
+    section = bench.training([benchmark.OURS[2], benchmark.FLOOR[1]], {}, 128, 1, [])
+    assert section["contenders"] == {}
+    assert set(section["left_out"]) == {"pyro_vae bfloat16", "products bfloat16"}
 
 
 def test_a_gpu_has_its_own_tables():

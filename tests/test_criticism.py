@@ -12,9 +12,9 @@ from linear_gaussian import LinearGaussian
 from pairs import function_pair, labelled_pair
 
 from pyro_vae import Pair, fit, mlp_vae
+from pyro_vae._support.ranges import constraints
 from pyro_vae.evaluation import default_statistics, plot_predictive_check, predictive_check
 from pyro_vae.likelihoods import Bernoulli, Mixed, NegativeBinomial, Normal
-from pyro_vae.ranges import constraints
 from pyro_vae.transforms import Binarize, Dequantize, Standardize
 
 

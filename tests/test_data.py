@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from pyro_vae import data as data_module
-from pyro_vae.arrays import FileRows
-from pyro_vae.data import NAMED, default_root, import_torchvision, load_data, split
+from pyro_vae._support.arrays import FileRows
+from pyro_vae.data import sources
+from pyro_vae.data.sources import NAMED, default_root, import_torchvision, load_data, split
 
 IDX_SETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 
@@ -508,7 +508,7 @@ def test_the_rows_of_a_large_file_stay_in_it_and_are_split_as_those_of_a_small_o
     x = np.random.default_rng(0).integers(0, 200, (40, 3, 3)).astype(np.uint8)
     name = save_array(tmp_path, x)
     small = load_data(name)
-    monkeypatch.setattr(data_module, "_IN_MEMORY", 100)
+    monkeypatch.setattr(sources, "_IN_MEMORY", 100)
     large = load_data(name)
     assert isinstance(large.x_train, FileRows)
     assert np.array_equal(large.x_train.read(), small.x_train)
@@ -521,7 +521,7 @@ def test_a_large_file_is_refused_as_a_small_one_is(tmp_path, monkeypatch):
     name = save_array(tmp_path, np.array([["a", "b"]] * 99))
     sentences = []
     for limit in (2**28, 10):
-        monkeypatch.setattr(data_module, "_IN_MEMORY", limit)
+        monkeypatch.setattr(sources, "_IN_MEMORY", limit)
         with pytest.raises(ValueError, match="expected rows of numbers") as caught:
             load_data(name)
         sentences.append(str(caught.value))

@@ -8,8 +8,8 @@ from linear_gaussian import LinearGaussian, resident
 from pairs import function_pair
 
 from pyro_vae import evaluate, fit, mlp_vae
-from pyro_vae.elbo import elbo_per_row
 from pyro_vae.likelihoods import Bernoulli, Normal
+from pyro_vae.training.elbo import elbo_per_row
 from pyro_vae.transforms import Binarize, Scale, Standardize
 
 

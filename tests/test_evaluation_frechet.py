@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from pyro_vae.data import load_data
+from pyro_vae.data.sources import load_data
 from pyro_vae.evaluation import frechet_distance, train_classifier_features
 
 

@@ -10,11 +10,13 @@ import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from pyro_vae import Pair, conv_vae, execution, fit, mlp_vae, training
-from pyro_vae.gradients import Gradients
+from pyro_vae import Pair, conv_vae, fit, mlp_vae
+from pyro_vae.data.rows import as_rows
 from pyro_vae.likelihoods import Bernoulli, Normal, Poisson
 from pyro_vae.programs import local_parameters
-from pyro_vae.rows import as_rows
+from pyro_vae.training import execution
+from pyro_vae.training import fit as training
+from pyro_vae.training.step import Gradients
 from pyro_vae.transforms import Binarize
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyro_vae import mlp_vae
-from pyro_vae.features import ByColumn, Centred, LogOnePlus, OneHot, Plain, WithMask
+from pyro_vae.encodings import ByColumn, Centred, LogOnePlus, OneHot, Plain, WithMask
 from pyro_vae.likelihoods import (
     Bernoulli,
     Beta,

@@ -6,9 +6,10 @@ import re
 import pytest
 import torch
 
-from pyro_vae import conv_vae, files, mlp_vae
-from pyro_vae.configs import build, describe
-from pyro_vae.features import Plain
+from pyro_vae import conv_vae, mlp_vae
+from pyro_vae._support import files
+from pyro_vae._support.configs import build, describe
+from pyro_vae.encodings import Plain
 from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder
 from pyro_vae.posteriors import DiagonalNormal

@@ -16,6 +16,8 @@ from linear_gaussian import LinearGaussian
 from pyro.infer import SVI, Predictive, Trace_ELBO
 
 from pyro_vae import VAE, fit
+from pyro_vae._support.ranges import constraints, phrase
+from pyro_vae.inference.objectives import elbo_terms
 from pyro_vae.likelihoods import (
     Bernoulli,
     Beta,
@@ -36,11 +38,9 @@ from pyro_vae.likelihoods import (
     ZeroInflatedPoisson,
 )
 from pyro_vae.networks import MLP
-from pyro_vae.objectives import elbo_terms
 from pyro_vae.posteriors import DiagonalNormal
 from pyro_vae.priors import StandardNormal
 from pyro_vae.programs import Decoder, Encoder, evaluating
-from pyro_vae.ranges import constraints, phrase
 
 NUM_DIMS, NUM_ROWS, NUM_HELD_OUT = 4, 1500, 1000
 

@@ -12,6 +12,7 @@ import torch
 from scipy import optimize, special, stats
 
 from pyro_vae import mlp_vae
+from pyro_vae._support.ranges import bounds
 from pyro_vae.distributions import DiscretizedLogistic as DiscretizedLogisticDistribution
 from pyro_vae.likelihoods import (
     Anchored,
@@ -33,7 +34,6 @@ from pyro_vae.likelihoods import (
     ZeroInflatedNegativeBinomial,
     ZeroInflatedPoisson,
 )
-from pyro_vae.ranges import bounds
 
 # The truth: distributions over arrays of elements, from SciPy or worked out here, each in another way than the library.
 

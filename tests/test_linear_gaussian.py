@@ -5,8 +5,8 @@ import torch
 from linear_gaussian import LinearGaussian, maximum_log_evidence, resident
 
 from pyro_vae import evaluate, fit, mlp_vae
-from pyro_vae.elbo import elbo_per_row
 from pyro_vae.likelihoods import Normal
+from pyro_vae.training.elbo import elbo_per_row
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -11,8 +11,8 @@ from linear_gaussian import LinearGaussian, resident
 from pairs import function_pair
 
 from pyro_vae import Pair, evaluate, fit, mlp_vae
-from pyro_vae.elbo import elbo_per_row
 from pyro_vae.likelihoods import Bernoulli, Gamma, Mixed, Normal, Poisson
+from pyro_vae.training.elbo import elbo_per_row
 from pyro_vae.transforms import Binarize, Scale, Standardize
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -13,8 +13,8 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_vae import conv_vae, mlp_vae
+from pyro_vae.inference.objectives import elbo_terms
 from pyro_vae.likelihoods import Bernoulli
-from pyro_vae.objectives import elbo_terms
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_vae import Pair, fit, load, mlp_vae, parallel
-from pyro_vae.execution import Execution
-from pyro_vae.gradients import Gradients
+from pyro_vae import Pair, fit, load, mlp_vae
+from pyro_vae.data.rows import as_rows
 from pyro_vae.likelihoods import Poisson
-from pyro_vae.rows import as_rows
+from pyro_vae.training import parallel
+from pyro_vae.training.execution import Execution
+from pyro_vae.training.step import Gradients
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"epochs": 4, "seed": 3, "device": "cpu", "progress": False, "compile": False}

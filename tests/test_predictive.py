@@ -14,8 +14,7 @@ from pyro.infer import MCMC, NUTS, Predictive
 from torch import nn
 
 from pyro_vae import Pair, mlp_vae
-from pyro_vae.likelihoods import Bernoulli, Normal
-from pyro_vae.predictive import (
+from pyro_vae.inference.predictive import (
     chunk_shape,
     draw_posterior_predictive,
     draw_prior_predictive,
@@ -23,6 +22,7 @@ from pyro_vae.predictive import (
     latent_grid,
     predict_from_latents,
 )
+from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.transforms import Binarize, Scale
 
 

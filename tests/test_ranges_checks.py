@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pyro_vae import fit, load, mlp_vae
-from pyro_vae.checks import check_fit, check_rows
+from pyro_vae._support.ranges import constraints, elementwise, interval, is_bounded, phrase, within
+from pyro_vae.data.checks import check_fit, check_rows
 from pyro_vae.likelihoods import Bernoulli, Mixed, Normal, Poisson
-from pyro_vae.ranges import constraints, elementwise, interval, is_bounded, phrase, within
 from pyro_vae.transforms import Binarize, Identity, Scale, Standardize
 
 BITS, UNIT, SIGNED, REAL = constraints.boolean, constraints.unit_interval, interval(-1, 1), constraints.real

@@ -15,7 +15,7 @@ from linear_gaussian import LinearGaussian
 from pairs import discrete_pair, function_pair
 
 from pyro_vae import Pair, fit, mlp_vae
-from pyro_vae.data import load_data
+from pyro_vae.data.sources import load_data
 from pyro_vae.evaluation import Finding, Report, Section, evaluate_suite, render_html
 from pyro_vae.evaluation import report as report_module
 from pyro_vae.likelihoods import Bernoulli, Normal
@@ -108,6 +108,24 @@ def test_a_guide_with_collapsed_scale_is_named_in_the_first_lines(bits, monkeypa
     assert collapsed.sections["calibration"].numbers["largest_spread"] > 1.5
     assert collapsed.sections["guide"].numbers["share_above_threshold"] > 0.9
     assert collapsed.sections["guide"].findings[0].level == "look"
+
+
+@pytest.mark.parametrize(
+    ("width", "shift", "level"), [(1, 0, "fine"), (0.5, 0, "wrong"), (2, 0, "wrong"), (1, 1, "wrong")]
+)
+def test_a_guide_of_another_width_or_place_is_wrong(width, shift, level):
+    """Every latent's draws are too close together, too far apart, or off by their own width."""
+    lg = LinearGaussian()
+
+    def guide(x):
+        q_z = lg.posterior(x)
+        scale = torch.linalg.cholesky(q_z.covariance_matrix)
+        loc = q_z.mean + shift * q_z.covariance_matrix.diagonal(dim1=-2, dim2=-1).sqrt()
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", pyro.distributions.MultivariateNormal(loc, scale_tril=width * scale))
+
+    report = evaluate_suite(Pair(lg.vae.model, guide), lg.draw(50), parts=["calibration"])
+    assert [finding.level for finding in report.findings] == [level]
 
 
 def test_latents_that_say_nothing_are_named():

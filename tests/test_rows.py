@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from pyro_vae import Pair, evaluate, fit, mlp_vae
+from pyro_vae.data.rows import Resident, Streamed, as_rows
 from pyro_vae.likelihoods import Bernoulli, Normal
-from pyro_vae.rows import Resident, Streamed, as_rows
 from pyro_vae.transforms import Auto, Binarize, Standardize
 
 CPU = torch.device("cpu")

@@ -486,7 +486,7 @@ def test_gaps_are_an_error_until_something_is_said_of_them(run, of_tables, tmp_p
 )
 def test_a_bad_array_is_one_sentence_and_nothing_is_written(run, tmp_path, monkeypatch, large, x, arguments, words):
     """Whether it is read at once or stays on disk."""
-    monkeypatch.setattr("pyro_vae.data._IN_MEMORY", 100 if large else 2**28)
+    monkeypatch.setattr("pyro_vae.data.sources._IN_MEMORY", 100 if large else 2**28)
     rows = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
     if x == "row":
         rows[3] = np.nan
@@ -511,7 +511,7 @@ def test_a_file_that_stays_on_disk_ends_at_the_numbers_of_one_that_is_read_at_on
     np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (400, 6, 6)).astype(np.uint8))
     arguments = ("--data", tmp_path / "x.npy", *SMALL, "--likelihood", likelihood)
     for name, limit in (("whole", 2**28), ("streamed", 100)):
-        monkeypatch.setattr("pyro_vae.data._IN_MEMORY", limit)
+        monkeypatch.setattr("pyro_vae.data.sources._IN_MEMORY", limit)
         assert run("train", *arguments, "--out", tmp_path / name)[0] == 0
         assert run("evaluate", tmp_path / name, "--out", tmp_path / f"{name}.json")[0] == 0
         assert run("predict", tmp_path / name, "--out", tmp_path / f"{name}.png")[0] == 0

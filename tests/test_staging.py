@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributions import Distribution
 
-from pyro_vae import staging
+from pyro_vae.training import lowering as staging
 
 
 def test_a_graph_sees_parameters_and_buffers_change_and_changes_them():

@@ -12,7 +12,7 @@ import torch
 from pandas.testing import assert_frame_equal, assert_series_equal
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
-from pyro_vae.tables import KINDS, Column, Schema, parse_kinds, read_table
+from pyro_vae.data.tables import KINDS, Column, Schema, parse_kinds, read_table
 
 NAN = float("nan")
 

@@ -12,9 +12,9 @@ from pairs import discrete_pair, function_pair, labelled_pair, mixture_pair, pyr
 from pyro.infer import SVI, Trace_ELBO
 
 from pyro_vae import evaluate, fit, mlp_vae
-from pyro_vae.checkpoints import read_checkpoint
-from pyro_vae.elbo import elbo_per_row
 from pyro_vae.likelihoods import Bernoulli, Normal
+from pyro_vae.training.checkpoints import read_checkpoint
+from pyro_vae.training.elbo import elbo_per_row
 from pyro_vae.transforms import Binarize, Identity
 
 TIMES = ["seconds", "rows_per_second"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import special, stats
 
+from pyro_vae import transforms
 from pyro_vae.transforms import (
     Binarize,
     Compose,
@@ -310,8 +311,8 @@ def correlations(bits):
     return (torch.corrcoef(bits.T) - torch.eye(bits.shape[1])) * math.sqrt(len(bits))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_bits_with_a_seed_of_one_row_do_not_depend_on_each_other(seed):
+@pytest.mark.parametrize("seed", [0, 1, None])
+def test_bits_of_one_row_do_not_depend_on_each_other(seed):
     bits = Binarize(seed=seed)(torch.cat([torch.linspace(0, 1, 5000)[:, None], torch.full((5000, 60), 0.5)], 1))[:, 1:]
     assert correlations(bits).abs().max() < 5.5  # the largest of 1770
 
@@ -329,12 +330,30 @@ def test_bits_with_a_seed_of_rows_that_differ_in_one_pixel_do_not_depend_on_each
     assert abs(products.mean() / products.std()) * math.sqrt(products.numel()) < 5
 
 
-def test_bits_with_different_seeds_do_not_depend_on_each_other():
+@pytest.mark.parametrize("seeds", [range(6), [None] * 6], ids=["seeds", "anew"])
+def test_bits_with_different_seeds_or_drawn_anew_do_not_depend_on_each_other(seeds):
     grey = torch.rand(500, 60)
-    centred = [Binarize(seed=seed)(grey) - grey for seed in range(6)]
+    centred = [Binarize(seed=seed)(grey) - grey for seed in seeds]
     for one, other in itertools.combinations(centred, 2):
         products = one * other
         assert abs(products.mean() / products.std()) * math.sqrt(products.numel()) < 5
+
+
+def murmur(h):
+    """The finaliser of MurmurHash3, on whole numbers of any size."""
+    h = ((h ^ (h >> 16)) * 0x85EBCA6B) % 2**32
+    h = ((h ^ (h >> 13)) * 0xC2B2AE35) % 2**32
+    return h ^ (h >> 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_noise_of_bits_is_a_hash_of_their_place_under_two_keys(dtype):
+    state = torch.get_rng_state()
+    noise = transforms._uniform_noise(torch.empty(30, 7, dtype=dtype))
+    torch.set_rng_state(state)
+    one, other = (int(key) % 2**32 for key in torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32))
+    expected = [murmur(murmur(place ^ one) ^ other) % 2**24 / 2**24 for place in range(210)]
+    assert noise.flatten().tolist() == expected
 
 
 # Whole numbers spread over intervals.

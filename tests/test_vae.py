@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from pyro_vae import VAE, conv_vae, load, mlp_vae
+from pyro_vae._support.ranges import constraints
 from pyro_vae.likelihoods import Bernoulli, Likelihood, Normal
 from pyro_vae.posteriors import DiagonalNormal
 from pyro_vae.priors import StandardNormal
 from pyro_vae.programs import Decoder, Encoder
-from pyro_vae.ranges import constraints
 from pyro_vae.transforms import Binarize, Identity, Scale, Standardize
 
 VAES = {

@@ -14,10 +14,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_vae.evaluation.density import Fixed, RowPrograms, latent_sites, row_log_prob, row_programs, sum_to_rows
 from pyro_vae.evaluation.evidence import log_mean_exp
+from pyro_vae.inference.predictive import rows_of
+from pyro_vae.inference.structure import Fixed, RowPrograms, latent_sites, row_log_prob, row_programs, sum_to_rows
 from pyro_vae.pair import Array, Pair
-from pyro_vae.predictive import rows_of
 from pyro_vae.programs import evaluating, forked_random_state
 
 __all__ = ["AnnealedBounds", "LatentDensity", "ais_bounds", "sigmoidal_schedule"]

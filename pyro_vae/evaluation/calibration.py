@@ -21,13 +21,13 @@ from pyro.poutine.util import prune_subsample_sites
 from scipy import stats
 from torch import Tensor, nn
 
+from pyro_vae._support.ranges import elementwise, inner_value
 from pyro_vae.evaluation.criticism import as_described
-from pyro_vae.imputation import draw_imputations
-from pyro_vae.objectives import elbo_terms
+from pyro_vae.inference.imputation import draw_imputations
+from pyro_vae.inference.objectives import elbo_terms
+from pyro_vae.inference.predictive import draw_prior_predictive, rows_of
 from pyro_vae.pair import Array, Pair
-from pyro_vae.predictive import draw_prior_predictive, rows_of
 from pyro_vae.programs import evaluating, forked_random_state
-from pyro_vae.ranges import elementwise, inner_value
 
 __all__ = [
     "LOG_LIKELIHOOD",

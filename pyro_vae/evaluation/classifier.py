@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vae.data import split
+from pyro_vae.data.sources import split
 from pyro_vae.networks import MLP, ConvEncoder
 from pyro_vae.programs import forked_random_state
 

@@ -22,8 +22,8 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vae.evaluation.statistics import Statistic, default_statistics
+from pyro_vae.inference.predictive import rows_of
 from pyro_vae.pair import Array, Pair
-from pyro_vae.predictive import rows_of
 from pyro_vae.programs import evaluating, forked_random_state
 
 __all__ = ["PredictiveCheck", "as_described", "predictive_check"]

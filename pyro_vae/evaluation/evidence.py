@@ -10,12 +10,12 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluation.density import RowPrograms, row_programs
+from pyro_vae.data.rows import as_rows
+from pyro_vae.inference.predictive import rows_of
+from pyro_vae.inference.structure import RowPrograms, row_programs
 from pyro_vae.pair import Array, Pair
-from pyro_vae.predictive import rows_of
 from pyro_vae.programs import evaluating, forked_random_state
-from pyro_vae.rows import as_rows
-from pyro_vae.staging import CannotStageError, compiled, compiler_missing
+from pyro_vae.training.lowering import CannotStageError, compiled, compiler_missing
 
 __all__ = ["Evidence", "log_evidence", "log_mean_exp", "reduce_log_weights"]
 

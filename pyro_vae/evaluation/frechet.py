@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.checks import check_finite
+from pyro_vae.data.checks import check_finite
 
 __all__ = ["frechet_distance"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 import pyro_vae
 from pyro_vae.evaluation.criticism import as_described
 from pyro_vae.evaluation.diagnostics import import_arviz
-from pyro_vae.objectives import elbo_terms
+from pyro_vae.inference.objectives import elbo_terms
 from pyro_vae.pair import Array, Pair
 from pyro_vae.programs import evaluating, forked_random_state
 

@@ -11,8 +11,8 @@ from pyro.infer.autoguide.initialization import init_to_sample
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_vae.evaluation.density import unscaled
 from pyro_vae.evaluation.diagnostics import import_arviz
+from pyro_vae.inference.structure import unscaled
 from pyro_vae.pair import Array, Pair
 from pyro_vae.programs import evaluating, forked_random_state
 

@@ -9,7 +9,7 @@ import torch
 from pyro_vae.evaluation.summary import evaluate
 from pyro_vae.pair import Array, Pair
 from pyro_vae.programs import forked_random_state
-from pyro_vae.training import fit
+from pyro_vae.training.fit import fit
 
 __all__ = ["rate_distortion_curve"]
 

@@ -22,8 +22,8 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Distribution, transform_to
 
-from pyro_vae.evaluation.density import log_weights, row_programs, unscaled
-from pyro_vae.objectives import elbo_terms
+from pyro_vae.inference.objectives import elbo_terms
+from pyro_vae.inference.structure import log_weights, row_programs, unscaled
 from pyro_vae.pair import Array, Pair
 from pyro_vae.programs import evaluating, forked_random_state
 

@@ -23,7 +23,7 @@ from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from pyro_vae.checks import check_finite
+from pyro_vae.data.checks import check_finite
 
 __all__ = ["checkerboard", "sample_quality"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.ranges import Constraint, constraints, elementwise, is_boolean, is_bounded
+from pyro_vae._support.ranges import Constraint, constraints, elementwise, is_boolean, is_bounded
 
 __all__ = ["Statistic", "default_statistics"]
 
@@ -41,7 +41,7 @@ def default_statistics(x: Tensor, data_range: Constraint) -> dict[str, Statistic
         Where columns are of several kinds, names begin with the kind.
 
     Example:
-        >>> from pyro_vae.ranges import constraints
+        >>> from pyro_vae._support.ranges import constraints
         >>> x = torch.tensor([[0.0], [0.0], [3.0], [1.0]])
         >>> chosen = default_statistics(x, constraints.nonnegative_integer)
         >>> list(chosen), chosen["zeros"](x)

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from pyro_vae.elbo import elbo_per_row
-from pyro_vae.moments import Moments
+from pyro_vae._support.moments import Moments
+from pyro_vae.data.rows import Data, Rows, as_rows
 from pyro_vae.pair import Pair
 from pyro_vae.programs import evaluating, forked_random_state, site_distribution
-from pyro_vae.rows import Data, Rows, as_rows
+from pyro_vae.training.elbo import elbo_per_row
 
 __all__ = ["evaluate"]
 

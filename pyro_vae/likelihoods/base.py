@@ -9,10 +9,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vae.features import Features, Plain
+from pyro_vae._support.names import lookup
+from pyro_vae._support.ranges import Constraint
+from pyro_vae.encodings import Features, Plain
 from pyro_vae.heads import Head
-from pyro_vae.names import lookup
-from pyro_vae.ranges import Constraint
 
 __all__ = ["Anchored", "Dispersed", "Likelihood"]
 

@@ -3,9 +3,9 @@
 import pyro.distributions as dist
 from torch import Tensor
 
+from pyro_vae._support.ranges import Constraint, constraints
 from pyro_vae.distributions import ContinuousBernoulli as ContinuousBernoulliDistribution
 from pyro_vae.likelihoods.base import Likelihood
-from pyro_vae.ranges import Constraint, constraints
 
 __all__ = ["Bernoulli", "ContinuousBernoulli"]
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import pyro.distributions as dist
 from torch import Tensor
 
+from pyro_vae._support.ranges import Constraint, constraints
 from pyro_vae.distributions import ZeroInflated
-from pyro_vae.features import Features, LogOnePlus
+from pyro_vae.encodings import Features, LogOnePlus
 from pyro_vae.likelihoods.base import Anchored, Dispersed
 from pyro_vae.likelihoods.real import Scale
-from pyro_vae.ranges import Constraint, constraints
 
 __all__ = ["NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial", "ZeroInflatedPoisson"]
 

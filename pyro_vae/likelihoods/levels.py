@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_vae._support.ranges import Constraint, constraints
 from pyro_vae.distributions import DiscretizedLogistic as DiscretizedLogisticDistribution
 from pyro_vae.distributions import Kinds, Levels
-from pyro_vae.features import Centred, Features, OneHot
+from pyro_vae.encodings import Centred, Features, OneHot
 from pyro_vae.likelihoods.base import Likelihood
-from pyro_vae.ranges import Constraint, constraints
 
 __all__ = ["Categorical", "DiscretizedLogistic", "DiscretizedLogisticMixture"]
 

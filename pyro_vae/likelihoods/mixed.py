@@ -7,11 +7,11 @@ from typing import Any, Self
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_vae._support.ranges import Columns as ColumnRanges
+from pyro_vae._support.ranges import Constraint
 from pyro_vae.distributions import Columns
-from pyro_vae.features import ByColumn, Features
+from pyro_vae.encodings import ByColumn, Features
 from pyro_vae.likelihoods.base import Likelihood
-from pyro_vae.ranges import Columns as ColumnRanges
-from pyro_vae.ranges import Constraint
 
 __all__ = ["Mixed"]
 

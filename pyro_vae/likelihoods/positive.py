@@ -6,10 +6,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vae.features import Features, Log
+from pyro_vae._support.ranges import Constraint, constraints, interval
+from pyro_vae.encodings import Features, Log
 from pyro_vae.likelihoods.base import Anchored, Dispersed
 from pyro_vae.likelihoods.real import Scale
-from pyro_vae.ranges import Constraint, constraints, interval
 
 __all__ = ["Beta", "Gamma", "LogNormal"]
 

@@ -7,9 +7,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_vae._support.names import lookup
+from pyro_vae._support.ranges import Constraint, constraints, interval
 from pyro_vae.likelihoods.base import Dispersed
-from pyro_vae.names import lookup
-from pyro_vae.ranges import Constraint, constraints, interval
 
 __all__ = ["Laplace", "Normal", "StudentT"]
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pyro_vae.objectives import KlEstimate, elbo_terms
+from pyro_vae.data.rows import Rows
+from pyro_vae.inference.objectives import KlEstimate, elbo_terms
 from pyro_vae.pair import Pair
 from pyro_vae.programs import evaluating, forked_random_state
-from pyro_vae.rows import Rows
 
 __all__ = ["Gradients", "Precision", "has_bfloat16", "precision_in_force"]
 
@@ -32,7 +32,7 @@ class Gradients:
         parameters: What to take the gradient by.
         rows: All rows.
         example: A reference to some of them.
-        kl: How the KL is estimated, see :func:`~pyro_vae.objectives.elbo_terms`.
+        kl: How the KL is estimated, see :func:`~pyro_vae.inference.objectives.elbo_terms`.
         num_particles: Draws of the guide for each row.
         precision: Of matrix products and convolutions.
     """

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.objectives import elbo_terms
-from pyro_vae.predictive import Finish, Program, predict_from_latents, rows_of
+from pyro_vae.inference.objectives import elbo_terms
+from pyro_vae.inference.predictive import Finish, Program, predict_from_latents, rows_of
 from pyro_vae.programs import evaluating
 
 __all__ = ["draw_imputations"]

@@ -18,8 +18,8 @@ import torch
 from pandas.api.types import infer_dtype, pandas_dtype
 from torch import Tensor
 
-from pyro_vae.names import lookup
-from pyro_vae.ranges import Constraint, constraints, phrase
+from pyro_vae._support.names import lookup
+from pyro_vae._support.ranges import Constraint, constraints, phrase
 
 __all__ = ["KINDS", "Column", "Schema", "parse_kinds", "read_table"]
 

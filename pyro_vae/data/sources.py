@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.arrays import FileRows
-from pyro_vae.names import lookup
-from pyro_vae.tables import Schema, read_table
+from pyro_vae._support.arrays import FileRows
+from pyro_vae._support.names import lookup
+from pyro_vae.data.tables import Schema, read_table
 from pyro_vae.transforms import customary_bounds
 
 __all__ = ["NAMED", "DataSet", "default_root", "import_torchvision", "load_data", "split"]

@@ -25,7 +25,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vae import files
+from pyro_vae._support import files
 from pyro_vae.programs import evaluating
 
 __all__ = [

@@ -8,7 +8,7 @@ from html import escape
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pyro_vae.evaluation.report import Finding, Report, Section
+from pyro_vae.evaluation.report.sections import Finding, Report, Section
 
 __all__ = ["render_html"]
 

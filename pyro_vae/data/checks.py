@@ -6,9 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_vae.arrays import rows_at_once
-from pyro_vae.programs import forked_random_state
-from pyro_vae.ranges import (
+from pyro_vae._support.arrays import rows_at_once
+from pyro_vae._support.ranges import (
     Columns,
     Constraint,
     bounds,
@@ -20,6 +19,7 @@ from pyro_vae.ranges import (
     phrase,
     within,
 )
+from pyro_vae.programs import forked_random_state
 from pyro_vae.transforms import Transform
 
 __all__ = ["check_columns", "check_finite", "check_fit", "check_rows", "observed"]

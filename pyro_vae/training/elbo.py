@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from pyro_vae.objectives import elbo_terms
+from pyro_vae.data.rows import Rows
+from pyro_vae.inference.objectives import elbo_terms
 from pyro_vae.pair import Pair
 from pyro_vae.programs import evaluating, forked_random_state
-from pyro_vae.rows import Rows
 
 __all__ = ["elbo_per_row"]
 

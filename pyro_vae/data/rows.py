@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from pyro_vae.arrays import FileRows, as_tensor, is_mapped, rows_at_once
-from pyro_vae.checks import check_columns
+from pyro_vae._support.arrays import FileRows, as_tensor, is_mapped, rows_at_once
+from pyro_vae.data.checks import check_columns
 from pyro_vae.pair import Pair
 
 __all__ = ["Data", "Resident", "Rows", "Streamed", "as_rows"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae import files
+from pyro_vae._support import files
 
 __all__ = ["Checkpoint", "get_random_state", "read_checkpoint", "set_random_state", "write_checkpoint"]
 

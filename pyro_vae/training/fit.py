@@ -21,16 +21,22 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 from tqdm.auto import tqdm
 
-from pyro_vae import parallel
-from pyro_vae.checkpoints import Checkpoint, get_random_state, read_checkpoint, set_random_state, write_checkpoint
-from pyro_vae.elbo import elbo_per_row
-from pyro_vae.execution import Compile, Execution
-from pyro_vae.gradients import Gradients, Precision, has_bfloat16
-from pyro_vae.names import lookup
-from pyro_vae.objectives import KlEstimate, elbo_terms
+from pyro_vae._support.names import lookup
+from pyro_vae.data.rows import Data, Rows, as_rows
+from pyro_vae.inference.objectives import KlEstimate, elbo_terms
 from pyro_vae.pair import Pair
 from pyro_vae.programs import evaluating, forked_random_state, local_parameters
-from pyro_vae.rows import Data, Rows, as_rows
+from pyro_vae.training import parallel
+from pyro_vae.training.checkpoints import (
+    Checkpoint,
+    get_random_state,
+    read_checkpoint,
+    set_random_state,
+    write_checkpoint,
+)
+from pyro_vae.training.elbo import elbo_per_row
+from pyro_vae.training.execution import Compile, Execution
+from pyro_vae.training.step import Gradients, Precision, has_bfloat16
 
 __all__ = ["fit", "resolve_device"]
 

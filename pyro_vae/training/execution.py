@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import pyro
@@ -11,10 +11,10 @@ import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
-from pyro_vae.gradients import Gradients
-from pyro_vae.parallel import add_up, world_size
 from pyro_vae.programs import forked_random_state
-from pyro_vae.staging import CannotStageError, captured, compiled, compiler_missing
+from pyro_vae.training.lowering import CannotStageError, captured, compiled, compiler_missing
+from pyro_vae.training.parallel import add_up, world_size
+from pyro_vae.training.step import Gradients
 
 __all__ = ["STEPS_THAT_REPAY", "Compile", "Execution"]
 
@@ -110,7 +110,7 @@ class Execution:
         """One step; returns the sums of reconstruction and KL over its rows, of all ranks, ``(2,)``.
 
         Args:
-            reference: To the rows of this rank, see :meth:`~pyro_vae.rows.Rows.references`; None if it has none.
+            reference: To the rows of this rank, see :meth:`~pyro_vae.data.rows.Rows.references`; None if it has none.
             kl_weight: Weight of the KL.
             checked: Run the programs themselves, with Pyro's checks of shapes and supports.
         """
@@ -123,13 +123,13 @@ class Execution:
             self._kl_weight, self._weight = kl_weight, torch.full((), kl_weight, device=tensors[0].device)
         if staged and self._whole is not None:
             return self._whole(self._weight, *tensors)[0].clone()
-        if staged and self._capture_in == 0 and self.gradients is not self.eager:  # no programs run
-            return self._step(self.gradients, tensors)
-        # Pyro's checks cost as much as the arithmetic; one checked step finds the mistakes.
-        with pyro.validation_enabled(is_validate=checked):
+        gradients = self.gradients if staged else self.eager
+        # Pyro's checks cost as much as the arithmetic; one checked step finds the mistakes. A graph runs no programs.
+        checks = pyro.validation_enabled(is_validate=checked) if gradients is self.eager else nullcontext()
+        with checks:
             if staged and self._capture_in:
                 return self._step_on_the_way_to_capture(tensors)
-            return self._step(self.eager, tensors)
+            return self._step(gradients, tensors)
 
     def _step(self, gradients: Any, tensors: list[Tensor]) -> Tensor:
         sums, *found = gradients(self._weight, *tensors)

@@ -18,8 +18,8 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_vae.inference.predictive import rows_of
 from pyro_vae.pair import Pair
-from pyro_vae.predictive import rows_of
 from pyro_vae.programs import evaluating
 
 __all__ = [

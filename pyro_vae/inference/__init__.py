@@ -1,0 +1,1 @@
+"""Running a pair of programs: what its sites say, what is maximised, what is drawn."""

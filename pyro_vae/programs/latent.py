@@ -1,0 +1,69 @@
+r"""The Pyro programs that most people want: :math:`p(z)\,p(x \mid z)` and :math:`q(z \mid x)`."""
+
+import itertools
+import weakref
+from typing import Any
+
+import pyro
+from torch import Tensor, nn
+
+from pyro_vae.priors import Prior
+from pyro_vae.programs.parts import Decoder, Encoder
+
+__all__ = ["Guide", "Model"]
+
+# Pyro's parameter store keeps the first tensor it sees under a name, so a second model with the same name would
+# silently not train. Names are given once for each object; a copy is another object.
+_names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+_numbers = itertools.count()
+
+
+def _register(module: nn.Module) -> None:
+    name = _names.setdefault(module, f"{type(module).__name__.lower()}_{next(_numbers)}")
+    pyro.module(name, module)
+
+
+class Model(nn.Module):
+    r"""The generative program :math:`p(z)\,p(x \mid z)`.
+
+    Args:
+        prior: Called with nothing, returns :math:`p(z)`.
+        decoder: Called with ``z``, returns :math:`p(x \mid z)`.
+    """
+
+    def __init__(self, prior: Prior, decoder: Decoder) -> None:
+        super().__init__()
+        self.prior, self.decoder = prior, decoder
+
+    def forward(
+        self, x: Tensor | None = None, *, batch_size: int | None = None, mask: Tensor | None = None, **context: Any
+    ) -> Tensor:
+        """Runs the program on rows ``x`` in the model's units, or forward for ``batch_size`` new rows.
+
+        ``mask`` is true where an entry is observed; other keyword arguments go to the likelihood.
+        """
+        rows = batch_size if x is None else len(x)
+        if rows is None:
+            raise ValueError("the model needs rows x, or batch_size=n to draw n new ones")
+        _register(self)
+        with pyro.plate("data", rows, dim=-1):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.decoder(z, x, mask, **context), obs=x)
+
+
+class Guide(nn.Module):
+    r"""The inference program :math:`q(z \mid x)`.
+
+    Args:
+        encoder: Called with ``x``, returns :math:`q(z \mid x)`.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, **context: Any) -> Tensor:
+        """Runs the program on rows ``x`` in the model's units; ``mask`` is true where an entry is observed."""
+        _register(self)
+        with pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("z", self.encoder(x, mask, **context))

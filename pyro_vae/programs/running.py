@@ -1,0 +1,65 @@
+"""How any Pyro program is run here: in which mode, with which random state and which parameters in Pyro's store."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from torch import nn
+
+__all__ = ["evaluating", "forked_random_state", "local_parameters", "site_distribution"]
+
+
+@contextmanager
+def local_parameters() -> Iterator[None]:
+    """Keeps the parameters of modules out of Pyro's global store while programs run.
+
+    Modules hold their own parameters. In the global store they would be found by name, so that two modules of one
+    name would share them, and they would outlive their module. Parameters made by a bare ``pyro.param`` have no other
+    home: they are seen inside, and stay.
+    """
+    store = pyro.get_param_store()
+    with store.scope(_bare(store.get_state())) as state:
+        yield
+    store.set_state(_bare(state))
+
+
+def _bare(state: Any) -> Any:
+    params = {name: value for name, value in state["params"].items() if not isinstance(value, nn.Parameter)}
+    return {"params": params, "constraints": {name: state["constraints"][name] for name in params}}
+
+
+def forked_random_state(device: torch.device) -> AbstractContextManager[None]:
+    """Puts torch's random state, on the CPU and on ``device``, back to what it was."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+@contextmanager
+def evaluating(*programs: Any) -> Iterator[None]:
+    """Runs programs without gradients and in evaluation mode, and puts each module's mode back."""
+    modules = [module for program in programs if isinstance(program, nn.Module) for module in program.modules()]
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        with torch.no_grad(), local_parameters():
+            yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+def site_distribution(program: Any, site: str, *args: Any, **kwargs: Any) -> TorchDistribution:
+    """Runs a program once and returns the distribution at one of its sample sites.
+
+    Raises:
+        ValueError: if the program has no such site, naming those it has.
+    """
+    trace = poutine.trace(program).get_trace(*args, **kwargs)
+    if site not in trace.nodes or trace.nodes[site]["type"] != "sample":
+        sites = [*trace.stochastic_nodes, *trace.observation_nodes]
+        raise ValueError(f"the program has no sample site {site!r}; its sites are {', '.join(sites) or 'none'}")
+    return trace.nodes[site]["fn"]
