@@ -10,6 +10,7 @@ The programs keep the contract that every tool of the library relies on, for a u
 """  # noqa: D205
 
 from pyro_vae.programs.latent import Guide, Model
+from pyro_vae.programs.ownership import Owned, loose_parameters, modules_of
 from pyro_vae.programs.parts import Decoder, Encoder
 from pyro_vae.programs.running import evaluating, forked_random_state, local_parameters, site_distribution
 
@@ -18,8 +19,11 @@ __all__ = [
     "Encoder",
     "Guide",
     "Model",
+    "Owned",
     "evaluating",
     "forked_random_state",
     "local_parameters",
+    "loose_parameters",
+    "modules_of",
     "site_distribution",
 ]

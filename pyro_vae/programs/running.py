@@ -10,6 +10,8 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import nn
 
+from pyro_vae.programs.ownership import modules_of
+
 __all__ = ["evaluating", "forked_random_state", "local_parameters", "site_distribution"]
 
 
@@ -40,7 +42,8 @@ def forked_random_state(device: torch.device) -> AbstractContextManager[None]:
 @contextmanager
 def evaluating(*programs: Any) -> Iterator[None]:
     """Runs programs without gradients and in evaluation mode, and puts each module's mode back."""
-    modules = [module for program in programs if isinstance(program, nn.Module) for module in program.modules()]
+    found = modules_of(dict(zip(map(str, range(len(programs))), programs, strict=True))).values()
+    modules = [module for part in found for module in part.modules()]
     modes = [module.training for module in modules]
     try:
         for module in modules:
