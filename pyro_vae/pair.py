@@ -1,53 +1,65 @@
-r"""A pair of Pyro programs, :math:`p(x, z)` and :math:`q(z \mid x)`, and what one asks of it."""
+r"""A pair of Pyro programs, :math:`p(x, z)` and :math:`q(z \mid x)`: sampling, encoding, reconstruction, imputation."""
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, overload
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae._support.arrays import FileRows, as_tensor
+from pyro_vae._support.arrays import as_tensor
 from pyro_vae._support.ranges import Constraint, discrete, elementwise, inner_value
-from pyro_vae.data.checks import check_rows, observed
+from pyro_vae.data.checks import check_columns, check_rows, observed
+from pyro_vae.data.rows import Inputs, Rows, as_rows
 from pyro_vae.inference import predictive
+from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.imputation import draw_imputations
-from pyro_vae.programs import evaluating, forked_random_state, site_distribution
+from pyro_vae.inference.inspection import inspect_pair
+from pyro_vae.inference.sites import Draws, enumerated_logits, run_pair
+from pyro_vae.inference.structure import ContractError, Fixed, Structure, is_local, sample_sites
+from pyro_vae.programs.arguments import accepted, check_arguments, check_values
+from pyro_vae.programs.ownership import loose_parameters, modules_of
+from pyro_vae.programs.running import evaluating, forked_random_state, site_distribution
 from pyro_vae.transforms import Identity, Transform
 
-__all__ = ["Pair"]
+__all__ = ["Batch", "Pair"]
 
-Array = Tensor | np.ndarray | FileRows
 File = str | os.PathLike[str]
+Given = Mapping[str, Any]
 
 _ROWS = 1024  # brought to the model's units at a time
+_POSTERIOR_DRAWS = 64  # of the other latents, over which the posterior of an enumerated one is averaged
 
 
 class Pair(nn.Module):
     r"""A model :math:`p(x, z)` and a guide :math:`q(z \mid x)`, both Pyro programs, and the data's transform.
 
-    This is all that training, prediction and evaluation know. The programs may be modules or functions; what they must
-    keep to is said at the top of :mod:`pyro_vae.programs`.
+    This is all that training, prediction and evaluation know. The programs may be modules, methods, functions, partial
+    functions or other callables; the modules that they use are found and become the pair's, so that its parameters,
+    device, mode and state are theirs. The contract is at the top of :mod:`pyro_vae.programs`;
+    :func:`pyro_vae.check_pair` says whether a pair keeps it.
 
     Args:
-        model: ``model(x=None, *, batch_size=None, **context)``.
-        guide: ``guide(x, **context)``.
+        model: ``model(x=None, *, batch_size=None, ...)``.
+        guide: ``guide(x, ...)``.
         transform: The user's units to the model's; by default the data are in the model's units.
         event_shape: Shape of one row, if data are to be checked for it.
         data_range: Constraint on one element in the model's units, likewise; by default it is the support of the
             distribution at site ``"x"``.
         missing: ``"nan"`` if NaN in the data is a missing entry. The programs are then given ``mask``, ``(N, *E)``,
-            true where an entry is observed, and a value that suits the model in the place of each NaN. By default NaN
-            is an error. A ``mask`` may also be given as a keyword argument, like any other.
+            true where an entry is observed, and a value that fits the model in the place of each NaN. So it is with
+            another argument ``y`` where the programs take ``y_mask``. By default NaN is an error. A mask may also be
+            given, like any other argument.
 
-    Rows ``x`` are tensors or arrays ``(N, *E)`` in the user's units, and so is what comes back. Keyword arguments
-    (``**context``) go to the programs, rows first. A memory-mapped array is gone through in parts, but what comes back
-    is in memory, and ``encode`` and ``interpolate``, whose results are of all rows at once, take their rows whole: of
-    a large file give them a slice.
+    Every method takes its rows as :func:`~pyro_vae.fit` does: a tensor or array ``(N, *E)`` in the user's units, a
+    DataFrame, a memory map, a data set, or a mapping of ``"x"`` and the programs' keyword arguments. Those have one
+    entry for each row, or are the same for all rows: None, a number, a tensor without dimensions. Each program is given
+    those that it takes, and one that neither takes is a ``TypeError``. What comes back is in the user's units too.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -81,6 +93,25 @@ class Pair(nn.Module):
         self.transform = Identity() if transform is None else transform
         self.event_shape = None if event_shape is None else tuple(event_shape)
         self.data_range = data_range
+        self.num_rows: int | None = None  # that it was trained on, which share a global latent
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Makes modules and parameters that the programs keep elsewhere the pair's own."""
+        known = {id(module) for module in self.modules()}
+        programs = {"model": self.model, "guide": self.guide}
+        found = {n.replace(".", "_"): m for n, m in modules_of(programs).items() if id(m) not in known}
+        if found:
+            self.found = nn.ModuleDict(found)
+        known = {id(parameter) for parameter in self.parameters()}
+        loose = {n.replace(".", "_"): p for n, p in loose_parameters(programs).items() if id(p) not in known}
+        if loose:
+            self.loose = nn.ParameterDict(loose)
+
+    @property
+    def programs(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Model and guide, each of which ignores the keyword arguments that only the other takes."""
+        return _taking(self.model), _taking(self.guide)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -92,29 +123,50 @@ class Pair(nn.Module):
         """Device of the programs' parameters."""
         return next((p.device for p in self.parameters()), torch.get_default_device())
 
-    def check(self, x: Array, name: str = "x", **context: Any) -> Tensor:
-        """Returns ``x`` as a tensor, once every row is known to suit the model.
+    # Rows on their way in
+
+    def check(self, x: Inputs, name: str = "x", *, columns: bool = False, num_workers: int = 2) -> Rows:
+        """Rows whose every entry is known to fit the model.
+
+        Args:
+            x: Rows in any of the forms above.
+            name: What to call them in messages.
+            columns: Refuse elements of which no row has an observation, for a model cannot learn about them.
+            num_workers: Processes that read what is streamed.
 
         Raises:
-            ValueError: saying what was found, what was expected and what to do.
+            ValueError: for the first thing that is wrong, with what was found, what was expected and what to do.
+            TypeError: if there is a keyword argument that neither program takes.
         """
-        x = as_tensor(x)
-        if x.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch has hardly any arithmetic for these
-            x = x.to(torch.int64)
-        size_factor = context.get("size_factor")
-        if size_factor is not None and not bool(((s := torch.as_tensor(size_factor)) > 0).all() and s.isfinite().all()):
-            raise ValueError("size_factor must be a positive number for each row, for it multiplies the mean")
+        rows = as_rows(x, self.device, num_workers=num_workers, name=name)
+        if rows.num_rows == 0:
+            raise ValueError(f"{name} has no rows; expected at least one")
+        size = rows.rows_at_once()
+        rows.num_observed, somewhere = 0, None
+        for chunk, first in rows.numbered(size):
+            if first == 0:
+                check_arguments(self.model, self.guide, chunk.keys() - {"x"})
+            called = f"{name}[{first}:{min(first + size, rows.num_rows)}]" if size < rows.num_rows else name
+            here = self._checked(chunk, called)
+            seen = self._seen(here, chunk)
+            rows.num_observed += here.numel() if seen is None else int(seen.sum())
+            if seen is not None:
+                somewhere = seen.any(0) if somewhere is None else somewhere | seen.any(0)
+        if columns:
+            check_columns(somewhere, self.data_range, name)
+        return rows
+
+    def _checked(self, chunk: Mapping[str, Any], name: str) -> Tensor:
+        x = _arithmetic(chunk["x"])
+        self._check_arguments(chunk)
         if self.event_shape is None or self.data_range is None:
-            p_x = self._any_observation(context)
-            self.event_shape = tuple(p_x.event_shape) if self.event_shape is None else self.event_shape
-            support: Any = p_x.support
-            self.data_range = elementwise(support) if self.data_range is None else self.data_range
+            self._learn_range({key: value for key, value in chunk.items() if key != "x"})
         check_rows(
             x,
             event_shape=self.event_shape,
             data_range=self.data_range,
             transform=self.transform,
-            mask=self._mask(x, context),
+            mask=self._mask(x, chunk),
             missing=self.missing is not None,
             dtype=self.dtype,
             device=self.device,
@@ -122,189 +174,445 @@ class Pair(nn.Module):
         )
         return x
 
-    def observed(self, x: Tensor, context: Mapping[str, Any]) -> Tensor | None:
-        """True where an entry of rows ``(N, *E)`` is observed; None where all are."""
-        return observed(x, self._mask(x, context), missing=self.missing is not None)
+    def _check_arguments(self, chunk: Mapping[str, Any]) -> None:
+        check_values((self.model, self.guide), {name: value for name, value in chunk.items() if name != "x"})
+        floating = {n: v for n, v in chunk.items() if n != "x" and isinstance(v, Tensor) and v.is_floating_point()}
+        for name, value in floating.items():
+            if not self._may_have_gaps(name, chunk) and bool(value.isnan().any()):
+                raise ValueError(
+                    f"{name} has {int(value.isnan().sum())} NaN: fill them, or say missing='nan' and let the programs "
+                    f"take {name}_mask"
+                )
 
-    def _mask(self, x: Tensor, context: Mapping[str, Any]) -> Tensor | None:
-        mask = context.get("mask")
-        mask = None if mask is None else torch.as_tensor(mask, dtype=torch.bool, device=x.device)
-        if mask is not None and mask.shape != x.shape:
-            raise ValueError(f"the mask has shape {tuple(mask.shape)}, expected one for each entry of {tuple(x.shape)}")
-        return mask
+    def _may_have_gaps(self, name: str, chunk: Mapping[str, Any]) -> bool:
+        """Whether NaN in an argument is a missing entry, because the programs take its mask."""
+        mask = f"{name}_mask"
+        takes = [names for program in (self.model, self.guide) if (names := accepted(program)) is not None]
+        return self.missing is not None and mask not in chunk and any(mask in names for names in takes)
 
-    def _any_observation(self, context: dict[str, Any]) -> TorchDistribution:
-        """The distribution of one observed row at some z ~ p(z), for its shape and support."""
-        first = {key: torch.as_tensor(value)[:1].to(self.device) for key, value in context.items()}
+    def _learn_range(self, arguments: Mapping[str, Any]) -> None:
+        """Finds shape and support of a row by drawing one, where the model can."""
+        try:
+            site = self._any_row(arguments)
+        except (ValueError, TypeError, RuntimeError):
+            return
+        if self.event_shape is None:
+            self.event_shape = tuple(predictive.rows_first(site, site["value"]).shape[1:])
+        if self.data_range is None:
+            try:
+                self.data_range = elementwise(site["fn"].support)
+            except NotImplementedError:
+                return
+
+    def _any_row(self, arguments: Mapping[str, Any]) -> Any:
+        """The site ``"x"`` of a model that draws two rows."""
+        batch = Batch.of(torch.zeros(1, 0), self._to_device(arguments))
+        two = batch[torch.zeros(2, dtype=torch.long)] if batch.context else batch
         with forked_random_state(self.device), evaluating(self.model):
-            return site_distribution(self.model, "x", batch_size=1, **first)
+            trace = poutine.trace(self.programs[0]).get_trace(batch_size=2, **two.forward)
+        predictive.check_sites(trace, ("x",))
+        return trace.nodes["x"]
 
-    def prepare(self, x: Tensor, context: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any], Tensor]:
-        """Checked rows as the programs take them.
+    def _to_device(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        given = {}
+        for name, value in arguments.items():
+            is_array = isinstance(value, (Tensor, np.ndarray, list, tuple)) or hasattr(value, "to_numpy")
+            given[name] = as_tensor(value).to(self.device) if is_array else value
+        return given
+
+    def _mask(self, x: Tensor, arguments: Mapping[str, Any]) -> Tensor | None:
+        """The mask of entries, if there is one; a mask of another shape is the programs' own business."""
+        mask = arguments.get("mask")
+        mask = None if mask is None else torch.as_tensor(mask, device=x.device)
+        return mask.bool() if mask is not None and mask.shape == x.shape else None
+
+    def _seen(self, x: Tensor, arguments: Mapping[str, Any]) -> Tensor | None:
+        return observed(x, self._mask(x, arguments), missing=self.missing is not None)
+
+    def prepare(self, rows: Mapping[str, Any] | Inputs) -> Batch:
+        """Rows as the programs take them; they are not checked.
 
         Args:
-            x: Rows ``(N, *E)`` in the user's units.
-            context: Keyword arguments of the programs, rows first.
+            rows: A mapping of ``"x"`` and the keyword arguments, such as :class:`~pyro_vae.data.rows.Rows` give, or
+                rows alone.
 
         Returns:
-            The rows in the model's units, on its device and in its type; the keyword arguments there too, with a
-            ``mask`` where entries are missing; and for each row the logarithm of the transform's Jacobian, ``(N,)``,
-            over its observed entries that have a density.
+            The rows in the model's units, on its device and in its type, with a ``mask`` among their arguments where
+            entries are missing, and the transform's log-Jacobian.
         """
-        x = x.to(device=self.device, dtype=self.dtype)
-        context = {name: torch.as_tensor(value).to(self.device) for name, value in context.items()}
-        mask = self.observed(x, context)
+        named = dict(rows) if isinstance(rows, Mapping) else next(as_rows(rows, self.device).chunks(2**62))
+        x = as_tensor(named.pop("x"))
+        arguments = self._with_gaps(self._to_device(named))
+        x = _arithmetic(x).to(device=self.device, dtype=self.dtype)
+        mask = self._seen(x, arguments)
         if mask is not None:
-            context["mask"] = mask
+            arguments["mask"] = mask
             x = torch.where(mask, x, self._filling(self.transform.domain))
         y, log_jacobian = self.transform.with_log_jacobian(x)
         has_mass = torch.as_tensor(False if self.data_range is None else discrete(self.data_range), device=y.device)
         counted = ~has_mass if mask is None else mask & ~has_mass
         if mask is not None and self.data_range is not None:
             y = torch.where(mask, y, self._filling(self.data_range))
-        return y, context, torch.where(counted, log_jacobian, 0.0).reshape(len(y), -1).sum(-1)
+        log_jacobian = torch.where(counted, log_jacobian, 0.0).reshape(len(y), -1).sum(-1)
+        batch = Batch.of(y, arguments)
+        return Batch(y, batch.context, log_jacobian, batch.constants)
+
+    def _with_gaps(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments, with a mask and a value in the place of NaN where the programs take such a mask."""
+        for name, value in list(arguments.items()):
+            floating = isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
+            if floating and self._may_have_gaps(name, arguments):
+                seen = ~value.isnan()
+                flat = value.nan_to_num(nan=-math.inf).reshape(-1)
+                arguments[name] = torch.where(seen, value, flat[flat.argmax()])  # a value that does occur
+                arguments[f"{name}_mask"] = seen
+        return arguments
 
     def _filling(self, constraint: Constraint) -> Tensor:
         return torch.as_tensor(inner_value(elementwise(constraint)), dtype=self.dtype, device=self.device)
 
-    def to_model_units(self, x: Array) -> Tensor:
-        """Rows in the user's units as the programs take them: on their device, in their type, transformed."""
-        return self.prepare(as_tensor(x), {})[0]
+    def batches(self, x: Inputs, size: int = _ROWS) -> Iterator[Batch]:
+        """All rows in their order, checked and brought to the model's units ``size`` at a time."""
+        for chunk in self.check(x).chunks(size):
+            yield self.prepare(chunk)
 
-    def _checked(self, x: Array, context: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        return self.prepare(self.check(x, **context), context)[:2]
+    def batch(self, x: Inputs) -> Batch:
+        """All rows at once, checked and in the model's units."""
+        return self.prepare(next(self.check(x).chunks(2**62)))
 
-    def encode(self, x: Array, **context: Any) -> TorchDistribution:
-        r"""The approximate posterior :math:`q(z \mid x)` of each row: batch ``(N,)``, event ``(L,)``.
+    def structure(self, batch: Batch, *, count_bytes: bool = False) -> Structure:
+        """What the programs are made of, see :func:`~pyro_vae.inference.inspection.inspect_pair`."""
+        with forked_random_state(self.device):
+            return inspect_pair(*self.programs, batch, count_bytes=count_bytes)
+
+    def draws(self, batch: Batch, structure: Structure | None = None, **options: Any) -> Draws:
+        """Draws of the guide for a batch, and what every site says of them, without gradients.
+
+        Args:
+            batch: N rows.
+            structure: What the programs are made of, if that is known.
+            options: Of :func:`~pyro_vae.inference.sites.run_pair`; a global latent is shared among ``num_rows`` rows.
+        """
+        structure = self.structure(batch) if structure is None else structure
+        with evaluating(self.model, self.guide):
+            return run_pair(*self.programs, batch, structure, **{"num_rows": self.num_rows, **options})
+
+    # Latents
+
+    def encode(self, x: Inputs, *, site: str | None = None) -> TorchDistribution:
+        r"""The approximate posterior of each row's latents: batch ``(N,)``, event ``(L,)``.
 
         Without gradients; where they are needed, call the guide's own parts.
-        """
-        rows, context = self._checked(x, context)
-        with evaluating(self.guide):
-            return site_distribution(self.guide, "z", rows, **context)
 
-    def decode(self, z: Tensor, **context: Any) -> TorchDistribution:
+        Args:
+            x: Rows.
+            site: Name of the latent; by default the only one there is, or ``"z"``.
+
+        Returns:
+            The guide's distribution at that site. Of a latent that the model enumerates it is the posterior
+            :math:`p(k \mid x)`, averaged over draws of the guide if there are other latents.
+        """
+        batch = self.batch(x)
+        structure = self.structure(batch)
+        name = structure.site(site)
+        if structure.latents[name].enumerated == "model":
+            return self._enumerated_posterior(batch, structure, name)
+        with evaluating(self.guide):
+            return site_distribution(self.programs[1], name, batch.x, **batch.arguments)
+
+    def _enumerated_posterior(self, batch: Batch, structure: Structure, name: str) -> TorchDistribution:
+        others = [latent for latent in structure.guided if structure.latents[latent].is_local]
+        draws = _POSTERIOR_DRAWS if others else 1
+        with forked_random_state(self.device), evaluating(self.model, self.guide):
+            torch.manual_seed(0)
+            logits = [enumerated_logits(*self.programs, batch, structure, name) for _ in range(draws)]
+            fn = site_distribution(self.programs[0], name, batch.x, **batch.arguments)
+        probs = torch.stack([values.softmax(-1) for values in logits]).mean(0)
+        base = fn
+        while hasattr(base, "base_dist"):
+            base = base.base_dist
+        if isinstance(base, dist.Bernoulli):
+            return dist.Bernoulli(probs=probs[..., 1])
+        one_hot = isinstance(base, dist.OneHotCategorical)
+        return dist.OneHotCategorical(probs=probs) if one_hot else dist.Categorical(probs=probs)
+
+    def decode(self, z: Tensor | Mapping[str, Tensor], *, given: Given | None = None) -> TorchDistribution:
         r"""The likelihood :math:`p(x \mid z)` at latents ``(N, L)``, in the model's units: batch ``(N,)``, event ``E``.
 
         Without gradients; where they are needed, call the model's own parts.
+
+        Args:
+            z: Values of the only latent, or of each by name.
+            given: Keyword arguments of the model.
         """
-        z = z.to(device=self.device, dtype=self.dtype)
-        program = poutine.condition(self.model, {"z": z})
+        latents, rows = self._latents(z, given)
+        program = poutine.condition(self.programs[0], latents)
         with evaluating(self.model):
-            return site_distribution(program, "x", batch_size=len(z), **context)
+            return site_distribution(program, "x", batch_size=rows, **self._given(given, rows).forward)
 
-    def _chunk_shape(self, context: dict[str, Any]) -> tuple[int, int]:
-        shape = self._any_observation(context).event_shape if self.event_shape is None else self.event_shape
-        return predictive.chunk_shape(math.prod(shape))
+    def mean_at(self, z: Tensor | Mapping[str, Tensor], *, given: Given | None = None) -> Tensor:
+        r"""The mean :math:`E[x \mid z]` at latents ``(N, L)``: ``(N, *E)``.
 
-    @overload
+        It is the transform's way back applied to the likelihood's mean, which is exact where that way is affine.
+
+        Args:
+            z: Values of the only latent, or of each by name.
+            given: Keyword arguments of the model.
+        """
+        latents, rows = self._latents(z, given)
+        return self._mean(latents, rows, self._given(given, rows).forward)
+
+    def _mean(self, latents: Mapping[str, Tensor], rows: int, arguments: Mapping[str, Any]) -> Tensor:
+        stacked = {name: value[None] for name, value in latents.items()}
+        with evaluating(self.model):
+            means = predictive.predict_from_latents(self.programs[0], stacked, rows, mean=True, arguments=arguments)
+        return self.transform.inverse(means["x"][0])
+
+    def _given(self, given: Given | None, rows: int) -> Batch:
+        """Keyword arguments of a run without data, with so many rows each."""
+        given = self._to_device(given or {})
+        check_arguments(self.model, self.guide, given.keys())
+        batch = Batch.of(torch.zeros(rows, 0, dtype=self.dtype, device=self.device), given)
+        for name, value in batch.context.items():
+            if len(value) != rows:
+                raise ValueError(
+                    f"given[{name!r}] has {len(value)} rows: give one for each of the {rows} that are drawn"
+                )
+        self._check_arguments(given)
+        return batch
+
+    def _latents(self, z: Tensor | Mapping[str, Tensor], given: Given | None) -> tuple[dict[str, Tensor], int]:
+        """Values of every latent of the model that is in the plate ``"data"``, and the number of rows."""
+        values = dict(z) if isinstance(z, Mapping) else {"": z}
+        values = {name: as_tensor(value).to(self.device) for name, value in values.items()}
+        values = {n: v.to(self.dtype) if v.is_floating_point() else v for n, v in values.items()}
+        rows = len(next(iter(values.values())))
+        own = self._given(given, rows).forward
+        with forked_random_state(self.device), evaluating(self.model):
+            sites = sample_sites(poutine.trace(self.programs[0]).get_trace(batch_size=rows, **own))
+        arguments = accepted(self.model) or set()
+        names = [n for n, site in sites.items() if n != "x" and n not in arguments and not site["is_observed"]]
+        local = [name for name in names if is_local(sites[name])]
+        if "" in values:
+            if len(local) != 1:
+                raise ValueError(
+                    f"the model has {len(local)} latents of each row, {', '.join(local) or 'none'}: give the value of "
+                    f"each by name, such as {{{(local or ['z'])[0]!r}: z}}"
+                )
+            values = {local[0]: values[""]}
+        if missing := [name for name in local if name not in values]:
+            raise ValueError(f"the latent {missing[0]!r} has no value: give one for each of {', '.join(local)}")
+        if unknown := [name for name in values if name not in names]:
+            raise ValueError(f"the model has no latent {unknown[0]!r}: its latents are {', '.join(names) or 'none'}")
+        others = [name for name in names if name not in values]
+        if others:
+            values |= {n: v[0] for n, v in self._global_latents(others, 1, own, middle=True).items()}
+        return values, rows
+
+    def _global_latents(
+        self, names: Sequence[str], num: int, arguments: Mapping[str, Any], *, middle: bool = False
+    ) -> dict[str, Tensor]:
+        """Values of global latents from the guide, ``(num, *event)`` each, which no rows are needed for."""
+        model, guide = self.programs
+        with evaluating(self.model, self.guide):
+            two = Batch.of(torch.zeros(1, 0), arguments)[torch.zeros(2, dtype=torch.long)]
+            rows = [poutine.trace(model).get_trace(batch_size=2, **two.forward).nodes["x"] for _ in range(2)]
+            rows = [predictive.rows_first(site, site["value"]) for site in rows]
+            program = predictive.at_centre(guide) if middle else guide
+            traces = [
+                sample_sites(poutine.trace(program).get_trace(rows[0], **two.arguments)) for _ in range(max(num, 1))
+            ]
+            for name in names:
+                if name not in traces[0]:
+                    raise ContractError(
+                        f"the guide does not sample the global latent {name!r}, so nothing was learned of it: draw it "
+                        f"from its prior by sample(prior=True)"
+                    )
+            found = {name: torch.stack([sites[name]["value"] for sites in traces]) for name in names}
+            with Fixed({name: values[0] for name, values in found.items()}):
+                other = sample_sites(poutine.trace(guide).get_trace(rows[1], **two.arguments))
+        for name, values in found.items():
+            here, there = (sites[name]["fn"].log_prob(values[0]) for sites in (traces[0], other))
+            if not torch.allclose(here, there, rtol=1e-4, atol=1e-4, equal_nan=True):
+                raise ValueError(
+                    f"the guide's {name!r} depends on the rows that it is given, so that it has no value without rows: "
+                    f"use posterior_predictive, or sample(prior=True)"
+                )
+        return found
+
+    # Draws
+
     def sample(
-        self, num_samples: int, *, mean: bool = ..., out: None = ..., progress: bool = ..., **context: Any
-    ) -> Tensor: ...
-
-    @overload
-    def sample(
-        self, num_samples: int, *, mean: bool = ..., out: File, progress: bool = ..., **context: Any
-    ) -> np.memmap: ...
-
-    def sample(
-        self, num_samples: int, *, mean: bool = False, out: File | None = None, progress: bool = False, **context: Any
-    ) -> Tensor | np.memmap:
+        self,
+        num_samples: int,
+        *,
+        given: Given | None = None,
+        prior: bool = False,
+        sites: Sequence[str] | None = None,
+        mean: bool = False,
+        out: File | None = None,
+        progress: bool = False,
+    ) -> Any:
         r"""Draws new rows :math:`x \sim p(x)`, ``(num_samples, *E)``.
 
         Args:
             num_samples: Number of rows.
+            given: Keyword arguments of the model, with ``num_samples`` rows each where they have rows:
+                ``given={"labels": torch.full((16,), 3)}``.
+            prior: Draw latents outside the plate ``"data"`` from their prior. By default they come from the guide: what
+                was learned of them. They are drawn again for every thousand rows or so.
+            sites: Names of the sites to draw, where that is not ``"x"`` alone.
             mean: Return :math:`E[x \mid z]` at :math:`z \sim p(z)` instead: smoother, but not draws from the model.
             out: A ``.npy`` file to write the same rows to some megabytes at a time, however many; it appears once it
                 is whole, and comes back memory-mapped, to be read only.
             progress: Show a progress bar.
-            context: Keyword arguments of the model, ``num_samples`` rows each.
+
+        Returns:
+            The rows; with ``sites`` a mapping of each site's.
 
         Raises:
-            ValueError: if ``num_samples`` is below 1, or the file cannot be written there.
+            ValueError: if ``num_samples`` is below 1, the model has no such site, or the file cannot be written there.
         """
-        return predictive.draw_prior_predictive(
-            self.model,
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, found {num_samples}")
+        batch = self._given(given, num_samples)
+        named = _sites(sites, out)
+        first = batch[:1].forward
+        with forked_random_state(self.device), evaluating(self.model):
+            trace = self._forward_trace(first)
+        elements = (
+            math.prod(self.event_shape)
+            if self.event_shape
+            else trace.nodes.get("x", {"value": torch.ones(1)})["value"].numel()
+        )
+        wanted = [
+            n for n, s in sample_sites(trace).items() if not is_local(s) and n not in named and not s["is_observed"]
+        ]
+        drawn = predictive.draw_prior_predictive(
+            self.programs[0],
             num_samples,
             mean=mean,
-            context=context,
+            arguments=batch.forward,
+            latents=None if prior or not wanted else lambda runs: self._global_latents(wanted, runs, first),
             finish=self.transform.inverse,
-            shape=self._chunk_shape(context),
+            shape=predictive.chunk_shape(elements),
+            sites=named,
             out=out,
             progress=progress,
         )
+        return drawn if sites is not None or out is not None else drawn["x"]
 
-    @overload
+    def _forward_trace(self, arguments: Mapping[str, Any]) -> Any:
+        """The trace of one row drawn by the model.
+
+        Raises:
+            ContractError: if the model does not run without data.
+        """
+        try:
+            return poutine.trace(self.programs[0]).get_trace(batch_size=1, **arguments)
+        except TypeError as error:
+            if "argument" not in str(error):
+                raise
+            raise ContractError(
+                f"the model does not run without data, as model(batch_size=1) with what is given ({error}): write it "
+                f"as model(x=None, *, batch_size=None), and give its other arguments by given="
+            ) from error
+
     def posterior_predictive(
         self,
-        x: Array,
-        num_samples: int = ...,
-        *,
-        mean: bool = ...,
-        out: None = ...,
-        progress: bool = ...,
-        **context: Any,
-    ) -> Tensor: ...
-
-    @overload
-    def posterior_predictive(
-        self, x: Array, num_samples: int = ..., *, mean: bool = ..., out: File, progress: bool = ..., **context: Any
-    ) -> np.memmap: ...
-
-    def posterior_predictive(
-        self,
-        x: Array,
+        x: Inputs,
         num_samples: int = 1,
         *,
+        sites: Sequence[str] | None = None,
         mean: bool = False,
         out: File | None = None,
         progress: bool = False,
-        **context: Any,
-    ) -> Tensor | np.memmap:
+    ) -> Any:
         r"""Draws new data like each row, :math:`z \sim q(z \mid x),\ x' \sim p(x \mid z)`: ``(num_samples, N, *E)``.
 
         Args:
-            x: Rows ``(N, *E)``.
+            x: Rows.
             num_samples: Draws for each row.
+            sites: Names of the sites to draw, where that is not ``"x"`` alone. The model is not given the arguments
+                that hold their values.
             mean: Return :math:`E[x' \mid z]` for each draw of z instead.
             out: A ``.npy`` file to write the same draws to some megabytes at a time, as in :meth:`sample`.
             progress: Show a progress bar.
-            context: Keyword arguments of both programs, rows first.
+
+        Returns:
+            The draws; with ``sites`` a mapping of each site's.
 
         Raises:
-            ValueError: if rows or arguments do not suit the model, or the file cannot be written there.
+            ValueError: if rows or arguments do not fit the model, or the file cannot be written there.
         """
-        runs, rows_at_once = self._chunk_shape(context)
+        rows, named = self.check(x), _sites(sites, out)
+        structure = self.structure(self.prepare(next(rows.chunks(3))))
+        drawn = predictive.draw_posterior_predictive(
+            *self.programs,
+            (self.prepare(chunk) for chunk in rows.chunks(_ROWS)),
+            rows.num_rows,
+            num_samples,
+            structure,
+            mean=mean,
+            finish=self.transform.inverse,
+            sites=named,
+            elements=rows.num_elements,
+            out=out,
+            progress=progress,
+        )
+        return drawn if sites is not None or out is not None else drawn["x"]
 
-        def draw(rows: Tensor, given: dict[str, Any]) -> Any:
-            return predictive.draw_posterior_predictive(
-                self.model,
-                self.guide,
-                rows,
-                num_samples,
-                mean=mean,
-                context=given,
-                finish=self.transform.inverse,
-                chunk_size=min(1024, runs * rows_at_once),
-                out=out,
-                progress=progress,
-            )
+    def reconstruct(self, x: Inputs) -> Tensor:
+        r"""The mean :math:`E[x' \mid z]` at the middle of :math:`q(z \mid x)`, one for each row: ``(N, *E)``.
 
-        if out is not None:  # a file is written from end to end, so the rows come whole
-            return draw(*self._checked(x, context))
-        return self._in_parts(self.check(x, **context), context, draw)
+        Every latent is taken from the guide: at its mean, given those before it, or at its most probable value where it
+        is discrete; of latents that the model enumerates, at the most probable values.
+        """
+        parts = []
+        structure: Structure | None = None
+        for batch in self.batches(x):
+            structure = self.structure(batch) if structure is None else structure
+            parts.append(self._mean(self._middle(batch, structure), len(batch), batch.forward))
+        return torch.cat(parts)
 
-    def reconstruct(self, x: Array, **context: Any) -> Tensor:
-        r"""The mean :math:`E[x' \mid z]` at the mean of :math:`q(z \mid x)`, one for each row: ``(N, *E)``."""
+    def _middle(self, batch: Batch, structure: Structure) -> dict[str, Tensor]:
+        with forked_random_state(self.device), evaluating(self.model, self.guide):
+            torch.manual_seed(0)
+            latents = predictive.posterior_latents(*self.programs, batch, structure, 1, middle=True)
+        return {name: value[0] for name, value in latents.items()}
 
-        def means(rows: Tensor, given: dict[str, Any]) -> Tensor:
-            with evaluating(self.guide):
-                z = site_distribution(self.guide, "z", rows, **given).mean
-            return self.mean_at(z, **{name: value for name, value in given.items() if name != "mask"})[None]
+    def interpolate(
+        self, a: Inputs, b: Inputs, steps: int = 9, *, path: Literal["linear", "spherical"] = "linear"
+    ) -> Tensor:
+        r"""Means :math:`E[x \mid z]` on the way from rows ``a`` to rows ``b``: ``(steps, N, *E)``.
 
-        return self._in_parts(self.check(x, **context), context, means)[0]
+        Both are encoded to the middle of :math:`q(z \mid x)`; the way is a straight line or an arc between those, for
+        every latent of a row. Discrete latents, and the programs' keyword arguments, change at half of the way.
+        """
+        starts, ends = self.batch(a), self.batch(b)
+        if len(starts) != len(ends):
+            raise ValueError(f"a has {len(starts)} rows and b has {len(ends)}: give as many of each")
+        structure = self.structure(starts)
+        first, last = self._middle(starts, structure), self._middle(ends, structure)
+        way: dict[str, Tensor] = {}
+        for name, value in first.items():
+            latent = structure.latents[name]
+            if not latent.is_local or latent.is_discrete:
+                ahead = value if not latent.is_local else last[name]
+                way[name] = torch.stack([value if step < steps / 2 else ahead for step in range(steps)])
+                continue
+            dim = value.dim() - 1 - latent.event_dim
+            flat = [end.movedim(dim, 0).reshape(len(starts), -1) for end in (value, last[name])]
+            between = predictive.interpolate_latents(*flat, steps, path=path)
+            way[name] = between.reshape(steps, *value.movedim(dim, 0).shape).movedim(1, dim + 1)
+        arguments = [starts.forward if step < steps / 2 else ends.forward for step in range(steps)]
+        return torch.stack(
+            [self._mean({n: v[step] for n, v in way.items()}, len(starts), arguments[step]) for step in range(steps)]
+        )
 
-    def impute(self, x: Array, num_samples: int = 1, *, num_particles: int = 100, **context: Any) -> Tensor:
+    def impute(
+        self, x: Inputs, num_samples: int = 1, *, num_particles: int = 100, sites: Sequence[str] | None = None
+    ) -> Any:
         r"""Draws the missing entries of each row given its observed ones: ``(num_samples, N, *E)``.
 
         .. math:: z \sim p(z \mid x_\text{obs}),\ x_\text{mis} \sim p(x_\text{mis} \mid z)
@@ -313,76 +621,80 @@ class Pair(nn.Module):
         the model, and not only for the guide, as ``num_particles`` grows. Observed entries come back as they are.
 
         Args:
-            x: Rows ``(N, *E)`` with NaN where an entry is missing.
+            x: Rows with NaN where an entry is missing.
             num_samples: Draws for each row.
             num_particles: Draws from the guide to choose from.
-            context: Keyword arguments of both programs, rows first.
+            sites: Names of the sites to fill, where that is not ``"x"`` alone: another observed site is filled where
+                its keyword argument has gaps.
+
+        Returns:
+            The draws; with ``sites`` a mapping of each site's.
         """
-        x = self.check(x, **context)
-        if self.missing is None and "mask" not in context:
+        named = _sites(sites, None)
+        rows = self.check(x)
+        first = next(rows.chunks(1))
+        if self.missing is None and "mask" not in first and "x" in named:
             raise ValueError("nothing says what is missing: build the model with missing='nan', or give a mask")
-        if self.observed(x[:1], {name: value[:1] for name, value in context.items()}) is None:
-            raise ValueError(f"no entry of {x.dtype} rows can be missing: give numbers with NaN, or a mask")
+        if "x" in named and self._seen(_arithmetic(first["x"]), first) is None:
+            raise ValueError(f"no entry of {first['x'].dtype} rows can be missing: give numbers with NaN, or a mask")
+        structure: Structure | None = None
+        parts: dict[str, list[Tensor]] = {}
+        for chunk in rows.chunks(_ROWS):
+            batch = self.prepare(chunk)
+            structure = self.structure(batch) if structure is None else structure
+            for part, start in zip(batch.chunks(256), range(0, len(batch), 256), strict=True):
+                drawn = draw_imputations(
+                    *self.programs,
+                    part,
+                    num_samples,
+                    structure,
+                    num_particles=num_particles,
+                    finish=self.transform.inverse,
+                    sites=named,
+                )
+                for name, draws in drawn.items():
+                    given, seen = self._observed_entries(name, chunk, part, start, structure)
+                    if given is not None and seen is not None:
+                        draws = torch.where(seen, given.to(device=draws.device, dtype=draws.dtype), draws)
+                    parts.setdefault(name, []).append(draws)
+        filled = {name: torch.cat(values, dim=1) for name, values in parts.items()}
+        return filled if sites is not None else filled["x"]
 
-        def draw(rows: Tensor, given: dict[str, Any]) -> Tensor:
-            return draw_imputations(
-                self.model,
-                self.guide,
-                rows,
-                num_samples,
-                context=given,
-                num_particles=num_particles,
-                finish=self.transform.inverse,
-            )
+    def _observed_entries(
+        self, name: str, chunk: Mapping[str, Any], part: Batch, start: int, structure: Structure
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """A site's values as they were given, and where they are observed."""
+        here = slice(start, start + len(part))
+        if name == "x":
+            return _arithmetic(chunk["x"])[here], part.mask
+        argument = structure.observed.get(name) or structure.observed.get(f"{name}_observed")
+        if argument is None or argument not in chunk:
+            return None, None
+        seen = part.context.get(f"{argument}_mask")
+        return chunk[argument][here], torch.ones_like(chunk[argument][here], dtype=torch.bool) if seen is None else seen
 
-        draws = self._in_parts(x, context, draw)
-        for start in range(0, len(x), _ROWS):
-            rows = slice(start, start + _ROWS)
-            here = x[rows].to(device=draws.device, dtype=draws.dtype)
-            seen = self.observed(here, predictive.rows_of(context, start, start + _ROWS))
-            assert seen is not None
-            draws[:, rows] = torch.where(seen, here, draws[:, rows])
-        return draws
 
-    def _in_parts(
-        self, x: Tensor, context: Mapping[str, Any], draw: Callable[[Tensor, dict[str, Any]], Tensor]
-    ) -> Tensor:
-        """What ``draw`` makes of prepared rows, ``(S, N, ...)``, so many rows at a time that memory stays flat."""
-        out: Any = None
-        for start in range(0, len(x), _ROWS):
-            here = predictive.rows_of(context, start, start + _ROWS)
-            part = draw(*self.prepare(x[start : start + _ROWS], here)[:2])
-            if len(x) <= _ROWS:
-                return part
-            if out is None:
-                out = part.new_empty(len(part), len(x), *part.shape[2:])
-            out[:, start : start + _ROWS] = part
-        return out
+def _taking(program: Callable[..., Any]) -> Callable[..., Any]:
+    """The program, called with those keyword arguments that it takes."""
+    names = accepted(program)
+    if names is None:
+        return program
+    names = names | {"batch_size"}
 
-    def interpolate(
-        self,
-        a: Array,
-        b: Array,
-        steps: int = 9,
-        *,
-        path: Literal["linear", "spherical"] = "linear",
-        **context: Any,
-    ) -> Tensor:
-        r"""Means :math:`E[x \mid z]` on the way from rows ``a`` to rows ``b``: ``(steps, N, *E)``.
+    def called(*rows: Tensor, **arguments: Any) -> Any:
+        return program(*rows, **{name: value for name, value in arguments.items() if name in names})
 
-        Both are encoded to the mean of :math:`q(z \mid x)`; the way is a straight line or an arc between those.
-        """
-        ends = self.encode(a, **context).mean, self.encode(b, **context).mean
-        if ends[0].shape != ends[1].shape:
-            raise ValueError(f"a has {len(ends[0])} rows and b has {len(ends[1])}: give as many of each")
-        latents = predictive.interpolate_latents(*ends, steps, path=path)
-        return torch.stack([self.mean_at(z, **context) for z in latents])
+    return called
 
-    def mean_at(self, z: Tensor, **context: Any) -> Tensor:
-        r"""The mean :math:`E[x \mid z]` at latents ``(N, L)``: ``(N, *E)``.
 
-        It is the transform's way back applied to the likelihood's mean, which is exact where that way is affine.
-        """
-        latents = {"z": z.to(device=self.device, dtype=self.dtype)[None]}
-        means = predictive.predict_from_latents(self.model, latents, len(z), mean=True, context=context)
-        return self.transform.inverse(means[0])
+def _arithmetic(x: Tensor) -> Tensor:
+    """Rows in a type that torch has arithmetic for."""
+    return x.to(torch.int64) if x.dtype in (torch.uint16, torch.uint32, torch.uint64) else x
+
+
+def _sites(sites: Sequence[str] | None, out: File | None) -> tuple[str, ...]:
+    if isinstance(sites, str):
+        raise TypeError(f"sites must be a sequence of names, such as ({sites!r},); found {sites!r}")
+    if sites is not None and out is not None and len(sites) != 1:
+        raise ValueError(f"a file holds one site's draws; sites names {len(sites)}")
+    return ("x",) if sites is None else tuple(sites)

@@ -1,89 +1,78 @@
-"""Rows on their way to the model: resident on its device, or streamed from disk by worker processes."""
+"""Rows on their way to the model: resident on its device, or streamed from disk by worker processes.
+
+Every tool takes its rows in one type, :data:`Inputs`, and :func:`as_rows` makes :class:`Rows` of it.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from pyro_vae._support.arrays import FileRows, as_tensor, is_mapped, rows_at_once
-from pyro_vae.data.checks import check_columns
-from pyro_vae.pair import Pair
 
-__all__ = ["Data", "Resident", "Rows", "Streamed", "as_rows"]
+__all__ = ["Inputs", "Resident", "Rows", "Streamed", "as_rows"]
 
-Data = Tensor | np.ndarray | Mapping[str, Any] | Dataset
+Inputs = Any  # tensor, array, DataFrame, sparse matrix, memory map, Dataset, or a mapping of "x" and arguments
 
 
 class Rows:
-    """Base class: rows and the keyword arguments that come with them, by index."""
+    """Base class: rows and the programs' keyword arguments that come with them, by index.
+
+    Args:
+        constants: Arguments that are the same for all rows. Every batch has them too.
+    """
 
     num_rows: int
+    constants: Mapping[str, Any]
+    num_observed: int = 0
+    """Entries that are observed, once they have been counted."""
 
-    def batches(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Any]]:
         """For each tensor of indices its rows as ``"x"``, with the keyword arguments, in the type they came in."""
         raise NotImplementedError
 
     def references(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
         """For each tensor of indices what :meth:`resolve` turns into its batch: for a step that gathers rows itself."""
-        return self.batches(indices)
+        for batch in self.batches(indices):
+            yield {name: value for name, value in batch.items() if name not in self.constants}
 
-    def resolve(self, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def resolve(self, reference: Mapping[str, Tensor]) -> dict[str, Any]:
         """The batch that a reference stands for."""
-        return dict(reference)
+        return {**self.constants, **reference}
 
-    def chunks(self, size: int) -> Iterator[dict[str, Tensor]]:
+    def chunks(self, size: int) -> Iterator[dict[str, Any]]:
         """All rows in their order, ``size`` at a time."""
         return self.batches(torch.arange(self.num_rows).split(size))
 
     def parts(self) -> Iterator[Tensor]:
         """All rows in their order without what comes with them, a few megabytes at a time."""
-        return (chunk["x"] for chunk in self.chunks(self._rows_at_once()))
+        return (chunk["x"] for chunk in self.chunks(self.rows_at_once()))
 
-    def _rows_at_once(self) -> int:
-        return rows_at_once(next(self.batches([torch.zeros(1, dtype=torch.long)]))["x"].shape)
+    def rows_at_once(self) -> int:
+        """How many rows make a few megabytes."""
+        return rows_at_once((1, self.num_elements))
 
-    def check(self, pair: Pair, name: str, *, columns: bool = False) -> int:
-        """Looks at every row, a few at a time, and returns the number of observed entries.
+    @property
+    def num_elements(self) -> int:
+        """Elements of one row."""
+        return next(self.batches([torch.zeros(1, dtype=torch.long)]))["x"][0].numel()
 
-        Args:
-            pair: What they must suit.
-            name: What to call them in messages.
-            columns: Refuse elements of which no row has an observation, for a model cannot learn about them.
-
-        Raises:
-            ValueError: for the first thing that is wrong, with what was found, what was expected and what to do.
-        """
-        if self.num_rows == 0:
-            raise ValueError(f"{name} has no rows; expected at least one")
-        num_observed, somewhere = 0, None
-        for chunk, called in self._to_check(name):
-            x = pair.check(chunk.pop("x"), called, **chunk)
-            seen = pair.observed(x, chunk)
-            num_observed += x.numel() if seen is None else int(seen.sum())
-            if seen is not None:
-                somewhere = seen.any(0) if somewhere is None else somewhere | seen.any(0)
-        if columns:
-            check_columns(somewhere, pair.data_range, name)
-        return num_observed
-
-    def _to_check(self, name: str) -> Iterator[tuple[dict[str, Tensor], str]]:
-        """Parts to look at, and what to call each."""
-        size = self._rows_at_once()
+    def numbered(self, size: int) -> Iterator[tuple[dict[str, Any], int]]:
+        """All rows in their order, ``size`` at a time, each part with the number of its first row."""
         for number, chunk in enumerate(self.chunks(size)):
-            yield chunk, f"{name}[{number * size}:{min((number + 1) * size, self.num_rows)}]"
+            yield chunk, number * size
 
 
 class Resident(Rows):
     """Rows that live on a device, where batches are gathered."""
 
-    def __init__(self, data: Mapping[str, Tensor], device: torch.device) -> None:
+    def __init__(self, data: Mapping[str, Tensor], device: torch.device, constants: Mapping[str, Any]) -> None:
         self.data = {name: value.to(device) for name, value in data.items()}
-        self.device, self.num_rows = device, len(data["x"])
+        self.device, self.num_rows, self.constants = device, len(data["x"]), constants
 
-    def batches(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:  # noqa: D102
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Any]]:  # noqa: D102
         return (self.resolve(reference) for reference in self.references(indices))
 
     def references(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -92,12 +81,15 @@ class Resident(Rows):
             here = torch.cat(list(indices)).to(self.device)  # all at once: a GPU would wait for each
             yield from ({"index": index} for index in here.split([len(index) for index in indices]))
 
-    def resolve(self, reference: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def resolve(self, reference: Mapping[str, Tensor]) -> dict[str, Any]:
         """The rows at those indices."""
-        return {name: value[reference["index"]] for name, value in self.data.items()}
+        return {**self.constants, **{name: value[reference["index"]] for name, value in self.data.items()}}
 
-    def _to_check(self, name: str) -> Iterator[tuple[dict[str, Tensor], str]]:
-        yield dict(self.data), name
+    def chunks(self, size: int) -> Iterator[dict[str, Any]]:
+        """Slices: nothing is copied."""
+        for start in range(0, self.num_rows, size):
+            parts = {name: value[start : start + size] for name, value in self.data.items()}
+            yield {**self.constants, **parts}
 
 
 class Streamed(Rows):
@@ -110,11 +102,13 @@ class Streamed(Rows):
         num_workers: Processes that read; 0 reads in this one.
     """
 
-    def __init__(self, dataset: Any, device: torch.device, num_workers: int = 2) -> None:
+    def __init__(
+        self, dataset: Any, device: torch.device, num_workers: int = 2, constants: Mapping[str, Any] | None = None
+    ) -> None:
         self.dataset, self.device, self.num_rows = dataset, device, len(dataset)
-        self.num_workers = num_workers
+        self.num_workers, self.constants = num_workers, constants or {}
 
-    def batches(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:  # noqa: D102
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Any]]:  # noqa: D102
         loader = DataLoader(
             self.dataset,
             batch_sampler=_Lists(indices),
@@ -124,8 +118,8 @@ class Streamed(Rows):
             pin_memory=self.device.type == "cuda",
         )
         for batch in loader:
-            named = batch if isinstance(batch, Mapping) else {"x": batch}
-            yield {name: torch.as_tensor(value).to(self.device, non_blocking=True) for name, value in named.items()}
+            rows = {name: torch.as_tensor(value).to(self.device, non_blocking=True) for name, value in _named(batch)}
+            yield {**self.constants, **rows}
 
 
 class _Lists:
@@ -157,39 +151,109 @@ class _Together(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         return {
-            name: part.__getitems__(indices) if isinstance(part, FileRows) else part[list(indices)]
+            name: part.__getitems__(indices) if hasattr(part, "__getitems__") else part[list(indices)]
             for name, part in self.parts.items()
         }
 
 
-def as_rows(data: Data, device: torch.device, *, num_workers: int = 2, name: str = "x") -> Rows:
+class _SparseRows(Dataset):
+    """Rows of a SciPy sparse matrix, made dense a batch at a time."""
+
+    def __init__(self, matrix: Any) -> None:
+        self.matrix = matrix.tocsr()
+        self.shape = torch.Size(matrix.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> Tensor:
+        return torch.from_numpy(self.matrix[list(indices)].toarray())
+
+
+def _named(batch: Any) -> Iterator[tuple[str, Any]]:
+    """A data set's batch as rows and arguments by name."""
+    if isinstance(batch, Mapping):
+        yield from batch.items()
+    elif not isinstance(batch, (tuple, list)):
+        yield "x", batch
+    elif len(batch) == 1:
+        yield "x", batch[0]
+    else:
+        raise ValueError(
+            f"the data set's items are tuples of {len(batch)}, and nothing says what each part is: let its items be "
+            f"mappings such as {{'x': row, 'labels': label}}, with the names of the programs' arguments"
+        )
+
+
+def _is_constant(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str)) or getattr(value, "ndim", None) == 0
+
+
+def as_rows(data: Inputs, device: torch.device, *, num_workers: int = 2, name: str = "x") -> Rows:
     """Rows from whatever a user has.
 
     Args:
-        data: A tensor or array of rows; a mapping of ``"x"`` and keyword arguments, rows first; a memory-mapped
-            array (``np.load(path, mmap_mode="r")``), alone or in a mapping, or a ``torch.utils.data.Dataset``, which
-            are streamed.
+        data: A tensor or array of rows; a pandas ``DataFrame`` of numbers; a SciPy sparse matrix; a memory-mapped array
+            (``np.load(path, mmap_mode="r")``) or a ``torch.utils.data.Dataset``, which are streamed; or a mapping of
+            ``"x"``, in one of these forms, and the programs' keyword arguments. Those have one entry for each row, or
+            are None, a number, a string or a tensor without dimensions: the same for all rows.
         device: The model's device.
         num_workers: Processes that read what is streamed.
         name: What the data are called in messages.
 
     Raises:
-        ValueError: if a mapping has no rows, or not as many of each.
+        ValueError: if there are no rows in it, not as many of each, or it cannot be read as rows of numbers.
     """
-    if isinstance(data, Dataset):
+    if isinstance(data, Rows):
+        return data
+    if isinstance(data, DataLoader):
+        raise ValueError(f"{name} is a DataLoader, and every tool makes its own batches: give its data set, x.dataset")
+    if isinstance(data, TensorDataset) and len(data.tensors) == 1:
+        data = data.tensors[0]
+    if isinstance(data, Dataset) and not isinstance(data, FileRows):
         return Streamed(data, device, num_workers)
-    if is_mapped(data):
-        return Streamed(FileRows(data), device, num_workers)
     named = dict(data) if isinstance(data, Mapping) else {"x": data}
     if "x" not in named:
-        raise ValueError(f"{name} has no entry 'x', only {', '.join(named) or 'none'}")
-    parts = {key: FileRows(value) if is_mapped(value) else as_tensor(value) for key, value in named.items()}
+        raise ValueError(f"{name} has no entry 'x', only {', '.join(map(str, named)) or 'none'}")
+    constants = {
+        key: value.to(device) if isinstance(value, Tensor) else value
+        for key, value in named.items()
+        if key != "x" and _is_constant(value)
+    }
+    parts = {key: _rows(value, key if key != "x" else name) for key, value in named.items() if key not in constants}
     for key, value in parts.items():
         if len(value.shape) == 0 or len(value) != len(parts["x"]):
             raise ValueError(
                 f"{name} has {len(parts['x'])} rows in 'x' and {len(value) if value.shape else 'no'} in {key!r}: "
                 f"give as many in each"
             )
-    if any(isinstance(part, FileRows) for part in parts.values()):
-        return Streamed(_Together(parts), device, num_workers)
-    return Resident({key: as_tensor(value) for key, value in parts.items()}, device)
+    streamed = [part for part in parts.values() if not isinstance(part, Tensor)]
+    if not streamed:
+        return Resident(parts, device, constants)
+    whole = parts["x"] if len(parts) == 1 else _Together(parts)
+    workers = num_workers if any(isinstance(part, FileRows) for part in streamed) else 0
+    return Streamed(whole, device, workers, constants)
+
+
+def _rows(value: Any, name: str) -> Any:
+    """A tensor, or rows that are read when they are needed."""
+    if isinstance(value, FileRows):
+        return value
+    if is_mapped(value):
+        return FileRows(value)
+    if hasattr(value, "tocsr"):
+        return _SparseRows(value)
+    if hasattr(value, "columns") and hasattr(value, "to_numpy"):  # a DataFrame
+        wrong = [str(column) for column in value.columns if value[column].dtype.kind not in "biuf"]
+        if wrong:
+            raise ValueError(
+                f"{name} is a DataFrame whose column {wrong[0]!r} holds {value[wrong[0]].dtype}, not numbers: a table "
+                f"with columns of several kinds becomes rows of numbers by pyro_vae.data.tables.Schema"
+            )
+    try:
+        return as_tensor(value.to_numpy() if hasattr(value, "to_numpy") else value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{name} is a {type(value).__name__} that cannot be read as rows of numbers ({reason})"
+        ) from None

@@ -1,29 +1,33 @@
 """Missing entries, drawn given those that are there."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.inference.objectives import elbo_terms
-from pyro_vae.inference.predictive import Finish, Program, predict_from_latents, rows_of
-from pyro_vae.programs import evaluating
+from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.predictive import Finish, enumerated_latents, predict_from_latents, without_sites
+from pyro_vae.inference.sites import run_pair
+from pyro_vae.inference.structure import Structure
+from pyro_vae.programs.running import evaluating
 
 __all__ = ["draw_imputations"]
+
+Program = Callable[..., Any]
 
 
 def draw_imputations(
     model: Program,
     guide: Program,
-    x: Tensor,
+    batch: Batch,
     num_samples: int,
+    structure: Structure,
     *,
-    context: Mapping[str, Any],
     num_particles: int = 100,
     finish: Finish | None = None,
-    chunk_size: int = 256,
-) -> Tensor:
+    sites: Sequence[str] = ("x",),
+) -> dict[str, Tensor]:
     r"""Draws whole rows given their observed entries, by importance resampling.
 
     From the guide come ``num_particles`` draws of z for each row, with weights
@@ -37,44 +41,51 @@ def draw_imputations(
     Args:
         model: The generative program.
         guide: The inference program.
-        x: Rows ``(N, *E)`` in the model's units, anything in the places of missing entries.
+        batch: N rows with anything in the places of missing entries, and a ``mask``, true where an entry is observed.
         num_samples: Draws S for each row.
-        context: Keyword arguments of both programs, rows first, among them ``mask``, true where an entry is observed.
+        structure: What the programs are made of.
         num_particles: Draws from the guide to choose from.
-        finish: Applied to each chunk of draws.
-        chunk_size: Rows at a time.
+        finish: Applied to the draws of ``x``.
+        sites: Names of the sites to draw.
 
     Returns:
-        ``(S, N, *E)``. Observed entries are drawn anew as well.
+        By site ``(S, N, *E)``. Observed entries are drawn as well.
 
     Raises:
-        ValueError: if the guide has latents outside the plate ``"data"``, which rows cannot choose one by one.
+        ContractError: if there are latents outside the plate ``"data"``, which rows cannot choose one by one.
     """
     if num_samples < 1 or num_particles < 1:
         raise ValueError(f"num_samples and num_particles must be at least 1, found {num_samples} and {num_particles}")
-    parts = []
+    structure.require_local("rows cannot choose among its draws one by one")
     with evaluating(model, guide):
-        for start in range(0, len(x), chunk_size):
-            here = rows_of(context, start, start + chunk_size)
-            chosen = _resample(model, guide, x[start : start + chunk_size], num_samples, num_particles, here)
-            given = {name: value for name, value in here.items() if name != "mask"}
-            draws = predict_from_latents(model, chosen, len(x[start : start + chunk_size]), context=given)
-            parts.append(finish(draws) if finish else draws)
-    return torch.cat(parts, dim=1)
+        chosen = _resample(model, guide, batch, structure, num_samples, num_particles)
+        if structure.enumerated("model"):
+            drawn = [
+                enumerated_latents(model, {n: v[i] for n, v in chosen.items()}, batch, structure)
+                for i in range(num_samples)
+            ]
+            chosen |= {name: torch.stack([latents[name] for latents in drawn]) for name in drawn[0]}
+        given = without_sites(batch, structure, sites)
+        found = predict_from_latents(model, chosen, len(batch), arguments=given, sites=sites)
+        found = {name: value.expand(num_samples, *value.shape[1:]) for name, value in found.items()}
+    if finish and "x" in found:
+        found["x"] = finish(found["x"])
+    return found
 
 
 def _resample(
-    model: Program, guide: Program, x: Tensor, num_samples: int, num_particles: int, context: Mapping[str, Any]
+    model: Program, guide: Program, batch: Batch, structure: Structure, num_samples: int, num_particles: int
 ) -> dict[str, Tensor]:
-    """Latents ``(S, N, ...)``, drawn from the guide and chosen by their weights."""
-    rows = len(x)
-    terms = [elbo_terms(model, guide, x, context) for _ in range(num_particles)]
-    log_weights = torch.stack([term.elbo for term in terms]).double()
-    index = torch.multinomial(log_weights.softmax(0).T, num_samples, replacement=True).T
+    """Latents ``(S, *plates, N, *event)``, drawn from the guide and chosen by their weights."""
+    draws = [run_pair(model, guide, batch, structure, enumerate_guide=False) for _ in range(num_particles)]
+    log_weights = torch.cat([draw.log_weights for draw in draws]).double()
+    index = torch.multinomial(log_weights.softmax(0).T, num_samples, replacement=True).T  # (S, N)
     chosen = {}
-    for name in terms[0].latents:
-        values = torch.stack([term.latents[name] for term in terms])
-        if values.dim() < 2 or values.shape[1] != rows:
-            raise ValueError(f"the latent {name!r} belongs to all rows; imputation needs latents in the plate 'data'")
-        chosen[name] = values[index, torch.arange(rows, device=x.device)]
+    for name in draws[0].latents:
+        if name not in structure.latents:
+            continue
+        values = torch.stack([draw.latents[name] for draw in draws])
+        rows = values.dim() - 1 - draws[0].event_dims[name]  # the dimension of rows
+        by_row = values.movedim(rows, 1)[index, torch.arange(len(batch), device=index.device)]
+        chosen[name] = by_row.movedim(1, rows)
     return chosen

@@ -1,183 +1,172 @@
-r"""What is maximised: the evidence lower bound, in tensors throughout.
+r"""What is maximised: functions of the draws of both programs.
 
-.. math:: \log p(x) \ge \mathrm{ELBO}(x) =
-    \mathbb{E}_{q(z \mid x)}\left[\log p(x \mid z)\right] - \mathrm{KL}\left(q(z \mid x) \,\|\, p(z)\right)
+An objective is called with :class:`~pyro_vae.inference.sites.Draws` and the share of training that is done, and returns
+nats per row, ``(N,)``; training goes up the gradient of their mean. A new one is a few lines, such as the
+importance-weighted bound of K draws:
 
-estimated, as by :class:`pyro.infer.Trace_ELBO`, from draws of the guide, with its gradient: by reparametrisation where
-a site allows it, else by the score function. With the KL in closed form it is :class:`pyro.infer.TraceMeanField_ELBO`'s
-estimate. What differs is the unit, nats per datum, and that nothing is read back from the device.
+.. code-block:: python
+
+    @dataclass(frozen=True)
+    class ImportanceWeighted:
+        num_particles: int = 5
+
+        def __call__(self, draws, progress):
+            return draws.scaled.log_weights.logsumexp(0) - math.log(self.num_particles)
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
-import pyro
-from pyro.distributions.util import is_identically_zero, scale_and_mask
-from pyro.infer.enum import get_importance_trace
-from pyro.infer.util import MultiFrameTensor, get_plate_stacks
+import torch
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer.elbo import ELBO
 from torch import Tensor
-from torch.distributions import kl_divergence
 
-__all__ = ["ElboTerms", "KlEstimate", "elbo_terms"]
+from pyro_vae._support.names import lookup
+from pyro_vae.inference.sites import Draws, Term
+
+__all__ = ["Elbo", "KlEstimate", "Objective", "as_objective"]
 
 KlEstimate = Literal["sampled", "analytic", "auto"]
 
-_PARTICLES = "particles"  # the plate of the draws
+
+@runtime_checkable
+class Objective(Protocol):
+    """What :func:`~pyro_vae.fit` maximises."""
+
+    @property
+    def num_particles(self) -> int:
+        """Draws K of the guide for each row that it wants."""
+        ...
+
+    def __call__(self, draws: Draws, progress: Tensor) -> Tensor:
+        """Nats per row, ``(N,)``, from K draws; ``progress`` is the share of training that is done, from 0 to 1."""
+        ...
 
 
 @dataclass(frozen=True)
-class ElboTerms:
-    """An estimate for a batch of N rows, in nats, from one draw or from K of them.
+class Elbo:
+    r"""The evidence lower bound, with a weight on its KL.
+
+    .. math:: \mathbb{E}_{q(z \mid x)}\left[\log p(x \mid z)\right] - \beta\, \sum_i \max\left(\lambda,
+        \mathrm{KL}\left(q(z_i \mid x) \,\|\, p(z_i)\right)\right)
+
+    estimated from draws of the guide, with its gradient: by reparametrisation where a site allows it, else by the score
+    function. With the defaults, value and gradient are those of :class:`pyro.infer.Trace_ELBO`, in nats per datum;
+    latents marked for enumeration are summed over, as by :class:`pyro.infer.TraceEnum_ELBO`.
 
     Args:
-        reconstruction: log p(x | z) of each row's observed sites: ``(N,)``, or ``(K, N)`` with particles.
-        kl: log q(z | x) − log p(z) of each row's latent sites, of the same shape: an unbiased estimate of the KL, or
-            rate; the KL itself at the sites in ``closed_form``.
-        surrogate: A scalar whose gradient estimates that of the mean of ``reconstruction - kl_weight * kl``.
-        latents: The guide's draw at each of its sites.
-        closed_form: Names of the latent sites whose KL was taken in closed form.
-    """
+        num_particles: Draws of the guide for each row.
+        kl: ``"sampled"`` estimates the KL from the draws, as ``Trace_ELBO``; ``"analytic"`` takes it in closed form, as
+            ``TraceMeanField_ELBO``, and is refused where there is none; ``"auto"`` does so at the sites that have one.
+        kl_weight: The weight β (Higgins et al., 2017).
+        kl_warmup: Share of the training over which that weight rises from 0 (Bowman et al., 2016).
+        free_nats: λ, in nats: a latent site whose KL, on average over the batch, is below it is not pushed further down
+            (Kingma et al., *Improved Variational Inference with Inverse Autoregressive Flow*, 2016).
 
-    reconstruction: Tensor
-    kl: Tensor
-    surrogate: Tensor
-    latents: dict[str, Tensor]
-    closed_form: tuple[str, ...] = ()
-
-    @property
-    def elbo(self) -> Tensor:
-        """The evidence lower bound of each row; with a sampled KL, each draw's log-weight log p(x, z) / q(z | x)."""
-        return self.reconstruction - self.kl
-
-
-def elbo_terms(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    x: Tensor,
-    context: Mapping[str, Any] | None = None,
-    *,
-    kl_weight: float | Tensor = 1.0,
-    num_rows: int | None = None,
-    kl: KlEstimate = "sampled",
-    num_particles: int | None = None,
-    particle_dim: int = -2,
-) -> ElboTerms:
-    r"""Runs the guide, then the model on its draw, and adds up the log-probabilities of their sites.
-
-    Args:
-        model: The generative program.
-        guide: The inference program.
-        x: Rows ``(N, *E)`` in the model's units.
-        context: Keyword arguments of both programs, rows first.
-        kl_weight: Weight :math:`\beta` of the KL in the surrogate (KL warm-up; β-VAE, Higgins et al., 2017). The terms
-            themselves are reported unweighted.
-        num_rows: Rows in the whole data set, if ``x`` is a part of it. A site outside the plate ``"data"`` belongs to
-            them all, so each row bears 1/num_rows of it.
-        kl: ``"sampled"`` estimates the KL from the draw, as ``Trace_ELBO``; ``"analytic"`` takes it in closed form,
-            site by site, as ``TraceMeanField_ELBO``; ``"auto"`` does so at the sites that have one.
-        num_particles: Draws of the guide for each row, K, in one vectorised run under a plate of their own; by
-            default one draw without such a plate.
-        particle_dim: Dimension of that plate, left of all plates that the programs have.
-
-    Returns:
-        The terms.
+    What the guide observes is maximised beside it, and its factors are minimised: see
+    :mod:`pyro_vae.inference.sites`.
 
     Raises:
-        ValueError: if ``kl="analytic"`` and a latent site has no closed form.
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> Elbo(kl_weight=2.0, kl_warmup=0.5).weight(0.25)
+        1.0
     """
-    rows, draws = len(x), num_particles or 1
-    shared = 1 / (rows if num_rows is None else num_rows)
-    if num_particles is not None:
-        model, guide = (_under_particles(program, num_particles, particle_dim) for program in (model, guide))
-    model_trace, guide_trace = get_importance_trace("flat", math.inf, model, guide, (x,), dict(context or {}))
-    closed_form = {} if kl == "sampled" else _closed_forms(model_trace, guide_trace, required=kl == "analytic")
 
-    shape = (rows,) if num_particles is None else (num_particles, rows)
+    num_particles: int = 1
+    kl: KlEstimate = "sampled"
+    kl_weight: float = 1.0
+    kl_warmup: float = 0.0
+    free_nats: float = 0.0
 
-    def by_row(site: Any, values: Tensor) -> Tensor:
-        """A site's values for each draw and row, summed over its other plates; a global site's are shared among all."""
-        local = _is_local(site)
-        summed = tuple(range(num_particles is not None, values.dim() - local))
-        values = values.sum(summed) if summed else values
-        return (values if local else values[..., None] * shared).expand(shape)
+    def __post_init__(self) -> None:
+        if self.num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1, found {self.num_particles}")
+        lookup(self.kl, ("sampled", "analytic", "auto"), "KL estimate")
+        for name in ("kl_weight", "free_nats"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number from 0, found {getattr(self, name)}")
+        if not 0 <= self.kl_warmup <= 1:
+            raise ValueError(f"kl_warmup is a share of the training, from 0 to 1; found {self.kl_warmup}")
 
-    reconstruction = rate = x.new_zeros(shape)
-    surrogate = x.new_zeros(())
-    stacks = get_plate_stacks(model_trace)
-    costs = MultiFrameTensor()
+    def weight(self, progress: Any) -> Any:
+        """The weight of the KL when this share of the training is done: a number, or a tensor of one."""
+        if not self.kl_warmup:
+            return self.kl_weight
+        share = progress / self.kl_warmup
+        return self.kl_weight * (share.clamp(max=1.0) if isinstance(share, Tensor) else min(1.0, share))
 
-    for name, site in model_trace.nodes.items():
-        if site["type"] != "sample" or name in closed_form:
-            continue
-        log_prob = site["log_prob"]
-        weight: float | Tensor = (1 / rows if _is_local(site) else shared) / draws
-        if site["is_observed"]:
-            reconstruction = reconstruction + by_row(site, log_prob)
+    def __call__(self, draws: Draws, progress: Tensor) -> Tensor:  # noqa: D102
+        draws = self.estimated(draws).scaled
+        beta = self.weight(progress)
+        kept: dict[str, Tensor] = {}
+        bound = draws.reconstruction
+        if self.free_nats:
+            bound, kept = self._above_free_nats(draws, bound, beta)
         else:
-            rate = rate - by_row(site, log_prob)
-            weight = weight * kl_weight
-            if name in guide_trace.nodes:
-                log_prob = log_prob - guide_trace.nodes[name]["log_prob"]
-        surrogate = surrogate + weight * site["log_prob"].sum()
-        costs.add((stacks[name], (weight * log_prob).detach()))
+            bound = bound - beta * draws.rate
+        for values in draws.auxiliary.values():
+            bound = bound + values
 
-    latents: dict[str, Any] = {}
-    for name, site in guide_trace.nodes.items():
-        if site["type"] != "sample":
-            continue
-        latents[name] = site["value"]
-        weight = (1 / rows if _is_local(site) else shared) / draws
-        if name in closed_form:
-            rate = rate + by_row(site, closed_form[name])
-            surrogate = surrogate - weight * kl_weight * closed_form[name].sum()
-            continue
-        rate = rate + by_row(site, site["log_prob"])
-        _, score_function_term, entropy_term = site["score_parts"]
-        if not is_identically_zero(entropy_term):
-            surrogate = surrogate - weight * kl_weight * entropy_term.sum()
-        if not is_identically_zero(score_function_term):
-            cost = costs.sum_to(site["cond_indep_stack"])
-            surrogate = surrogate + (cost * score_function_term).sum()
+        def weight(term: Term) -> Any:
+            sign = {"guide": -beta, "prior": beta}.get(term.kind, 1.0)
+            return sign * kept.get(term.name, 1.0) if term.kind in ("guide", "prior") else sign
 
-    return ElboTerms(reconstruction.detach(), rate.detach(), surrogate, latents, tuple(closed_form))
+        score = draws.score_function(weight)
+        bound = bound.mean(0)
+        return bound if score is None else bound + score
+
+    def estimated(self, draws: Draws) -> Draws:
+        """The draws with the KL in closed form, where that is asked for."""
+        return draws if self.kl == "sampled" else draws.with_closed_forms(required=self.kl == "analytic")
+
+    def _above_free_nats(self, draws: Draws, bound: Tensor, beta: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        kept = {}
+        prior = draws.log_prior
+        for name, log_guide in draws.log_guide.items():
+            rate = log_guide - prior[name] if name in prior else log_guide
+            kept[name] = (rate.detach().mean() > self.free_nats).to(rate.dtype)
+            bound = bound - beta * (kept[name] * rate + (1 - kept[name]) * self.free_nats)
+        return bound, kept
 
 
-def _under_particles(program: Callable[..., Any], num_particles: int, dim: int) -> Callable[..., Any]:
-    def repeated(*args: Any, **kwargs: Any) -> Any:
-        with pyro.plate(_PARTICLES, num_particles, dim=dim):
-            return program(*args, **kwargs)
+def as_objective(objective: Any) -> Any:
+    """An objective of this library that is equal to one of Pyro's, where there is one; else what was given.
 
-    return repeated
+    ``Trace_ELBO``, ``TraceMeanField_ELBO`` and ``TraceEnum_ELBO`` themselves, not classes derived from them, have an
+    equal :class:`Elbo`. Other objectives of Pyro's stay as they are, to be run on the programs.
 
+    Raises:
+        TypeError: if it is no objective.
 
-def _is_local(site: Any) -> bool:
-    return any(frame.name == "data" for frame in site["cond_indep_stack"])
-
-
-def _closed_forms(model_trace: Any, guide_trace: Any, *, required: bool) -> dict[str, Tensor]:
-    """The KL at each latent site that has one, given the draws at the sites before it.
-
-    That is unbiased where both programs come to their latents in the same order, so that the sites before are the same
-    ones, and where draws can be differentiated through.
+    Example:
+        >>> as_objective(Trace_ELBO(num_particles=4))
+        Elbo(num_particles=4, kl='sampled', kl_weight=1.0, kl_warmup=0.0, free_nats=0.0)
     """
-    sites = {name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample"}
-    found: dict[str, Tensor] = {}
-    why = ""
-    if list(sites) != [name for name in model_trace.nodes if name in sites]:
-        why = "the programs come to their latents in different orders"
-    elif stuck := [name for name, site in sites.items() if not site["fn"].has_rsample]:
-        why = f"draws at {', '.join(stuck)} cannot be differentiated through"
-    else:
-        for name, site in sites.items():
-            other = model_trace.nodes[name]
-            try:
-                value = kl_divergence(site["fn"], other["fn"])
-            except NotImplementedError:
-                why = f"none is known at {name}"
-                continue
-            found[name] = scale_and_mask(value, site["scale"], site["mask"])
-    if required and why:
-        raise ValueError(f"kl='analytic' needs a closed form at every latent site, and {why}: use 'auto' or 'sampled'")
-    return found
+    equal: Mapping[type, KlEstimate] = {
+        Trace_ELBO: "sampled",
+        TraceEnum_ELBO: "sampled",
+        TraceMeanField_ELBO: "auto",
+    }
+    if type(objective) in equal:
+        return Elbo(objective.num_particles, equal[type(objective)])
+    if isinstance(objective, ELBO) or (callable(objective) and hasattr(objective, "num_particles")):
+        return objective
+    raise TypeError(
+        f"objective is {objective!r}; expected Elbo(...), another function of draws with num_particles, or an ELBO "
+        f"object of pyro.infer"
+    )
+
+
+def is_pyros(objective: Any) -> bool:
+    """Whether an objective is run on the programs by Pyro's own code."""
+    return isinstance(objective, ELBO)
+
+
+def progress_tensor(progress: float, like: Tensor) -> Tensor:
+    """The share of training that is done, as objectives take it."""
+    return torch.full((), progress, dtype=torch.get_default_dtype(), device=like.device)

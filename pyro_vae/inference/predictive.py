@@ -1,47 +1,53 @@
-"""Draws from Pyro programs: all contact with :class:`pyro.infer.Predictive`.
+"""Draws from Pyro programs, of the prior predictive and of the posterior predictive.
 
 Every function takes programs, not our classes, and works in the model's units. Data are never passed to the model as
-``x``, so they cannot come back as predictions. Draws are made in chunks, each brought to the user's units by ``finish``
-and put where it belongs, in the array that is returned or in a file: memory beyond the array does not grow with their
-number.
+``x``, so they cannot come back as predictions. What comes back has rows first, whatever plates a site is in. Draws are
+made in chunks, each brought to the user's units by ``finish`` and put where it belongs, in the array that is returned
+or in a file: memory beyond the array does not grow with their number.
 
-``Predictive`` runs a program twice to learn its sites and shapes before it runs it for draws, so a chunk is drawn in
-several runs of fewer rows: :func:`chunk_shape` says how many of each.
+A draw is that of :class:`pyro.infer.Predictive`: the program conditioned on latents, run without data. It is done here
+because ``Predictive`` first runs a program twice to learn its sites, and needs the support of each, which a flow does
+not say.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer import Predictive
+from pyro.infer import infer_discrete
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae._support import files
-from pyro_vae.programs import evaluating
+from pyro_vae.inference.batch import ELEMENTS, Batch
+from pyro_vae.inference.structure import Structure, is_discrete, is_local, sample_sites
+from pyro_vae.programs.running import evaluating
 
 __all__ = [
+    "centre",
     "chunk_shape",
     "draw_posterior_predictive",
     "draw_prior_predictive",
     "interpolate_latents",
     "latent_grid",
+    "posterior_latents",
     "predict_from_latents",
-    "rows_of",
+    "rows_first",
 ]
 
 Program = Callable[..., Any]
-Context = Mapping[str, Any]
+Arguments = Mapping[str, Any]
 Finish = Callable[[Tensor], Tensor]
-Chunks = Iterator[tuple[tuple[slice, ...], Tensor]]  # where each goes, and the draws
+Draws = dict[str, Tensor]
+Chunks = Iterator[tuple[tuple[slice, ...], Draws]]  # where each goes, and the draws by site
+
+_CENTRE_DRAWS = 256  # of a distribution that does not know its mean
 
 
 def chunk_shape(elements: int) -> tuple[int, int]:
@@ -53,56 +59,174 @@ def chunk_shape(elements: int) -> tuple[int, int]:
         >>> chunk_shape(28 * 28), chunk_shape(5), chunk_shape(3 * 512 * 512)
         ((8, 668), (8, 1024), (5, 1))
     """
-    rows = max(1, min(1024, 2**19 // max(1, elements)))
-    return max(1, min(8, 2**22 // (rows * max(1, elements)))), rows
+    rows = max(1, min(1024, ELEMENTS // 8 // max(1, elements)))
+    return max(1, min(8, ELEMENTS // (rows * max(1, elements)))), rows
+
+
+def centre(fn: Any) -> Tensor:
+    """The middle of a distribution: its mean; of a discrete one its mode, where that is known, for a mean is no value.
+
+    A distribution that does not know its mean, such as a flow, has that of 256 draws.
+    """
+    if is_discrete(fn):
+        try:
+            return fn.mode
+        except NotImplementedError:
+            if fn.has_enumerate_support:
+                values = fn.enumerate_support()
+                best = fn.log_prob(values).argmax(0)
+                index = best.reshape(1, *best.shape, *([1] * fn.event_dim)).expand(1, *fn.shape())
+                return values.expand(len(values), *fn.shape()).gather(0, index)[0]
+            return fn.mean.round()
+    try:
+        mean = fn.mean
+        if bool(mean.isfinite().all()):
+            return mean
+    except NotImplementedError:
+        pass
+    draws = fn.sample((_CENTRE_DRAWS,))
+    mean = draws.mean(0)
+    return mean if bool(mean.isfinite().all()) else draws.median(0).values
+
+
+class _AtCentre(Messenger):
+    """Lets sample sites return the middle of their distribution instead of a draw."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not msg["done"] and type(msg["fn"]).__name__ != "_Subsample":
+            msg["value"], msg["done"] = centre(msg["fn"]), True
+
+
+def at_centre(program: Program) -> Program:
+    """The program with every draw replaced by the middle of its distribution."""
+    return _AtCentre()(program)
 
 
 class _MeanOf(Messenger):
-    """Lets one sample site return its distribution's mean instead of a draw."""
+    """Lets some sample sites return their distribution's mean instead of a draw."""
 
-    def __init__(self, site: str) -> None:
+    def __init__(self, sites: Sequence[str]) -> None:
         super().__init__()
-        self.site = site
+        self.sites = frozenset(sites)
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == self.site and not msg["is_observed"]:
-            msg["value"] = msg["fn"].mean
+        if msg["name"] in self.sites and not msg["is_observed"]:
+            try:
+                msg["value"] = msg["fn"].mean
+            except NotImplementedError:
+                raise ValueError(
+                    f"the {type(msg['fn']).__name__} at {msg['name']!r} does not know its mean: draw instead, with "
+                    f"mean=False"
+                ) from None
             msg["done"] = True
 
 
-def _forward_program(model: Program, *, mean: bool) -> Program:
-    return _MeanOf("x")(model) if mean else model
+def rows_first(site: Any, value: Tensor) -> Tensor:
+    """A site's value with the plate ``"data"``, the last of its batch dimensions, before all others."""
+    return value.movedim(value.dim() - 1 - site["fn"].event_dim, 0) if is_local(site) else value
 
 
-def rows_of(context: Context, start: int, stop: int) -> dict[str, Any]:
-    """The rows from ``start`` to ``stop`` of every keyword argument."""
-    return {name: value[start:stop] for name, value in context.items()}
+def posterior_latents(
+    model: Program, guide: Program, batch: Batch, structure: Structure, num_samples: int, *, middle: bool = False
+) -> Draws:
+    """Draws of every latent given rows: from the guide, and those that the model enumerates from p(k | x, z).
+
+    Args:
+        model: The generative program.
+        guide: The inference program.
+        batch: N rows.
+        structure: What the programs are made of.
+        num_samples: Draws S.
+        middle: Take the middle of each distribution instead of a draw, one site after another, and of latents that are
+            enumerated the most probable values.
+
+    Returns:
+        By site ``(S, *plates, N, *event)``; ``(S, *event)`` where it is global.
+    """
+    # Not by Predictive, which gives global sites an extra dimension that a user's model need not broadcast over.
+    program = at_centre(guide) if middle else guide
+    drawn: list[Draws] = []
+    for _ in range(num_samples):
+        sites = sample_sites(poutine.trace(program).get_trace(batch.x, **batch.arguments))
+        latents = {name: site["value"] for name, site in sites.items() if name in structure.latents}
+        drawn.append({**latents, **enumerated_latents(model, latents, batch, structure, middle=middle)})
+    return {name: torch.stack([latents[name] for latents in drawn]) for name in drawn[0]}
+
+
+def enumerated_latents(
+    model: Program, latents: Draws, batch: Batch, structure: Structure, *, middle: bool = False
+) -> Draws:
+    """One draw of all latents that the model enumerates, from their posterior given the others."""
+    names = structure.enumerated("model")
+    if not names:
+        return {}
+    given = poutine.condition(model, latents)  # inside: infer_discrete hides what is outside of it
+    program = infer_discrete(given, first_available_dim=structure.particle_dim, temperature=0 if middle else 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sites = sample_sites(poutine.trace(program).get_trace(batch.x, **batch.arguments))
+    return {name: sites[name]["value"] for name in names}
 
 
 def predict_from_latents(
     model: Program,
-    latents: Mapping[str, Tensor],
+    latents: Draws,
     batch_size: int,
     *,
     mean: bool = False,
-    context: Context | None = None,
-) -> Tensor:
-    """Draws x given latents: one draw of N rows for each of S values of them.
+    arguments: Arguments | None = None,
+    sites: Sequence[str] = ("x",),
+) -> Draws:
+    """Draws observed sites given latents: one draw of N rows for each of S values of them.
 
     Args:
         model: The generative program.
-        latents: For each latent site its values, ``(S, N, *event)``, or ``(S, *event)`` where the site is global;
-            sites left out are drawn by the model.
+        latents: For each latent site its values, ``(S, *plates, N, *event)``, or ``(S, *event)`` where the site is
+            global; sites left out are drawn by the model.
         batch_size: Number of rows N.
         mean: Return E[x | z] instead of draws.
-        context: Keyword arguments of the program, rows first.
+        arguments: Keyword arguments of the program.
+        sites: Names of the sites to draw.
 
     Returns:
-        ``(S, N, *E)`` in the model's units.
+        By site ``(S, N, *E)`` in the model's units.
     """
-    predictive = Predictive(_forward_program(model, mean=mean), posterior_samples=dict(latents), return_sites=("x",))
+    program = _forward_program(model, sites, mean=mean)
+    num = len(next(iter(latents.values()))) if latents else 1
     with evaluating(model):
-        return predictive(batch_size=batch_size, **(context or {}))["x"]
+        drawn = [
+            _forward(program, {name: value[i] for name, value in latents.items()}, batch_size, arguments or {}, sites)
+            for i in range(num)
+        ]
+    return {name: torch.stack([values[name] for values in drawn]) for name in sites}
+
+
+def _forward_program(model: Program, sites: Sequence[str], *, mean: bool) -> Program:
+    return _MeanOf(sites)(model) if mean else model
+
+
+def _forward(program: Program, latents: Draws, batch_size: int, arguments: Arguments, sites: Sequence[str]) -> Draws:
+    """One run without data, given some latents: the values of these sites, rows first."""
+    given = poutine.condition(program, latents) if latents else program
+    trace = poutine.trace(given).get_trace(batch_size=batch_size, **arguments)
+    check_sites(trace, sites)
+    return {name: rows_first(trace.nodes[name], trace.nodes[name]["value"]) for name in sites}
+
+
+def check_sites(trace: Any, sites: Sequence[str]) -> None:
+    """Refuses sites that a model does not have when it runs without data, or that have no value for each row.
+
+    Raises:
+        ValueError: naming those it has.
+    """
+    found = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    for name in sites:
+        if name not in found:
+            names = list(sample_sites(trace))
+            hint = "" if name != "x" else "; name by sites= those that you want"
+            raise ValueError(f"the model has no site {name!r}: its sites are {', '.join(names) or 'none'}{hint}")
+        if not is_local(found[name]):
+            raise ValueError(f"the site {name!r} is outside of the plate 'data': it has no value for each row")
 
 
 def draw_prior_predictive(
@@ -110,79 +234,83 @@ def draw_prior_predictive(
     num_samples: int,
     *,
     mean: bool = False,
-    context: Context | None = None,
+    arguments: Arguments | None = None,
+    latents: Callable[[int], Draws] | None = None,
     finish: Finish | None = None,
     shape: tuple[int, int] = (8, 128),
+    sites: Sequence[str] = ("x",),
     out: str | os.PathLike[str] | None = None,
     progress: bool = False,
-) -> Tensor | np.memmap:
+) -> Any:
     """Draws rows x ~ p(x).
 
     Args:
         model: The generative program.
         num_samples: Number of rows N.
         mean: Return E[x | z] with z ~ p(z) instead of draws.
-        context: Keyword arguments of the program, ``num_samples`` rows each.
-        finish: Applied to each chunk of rows.
+        arguments: Keyword arguments of the program, ``num_samples`` rows each where they have rows.
+        latents: Gives values of some latents for so many runs, ``(runs, *event)`` each: global ones, from a guide.
+        finish: Applied to each chunk of ``x``.
         shape: Runs of the program in a chunk and rows in a run. Latents outside the plate ``"data"`` are drawn once
             in each run.
+        sites: Names of the sites to draw.
         out: A ``.npy`` file to write the rows to instead; it is there once it is whole.
         progress: Show a progress bar.
 
     Returns:
-        ``(N, *E)``, or the file memory-mapped to be read only.
+        By site ``(N, *E)``; or, with ``out``, the file memory-mapped to be read only.
     """
     _check_count(num_samples)
+    batch = Batch.of(torch.zeros(num_samples, 0), arguments or {})
     with evaluating(model):
-        chunks = _prior_chunks(_forward_program(model, mean=mean), num_samples, context or {}, finish, shape)
+        program = _forward_program(model, sites, mean=mean)
+        chunks = _prior_chunks(program, num_samples, batch, latents, finish, shape, sites)
         return _collect(chunks, (num_samples,), out, progress=progress)
 
 
 def _prior_chunks(
-    program: Program, num_samples: int, context: Context, finish: Finish | None, shape: tuple[int, int]
+    program: Program,
+    num_samples: int,
+    batch: Batch,
+    latents: Callable[[int], Draws] | None,
+    finish: Finish | None,
+    shape: tuple[int, int],
+    sites: Sequence[str],
 ) -> Chunks:
     most_runs, rows = shape
     start = 0
     while start < num_samples:
         rows = min(rows, num_samples - start)
         runs = min(most_runs, (num_samples - start) // rows)
-        stop = start + runs * rows
-        draws = Predictive(
-            _in_parts(program, rows_of(context, start, stop), rows),
-            posterior_samples={"_part": torch.arange(runs)},
-            return_sites=("x",),
-        )(batch_size=rows)["x"].flatten(0, 1)
-        draws = finish(draws) if finish else draws
-        yield (slice(start, stop),), draws
-        del draws  # before the next chunk is drawn
-        start = stop
+        shared = latents(runs) if latents else {}
+        parts = [
+            _forward(program, {n: v[i] for n, v in shared.items()}, len(part), part.arguments, sites)
+            for i, part in enumerate(batch[start : start + runs * rows].chunks(rows))
+        ]
+        drawn = {name: torch.cat([part[name] for part in parts]) for name in sites}
+        del parts
+        if finish and "x" in drawn:
+            drawn["x"] = finish(drawn["x"])
+        yield (slice(start, start + runs * rows),), drawn
+        del drawn  # before the next chunk is drawn
+        start += runs * rows
 
 
-def _in_parts(program: Program, context: Context, rows: int) -> Program:
-    """The program on one part of the rows, which ``Predictive`` numbers from run to run."""
-
-    def part_of_program(*, batch_size: int) -> Any:
-        part = int(pyro.sample("_part", dist.Delta(torch.tensor(0))))
-        return program(batch_size=batch_size, **rows_of(context, part * rows, (part + 1) * rows))
-
-    return part_of_program
-
-
-def _collect(
-    chunks: Chunks, leading: tuple[int, ...], out: str | os.PathLike[str] | None, *, progress: bool
-) -> Tensor | np.memmap:
-    """Puts chunks where they belong, in one tensor or in a file."""
+def _collect(chunks: Chunks, leading: tuple[int, ...], out: str | os.PathLike[str] | None, *, progress: bool) -> Any:
+    """Puts chunks where they belong, in one tensor for each site or in a file."""
     bar = tqdm(total=int(np.prod(leading)), disable=not progress, unit="draw", unit_scale=True, dynamic_ncols=True)
     with bar:
         if out is not None:
-            return files.write_blocks(_counted(chunks, bar), leading, Path(out))
-        array: Any = None
+            blocks = ((place, next(iter(chunk.values()))) for place, chunk in _counted(chunks, bar))
+            return files.write_blocks(blocks, leading, Path(out))
+        arrays: dict[str, Tensor] = {}
         for place, chunk in _counted(chunks, bar):
-            if array is None:
-                array = chunk.new_empty(*leading, *chunk.shape[len(leading) :])
-            array[place] = chunk
-            del chunk
-        return array
+            for name, value in chunk.items():
+                if name not in arrays:
+                    arrays[name] = value.new_empty(*leading, *value.shape[len(leading) :])
+                arrays[name][place] = value
+            del chunk, value
+        return arrays
 
 
 def _counted(chunks: Chunks, bar: Any) -> Chunks:
@@ -195,73 +323,72 @@ def _counted(chunks: Chunks, bar: Any) -> Chunks:
 def draw_posterior_predictive(
     model: Program,
     guide: Program,
-    x: Tensor,
+    batches: Iterator[Batch],
+    num_rows: int,
     num_samples: int,
+    structure: Structure,
     *,
     mean: bool = False,
-    context: Context | None = None,
     finish: Finish | None = None,
-    chunk_size: int = 1024,
+    sites: Sequence[str] = ("x",),
+    elements: int = 1,
     out: str | os.PathLike[str] | None = None,
     progress: bool = False,
-) -> Tensor | np.memmap:
+) -> Any:
     """Draws new data like each row: z ~ q(z | x), then x' ~ p(x | z).
 
     Args:
         model: The generative program.
         guide: The inference program.
-        x: Rows ``(N, *E)`` in the model's units.
+        batches: N rows, in parts.
+        num_rows: Their number N.
         num_samples: Draws S for each row.
+        structure: What the programs are made of.
         mean: Return E[x | z] for each draw of z instead.
-        context: Keyword arguments of both programs, rows first.
-        finish: Applied to each chunk of draws.
-        chunk_size: Rows times draws at a time.
+        finish: Applied to each chunk of draws of ``x``.
+        sites: Names of the sites to draw. The model is not given the keyword arguments that hold their values.
+        elements: Elements of a row, which bound how much is drawn at a time.
         out: A ``.npy`` file to write the draws to instead; it is there once it is whole.
         progress: Show a progress bar.
 
     Returns:
-        ``(S, N, *E)``, or the file memory-mapped to be read only.
+        By site ``(S, N, *E)``; or, with ``out``, the file memory-mapped to be read only.
     """
     _check_count(num_samples)
+    runs, rows = chunk_shape(elements)
+    draws_at_once = min(num_samples, 16, runs * rows)
+    rows_at_once = max(1, min(1024, runs * rows) // draws_at_once)
+
+    def chunks() -> Chunks:
+        start = 0
+        for whole in batches:
+            for part in whole.chunks(rows_at_once):
+                stop = start + len(part)
+                given = without_sites(part, structure, sites)
+                for first in range(0, num_samples, draws_at_once):
+                    last = min(first + draws_at_once, num_samples)
+                    latents = posterior_latents(model, guide, part, structure, last - first)
+                    drawn = predict_from_latents(model, latents, len(part), mean=mean, arguments=given, sites=sites)
+                    drawn = {n: v.expand(last - first, *v.shape[1:]) for n, v in drawn.items()}
+                    if finish and "x" in drawn:
+                        drawn["x"] = finish(drawn["x"])
+                    yield (slice(first, last), slice(start, stop)), drawn
+                start = stop
+
     with evaluating(model, guide):
-        chunks = _posterior_chunks(model, guide, x, num_samples, context or {}, finish, chunk_size, mean=mean)
-        return _collect(chunks, (num_samples, len(x)), out, progress=progress)
+        return _collect(chunks(), (num_samples, num_rows), out, progress=progress)
 
 
-def _posterior_chunks(
-    model: Program,
-    guide: Program,
-    x: Tensor,
-    num_samples: int,
-    context: Context,
-    finish: Finish | None,
-    chunk_size: int,
-    *,
-    mean: bool,
-) -> Chunks:
-    draws_at_once = min(num_samples, 16, chunk_size)
-    rows_at_once = max(1, chunk_size // draws_at_once)
-    for start in range(0, len(x), rows_at_once):
-        stop = min(start + rows_at_once, len(x))
-        here = rows_of(context, start, stop)
-        for first in range(0, num_samples, draws_at_once):
-            last = min(first + draws_at_once, num_samples)
-            latents = _draw_latents(guide, x[start:stop], last - first, here)
-            draws = predict_from_latents(model, latents, stop - start, mean=mean, context=here)
-            yield (slice(first, last), slice(start, stop)), finish(draws) if finish else draws
+def without_sites(batch: Batch, structure: Structure, sites: Sequence[str]) -> dict[str, Any]:
+    """Keyword arguments of a run without data that draws these sites: those that hold their values are left out."""
+    held = {structure.observed.get(name) or structure.observed.get(f"{name}_observed") for name in sites}
+    left_out = held | {f"{name}_mask" for name in held if name}
+    return {name: value for name, value in batch.forward.items() if name not in left_out}
 
 
 def _check_count(num_samples: int) -> None:
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, found {num_samples}")
-
-
-def _draw_latents(guide: Program, x: Tensor, num_samples: int, context: Context) -> dict[str, Tensor]:
-    # Not by Predictive, which gives global sites an extra dimension that a user's model need not broadcast over.
-    traces: list[Any] = [
-        prune_subsample_sites(poutine.trace(guide).get_trace(x, **context)) for _ in range(num_samples)
-    ]
-    return {name: torch.stack([t.nodes[name]["value"] for t in traces]) for name in traces[0].stochastic_nodes}
 
 
 def interpolate_latents(a: Tensor, b: Tensor, steps: int, *, path: Literal["linear", "spherical"] = "linear") -> Tensor:

@@ -1,266 +1,170 @@
-r"""Densities of a pair row by row: :math:`\log p(x, z)` and :math:`\log q(z \mid x)`, for many z of each row at once.
+"""What a pair of Pyro programs is made of, in terms that every tool shares: sites, plates, ways to run them."""
 
-:class:`RowPrograms` runs the two programs for several draws of each row and adds up their log-probabilities as they
-are, whatever scale the programs put on them.
-"""
-
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyro
-import torch
-from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from pyro_vae.inference.predictive import rows_of
-from pyro_vae.pair import Pair
-from pyro_vae.programs import evaluating
 
 __all__ = [
+    "ContractError",
     "Fixed",
-    "RowPrograms",
-    "latent_sites",
-    "log_weights",
-    "row_log_prob",
-    "row_programs",
-    "sum_to_rows",
-    "unscaled",
+    "Latent",
+    "Structure",
+    "is_discrete",
+    "is_local",
+    "is_unobserved_part",
+    "sample_sites",
+    "under_particles",
+    "vectorised_frames",
 ]
 
-_PARTICLES = "particles"  # the plate of the draws
-_PROBE = (2, 3)  # draws and rows of the runs that look at the programs
+PARTICLES = "particles"  # the plate of the draws
+
+Program = Callable[..., Any]
+
+
+class ContractError(ValueError):
+    """A clause of the contract that a pair of programs breaks, in one sentence."""
 
 
 @dataclass(frozen=True)
-class RowPrograms:
-    """A model and a guide whose latents belong to rows, run for K draws of each of N rows.
-
-    Made by :func:`row_programs`, which looks at the programs first.
+class Latent:
+    """One latent site of a model.
 
     Args:
-        model: The generative program.
-        guide: The inference program.
-        particle_dim: Dimension of the plate of draws, left of all plates of the programs.
-        vectorised: Whether the programs can run under that plate; else they are run once for each draw.
+        name: Of the site.
+        is_local: Whether it is in the plate ``"data"``; else it is global, one for all rows.
+        enumerated: ``"model"`` or ``"guide"`` if that program marks it ``infer={"enumerate": "parallel"}``; a latent
+            that the model enumerates is summed over, and the guide has no site for it.
+        is_discrete: Whether its support is.
+        has_rsample: Whether draws can be differentiated through.
+        event_dim: Dimensions of one event.
+        plates: Names of its plates between the batch and the draws, such as words of a document.
+    """
+
+    name: str
+    is_local: bool
+    enumerated: Literal["model", "guide"] | None
+    is_discrete: bool
+    has_rsample: bool
+    event_dim: int
+    plates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a pair of programs samples, and how it can be run.
+
+    Args:
+        latents: The model's latent sites, in its order.
+        observed: The model's observed sites, each with the keyword argument that holds its value; None where that is
+            not known.
+        auxiliary: The guide's sites that are no latents of the model: drawn ones marked ``is_auxiliary``, observed
+            ones and factors.
+        nesting: Dimensions that the programs' plates take, from the right.
+        vectorised: Whether the programs run for many draws at once, under a plate left of all others.
+        reason: Why they do not.
         bytes_per_draw: Memory that one draw for one row takes, from above: all that a run makes, as if nothing were
             freed before its end.
     """
 
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
-    particle_dim: int = -2
+    latents: Mapping[str, Latent]
+    observed: Mapping[str, str | None]
+    auxiliary: tuple[str, ...] = ()
+    nesting: int = 1
     vectorised: bool = True
-    bytes_per_draw: int = 0
+    reason: str = ""
+    bytes_per_draw: int = 1
 
-    def log_weights(self, x: Tensor, context: Mapping[str, Any], num_particles: int) -> Tensor:
-        r"""Log-weights :math:`\log p(x, z_k) - \log q(z_k \mid x)` at draws :math:`z_k` of the guide: ``(K, N)``.
+    @property
+    def particle_dim(self) -> int:
+        """Dimension of the plate of draws, left of all plates of the programs."""
+        return -1 - self.nesting
 
-        Args:
-            x: Rows ``(N, *E)`` in the model's units.
-            context: Keyword arguments of both programs, rows first.
-            num_particles: Draws K for each row.
+    @property
+    def global_latents(self) -> list[str]:
+        """Names of the latents outside the plate ``"data"``."""
+        return [name for name, latent in self.latents.items() if not latent.is_local]
+
+    def enumerated(self, by: Literal["model", "guide"]) -> list[str]:
+        """Names of the latents that a program enumerates."""
+        return [name for name, latent in self.latents.items() if latent.enumerated == by]
+
+    @property
+    def guided(self) -> list[str]:
+        """Names of the latents that the guide samples."""
+        return [name for name, latent in self.latents.items() if latent.enumerated != "model"]
+
+    def require_local(self, what: str = "no row has an evidence of its own") -> None:
+        """Refuses global latents.
+
+        Raises:
+            ContractError: with the first one's name and what to do.
         """
-        if not self.vectorised:
-            return torch.cat([self._log_weights(x, context, None) for _ in range(num_particles)])
-        return self._log_weights(x, context, num_particles)
+        for name in self.global_latents:
+            raise ContractError(
+                f"the latent {name!r} lies outside the plate 'data' and belongs to all rows, so that {what}: fix it in "
+                f"both programs with pyro.condition(program, {{{name!r}: value}})"
+            )
 
-    def _log_weights(self, x: Tensor, context: Mapping[str, Any], num_particles: int | None) -> Tensor:
-        guide_trace = self.trace(self.guide, num_particles, x, context)
-        model_trace = self.trace(poutine.replay(self.model, trace=guide_trace), num_particles, x, context)
-        shape = (num_particles or 1, len(x))
-        return row_log_prob(model_trace, shape, "model") - row_log_prob(guide_trace, shape, "guide")
+    def site(self, name: str | None = None) -> str:
+        """The latent that is meant: the one named, the only one, or ``"z"``.
 
-    def trace(self, program: Any, num_particles: int | None, x: Tensor, context: Mapping[str, Any]) -> Any:
-        """A program's trace under the plate of K draws, or without such a plate where K is None."""
-        if num_particles is None:
-            return poutine.trace(program).get_trace(x, **context)
-        with pyro.plate(_PARTICLES, num_particles, dim=self.particle_dim):
-            return poutine.trace(program).get_trace(x, **context)
-
-
-def row_log_prob(trace: Any, shape: tuple[int, int], which: str = "model") -> Tensor:
-    """The log-probability of a trace's sites in the plate ``"data"``, ``(K, N)``: masked, but never scaled.
-
-    The guide's observed sites are no draws, and have no say.
-    """
-    total: Tensor | None = None
-    for site in _local_sites(trace):
-        if which == "guide" and site["is_observed"]:
-            continue
-        values = scale_and_mask(site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]), 1.0, site["mask"])
-        values = sum_to_rows(values, shape)
-        total = values if total is None else total + values
-    if total is None:
-        raise ValueError(f"the {which} has no sites in the plate 'data'")
-    return total.expand(shape)
+        Raises:
+            ValueError: if there is no such latent, or none can be told from the others.
+        """
+        local = [latent for latent in self.latents if self.latents[latent].is_local]
+        if name is not None:
+            if name not in self.latents:
+                known = ", ".join(self.latents) or "none"
+                raise ValueError(f"the model has no latent {name!r}: its latents are {known}")
+            return name
+        for only in (local, list(self.latents)):
+            if "z" in only:
+                return "z"
+            if len(only) == 1:
+                return only[0]
+        if not self.latents:
+            raise ValueError("the model has no latents")
+        raise ValueError(f"the model has several latents, {', '.join(self.latents)}: name one of them by site=")
 
 
-def sum_to_rows(values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Sums a site's ``(K, *plates, N)`` over its other plates; ``(*plates, N)`` where there is no plate of draws."""
-    if shape[0] == 1 and values.dim() > 1:
-        return values.sum(tuple(range(values.dim() - 1)))
-    return values.sum(tuple(range(1, values.dim() - 1))) if values.dim() > 2 else values
+def sample_sites(trace: Any) -> dict[str, Any]:
+    """The sample sites of a trace by name, those of subsampling left out."""
+    nodes = prune_subsample_sites(trace).nodes
+    return {name: site for name, site in nodes.items() if site["type"] == "sample"}
 
 
-def _local_sites(trace: Any) -> Iterator[Any]:
-    for site in prune_subsample_sites(trace).nodes.values():
-        if site["type"] == "sample" and _is_local(site):
-            yield site
-
-
-def _is_local(site: Any) -> bool:
+def is_local(site: Any) -> bool:
+    """Whether a site is in the plate ``"data"``."""
     return any(frame.name == "data" for frame in site["cond_indep_stack"])
 
 
-def latent_sites(trace: Any) -> dict[str, Any]:
-    """The sites that a program draws, by name."""
-    nodes = prune_subsample_sites(trace).nodes
-    return {name: site for name, site in nodes.items() if site["type"] == "sample" and not site["is_observed"]}
+def is_discrete(fn: Any) -> bool:
+    """Whether a distribution's support is discrete; a distribution that names no support counts as continuous."""
+    try:
+        return bool(fn.support.is_discrete)
+    except (NotImplementedError, AttributeError):
+        return False
 
 
-def row_programs(pair: Pair, x: Tensor, context: Mapping[str, Any]) -> RowPrograms:
-    """Looks at a pair's programs on a few rows: what they sample, whether they can run for many draws at once.
+def is_unobserved_part(name: str, sites: Mapping[str, Any]) -> bool:
+    """Whether a site is what ``pyro.sample(..., obs_mask=...)`` draws in the place of missing values.
 
-    Args:
-        pair: The programs.
-        x: Rows ``(N, *E)`` in the model's units.
-        context: Keyword arguments of both programs, rows first.
-
-    Raises:
-        ValueError: if a latent lies outside the plate ``"data"``, the guide and the model do not sample the same
-            latents, or a plate takes only some of its elements.
-
-    Warns:
-        UserWarning: if the programs must be run once for each draw, with the reason.
+    Nothing depends on the observations through it but what is downstream, so a guide may leave it to the model, which
+    then draws it from its own distribution: there q is p, and neither counts.
     """
-    draws, rows = _PROBE
-    index = torch.arange(rows, device=x.device) % len(x)
-    x, context = x[index], {name: value[index] for name, value in context.items()}
-    model, guide = pair.model, pair.guide
-    with evaluating(model, guide):
-        guide_traces = [poutine.trace(guide).get_trace(x, **context) for _ in range(draws)]
-        _check_latents(poutine.trace(model).get_trace(x, **context), guide_traces[0])
-        model_traces = [poutine.trace(poutine.replay(model, trace=t)).get_trace(x, **context) for t in guide_traces]
-        for trace in (model_traces[0], guide_traces[0]):
-            _check_plates(trace, rows)
-        depth = max(
-            -frame.dim for t in (model_traces[0], guide_traces[0]) for s in _local_sites(t) for frame in _frames(s)
-        )
-        programs = RowPrograms(model, guide, -1 - depth)
-        try:
-            _check_vectorised(programs, model_traces, guide_traces, x, context)
-        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
-            reason = " ".join(str(error).split())[:200]
-            warnings.warn(
-                f"the programs cannot run for several draws at once, so they are run for one after another, which is "
-                f"slower: their networks must take latents with further dimensions on the left ({reason})",
-                stacklevel=3,
-            )
-            programs = RowPrograms(model, guide, vectorised=False)
-        with _CountBytes() as count:
-            programs.log_weights(x, context, 16)
-    return RowPrograms(model, guide, programs.particle_dim, programs.vectorised, max(1, count.total // (16 * rows)))
+    stem = name.removesuffix("_unobserved")
+    return stem != name and f"{stem}_observed" in sites
 
 
-def log_weights(pair: Pair, x: Tensor, context: Mapping[str, Any], num_particles: int) -> Tensor:
-    r"""Log-weights :math:`\log p(x, z_k) - \log q(z_k \mid x)` at draws of the guide, ``(K, N)`` in float64.
-
-    Args:
-        pair: The programs.
-        x: Rows ``(N, *E)`` in the model's units.
-        context: Keyword arguments of both programs, rows first.
-        num_particles: Draws K for each row.
-    """
-    parts = []
-    with evaluating(pair.model, pair.guide):
-        programs = row_programs(pair, x, context)
-        at_once = max(1, 2**26 // (programs.bytes_per_draw * num_particles))
-        for start in range(0, len(x), at_once):
-            here = rows_of(context, start, start + at_once)
-            parts.append(programs.log_weights(x[start : start + at_once], here, num_particles).double())
-    return torch.cat(parts, dim=1)
-
-
-class _Unscaled(Messenger):
-    """Takes back what ``poutine.scale`` and plates did to the scale of a program's sites."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        msg["scale"] = 1.0
-
-
-def unscaled(program: Any) -> Any:
-    """The program with every log-probability counted once, whatever scale it puts on its sites."""
-    return _Unscaled()(program)
-
-
-def _frames(site: Any) -> list[Any]:
+def vectorised_frames(site: Any) -> list[Any]:
+    """The plates that a site is in, but for loops."""
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-
-
-def _check_latents(model_trace: Any, guide_trace: Any) -> None:
-    in_model, in_guide = latent_sites(model_trace), latent_sites(guide_trace)
-    for name, site in {**in_model, **in_guide}.items():
-        if not _is_local(site):
-            raise ValueError(
-                f"the latent {name!r} lies outside the plate 'data' and belongs to all rows, so that no row has an "
-                f"evidence of its own: fix it in both programs with pyro.condition(program, {{{name!r}: value}})"
-            )
-    if missing := [name for name in in_model if name not in in_guide]:
-        raise ValueError(f"the guide does not sample the model's latent {missing[0]!r}: it must sample every one")
-    extra = [n for n, site in in_guide.items() if n not in in_model and not site["infer"].get("is_auxiliary")]
-    if extra:
-        raise ValueError(
-            f"the guide samples {extra[0]!r}, which is no latent of the model: "
-            f"its latents are {', '.join(in_model) or 'none'}"
-        )
-
-
-def _check_plates(trace: Any, rows: int) -> None:
-    for site in _local_sites(trace):
-        for frame in site["cond_indep_stack"]:
-            if frame.name == "data":
-                if frame.size != rows:
-                    raise ValueError(
-                        f"the plate 'data' has {frame.size} elements where there are {rows} rows: size it by len(x)"
-                    )
-            elif frame.full_size is not None and frame.size < frame.full_size:
-                raise ValueError(
-                    f"the plate {frame.name!r} takes {frame.size} of its {frame.full_size} elements: "
-                    f"the evidence of a row needs them all, so run the programs without subsampling"
-                )
-
-
-def _check_vectorised(
-    programs: RowPrograms, model_traces: list[Any], guide_traces: list[Any], x: Tensor, context: Mapping[str, Any]
-) -> None:
-    """Holds a run for several draws against runs one by one, at the same latents.
-
-    Programs that mix up draws and rows need not fail: their numbers tell.
-    """
-    draws, rows = len(guide_traces), len(x)
-    together: dict[str, Tensor] = {}
-    for name, site in latent_sites(guide_traces[0]).items():
-        values = torch.stack([trace.nodes[name]["value"] for trace in guide_traces])
-        event_dim = site["fn"].event_dim
-        batch_shape, event_shape = (
-            site["value"].shape[: site["value"].dim() - event_dim],
-            values.shape[values.dim() - event_dim :],
-        )
-        ones = (1,) * (-programs.particle_dim - 1 - len(batch_shape))
-        together[name] = values.reshape(draws, *ones, *batch_shape, *event_shape)
-    for which, program, traces in (("model", programs.model, model_traces), ("guide", programs.guide, guide_traces)):
-        with Fixed(together):
-            trace = programs.trace(program, draws, x, context)
-        found = row_log_prob(trace, (draws, rows), which)
-        expected = torch.cat([row_log_prob(trace, (1, rows), which) for trace in traces])
-        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
-            raise ValueError(f"the {which}'s log-probabilities differ from those at one draw at a time")
 
 
 class Fixed(Messenger):
@@ -271,31 +175,17 @@ class Fixed(Messenger):
         self.values = values
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
+        if msg["name"] in self.values and not msg["is_observed"] and not msg["done"]:
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
-class _CountBytes(TorchDispatchMode):
-    """Adds up the memory of all that operations make, views left out."""
+def under_particles(program: Program, num_particles: int | None, dim: int) -> Program:
+    """The program under a plate of so many draws, or as it is where there is none."""
+    if num_particles is None:
+        return program
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
+    def repeated(*args: Any, **kwargs: Any) -> Any:
+        with pyro.plate(PARTICLES, num_particles, dim=dim):
+            return program(*args, **kwargs)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        known = {t.untyped_storage().data_ptr() for t in _tensors((args, kwargs or {}))}
-        self.total += sum(
-            t.untyped_storage().nbytes() for t in _tensors(result) if t.untyped_storage().data_ptr() not in known
-        )
-        return result
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        yield from _tensors(tree.values())
-    elif isinstance(tree, Iterable) and not isinstance(tree, str):
-        for branch in tree:
-            yield from _tensors(branch)
+    return repeated

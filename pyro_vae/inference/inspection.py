@@ -1,0 +1,245 @@
+"""The one look at a pair of programs that every tool takes before it runs them.
+
+:func:`inspect_pair` runs the programs on a few rows, checks the contract clause by clause, and returns their
+:class:`~pyro_vae.inference.structure.Structure`.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.sites import run_pair
+from pyro_vae.inference.structure import (
+    ContractError,
+    Fixed,
+    Latent,
+    Structure,
+    is_discrete,
+    is_local,
+    is_unobserved_part,
+    sample_sites,
+    vectorised_frames,
+)
+from pyro_vae.programs.running import evaluating
+
+__all__ = ["inspect_pair"]
+
+Program = Callable[..., Any]
+
+
+def inspect_pair(model: Program, guide: Program, batch: Batch, *, count_bytes: bool = False) -> Structure:
+    """Looks at a pair of programs on a few rows.
+
+    Args:
+        model: The generative program.
+        guide: The inference program.
+        batch: Rows; a few of them are used.
+        count_bytes: Find out how much memory a draw takes.
+
+    Returns:
+        What they are made of. Random states are the caller's business, modes and parameters stay as they are.
+
+    Raises:
+        ContractError: if the programs break the contract, with the clause in one sentence.
+    """
+    batch = batch[torch.arange(3, device=batch.x.device) % len(batch)]
+    with evaluating(model, guide):
+        guide_trace = _traced(guide, "guide", batch)
+        model_trace = _traced(poutine.replay(model, trace=guide_trace), "model", batch)
+        structure = _structure(model_trace, guide_trace, guide, batch)
+        structure = _vectorisation(structure, model, guide, batch)
+        if count_bytes:
+            structure = replace(structure, bytes_per_draw=_bytes_per_draw(structure, model, guide, batch))
+    return structure
+
+
+def _traced(program: Program, which: str, batch: Batch) -> Any:
+    try:
+        return poutine.trace(program).get_trace(batch.x, **batch.arguments)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise ContractError(
+            f"the {which} does not take what the contract gives it, rows and {_listed(batch.arguments)}: {error}"
+        ) from error
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return f"the keyword arguments {', '.join(names)}" if names else "no keyword arguments"
+
+
+def _structure(model_trace: Any, guide_trace: Any, guide: Program, batch: Batch) -> Structure:
+    model, guided = sample_sites(model_trace), sample_sites(guide_trace)
+    for which, sites in (("model", model), ("guide", guided)):
+        _check_plates(which, sites, len(batch))
+    latents: dict[str, Latent] = {}
+    for name, site in model.items():
+        if site["is_observed"] or (name not in guided and is_unobserved_part(name, model)):
+            continue
+        latents[name] = _latent(name, site, guided.get(name))
+    for name in guided.keys() & model.keys():
+        if model[name]["is_observed"] and not guided[name]["is_observed"]:
+            raise ContractError(f"the guide samples {name!r}, which the model observes: it may observe it as well")
+    auxiliary = [name for name, site in guided.items() if name not in latents]
+    for name in auxiliary:
+        site = guided[name]
+        if not site["is_observed"] and not site["infer"].get("is_auxiliary"):
+            raise ContractError(
+                f"the guide samples {name!r}, which is no latent of the model: its latents are "
+                f"{', '.join(latents) or 'none'}"
+            )
+    own = [name for name, latent in latents.items() if latent.is_local]
+    if isinstance(guide, AutoGuide) and own:
+        raise ContractError(
+            f"the guide is a {type(guide).__name__}, which has parameters of its own for each row of {own[0]!r}, and "
+            f"so knows the rows of one batch alone: write a guide that reads x, or use the autoguide for global latents"
+        )
+    if not any(site["is_observed"] for site in model.values()):
+        raise ContractError("the model observes nothing when it is given rows: pass obs=x at the site 'x'")
+    depths = [-(frame.dim or 0) for s in (*model.values(), *guided.values()) for frame in vectorised_frames(s)]
+    observed = {name: _argument(site, name, batch) for name, site in model.items() if site["is_observed"]}
+    return Structure(latents, observed, tuple(auxiliary), max(depths, default=1))
+
+
+def _latent(name: str, site: Any, in_guide: Any) -> Latent:
+    by_model = in_guide is None and site["infer"].get("enumerate") == "parallel"
+    if in_guide is None and not by_model:
+        raise ContractError(
+            f"the guide does not sample the model's latent {name!r}: it must sample every one, but those that the "
+            f"model enumerates (infer={{'enumerate': 'parallel'}})"
+        )
+    by_guide = in_guide is not None and in_guide["infer"].get("enumerate") == "parallel"
+    fn = site["fn"] if in_guide is None else in_guide["fn"]
+    plates = tuple(frame.name for frame in vectorised_frames(site) if frame.name != "data")
+    if by_model and not is_local(site):
+        raise ContractError(
+            f"the enumerated latent {name!r} lies outside the plate 'data' and belongs to all rows, which ties them "
+            f"together: give it a site in the guide, or put it into the plate"
+        )
+    if by_guide and (plates or not is_local(site)):
+        raise ContractError(
+            f"the guide enumerates {name!r}, which is not in the plate 'data' alone: enumerate it in the model, or "
+            f"draw it without infer={{'enumerate': 'parallel'}}"
+        )
+    enumerated: Any = "model" if by_model else "guide" if by_guide else None
+    if in_guide is not None and is_local(site) != is_local(in_guide):
+        raise ContractError(f"the latent {name!r} is in the plate 'data' in one program and outside of it in the other")
+    return Latent(name, is_local(site), enumerated, is_discrete(fn), bool(fn.has_rsample), fn.event_dim, plates)
+
+
+def _check_plates(which: str, sites: Mapping[str, Any], rows: int) -> None:
+    for name, site in sites.items():
+        for frame in site["cond_indep_stack"]:
+            if frame.name != "data":
+                continue
+            if not frame.vectorized or frame.dim != -1:
+                at = f"at dim {frame.dim}" if frame.vectorized else "a loop"
+                raise ContractError(
+                    f"the {which}'s plate 'data' is {at}, around {name!r}; it must be at dim -1, and other plates left "
+                    f"of it: pyro.plate('data', len(x), dim=-1)"
+                )
+            if frame.size != rows:
+                raise ContractError(
+                    f"the {which}'s plate 'data' has {frame.size} elements where there are {rows} rows: size it by "
+                    f"len(x)"
+                )
+    if which == "model" and not any(is_local(s) for s in sites.values() if s["is_observed"]):
+        observed = [name for name, site in sites.items() if site["is_observed"]]
+        if observed:
+            raise ContractError(
+                f"the model observes {', '.join(observed)} outside of a plate named 'data': put every site of a row "
+                f"into pyro.plate('data', len(x), dim=-1)"
+            )
+
+
+def _argument(site: Any, name: str, batch: Batch) -> str | None:
+    """The keyword argument that an observed site's value is; ``"x"`` for the rows."""
+    named = {"x": batch.x, **batch.arguments}
+    for key, value in named.items():
+        if value is site["value"]:
+            return key
+    value = site["value"]
+    stem = name.removesuffix("_observed")
+    for key in (name, stem):
+        other = named.get(key)
+        if isinstance(other, Tensor) and (other.shape == value.shape or other.numel() == value.numel()):
+            return key
+    for key, other in named.items():
+        if isinstance(other, Tensor) and other.shape == value.shape and torch.equal(other.to(value.dtype), value):
+            return key
+    return None
+
+
+def _vectorisation(structure: Structure, model: Program, guide: Program, batch: Batch) -> Structure:
+    """Compares a run for several draws with runs one by one, at the same latents.
+
+    Programs that mix up draws and rows need not fail: their numbers tell.
+    """
+    draws = 2
+    alone = [run_pair(model, guide, batch, structure, enumerate_guide=False) for _ in range(draws)]
+    try:
+        together = {
+            name: _stacked([run.latents[name] for run in alone], structure, alone[0].event_dims[name])
+            for name in alone[0].latents
+        }
+        with Fixed(together), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            both = run_pair(model, guide, batch, structure, num_particles=draws, enumerate_guide=False)
+        for what in ("log_likelihood", "log_prior", "log_guide", "auxiliary"):
+            for name, found in getattr(both, what).items():
+                expected = torch.cat([getattr(run, what)[name] for run in alone])
+                if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
+                    raise ValueError(f"log-probabilities at {name!r} differ from those at one draw at a time")
+    except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        return replace(structure, vectorised=False, reason=reason)
+    return structure
+
+
+def _stacked(values: list[Tensor], structure: Structure, event_dim: int) -> Tensor:
+    """One draw after another, along the dimension of the plate of draws."""
+    ones = (1,) * (structure.nesting - (values[0].dim() - event_dim))
+    return torch.stack([value.reshape(*ones, *value.shape) for value in values])
+
+
+def _bytes_per_draw(structure: Structure, model: Program, guide: Program, batch: Batch) -> int:
+    draws = 16 if structure.vectorised else None
+    with _CountBytes() as count:
+        run_pair(model, guide, batch, structure, num_particles=draws, enumerate_guide=False)
+    return max(1, math.ceil(count.total / ((draws or 1) * len(batch))))
+
+
+class _CountBytes(TorchDispatchMode):
+    """Adds up the memory of all that operations make, views left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        known = {t.untyped_storage().data_ptr() for t in _tensors((args, kwargs or {}))}
+        self.total += sum(
+            t.untyped_storage().nbytes() for t in _tensors(result) if t.untyped_storage().data_ptr() not in known
+        )
+        return result
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        yield from _tensors(tree.values())
+    elif isinstance(tree, Iterable) and not isinstance(tree, str):
+        for branch in tree:
+            yield from _tensors(branch)

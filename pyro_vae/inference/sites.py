@@ -1,0 +1,528 @@
+r"""The one reader of traces: runs both programs on a batch, and says what each of their sites contributes.
+
+:func:`run_pair` runs the guide, then the model on its draws, K times for each of N rows. What comes of it are
+:class:`Draws`: for each site its log-probability by draw and row, in nats,
+
+.. math:: \log w_{kn} = \sum_{\text{observed}} \log p(x_n \mid z_{kn}) + \sum_{\text{latent}}
+    \left( \log p(z_{kn}) - \log q(z_{kn} \mid x_n) \right)
+
+whose mean over draws is the ELBO and whose log-mean-exp is the importance-weighted bound. Rules that hold for every
+tool, since all read traces here:
+
+- **Unscaled.** ``poutine.scale`` and the subsampling of the plate ``"data"`` act on what is maximised
+  (:attr:`Draws.scaled`), never on what is reported. Masks act on both. A plate within a row that takes only some of
+  its elements is counted up to all of them, which is the unbiased estimate of the row's ELBO.
+- **Shared.** A site outside the plate ``"data"`` belongs to all rows: each bears 1/num_rows of it.
+- **Enumerated.** A latent that the model marks ``infer={"enumerate": "parallel"}`` is summed over, with all sites that
+  depend on it: together they are one entry of ``log_likelihood``. One that the guide marks so is summed over with the
+  guide's probabilities (or drawn, where weights of single draws are needed).
+- **Auxiliary.** What the guide observes and factors in the guide are losses of their own, no part of the ELBO. An
+  observed site is maximised, as in CEVAE (Louizos et al., 2017); a factor has Pyro's sign: it counts as part of
+  :math:`\log q`, so that it is minimised.
+"""
+
+import math
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.infer.enum import get_importance_trace
+from pyro.infer.util import MultiFrameTensor
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree, contract_to_tensor
+from pyro.poutine.enum_messenger import EnumMessenger
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.structure import (
+    PARTICLES,
+    ContractError,
+    Structure,
+    is_local,
+    is_unobserved_part,
+    sample_sites,
+    under_particles,
+    vectorised_frames,
+)
+
+__all__ = ["Draws", "Term", "enumerated_logits", "run_pair"]
+
+Program = Callable[..., Any]
+Kind = Literal["likelihood", "prior", "guide", "auxiliary"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one site contributes.
+
+    Args:
+        name: Of the site, or of several that an enumerated latent joins.
+        kind: Which sum it belongs to.
+        rows: Its log-probability by draw and row, ``(K, N)``, in nats.
+        scaled: The same with the scale that the programs put on it.
+        frames: The plates of the site's own shape.
+        cost: The scaled log-probability in the site's own shape, without gradient.
+        score: The score function's part, likewise, of a guide's site whose draws cannot be differentiated through.
+        by_value: ``scaled`` and ``score`` for each value that the guide enumerates, ``(*values, K, N)``.
+    """
+
+    name: str
+    kind: Kind
+    rows: Tensor
+    scaled: Tensor
+    frames: tuple[Any, ...]
+    cost: Tensor
+    score: Tensor | None = None
+    by_value: tuple[Tensor, Tensor | None] | None = None
+
+
+@dataclass(frozen=True)
+class Draws:
+    """K draws of the guide for each of N rows, and what the sites of both programs say of them.
+
+    Made by :func:`run_pair` alone. Every tensor of log-probabilities is ``(K, N)``, in nats, and can be differentiated.
+
+    Args:
+        terms: The sites' contributions.
+        latents: The guide's draws by site, in the programs' shapes: ``(K, *plates, N, *event)``, without K where the
+            programs ran for a single draw.
+        event_dims: Dimensions of an event at each of those.
+        shape: ``(K, N)``.
+        closed_form: Names of the latents whose KL was taken in closed form.
+    """
+
+    terms: tuple[Term, ...]
+    latents: Mapping[str, Tensor]
+    event_dims: Mapping[str, int]
+    shape: tuple[int, int]
+    closed_form: tuple[str, ...] = ()
+    _run: Any = None
+    _parts: tuple["Draws", ...] = field(default=())
+
+    def _by(self, kind: Kind) -> dict[str, Tensor]:
+        return {term.name: term.rows for term in self.terms if term.kind == kind}
+
+    @property
+    def log_likelihood(self) -> dict[str, Tensor]:
+        """Log p(x | z) at each observed site of the model."""
+        return self._by("likelihood")
+
+    @property
+    def log_prior(self) -> dict[str, Tensor]:
+        """Log p(z) at each latent site of the model that is not summed over."""
+        return self._by("prior")
+
+    @property
+    def log_guide(self) -> dict[str, Tensor]:
+        """Log q(z | x) at each site that the guide draws."""
+        return self._by("guide")
+
+    @property
+    def auxiliary(self) -> dict[str, Tensor]:
+        """What the guide's observed sites and, with a minus, its factors add to what is maximised."""
+        return self._by("auxiliary")
+
+    def _total(self, kind: Kind) -> Tensor:
+        rows = [term.rows for term in self.terms if term.kind == kind]
+        return sum(rows[1:], rows[0]) if rows else self.terms[0].rows.new_zeros(self.shape)
+
+    @property
+    def reconstruction(self) -> Tensor:
+        """Log p(x | z) of all observed sites."""
+        return self._total("likelihood")
+
+    @property
+    def rate(self) -> Tensor:
+        """Log q(z | x) − log p(z) of all latents: an unbiased estimate of the KL."""
+        return self._total("guide") - self._total("prior")
+
+    @property
+    def elbo(self) -> Tensor:
+        """``reconstruction - rate``: each draw's estimate of the evidence lower bound."""
+        return self.reconstruction - self.rate
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Log p(x, z) − log q(z | x) of each draw: the same number, as what importance weighting averages.
+
+        Raises:
+            ValueError: if the guide's values were enumerated, so that there are no single draws.
+        """
+        if self._run is not None and self._run.probabilities is not None:
+            raise ValueError("weights are of single draws, and the guide's values were enumerated")
+        return self.elbo
+
+    @property
+    def scaled(self) -> "Draws":
+        """The same draws with the scales that the programs put on their sites, as objectives take them."""
+        return self._with([replace(term, rows=term.scaled) for term in self.terms], lambda part: part.scaled)
+
+    def with_closed_forms(self, *, required: bool = False) -> "Draws":
+        """The same draws with the KL itself at each latent site that has one in closed form.
+
+        It stands in the place of log q(z | x), and 0 in that of log p(z). That is unbiased where both programs come to
+        their latents in one order, so that the sites before are the same ones, and draws can be differentiated
+        through.
+
+        Args:
+            required: Refuse a pair in which a site has none.
+
+        Raises:
+            ValueError: if one is required, with the reason.
+        """
+        if self._parts:
+            return _joined([part.with_closed_forms(required=required) for part in self._parts])
+        found = self._run.closed_forms(required=required)
+        terms = [
+            replace(term, **found[term.name][0 if term.kind == "guide" else 1])
+            if term.kind in ("guide", "prior") and term.name in found
+            else term
+            for term in self.terms
+        ]
+        return replace(self, terms=tuple(terms), closed_form=tuple(found))
+
+    def _with(self, terms: list[Term], of_part: Callable[["Draws"], "Draws"]) -> "Draws":
+        return replace(self, terms=tuple(terms), _parts=tuple(of_part(part) for part in self._parts))
+
+    def score_function(self, weight: Callable[[Term], float | Tensor]) -> Tensor | None:
+        """A scalar with the value 0 whose gradient stands in for that of draws without one.
+
+        Added to a mean over draws and rows, it makes its gradient right where draws cannot be differentiated through.
+        The cost of a draw is the sum of all terms with the weights given here, over the plates that it shares
+        (Schulman et al., *Gradient Estimation Using Stochastic Computation Graphs*, 2015).
+
+        Args:
+            weight: A term's weight in that mean: with a minus, for the guide's.
+
+        Returns:
+            The scalar; None where every draw can be differentiated through.
+        """
+        if self._parts:
+            found = [s for part in self._parts if (s := part.score_function(weight)) is not None]
+            return _sum(found) / len(self._parts) if found else None
+        scored = [term for term in self.terms if term.score is not None]
+        if not scored:
+            return None
+        probabilities = self._run.probabilities
+        if probabilities is not None:
+            cost = _sum([weight(term) * term.by_value[0] for term in self.terms if term.by_value])
+            score = _sum([term.by_value[1] for term in scored if term.by_value and term.by_value[1] is not None])
+            weighted = (probabilities * cost).detach() * score
+            total = weighted.sum(tuple(range(weighted.dim() - 2))).expand(self.shape).mean()
+        else:
+            costs = MultiFrameTensor()
+            for term in self.terms:
+                share = self._run.weights[not _frames_local(term.frames)]
+                costs.add((term.frames, (weight(term) * share * term.cost).detach()))
+            total = _sum([(costs.sum_to(term.frames) * term.score).sum() for term in scored])
+        return total - total.detach()
+
+
+def _sum(parts: list[Any]) -> Any:
+    return sum(parts[1:], parts[0])
+
+
+def _frames_local(frames: tuple[Any, ...]) -> bool:
+    return any(frame.name == "data" for frame in frames)
+
+
+def run_pair(
+    model: Program,
+    guide: Program,
+    batch: Batch,
+    structure: Structure,
+    *,
+    num_particles: int | None = None,
+    num_rows: int | None = None,
+    enumerate_guide: bool = True,
+) -> Draws:
+    """Runs the guide, then the model on its draws.
+
+    Args:
+        model: The generative program.
+        guide: The inference program.
+        batch: N rows.
+        structure: What the programs are made of, see :func:`~pyro_vae.inference.inspection.inspect_pair`.
+        num_particles: Draws K for each row; by default one, without a plate of its own. Programs that cannot run for
+            several draws at once are run K times.
+        num_rows: Rows in the whole data set, which share a global site; by default these.
+        enumerate_guide: Sum over the values that the guide enumerates; False draws them, so that every draw has its
+            own weight.
+
+    Returns:
+        The draws.
+    """
+    if num_particles is not None and not structure.vectorised:
+        parts = [
+            run_pair(model, guide, batch, structure, num_rows=num_rows, enumerate_guide=enumerate_guide)
+            for _ in range(num_particles)
+        ]
+        return _joined(parts)
+    run = _Run(model, guide, batch, structure, num_particles, num_rows, enumerate_guide=enumerate_guide)
+    return run.draws()
+
+
+def _joined(parts: list[Draws]) -> Draws:
+    """Several runs of one draw each, as draws of one run."""
+    first = parts[0]
+    terms = tuple(
+        replace(
+            term,
+            rows=torch.cat([part.terms[i].rows for part in parts]),
+            scaled=torch.cat([part.terms[i].scaled for part in parts]),
+        )
+        for i, term in enumerate(first.terms)
+    )
+    latents = {name: torch.stack([part.latents[name] for part in parts]) for name in first.latents}
+    return replace(first, terms=terms, latents=latents, shape=(len(parts), first.shape[1]), _parts=tuple(parts))
+
+
+class _Run:
+    """One run of both programs, and the shapes that it has."""
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        batch: Batch,
+        structure: Structure,
+        num_particles: int | None,
+        num_rows: int | None,
+        *,
+        enumerate_guide: bool,
+    ) -> None:
+        self.structure, self.particles, self.rows = structure, num_particles, len(batch)
+        self.shape = (num_particles or 1, len(batch))
+        self.shared = 1 / (len(batch) if num_rows is None else num_rows)
+        self.weights = (1 / (self.rows * self.shape[0]), self.shared / self.shape[0])  # of local sites, of global ones
+        self.nesting = structure.nesting
+        dim = structure.particle_dim
+        model, guide = (under_particles(program, num_particles, dim) for program in (model, guide))
+        first_enumerated = dim - (num_particles is not None)
+        guided = bool(structure.enumerated("guide")) and enumerate_guide
+        if guided:
+            guide = EnumMessenger(first_available_dim=first_enumerated)(guide)
+        if guided or structure.enumerated("model"):
+            model = EnumMessenger(None if guided else first_enumerated)(model)
+        nesting = math.inf if not (guided or structure.enumerated("model")) else -first_enumerated - 1
+        with warnings.catch_warnings():  # which latents are whose has been looked at
+            warnings.filterwarnings("ignore", message="Found (non-auxiliary )?vars")
+            self.model_trace, self.guide_trace = get_importance_trace(
+                "flat", nesting, model, guide, (batch.x,), batch.arguments
+            )
+        self.model, self.guide = sample_sites(self.model_trace), sample_sites(self.guide_trace)
+        self.enumerated = structure.enumerated("guide") if guided else []
+        self.probabilities = self._probabilities()
+
+    def draws(self) -> Draws:
+        joined = self._joined_sites()
+        terms = [self._marginal(joined)] if joined else []
+        for name, site in self.model.items():
+            if name in joined or (name not in self.guide and is_unobserved_part(name, self.model)):
+                continue
+            terms.append(self._term(name, "likelihood" if site["is_observed"] else "prior", site))
+        for name, site in self.guide.items():
+            auxiliary = site["is_observed"]
+            sign = -1.0 if auxiliary and isinstance(site["fn"], dist.Unit) else 1.0
+            terms.append(self._term(name, "auxiliary" if auxiliary else "guide", site, sign))
+        latents = {name: site["value"] for name, site in self.guide.items() if not site["is_observed"]}
+        event_dims = {name: self.guide[name]["fn"].event_dim for name in latents}
+        return Draws(tuple(terms), latents, event_dims, self.shape, _run=self)
+
+    def _probabilities(self) -> Tensor | None:
+        """Of the values that the guide enumerates, ``(*values, K, N)``; whatever masks and scales say."""
+        total: Tensor | None = None
+        for name in self.enumerated:
+            log_prob = self._in_rows(self.guide[name]["unscaled_log_prob"], local=True)
+            total = log_prob if total is None else total + log_prob
+        return None if total is None else total.exp()
+
+    def _in_rows(self, values: Tensor, *, local: bool) -> Tensor:
+        """Values in a site's shape, summed over its plates but draws and rows: ``(*values, K or 1, N or 1)``."""
+        depth = min(values.dim(), self.nesting)
+        has_draws = self.particles is not None and values.dim() > self.nesting
+        inner = tuple(range(-depth, -1 if local else 0))
+        values = values.sum(inner) if inner else values
+        if not local:
+            values = values[..., None] * self.shared
+        return values if has_draws else values.unsqueeze(-2)
+
+    def _expected(self, values: Tensor) -> Tensor:
+        """The mean over what the guide enumerates: ``(K, N)``."""
+        if self.probabilities is not None:
+            values = values * self.probabilities
+            values = values.sum(tuple(range(values.dim() - 2))) if values.dim() > 2 else values
+        return values.expand(self.shape)
+
+    def _term(self, name: str, kind: Kind, site: Any, sign: float = 1.0) -> Term:
+        local, frames = is_local(site), tuple(vectorised_frames(site))
+        data, inner = _subsampling(site)
+        plain = data == 1 and _is_one(site["scale"], inner)
+
+        def in_rows(values: Tensor) -> Tensor:
+            return self._in_rows(values, local=local)
+
+        cost = sign * site["log_prob"] / data if data != 1 or sign != 1 else site["log_prob"]
+        by_value = in_rows(cost)
+        scaled = self._expected(by_value)
+        rows = scaled
+        if not plain:
+            rows = self._expected(in_rows(sign * scale_and_mask(site["unscaled_log_prob"], inner, site["mask"])))
+        score: Tensor | None = None
+        if kind == "guide" and name not in self.enumerated:
+            _, score_function, entropy = site["score_parts"]
+            if not is_identically_zero(score_function):
+                # The value is log q; its gradient is that of the entropy term alone.
+                score, scaled = score_function / data, scaled.detach()
+                if not is_identically_zero(entropy):
+                    gradient = self._expected(in_rows(entropy / data))
+                    scaled = scaled + (gradient - gradient.detach())
+        each = None
+        if self.probabilities is not None:
+            each = (by_value, None if score is None else in_rows(score))
+        return Term(name, kind, rows, scaled, frames, cost.detach(), score, each)
+
+    def closed_forms(self, *, required: bool) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+        """What takes the place of the guide's and the model's term at each latent site with a closed form."""
+        sites = {name: site for name, site in self.guide.items() if not site["is_observed"]}
+        latents = [name for name, site in self.model.items() if not site["is_observed"] and name in sites]
+        found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+        why = ""
+        if list(sites) != latents:
+            why = "the programs come to their latents in different orders"
+        elif stuck := [name for name, site in sites.items() if not site["fn"].has_rsample]:
+            why = f"draws at {', '.join(stuck)} cannot be differentiated through"
+        else:
+            for name, site in sites.items():
+                try:
+                    value = kl_divergence(site["fn"], self.model[name]["fn"])
+                except NotImplementedError:
+                    why = f"none is known at {name}"
+                    continue
+                found[name] = self._closed_form(site, value)
+        if required and why:
+            raise ValueError(
+                f"kl='analytic' needs a closed form at every latent site, and {why}: use 'auto' or 'sampled'"
+            )
+        return found
+
+    def _closed_form(self, site: Any, value: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+        local = is_local(site)
+        data, inner = _subsampling(site)
+        rows, scaled = (
+            self._expected(self._in_rows(scale_and_mask(value, scale, site["mask"]), local=local))
+            for scale in (inner, site["scale"] if data == 1 else site["scale"] / data)
+        )
+        nothing = torch.zeros_like(rows)
+        cost = torch.zeros((), dtype=rows.dtype, device=rows.device)
+        return {"rows": rows, "scaled": scaled, "cost": cost, "frames": ()}, {
+            "rows": nothing,
+            "scaled": nothing,
+            "cost": cost,
+            "frames": (),
+        }
+
+    def _joined_sites(self) -> list[str]:
+        """The sites that an enumerated latent of the model joins: those that depend on it, and itself."""
+        if not self.structure.enumerated("model"):
+            return []
+        self.guide_trace.pack_tensors()
+        self.model_trace.pack_tensors(self.guide_trace.plate_to_symbol)
+        summed = self._summed()
+        return [n for n, site in self.model.items() if not summed.isdisjoint(site["packed"]["log_prob"]._pyro_dims)]
+
+    def _summed(self) -> set[str]:
+        return {self.model[name]["infer"]["_enumerate_symbol"] for name in self.structure.enumerated("model")}
+
+    def factors(self, joined: list[str]) -> OrderedDict[frozenset[str], list[Tensor]]:
+        """The log-probabilities of joined sites by the plates within a row that they are in."""
+        found: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+        for name in joined:
+            site = self.model[name]
+            factor = site["packed"]["unscaled_log_prob"]
+            if name not in self.structure.latents or self.structure.latents[name].enumerated != "model":
+                factor = packed.scale_and_mask(factor, mask=site["packed"]["mask"])
+            found.setdefault(self.ordinal(site), []).append(factor)
+        return found
+
+    def ordinal(self, site: Any) -> frozenset[str]:
+        """A site's plates within a row, as symbols: rows and draws are dimensions that sums leave alone."""
+        symbols = self.model_trace.plate_to_symbol
+        return frozenset(symbols[f.name] for f in vectorised_frames(site) if f.name not in ("data", PARTICLES))
+
+    def _marginal(self, joined: list[str]) -> Term:
+        """Their log-probability, summed over the values that the model enumerates."""
+        sites = [self.model[name] for name in joined]
+        if any(not is_local(site) for site in sites):
+            raise ContractError("an enumerated latent joins sites outside of the plate 'data'")
+        scale, (data, inner) = _common_scale(sites), _subsampling(sites[0])
+        contracted = contract_tensor_tree(self.factors(joined), self._summed())
+        found: list[Tensor] = []
+        costs: list[Tensor] = []
+        for terms in contracted.values():
+            for term in terms:
+                values = packed.unpack(term, self.model_trace.symbol_to_dim)
+                found.append(self._in_rows(values, local=True))
+                depth = tuple(range(-min(values.dim(), self.nesting), -1))
+                costs.append(values.sum(depth, keepdim=True) if depth else values)
+        by_value = _sum(found) * (scale / data)
+        rows, scaled = self._expected(_sum(found)) * inner, self._expected(by_value)
+        cost = (_sum(costs) * (scale / data)).detach()
+        observed = [name for name in joined if self.model[name]["is_observed"]] or joined
+        frames = {f.name: f for site in sites for f in vectorised_frames(site) if f.name in ("data", PARTICLES)}
+        each = None if self.probabilities is None else (by_value, None)
+        name = " & ".join(observed)
+        return Term(name, "likelihood", rows, scaled, tuple(frames.values()), cost, by_value=each)
+
+
+def _subsampling(site: Any) -> tuple[float, float]:
+    """By how much a site's plates count up: the plate ``"data"``, and those within a row."""
+    data = inner = 1.0
+    for frame in site["cond_indep_stack"]:
+        if frame.full_size is not None and frame.size:
+            factor = frame.full_size / frame.size
+            data, inner = (data * factor, inner) if frame.name == "data" else (data, inner * factor)
+    return data, inner
+
+
+def _is_one(scale: Any, inner: float) -> bool:
+    return not isinstance(scale, Tensor) and scale == inner
+
+
+def _common_scale(sites: list[Any]) -> Any:
+    first = sites[0]["scale"]
+    if any(site["scale"] is not first and site["scale"] != first for site in sites):
+        raise ContractError("sites that an enumerated latent joins have different scales: put one scale around them")
+    return first
+
+
+def enumerated_logits(
+    model: Program, guide: Program, batch: Batch, structure: Structure, site: str, num_particles: int | None = None
+) -> Tensor:
+    """Log p(k | x, z) of a latent that the model enumerates, at draws of all others, up to a constant.
+
+    Returns:
+        ``(K, *plates, N, number of values)``; without K where it is None.
+    """
+    run = _Run(model, guide, batch, structure, num_particles, None, enumerate_guide=False)
+    joined = run._joined_sites()
+    node = run.model[site]
+    symbol = node["infer"]["_enumerate_symbol"]
+    logits = contract_to_tensor(
+        run.factors(joined), run._summed(), target_ordinal=run.ordinal(node), target_dims={symbol}
+    )
+    size = logits.shape[logits._pyro_dims.index(symbol)]
+    logits = packed.unpack(logits, run.model_trace.symbol_to_dim)
+    dim = node["infer"]["_enumerate_dim"]
+    logits = logits.unsqueeze(-1).transpose(-1, dim - 1)
+    while logits.dim() > 1 + structure.nesting + (num_particles is not None):
+        logits = logits.squeeze(0)
+    names = {frame.dim: frame.size for frame in vectorised_frames(node)}
+    batch_shape = [names.get(d, 1) for d in range(-max(map(abs, names)), 0)]
+    return logits.expand(*batch_shape, size)
