@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.infer.elbo import ELBO
 from torch import Tensor
@@ -27,7 +26,7 @@ from torch import Tensor
 from pyro_vae._support.names import lookup
 from pyro_vae.inference.sites import Draws, Term
 
-__all__ = ["Elbo", "KlEstimate", "Objective", "as_objective"]
+__all__ = ["Elbo", "KlEstimate", "Objective", "as_objective", "is_pyros"]
 
 KlEstimate = Literal["sampled", "analytic", "auto"]
 
@@ -122,7 +121,9 @@ class Elbo:
 
     def estimated(self, draws: Draws) -> Draws:
         """The draws with the KL in closed form, where that is asked for."""
-        return draws if self.kl == "sampled" else draws.with_closed_forms(required=self.kl == "analytic")
+        if self.kl == "sampled" or draws.closed_form:
+            return draws
+        return draws.with_closed_forms(required=self.kl == "analytic")
 
     def _above_free_nats(self, draws: Draws, bound: Tensor, beta: Any) -> tuple[Tensor, dict[str, Tensor]]:
         kept = {}
@@ -165,8 +166,3 @@ def as_objective(objective: Any) -> Any:
 def is_pyros(objective: Any) -> bool:
     """Whether an objective is run on the programs by Pyro's own code."""
     return isinstance(objective, ELBO)
-
-
-def progress_tensor(progress: float, like: Tensor) -> Tensor:
-    """The share of training that is done, as objectives take it."""
-    return torch.full((), progress, dtype=torch.get_default_dtype(), device=like.device)

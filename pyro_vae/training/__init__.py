@@ -1,5 +1,5 @@
 """Training any pair of programs."""
 
-from pyro_vae.training.fit import fit, resolve_device
+from pyro_vae.training.fit import epochs, fit, resolve_device
 
-__all__ = ["fit", "resolve_device"]
+__all__ = ["epochs", "fit", "resolve_device"]

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from pyro_vae._support import files
 
-__all__ = ["Checkpoint", "get_random_state", "read_checkpoint", "set_random_state", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "get_random_state",
+    "pack_optimizer",
+    "read_checkpoint",
+    "set_random_state",
+    "unpack_optimizer",
+    "write_checkpoint",
+]
 
 
 @dataclass
@@ -61,3 +69,42 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimiser's state as tensors by name, and everything else as JSON data.
+
+    A learning rate that is a tensor, as a captured graph needs it, is a number there.
+    """
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    rest: dict[str, dict[str, Any]] = {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}/{name}"] = value
+            else:
+                rest.setdefault(str(index), {})[name] = value
+    groups = [
+        {name: float(value) if isinstance(value, Tensor) else value for name, value in group.items()}
+        for group in state["param_groups"]
+    ]
+    return tensors, {"state": rest, "param_groups": groups}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
+    """Puts back what :func:`pack_optimizer` returned. A learning rate that is a tensor stays that very tensor."""
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in rest["state"].items()}
+    for key, value in tensors.items():
+        index, _, name = key.partition("/")
+        state.setdefault(int(index), {})[name] = value
+    rates = [group["lr"] for group in optimizer.param_groups]
+    groups = [
+        {name: tuple(value) if isinstance(value, list) and name == "betas" else value for name, value in group.items()}
+        for group in rest["param_groups"]
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(rate, Tensor):
+            rate.fill_(float(group["lr"]))
+            group["lr"] = rate

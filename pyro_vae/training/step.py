@@ -1,39 +1,43 @@
-"""The ELBO of a batch and its gradient, as one function of tensors: what a training step computes."""
+"""The objective of a batch and its gradient, as one function of tensors: what a training step computes."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from pyro_vae.data.rows import Rows
-from pyro_vae.inference.objectives import KlEstimate, elbo_terms
+from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.objectives import is_pyros
+from pyro_vae.inference.sites import Draws, run_pair
+from pyro_vae.inference.structure import Structure
 from pyro_vae.pair import Pair
-from pyro_vae.programs import evaluating, forked_random_state
+from pyro_vae.programs.running import forked_random_state
 
-__all__ = ["Gradients", "Precision", "has_bfloat16", "precision_in_force"]
+__all__ = ["SUMS", "Gradients", "Precision", "has_bfloat16", "precision_in_force"]
 
 Precision = Literal["full", "tf32", "bfloat16"]
 
+SUMS = ("reconstruction", "kl", "auxiliary", "objective")  # over the rows of a step
+
 
 class Gradients:
-    """A pair's ELBO and its gradient.
+    """A pair's objective and its gradient.
 
-    Called with the weight of the KL and the tensors of a reference to rows, in the order of ``names``. Returns the sums
-    over those rows of reconstruction and KL in nats, ``(2,)``, and then minus the gradient of the mean ELBO for each of
-    ``parameters``: zeros where there is none.
+    Called with the share of training that is done, a tensor, and the tensors of a reference to rows, in the order of
+    ``names``. Returns the sums over those rows of :data:`SUMS` in nats, ``(4,)``, and then minus the gradient of the
+    mean objective for each of ``parameters``: zeros where there is none.
 
     Args:
         pair: The programs.
         parameters: What to take the gradient by.
         rows: All rows.
         example: A reference to some of them.
-        kl: How the KL is estimated, see :func:`~pyro_vae.inference.objectives.elbo_terms`.
-        num_particles: Draws of the guide for each row.
+        structure: What the programs are made of.
+        objective: A function of draws, or an ELBO object of Pyro's.
         precision: Of matrix products and convolutions.
     """
 
@@ -43,50 +47,79 @@ class Gradients:
         parameters: Mapping[str, Tensor],
         rows: Rows,
         example: Mapping[str, Tensor],
+        structure: Structure,
+        objective: Any,
         *,
-        kl: KlEstimate = "sampled",
-        num_particles: int = 1,
         precision: Precision = "full",
     ) -> None:
         self.pair, self.rows, self.names = pair, rows, tuple(example)
         self.parameters = list(parameters.values())
-        self.kl: KlEstimate = kl
+        self.structure, self.objective = structure, objective
         self.precision: Precision = precision
-        self.num_particles = num_particles if num_particles > 1 else None
-        self.particle_dim = -2 if self.num_particles is None else _left_of_all_plates(pair, rows.resolve(example))
+        self.programs = pair.programs
         self.closed_form: tuple[str, ...] = ()
 
-    def __call__(self, kl_weight: Tensor, *reference: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
+    @property
+    def why_programs(self) -> str | None:
+        """Why a step cannot be lowered, as far as that is known beforehand."""
+        if is_pyros(self.objective):
+            return f"{type(self.objective).__name__} is run by Pyro, on the programs"
+        return None
+
+    def __call__(self, progress: Tensor, *reference: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         named = self.rows.resolve(dict(zip(self.names, reference, strict=True)))
         with torch.enable_grad(), precision_in_force(self.precision):
-            x, context, log_jacobian = self.pair.prepare(named.pop("x"), named)
-            terms = elbo_terms(
-                self.pair.model,
-                self.pair.guide,
-                x,
-                context,
-                kl_weight=kl_weight,
-                num_rows=self.rows.num_rows,
-                kl=self.kl,
-                num_particles=self.num_particles,
-                particle_dim=self.particle_dim,
-            )
+            batch = self.pair.prepare(named)
+            if is_pyros(self.objective):
+                return self._by_pyro(batch)
+            draws = self._draws(batch)
+            if hasattr(self.objective, "estimated"):
+                draws = self.objective.estimated(draws)
+            objective = self.objective(draws, progress)
             gradients = torch.autograd.grad(
-                -terms.surrogate, self.parameters, allow_unused=True, materialize_grads=True
+                -objective.mean(), self.parameters, allow_unused=True, materialize_grads=True
             )
-        self.closed_form = terms.closed_form
-        reconstruction, rate = (term.reshape(-1, len(x)).mean(0) for term in (terms.reconstruction, terms.kl))
-        return (torch.stack([(reconstruction + log_jacobian).sum(), rate.sum()]), *gradients)
+        self.closed_form = draws.closed_form
+        return (self._sums(draws, objective.expand(len(batch)).detach(), batch), *gradients)
 
+    def _draws(self, batch: Batch) -> Draws:
+        particles = getattr(self.objective, "num_particles", 1)
+        return run_pair(
+            *self.programs,
+            batch,
+            self.structure,
+            num_particles=particles if particles > 1 else None,
+            num_rows=self.rows.num_rows,
+        )
 
-def _left_of_all_plates(pair: Pair, batch: dict[str, Tensor]) -> int:
-    """The first dimension from the right that no plate of the programs has."""
-    with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
-        x, context, _ = pair.prepare(batch.pop("x"), batch)
-        guide = poutine.trace(pair.guide).get_trace(x, **context)
-        model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(x, **context)
-    sites = [site for trace in (guide, model) for site in trace.nodes.values() if site["type"] == "sample"]
-    return min((f.dim or 0 for site in sites for f in site["cond_indep_stack"] if f.vectorized), default=0) - 1
+    def _sums(self, draws: Draws, objective: Tensor, batch: Batch) -> Tensor:
+        jacobian = batch.log_jacobian
+        reconstruction, rate = (term.detach().mean(0) for term in (draws.reconstruction, draws.rate))
+        auxiliary = [term.detach().mean(0) for term in draws.auxiliary.values()]
+        return torch.stack(
+            [
+                (reconstruction + jacobian).sum(),
+                rate.sum(),
+                sum(auxiliary, torch.zeros_like(rate)).sum(),
+                (objective + jacobian).sum(),
+            ]
+        )
+
+    def _by_pyro(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The step of Pyro's own object; what is reported comes from draws of our own, with other noise."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        model, guide = self.programs
+        if hasattr(self.objective, "differentiable_loss"):
+            loss = self.objective.differentiable_loss(model, guide, batch.x, **batch.arguments)
+            loss.backward()
+        else:
+            loss = self.objective.loss_and_grads(model, guide, batch.x, **batch.arguments)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad / len(batch) for p in self.parameters]
+        objective = batch.x.new_full((len(batch),), -float(loss) / len(batch))
+        with torch.no_grad(), forked_random_state(self.pair.device):
+            draws = run_pair(model, guide, batch, self.structure, num_rows=self.rows.num_rows)
+        return (self._sums(draws, objective, batch), *gradients)
 
 
 _PRODUCTS = {
