@@ -1,0 +1,245 @@
+"""Does a pair of programs keep the contract, and what will each tool do with it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyro import poutine
+
+from pyro_vae.data.rows import Inputs
+from pyro_vae.inference import predictive
+from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.structure import ContractError, Structure, sample_sites
+from pyro_vae.pair import Pair
+from pyro_vae.programs.arguments import accepted
+from pyro_vae.programs.running import evaluating, forked_random_state
+
+__all__ = ["Clause", "Contract", "check_pair"]
+
+
+@dataclass(frozen=True)
+class Clause:
+    """One clause of the contract.
+
+    Args:
+        name: What it is about.
+        holds: Whether it does; None where that could not be looked at.
+        text: What was found.
+    """
+
+    name: str
+    holds: bool | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What :func:`check_pair` found. It is true if every clause holds, and prints readably.
+
+    Args:
+        clauses: Clause by clause, what holds and what does not.
+        tools: For each tool, by name, what it will do with the pair: ``"works"`` with how, or why it is refused.
+    """
+
+    clauses: tuple[Clause, ...]
+    tools: Mapping[str, str]
+
+    def __bool__(self) -> bool:
+        return all(clause.holds for clause in self.clauses)
+
+    @property
+    def broken(self) -> list[Clause]:
+        """The clauses that do not hold."""
+        return [clause for clause in self.clauses if clause.holds is False]
+
+    def __str__(self) -> str:
+        signs = {True: "✓", False: "✗", None: "·"}
+        width = max(len(name) for name in self.tools) if self.tools else 0
+        lines = [f"{signs[clause.holds]} {clause.name}: {clause.text}" for clause in self.clauses]
+        return "\n".join([*lines, "", *(f"{name:<{width}}  {text}" for name, text in self.tools.items())])
+
+
+def check_pair(pair: Pair, x: Inputs) -> Contract:
+    r"""Runs a pair's programs on a few rows and says, clause by clause, whether they keep the contract.
+
+    The tools of the library look at programs in the same way before they run them, so what is said of them here is what
+    they will do.
+
+    Args:
+        pair: The programs.
+        x: Rows with the programs' keyword arguments, as :func:`~pyro_vae.fit` takes them; a few are used.
+
+    Returns:
+        What holds and what does not, and what each tool will therefore do.
+
+    Raises:
+        ValueError: if the rows themselves do not fit; what is wrong with programs is returned, and not raised.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x=None, *, batch_size=None):
+        ...     with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        ...         return pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+        >>> def guide(x):
+        ...     weight = pyro.param("weight", torch.tensor(0.5))
+        ...     with pyro.plate("data", len(x), dim=-1):
+        ...         pyro.sample("z", dist.Normal(weight * x, 0.5).to_event(1))
+        >>> bool(check_pair(Pair(model, guide), torch.randn(10, 2)))
+        True
+        >>> def loud(x):
+        ...     pyro.sample("z", dist.Normal(x, 0.5).to_event(2))
+        >>> print(check_pair(Pair(model, loud), torch.randn(10, 2)).broken[0].text)
+        the latent 'z' is in the plate 'data' in one program and outside of it in the other
+    """
+    rows = pair.check(x)
+    with forked_random_state(pair.device):
+        batch = pair.prepare(next(rows.chunks(min(8, rows.num_rows))))
+        return _Look(pair, batch).contract()
+
+
+class _Look:
+    """One look at a pair."""
+
+    def __init__(self, pair: Pair, batch: Batch) -> None:
+        self.pair, self.batch = pair, batch
+        self.structure: Structure | None = None
+        self.forward: str | None = None  # why the model does not run without data
+        self.drawn: list[str] = []
+
+    def contract(self) -> Contract:
+        clauses = [self._arguments(), self._sites(), self._forward(), self._plates(), self._modules()]
+        if self.structure is not None:
+            clauses.append(self._draws(self.structure))
+        return Contract(tuple(clauses), dict(self._tools()))
+
+    def _arguments(self) -> Clause:
+        given = [name for name in self.batch.arguments if name != "mask"]
+        taken = {}
+        for which in ("model", "guide"):
+            names = accepted(getattr(self.pair, which))
+            taken[which] = "any" if names is None else ", ".join(sorted(names)) or "none"
+        text = f"{', '.join(given) or 'none'} given; the model takes {taken['model']}, the guide {taken['guide']}"
+        return Clause("keyword arguments", True, text)
+
+    def _sites(self) -> Clause:
+        try:
+            self.structure = self.pair.structure(self.batch)
+        except ContractError as error:
+            return Clause("sites", False, str(error))
+        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AttributeError) as error:
+            return Clause("sites", False, f"the programs fail on these rows: {_sentence(error)}")
+        parts = []
+        for name, latent in self.structure.latents.items():
+            kind = "of each row" if latent.is_local else "global, shared by all rows"
+            plates = f" and {', '.join(latent.plates)}" if latent.plates else ""
+            summed = f", enumerated in the {latent.enumerated}" if latent.enumerated else ""
+            parts.append(f"{name} ({kind}{plates}{', discrete' if latent.is_discrete else ''}{summed})")
+        extra = f"; the guide's own: {', '.join(self.structure.auxiliary)}" if self.structure.auxiliary else ""
+        observed = ", ".join(self.structure.observed)
+        return Clause("sites", True, f"observed {observed}; latent {', '.join(parts) or 'none'}{extra}")
+
+    def _forward(self) -> Clause:
+        name = "rows without data"
+        try:
+            with evaluating(self.pair.model):
+                arguments = predictive.without_sites(self.batch, self._known(), list(self._known().observed))
+                model = self.pair.programs[0]
+                trace = poutine.trace(model).get_trace(batch_size=len(self.batch), **arguments)
+            self.drawn = list(sample_sites(trace))
+            predictive.check_sites(trace, ("x",))
+            site: Any = trace.nodes["x"]
+            found = tuple(predictive.rows_first(site, site["value"]).shape)
+        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AttributeError) as error:
+            self.forward = f"the model does not draw rows without data: {_sentence(error)}"
+            return Clause(name, False, f"{self.forward}: write it as model(x=None, *, batch_size=None)")
+        if found != tuple(self.batch.x.shape):
+            self.forward = f"the model draws rows of shape {found} where the data have {tuple(self.batch.x.shape)}"
+            return Clause(name, False, self.forward)
+        return Clause(name, True, f"model(batch_size={len(self.batch)}) draws x of shape {found}")
+
+    def _known(self) -> Structure:
+        return self.structure or Structure({}, {"x": "x"})
+
+    def _plates(self) -> Clause:
+        if self.structure is None:
+            return Clause("plates", None, "not looked at")
+        depth = self.structure.nesting
+        inner = sorted({plate for latent in self.structure.latents.values() for plate in latent.plates})
+        text = "'data' at dim -1"
+        if depth > 1:
+            text += f", others up to dim {-depth}{': ' + ', '.join(inner) if inner else ''}"
+        return Clause("plates", True, text)
+
+    def _modules(self) -> Clause:
+        num = sum(p.numel() for p in self.pair.parameters())
+        found = ", ".join(name for name, _ in self.pair.named_children() if name != "transform") or "no modules"
+        return Clause("parameters", True, f"{num:,} in modules ({found}); pyro.param adds its own")
+
+    def _draws(self, structure: Structure) -> Clause:
+        if structure.vectorised:
+            return Clause("many draws at once", True, f"under a plate at dim {structure.particle_dim}")
+        return Clause(
+            "many draws at once",
+            True,
+            f"not possible ({structure.reason}); tools run the programs draw by draw, slower",
+        )
+
+    def _tools(self) -> Iterator[tuple[str, str]]:
+        if self.structure is None:
+            yield "every tool", "refused: see above"
+            return
+        s = self.structure
+        forward = self.forward and f"refused: {self.forward}"
+        local = _refusal(s.require_local)
+        how = "works, many draws at once" if s.vectorised else "works, draw by draw"
+        yield "fit", self._fit()
+        yield "sample", forward or "works"
+        yield "posterior_predictive", forward or "works"
+        yield "reconstruct", forward or "works"
+        yield "encode", _refusal(s.site) or "works"
+        yield "evaluate", "works"
+        yield "log_evidence", local or how
+        yield "ais_bounds", local or _refusal(lambda: _moved(s)) or how
+        yield "refine", local or ("works" if s.guided else "refused: the guide draws nothing that could be refined")
+        yield "simulation_based_calibration", forward or local or "works"
+        yield "nuts_posterior", _refusal(lambda: _moved(s)) or "works"
+        yield "impute", forward or local or self._impute()
+        yield "save", "works"
+
+    def _fit(self) -> str:
+        from pyro_vae.training.execution import why_not_lowered
+
+        reason = why_not_lowered(self.pair, self.batch, self._known())
+        return "works, compiled where steps repay it" if reason is None else f"works, on the programs: {reason}"
+
+    def _impute(self) -> str:
+        for which in ("model", "guide"):
+            names = accepted(getattr(self.pair, which))
+            if names is not None and "mask" not in names:
+                return f"refused for gaps in x: the {which} takes no keyword argument mask"
+        return "works"
+
+
+def _refusal(look: Callable[[], Any]) -> str | None:
+    try:
+        look()
+    except ValueError as error:
+        return f"refused: {error}"
+    return None
+
+
+def _moved(structure: Structure) -> None:
+    """Refuses latents that gradients cannot move."""
+    free = [latent for latent in structure.latents.values() if latent.enumerated != "model"]
+    for latent in free:
+        if latent.is_discrete:
+            raise ValueError(f"the latent {latent.name!r} is discrete, and cannot be moved along gradients")
+    if not free:
+        raise ValueError("the model has no continuous latent")
+
+
+def _sentence(error: BaseException) -> str:
+    """An error in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
