@@ -23,13 +23,13 @@ class Clause:
 
     Args:
         name: What it is about.
-        holds: Whether it does; None where that could not be looked at.
         text: What was found.
+        holds: Whether it does; None where that could not be looked at.
     """
 
     name: str
-    holds: bool | None
     text: str
+    holds: bool | None = True
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,15 @@ class _Look:
             names = accepted(getattr(self.pair, which))
             taken[which] = "any" if names is None else ", ".join(sorted(names)) or "none"
         text = f"{', '.join(given) or 'none'} given; the model takes {taken['model']}, the guide {taken['guide']}"
-        return Clause("keyword arguments", True, text)
+        return Clause("keyword arguments", text)
 
     def _sites(self) -> Clause:
         try:
             self.structure = self.pair.structure(self.batch)
         except ContractError as error:
-            return Clause("sites", False, str(error))
+            return Clause("sites", str(error), holds=False)
         except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AttributeError) as error:
-            return Clause("sites", False, f"the programs fail on these rows: {_sentence(error)}")
+            return Clause("sites", f"the programs fail on these rows: {_sentence(error)}", holds=False)
         parts = []
         for name, latent in self.structure.latents.items():
             kind = "of each row" if latent.is_local else "global, shared by all rows"
@@ -137,7 +137,7 @@ class _Look:
             parts.append(f"{name} ({kind}{plates}{', discrete' if latent.is_discrete else ''}{summed})")
         extra = f"; the guide's own: {', '.join(self.structure.auxiliary)}" if self.structure.auxiliary else ""
         observed = ", ".join(self.structure.observed)
-        return Clause("sites", True, f"observed {observed}; latent {', '.join(parts) or 'none'}{extra}")
+        return Clause("sites", f"observed {observed}; latent {', '.join(parts) or 'none'}{extra}")
 
     def _forward(self) -> Clause:
         name = "rows without data"
@@ -152,33 +152,33 @@ class _Look:
             found = tuple(predictive.rows_first(site, site["value"]).shape)
         except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AttributeError) as error:
             self.forward = f"the model does not draw rows without data: {_sentence(error)}"
-            return Clause(name, False, f"{self.forward}: write it as model(x=None, *, batch_size=None)")
+            return Clause(name, f"{self.forward}: write it as model(x=None, *, batch_size=None)", holds=False)
         if found != tuple(self.batch.x.shape):
             self.forward = f"the model draws rows of shape {found} where the data have {tuple(self.batch.x.shape)}"
-            return Clause(name, False, self.forward)
-        return Clause(name, True, f"model(batch_size={len(self.batch)}) draws x of shape {found}")
+            return Clause(name, self.forward, holds=False)
+        return Clause(name, f"model(batch_size={len(self.batch)}) draws x of shape {found}")
 
     def _known(self) -> Structure:
         return self.structure or Structure({}, {"x": "x"})
 
     def _plates(self) -> Clause:
         if self.structure is None:
-            return Clause("plates", None, "not looked at")
+            return Clause("plates", "not looked at", holds=None)
         depth = self.structure.nesting
         inner = sorted({plate for latent in self.structure.latents.values() for plate in latent.plates})
         text = "'data' at dim -1"
         if depth > 1:
             text += f", others up to dim {-depth}{': ' + ', '.join(inner) if inner else ''}"
-        return Clause("plates", True, text)
+        return Clause("plates", text)
 
     def _modules(self) -> Clause:
         num = sum(p.numel() for p in self.pair.parameters())
         found = ", ".join(name for name, _ in self.pair.named_children() if name != "transform") or "no modules"
-        return Clause("parameters", True, f"{num:,} in modules ({found}); pyro.param adds its own")
+        return Clause("parameters", f"{num:,} in modules ({found}); pyro.param adds its own")
 
     def _draws(self, structure: Structure) -> Clause:
         if structure.vectorised:
-            return Clause("many draws at once", True, f"under a plate at dim {structure.particle_dim}")
+            return Clause("many draws at once", f"under a plate at dim {structure.particle_dim}")
         return Clause(
             "many draws at once",
             True,
