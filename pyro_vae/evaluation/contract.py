@@ -181,7 +181,6 @@ class _Look:
             return Clause("many draws at once", f"under a plate at dim {structure.particle_dim}")
         return Clause(
             "many draws at once",
-            True,
             f"not possible ({structure.reason}); tools run the programs draw by draw, slower",
         )
 

@@ -108,7 +108,13 @@ def _structure(model_trace: Any, guide_trace: Any, guide: Program, batch: Batch)
         raise ContractError("the model observes nothing when it is given rows: pass obs=x at the site 'x'")
     depths = [-(frame.dim or 0) for s in (*model.values(), *guided.values()) for frame in vectorised_frames(s)]
     observed = {name: _argument(site, name, batch) for name, site in model.items() if site["is_observed"]}
-    return Structure(latents, observed, tuple(auxiliary), max(depths, default=1))
+    subsampled = {
+        frame.name: None
+        for site in (*model.values(), *guided.values())
+        for frame in site["cond_indep_stack"]
+        if frame.name != "data" and frame.full_size is not None and frame.size < frame.full_size
+    }
+    return Structure(latents, observed, tuple(auxiliary), tuple(subsampled), max(depths, default=1))
 
 
 def _latent(name: str, site: Any, in_guide: Any) -> Latent:

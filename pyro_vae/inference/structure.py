@@ -65,6 +65,7 @@ class Structure:
             not known.
         auxiliary: The guide's sites that are no latents of the model: drawn ones marked ``is_auxiliary``, observed
             ones and factors.
+        subsampled: Plates within a row that take only some of their elements.
         nesting: Dimensions that the programs' plates take, from the right.
         vectorised: Whether the programs run for many draws at once, under a plate left of all others.
         reason: Why they do not.
@@ -75,6 +76,7 @@ class Structure:
     latents: Mapping[str, Latent]
     observed: Mapping[str, str | None]
     auxiliary: tuple[str, ...] = ()
+    subsampled: tuple[str, ...] = ()
     nesting: int = 1
     vectorised: bool = True
     reason: str = ""
@@ -100,7 +102,7 @@ class Structure:
         return [name for name, latent in self.latents.items() if latent.enumerated != "model"]
 
     def require_local(self, what: str = "no row has an evidence of its own") -> None:
-        """Refuses global latents.
+        """Refuses global latents, and plates within a row that take only some of their elements.
 
         Raises:
             ContractError: with the first one's name and what to do.
@@ -109,6 +111,11 @@ class Structure:
             raise ContractError(
                 f"the latent {name!r} lies outside the plate 'data' and belongs to all rows, so that {what}: fix it in "
                 f"both programs with pyro.condition(program, {{{name!r}: value}})"
+            )
+        for name in self.subsampled:
+            raise ContractError(
+                f"the plate {name!r} takes only some of its elements, and the weights of a row need them all: run the "
+                f"programs without subsampling"
             )
 
     def site(self, name: str | None = None) -> str:
