@@ -1,9 +1,19 @@
-"""Pyro programs of the kinds that Pyro's examples and tutorials show, each with data and, where there are any, exact
-answers. ``scripts/programs_table.py`` puts every tool of the library to every one of them."""  # noqa: D205
+"""Pyro programs of the kinds that Pyro's examples show, each with data and, where there are any, exact answers.
 
-from zoo import gaussian
+``scripts/programs_table.py`` tries every tool of the library on every one of them.
+"""
+
+import importlib.util
+
+from zoo import autoencoders, discrete, documents, gaussian, sequences, shared
 from zoo.program import Program, Programs
 
 __all__ = ["ZOO", "Program", "Programs"]
 
-ZOO: dict[str, Program] = {program.name: program for module in (gaussian,) for program in module.PROGRAMS}
+_THEMES = [gaussian, autoencoders, discrete, documents, sequences, shared]
+if importlib.util.find_spec("zuko") is not None:
+    from zoo import flows
+
+    _THEMES.append(flows)
+
+ZOO: dict[str, Program] = {program.name: program for theme in _THEMES for program in theme.PROGRAMS}

@@ -77,7 +77,7 @@ class Grid:
         self.points, self.log_mass = points, log_mass
 
     def log_evidence(self, log_likelihood: Tensor) -> Tensor:
-        r"""log Σ p(z) p(x | z), ``(N,)``, from log p(x | z) at every point, ``(N, G)``."""
+        r"""The sum log Σ p(z) p(x | z), ``(N,)``, from log p(x | z) at every point, ``(N, G)``."""
         return (log_likelihood.double() + self.log_mass).logsumexp(-1)
 
     def posterior(self, log_likelihood: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """Linear-Gaussian programs in several styles: everything about them is known in closed form."""
-# ruff: noqa: ANN001, ANN201, ANN202, ANN204, D101, D102, D103 (programs as users write them)
+# Programs as users write them, and Pyro's types are narrower than what it takes:
+# ruff: noqa: ANN001, ANN201, ANN202, ANN205, D101, D102, D103
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
 import functools
 import math
@@ -12,7 +14,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
 from zoo.exact import Gaussian, Grid
-from zoo.program import Data, Program, Programs, draws
+from zoo.program import Data, Program, Programs, draws, stored
 
 _WEIGHT = torch.tensor([[1.0, 0.0], [0.8, -0.5], [0.0, 1.0], [-0.6, 0.6]])
 _LOC = torch.tensor([1.0, 0.0, -1.0, 0.5])
@@ -23,7 +25,7 @@ def rows(num: int = 300) -> Data:
 
 
 class LinearModel(nn.Module):
-    """x = W z + m + s e, a module."""
+    """The model x = W z + m + s e, a module."""
 
     def __init__(self, plate=None) -> None:
         super().__init__()
@@ -209,7 +211,7 @@ def mixture_prior() -> Programs:
 
 
 def two_headed() -> Programs:
-    """x and y are both observed, and y comes as a keyword argument."""
+    """Both x and y are observed, and y comes as a keyword argument."""
     to_x, to_y, encoder = nn.Linear(2, 4), nn.Linear(2, 1), nn.Linear(5, 4)
 
     def model(x=None, *, y=None, batch_size=None):
@@ -341,7 +343,7 @@ def gaps_by_obs_mask() -> Programs:
             pyro.sample("y", dist.Normal(slope * z.squeeze(-1), 0.5), obs=y, obs_mask=seen)
             return pyro.sample("x", dist.Normal(to_x(z), 0.5).to_event(1), obs=x)
 
-    def guide(x, *, y=None, seen=None):
+    def guide(x, *, seen):
         loc, log_scale = encoder(x).chunk(2, -1)
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
@@ -396,9 +398,7 @@ def gaussian_process() -> Programs:
             pyro.sample("slope", dist.Normal(loc[:, 1], scales[1]))
 
     def exact():
-        store = pyro.get_param_store()
-        length = store["length"].detach() if "length" in store else torch.tensor(0.3)
-        scale = store["scale"].detach() if "scale" in store else torch.tensor(0.7)
+        length, scale = stored("length", torch.tensor(0.3)), stored("scale", torch.tensor(0.7))
         design = torch.stack([torch.ones(6), 2 * times], -1).double()  # slope = 2 times a standard normal
         within = noise(length, scale).double()
         return design, within, design @ design.T + within
@@ -449,8 +449,7 @@ def student_t() -> Programs:
         return Grid(points[:, None], -0.5 * points**2 - 0.5 * math.log(2 * math.pi) + math.log(18 / 2000))
 
     def log_likelihood(data):
-        store = pyro.get_param_store()
-        weight, scale = (store[n].detach().double() if n in store else start[n].double() for n in ("weight", "scale"))
+        weight, scale = (stored(name, value).double() for name, value in start.items())
         p_x = torch.distributions.StudentT(torch.tensor(3.0).double(), grid().points * weight, scale)
         return p_x.log_prob(data["x"].double()[:, None]).sum(-1)
 
@@ -478,7 +477,7 @@ PROGRAMS = [
     Program("subsampled", "plate of 10,000 with subsample=", subsampled, rows),
     Program("two-headed", "x, and y as a keyword argument, observed", two_headed, two_headed_rows, observed=("y",)),
     Program("multimodal", "half of y missing by poutine.mask; methods", multimodal, multimodal_rows, observed=("y",)),
-    Program("missing entries", "NaN as missing, a mask for both", missing_entries, missing_rows, pair={"missing": "nan"}),
+    Program("missing entries", "NaN as missing, and a mask", missing_entries, missing_rows, pair={"missing": "nan"}),
     Program("obs_mask", "gaps of y are latents, by obs_mask=", gaps_by_obs_mask, obs_mask_rows, observed=("y",)),
     Program("gaussian process", "short series, MultivariateNormal; pyro.param", gaussian_process, series),
     Program("student-t", "heavy tails; pyro.param", student_t, heavy_rows),

@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
-__all__ = ["Data", "Program", "Programs", "draws"]
+__all__ = ["Data", "Program", "Programs", "draws", "first", "stored"]
 
 Data = dict[str, Any]  # "x" and the programs' keyword arguments
 
@@ -70,6 +70,17 @@ class Program:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             return self.data()
+
+
+def first(data: Data, num: int) -> Data:
+    """The first ``num`` rows; what is the same for all rows stays."""
+    return {name: value[:num] if isinstance(value, Tensor) and value.dim() else value for name, value in data.items()}
+
+
+def stored(name: str, start: Tensor) -> Tensor:
+    """What Pyro's parameter store holds under a name, or the value that a program would start from."""
+    store = pyro.get_param_store()
+    return store[name].detach() if name in list(store) else start
 
 
 def draws(*shape: int) -> Tensor:

@@ -4,13 +4,13 @@ Many draws for one row are made by giving the programs that row many times, whic
 ``"data"``. Programs are run as they stand: put modules into evaluation mode first (:func:`evaluation_mode`).
 """
 
+import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -26,10 +26,13 @@ __all__ = [
     "Sites",
     "elbo_draws",
     "evaluation_mode",
+    "forward_draws",
     "importance",
     "mean_given_means",
     "modules_of",
+    "own_rows",
     "repeated",
+    "rows_first",
     "sites_of",
     "taken",
     "unscaled",
@@ -89,8 +92,6 @@ def evaluation_mode(*programs: Any) -> Iterator[None]:
 
 def taken(program: Callable[..., Any], data: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments among the data that a program's signature takes."""
-    import inspect
-
     parameters = inspect.signature(program.forward if isinstance(program, nn.Module) else program).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return {name: value for name, value in data.items() if name != "x" and (anything or name in parameters)}
@@ -152,21 +153,32 @@ def sites_of(model: Callable[..., Any], guide: Callable[..., Any], data: Data) -
         enumerated=tuple(
             {name: 0 for name, s in both if s["type"] == "sample" and s["infer"].get("enumerate") == "parallel"}
         ),
-        discrete=tuple(name for name, site in latent.items() if getattr(site["fn"].support, "is_discrete", False)),
+        discrete=tuple(name for name, site in latent.items() if _is_discrete(site["fn"])),
         auxiliary=tuple(n for n, s in guide_trace.nodes.items() if s["type"] == "sample" and s["is_observed"]),
-        point=tuple(
-            n
-            for n, s in guide_trace.nodes.items()
-            if s["type"] == "sample" and not s["is_observed"] and isinstance(_inner(s["fn"]), dist.Delta)
-        ),
+        point=_points(guide_trace),
         depth=max(-frame.dim for _, s in both if s["type"] == "sample" for frame in s["cond_indep_stack"]),
     )
+
+
+def _points(guide_trace: Any) -> tuple[str, ...]:
+    """Sites at which the guide sets a point; Pyro's autoguides do so too, but at the image of an auxiliary draw."""
+    drawn = {n: s for n, s in guide_trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
+    if any(site["infer"].get("is_auxiliary") for site in drawn.values()):
+        return ()
+    return tuple(name for name, site in drawn.items() if isinstance(_inner(site["fn"]), dist.Delta))
 
 
 def _inner(fn: Any) -> Any:
     while hasattr(fn, "base_dist") and not isinstance(fn, dist.Delta):
         fn = fn.base_dist
     return fn
+
+
+def _is_discrete(fn: Any) -> bool:
+    try:
+        return fn.support.is_discrete
+    except NotImplementedError:  # as of zuko's distributions
+        return False
 
 
 def elbo_draws(model: Any, guide: Any, data: Data, num: int) -> Tensor:
@@ -278,6 +290,13 @@ def forward_draws(model: Any, num: int, given: Mapping[str, Any]) -> Any:
         return trace(model, batch_size=num, **taken(model, given))
 
 
-def seeded(seed: int) -> None:
-    """Seeds Pyro's generators."""
-    pyro.set_rng_seed(seed)
+def own_rows(model: Any, data: Data, observed: Sequence[str] = ()) -> Data:
+    """The data with x drawn by the model itself, given the other keyword arguments."""
+    given = {name: value for name, value in data.items() if name not in (*observed, "x", "mask")}
+    x = forward_draws(model, len(data["x"]), given).nodes["x"]["value"]
+    return {**data, "x": rows_first(x, len(data["x"]))}
+
+
+def rows_first(value: Tensor, num: int) -> Tensor:
+    """A value of a site, ``(*plates, N, *E)``, as ``(N, ...)``, where there is one plate more at most."""
+    return value if len(value) == num else value.movedim(1, 0)
