@@ -1,43 +1,69 @@
-"""Features: how rows of data are shown to an encoder's network.
+"""Encodings: how rows of data are shown to an encoder's network.
 
 Data stay in the model's units, where the likelihood describes them; a network learns better from one-hot categories,
-logarithms of counts and levels around zero. Each likelihood names the features of its kind of data.
+logarithms of counts and levels around zero. Each likelihood names the encoding of its kind of data.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ByColumn", "Centred", "Features", "Log", "LogOnePlus", "OneHot", "Plain", "WithMask"]
+__all__ = ["ByColumn", "Centred", "Encoding", "Log", "LogOnePlus", "OneHot", "Plain", "WithMask", "by_row"]
 
 
-class Features(nn.Module):
+def by_row(value: Tensor | float, rows: Tensor, event_dim: int, name: str) -> Tensor:
+    """A number for each row, or one for all, ready to be multiplied with ``rows``: on their device, in their type.
+
+    Args:
+        value: ``(N,)``, or a number.
+        rows: ``(*B, N, *E)``.
+        event_dim: Number of dimensions of ``E``.
+        name: What the numbers are called in the error.
+
+    Raises:
+        ValueError: if there is not one number for each row.
+    """
+    if not isinstance(value, Tensor):
+        return rows.new_full((), value)
+    batch_shape = rows.shape[: rows.dim() - event_dim]
+    if value.dim() and tuple(value.shape) != tuple(batch_shape[-value.dim() :]):
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, expected one number for each of {sum(batch_shape[-1:])} rows"
+        )
+    return value.to(rows).reshape(*value.shape, *[1] * event_dim)
+
+
+class Encoding(nn.Module):
     """Base class: rows ``(*B, *E)`` to a network's input ``(*B, *shape(E))``.
 
-    To write a new one, define ``forward``, and ``shape`` where it is not the shape of the row. Keep each constructor
-    argument under its own name.
+    To write a new one, define ``forward``, and ``shape`` where it is not the shape of the row. Where it depends on
+    something that rows come with, name that in ``arguments`` and take it as a keyword argument of ``forward``. Keep
+    each constructor argument under its own name.
     """
+
+    arguments: tuple[str, ...] = ()
 
     def shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of the network's input for one row of shape ``event_shape``."""
         return tuple(event_shape)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> Tensor:
         """The network's input; ``mask`` is true where an entry is there."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(x)")
 
 
-class Plain(Features):
+class Plain(Encoding):
     """The row as it is."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
         return x
 
 
-class Centred(Features):
+class Centred(Encoding):
     """Levels from 0 to ``high``, brought to [-1, 1]."""
 
     def __init__(self, high: float) -> None:
@@ -48,7 +74,7 @@ class Centred(Features):
         return 2 * x / self.high - 1
 
 
-class _StandardizedLogs(Features):
+class _StandardizedLogs(Encoding):
     """Base class of logarithms of amounts, standardised.
 
     Logarithms of amounts lie anywhere and vary little, so each element's mean and standard deviation in the first
@@ -86,9 +112,18 @@ class _StandardizedLogs(Features):
 
 
 class LogOnePlus(_StandardizedLogs):
-    """The logarithm of 1 + x, for counts, standardised by the first training batch."""
+    """The logarithm of 1 + x, for counts, standardised by the first training batch.
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
+    Counts are divided by their row's ``size_factor`` first: what was looked at more is not more.
+    """
+
+    arguments = ("size_factor",)
+
+    def forward(  # noqa: D102
+        self, x: Tensor, mask: Tensor | None = None, *, size_factor: Tensor | float | None = None
+    ) -> Tensor:
+        if size_factor is not None:
+            x = x / by_row(size_factor, x, len(self.event_shape), "size_factor")
         return self.standardized(x.log1p(), mask)
 
 
@@ -99,7 +134,7 @@ class Log(_StandardizedLogs):
         return self.standardized(x.log(), mask)
 
 
-class OneHot(Features):
+class OneHot(Encoding):
     """One input for each of ``num_levels`` levels, left of a row's ``event_dim`` dimensions: ``(num_levels, *E)``."""
 
     def __init__(self, num_levels: int, event_dim: int) -> None:
@@ -114,56 +149,61 @@ class OneHot(Features):
         return one_hot.movedim(-1, -1 - self.event_dim)
 
 
-class ByColumn(Features):
-    """Each column of a table by its own features, one after another: ``(D,)`` to ``(F,)``."""
+class ByColumn(Encoding):
+    """Each column of a table by its own encoding, one after another: ``(D,)`` to ``(F,)``."""
 
-    def __init__(self, columns: Sequence[Features]) -> None:
+    def __init__(self, columns: Sequence[Encoding]) -> None:
         super().__init__()
         self._columns = nn.ModuleList(columns)
+        self.arguments = tuple(dict.fromkeys(name for column in columns for name in column.arguments))
 
     @property
-    def columns(self) -> tuple[Features, ...]:
-        """The features of each column."""
+    def columns(self) -> tuple[Encoding, ...]:
+        """The encoding of each column."""
         return tuple(self._columns)  # pyright: ignore[reportReturnType]
 
     def shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:  # noqa: D102
         return (sum(math.prod(column.shape(())) for column in self.columns),)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> Tensor:  # noqa: D102
         masks = [None] * x.shape[-1] if mask is None else mask.expand_as(x).unbind(-1)
-        parts = [column(part, m) for column, part, m in zip(self.columns, x.unbind(-1), masks, strict=True)]
+        parts = [
+            column(part, m, **{name: value for name, value in arguments.items() if name in column.arguments})
+            for column, part, m in zip(self.columns, x.unbind(-1), masks, strict=True)
+        ]
         parts = [part.reshape(*x.shape[:-1], -1) for part in parts]
         parts = [part if m is None else part * m[..., None] for part, m in zip(parts, masks, strict=True)]
         return torch.cat(parts, dim=-1)
 
 
-class WithMask(Features):
-    """Other features, and beside them which entries are there: 1 where an entry is observed, 0 where it is missing.
+class WithMask(Encoding):
+    """Another encoding, and beside it which entries are there: 1 where an entry is observed, 0 where it is missing.
 
-    Features of the row's own shape, or with levels to its left, get the mask as one level more; others, which are flat,
-    get it appended.
+    An encoding of the row's own shape, or with levels to its left, gets the mask as one level more; others, which are
+    flat, get it appended.
     """
 
-    def __init__(self, features: Features, event_shape: Sequence[int]) -> None:
+    def __init__(self, encoding: Encoding, event_shape: Sequence[int]) -> None:
         super().__init__()
-        self.features, self.event_shape = features, tuple(event_shape)
+        self.encoding, self.event_shape = encoding, tuple(event_shape)
+        self.arguments = encoding.arguments
 
     def shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:  # noqa: D102
-        event_shape, inner = tuple(event_shape), self.features.shape(event_shape)
+        event_shape, inner = tuple(event_shape), self.encoding.shape(event_shape)
         if inner == event_shape:
             return (2, *event_shape)
         if inner[1:] == event_shape:
             return (inner[0] + 1, *event_shape)
         return (math.prod(inner) + math.prod(event_shape),)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
-        event_dim, inner = len(self.event_shape), self.features.shape(self.event_shape)
+    def forward(self, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> Tensor:  # noqa: D102
+        event_dim, inner = len(self.event_shape), self.encoding.shape(self.event_shape)
         seen = torch.ones_like(x) if mask is None else mask.to(x.dtype).expand_as(x)
-        features = self.features(x, mask)
+        encoded = self.encoding(x, mask, **arguments)
         if inner == self.event_shape:
-            return torch.stack([features * seen, seen], dim=-1 - event_dim)
+            return torch.stack([encoded * seen, seen], dim=-1 - event_dim)
         if inner[1:] == self.event_shape:
             seen = seen.unsqueeze(-1 - event_dim)
-            return torch.cat([features * seen, seen], dim=-1 - event_dim)
+            return torch.cat([encoded * seen, seen], dim=-1 - event_dim)
         batch_shape = x.shape[: x.dim() - event_dim]
-        return torch.cat([features.reshape(*batch_shape, -1), seen.reshape(*batch_shape, -1)], dim=-1)
+        return torch.cat([encoded.reshape(*batch_shape, -1), seen.reshape(*batch_shape, -1)], dim=-1)

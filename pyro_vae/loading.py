@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_vae import __version__, likelihoods, networks, posteriors, priors, programs, transforms, vae
-from pyro_vae import encodings as features
+from pyro_vae import __version__, encodings, likelihoods, networks, posteriors, priors, programs, transforms, vae
 from pyro_vae._support import configs, files
 from pyro_vae.vae import CONFIG, FORMAT_VERSION, VAE, WEIGHTS
 
 __all__ = ["load", "load_config"]
 
-_ROOMS = (features, likelihoods, networks, posteriors, priors, programs, transforms, vae)
+_ROOMS = (encodings, likelihoods, networks, posteriors, priors, programs, transforms, vae)
 _CLASSES = {
     name: part
     for room in _ROOMS

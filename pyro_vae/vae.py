@@ -58,6 +58,12 @@ class VAE(Pair):
     ) -> None:
         if prior.latent_dim != encoder.latent_dim:
             raise ValueError(f"the prior has {prior.latent_dim} latents and the encoder {encoder.latent_dim}")
+        if encoder.event_shape is None:
+            encoder.event_shape = decoder.event_shape
+        if encoder.event_shape != decoder.event_shape:
+            raise ValueError(
+                f"the decoder's rows have shape {decoder.event_shape} and the encoder's {encoder.event_shape}"
+            )
         transform = Identity() if transform is None else transform
         check_fit(transform, decoder.likelihood.data_range, type(decoder.likelihood).__name__)
         super().__init__(
@@ -225,14 +231,14 @@ def _assemble(
     event_shape, z_shape = tuple(event_shape), (latent_dim,)
     prior = StandardNormal(latent_dim) if prior is None else prior
     posterior = DiagonalNormal() if posterior is None else posterior
-    features = likelihood.features(event_shape)
+    encoding = likelihood.encoding(event_shape)
     if missing:
-        features = WithMask(features, event_shape)
+        encoding = WithMask(encoding, event_shape)
     return VAE(
         prior,
         Decoder(decoder_network(z_shape, likelihood.raw_shape(event_shape)), likelihood, event_shape),
         Encoder(
-            encoder_network(features.shape(event_shape), posterior.raw_shape(z_shape)), posterior, latent_dim, features
+            encoder_network(encoding.shape(event_shape), posterior.raw_shape(z_shape)), posterior, latent_dim, encoding
         ),
         Auto() if transform == "auto" else transform,
         missing,

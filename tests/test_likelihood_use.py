@@ -99,12 +99,12 @@ PICKY = {name: case for name, case in CASES.items() if case.bad is not None}
 
 def new_vae(likelihood):
     """One latent, an affine decoder, an encoder with one hidden layer."""
-    event_shape, features = (NUM_DIMS,), likelihood.features((NUM_DIMS,))
-    encoder_network = MLP(features.shape(event_shape), (2, 1), hidden_dims=(16,), activation="Tanh")
+    event_shape, encoding = (NUM_DIMS,), likelihood.encoding((NUM_DIMS,))
+    encoder_network = MLP(encoding.shape(event_shape), (2, 1), hidden_dims=(16,), activation="Tanh")
     return VAE(
         StandardNormal(1),
         Decoder(MLP((1,), likelihood.raw_shape(event_shape), hidden_dims=()), likelihood, event_shape),
-        Encoder(encoder_network, DiagonalNormal(), 1, features),
+        Encoder(encoder_network, DiagonalNormal(), 1, encoding),
     )
 
 
@@ -268,7 +268,7 @@ def test_a_size_factor_that_is_not_positive_is_refused_by_fit_with_one_sentence(
         fit(new_vae(NegativeBinomial()), data, epochs=1, batch_size=100, progress=False, device="cpu")
 
 
-@pytest.mark.parametrize("make", [Bernoulli, Gamma, lambda: Mixed([Poisson() for _ in range(NUM_DIMS)])])
+@pytest.mark.parametrize("make", [Bernoulli, Gamma, lambda: Mixed([Gamma() for _ in range(NUM_DIMS)])])
 def test_a_size_factor_is_refused_by_kinds_of_data_that_have_none(make):
     data = {"x": torch.ones(100, NUM_DIMS), "size_factor": torch.ones(100)}
     with pytest.raises(TypeError, match="size_factor"):

@@ -617,7 +617,7 @@ def test_a_row_masked_throughout_adds_exactly_nothing_even_at_the_ends_of_the_su
             assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
-@cases
+@rows
 @pytest.mark.usefixtures("float64")
 def test_a_size_factor_multiplies_the_mean_row_by_row_where_it_is_taken(case):
     size_factor = torch.tensor([1, 3, 20])

@@ -103,9 +103,12 @@ def test_parts_that_disagree_are_refused():
     vae = VAES["mlp"]()
     with pytest.raises(ValueError, match="the prior has 5 latents and the encoder 2"):
         VAE(StandardNormal(5), vae.decoder, vae.encoder)
-    wrong = Decoder(torch.nn.Linear(2, 4), Normal(), (4,))
-    with pytest.raises(ValueError, match=r"reads raw output of shape \(\*batch, 1, 4\), found \(3, 4\)"):
+    wrong = Decoder(torch.nn.Linear(2, 5), Normal(), (4,))
+    sentence = r"the decoder's network must map \(N, 2\) to \(N, 1, 4\), or to \(N, 4\); it maps \(3, 2\) to \(3, 5\)"
+    with pytest.raises(ValueError, match=sentence):
         wrong(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"the decoder's rows have shape \(3, 4\) and the encoder's \(4,\)"):
+        VAE(StandardNormal(3), vae.decoder, VAES["fixed scale"]().encoder)
 
 
 # A part of the user's own

@@ -1,9 +1,38 @@
 """Looking up a name that a person typed."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-__all__ = ["lookup"]
+__all__ = ["check_taken", "hinted", "listed", "lookup", "nearest"]
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a mistyped one was probably meant to be.
+
+    Example:
+        >>> nearest("msk", ["labels", "mask"])
+        'mask'
+    """
+    by_lower = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(str(name).lower(), list(by_lower), n=1, cutoff=0.5)
+    return by_lower[near[0]] if near else None
+
+
+def hinted(name: str, known: Iterable[str], sentence: str) -> str:
+    """``sentence``, which says what is known, after a hint at the nearest known name."""
+    near = nearest(name, known)
+    return f"; {sentence}" if near is None else f": did you mean {near!r}? {sentence[0].upper()}{sentence[1:]}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as a person would list them.
+
+    Example:
+        >>> listed(["x", "mask", "labels"]), listed([])
+        ('labels, mask and x', 'no arguments')
+    """
+    *most, last = sorted(names) or ["no arguments"]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def lookup(name: str, known: Iterable[str], kind: str) -> str:
@@ -21,7 +50,16 @@ def lookup(name: str, known: Iterable[str], kind: str) -> str:
     known = list(known)
     if name in known:
         return name
-    by_lower = {k.lower(): k for k in known}
-    near = difflib.get_close_matches(str(name).lower(), list(by_lower), n=1, cutoff=0.5)
-    hint = f": did you mean {by_lower[near[0]]!r}? Known: " if near else "; known: "
-    raise ValueError(f"unknown {kind} {name!r}{hint}{', '.join(known)}")
+    sentence = f"known: {', '.join(known)}"
+    raise ValueError(f"unknown {kind} {name!r}{hinted(name, known, sentence)}")
+
+
+def check_taken(names: Iterable[str], taken: Collection[str], who: str) -> None:
+    """Makes sure that a part takes each of the keyword arguments it is given.
+
+    Raises:
+        TypeError: naming one that it does not take, and what it takes.
+    """
+    for name in names:
+        if name not in taken:
+            raise TypeError(f"{who} takes no {name!r}{hinted(name, taken, f'it takes {listed(taken)}')}")

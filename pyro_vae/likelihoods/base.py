@@ -9,9 +9,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vae._support.names import lookup
+from pyro_vae._support.names import check_taken, lookup
 from pyro_vae._support.ranges import Constraint
-from pyro_vae.encodings import Features, Plain
+from pyro_vae.encodings import Encoding, Plain
 from pyro_vae.heads import Head
 
 __all__ = ["Anchored", "Dispersed", "Likelihood"]
@@ -24,41 +24,55 @@ class Likelihood(Head):
 
     - define ``data_range``: the constraint that one element must meet, in the model's units. Data and transforms are
       checked against it before training;
-    - override ``features`` if a network should see such data in another form;
+    - override ``encoding`` if a network should see such data in another form;
     - take densities from ``pyro.distributions``, with their constants, so that ELBOs compare;
-    - take keyword arguments in ``distribution`` if rows come with something that the likelihood needs.
+    - if rows come with something that it needs, name that in ``arguments``, take it as a keyword argument of
+      ``distribution``, and look at its values in ``check_arguments``.
 
     Then give it a row in the table of ``scripts/choices.py``, where the command line finds it, and one in the table
     of ``tests/test_likelihoods.py``.
     """
+
+    arguments: tuple[str, ...] = ()
 
     @property
     def data_range(self) -> Constraint:
         """The values of one element, in the model's units, that this likelihood is for."""
         raise NotImplementedError(f"{type(self).__name__} must define data_range")
 
-    def features(self, event_shape: Sequence[int]) -> Features:
+    def encoding(self, event_shape: Sequence[int]) -> Encoding:
         """How an encoder's network is shown such data."""
         return Plain()
 
-    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **context: Any) -> None:
+    def check_arguments(self, **arguments: Any) -> None:
+        """Looks at the values of the ``arguments`` that rows come with, before any program runs.
+
+        Raises:
+            ValueError: saying what is wrong with them.
+        """
+
+    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> None:
         """Told of each training batch before its log-probability is taken; by default it has no use for it."""
 
-    def forward(self, raw: Tensor, *, mask: Tensor | None = None, **context: Any) -> TorchDistribution:
+    def forward(self, raw: Tensor, *, mask: Tensor | None = None, **arguments: Any) -> TorchDistribution:
         """The distribution over one event that the raw output stands for.
 
         Args:
             raw: The network's output.
-            mask: ``(*B, *E)``, true where an entry is observed: others have no say in the log-probability.
-            context: What rows come with, such as size factors.
+            mask: ``(*B, *E)``, true where an entry is observed: others are ignored in the log-probability.
+            arguments: What rows come with, such as size factors.
+
+        Raises:
+            TypeError: if it does not take one of them.
         """
+        check_taken(arguments, self.arguments, "the likelihood")
         params, event_dim = self.read(raw)
-        elementwise = self.distribution(*params, **context)
+        elementwise = self.distribution(*params, **arguments)
         if mask is not None:
             elementwise = elementwise.mask(mask)
         return elementwise.to_event(event_dim)
 
-    def distribution(self, *params: Tensor, **context: Any) -> TorchDistribution:
+    def distribution(self, *params: Tensor, **arguments: Any) -> TorchDistribution:
         """The elementwise distribution with these raw parameters."""
         raise NotImplementedError(f"{type(self).__name__} must define distribution(*params)")
 
@@ -79,14 +93,17 @@ class Anchored(Likelihood):
         self.register_buffer("anchor", torch.zeros(event_shape))
         self.register_buffer("has_anchor", torch.tensor(False))  # noqa: FBT003
 
-    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **context: Any) -> None:
+    def exposure(self, x: Tensor, **arguments: Any) -> Tensor | float:
+        """What multiplies the mean in each row, as :func:`~pyro_vae.encodings.by_row` has it."""
+        return 1.0
+
+    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> None:
         """Takes the anchor from the first batch."""
         with torch.no_grad():
-            rows = x.reshape(-1, *self.anchor.shape)
-            seen = torch.ones_like(rows) if mask is None else mask.to(x.dtype).expand_as(x).reshape(rows.shape)
-            size: Tensor | None = context.get("size_factor")
-            count = (seen if size is None else seen * size.to(x.dtype).reshape(-1, *[1] * self.anchor.dim())).sum(0)
-            mean = (rows * seen).sum(0) / count.clamp(min=1e-9)
+            seen = torch.ones_like(x) if mask is None else mask.to(x.dtype).expand_as(x)
+            exposed = seen * self.exposure(x, **arguments)
+            total, count = ((t.reshape(-1, *self.anchor.shape)).sum(0) for t in (x * seen, exposed))
+            mean = total / count.clamp(min=1e-9)
             floor = 1e-2 if self.data_range.is_discrete else torch.finfo(x.dtype).tiny
             log_mean = torch.where(count > 0, mean.clamp(min=floor).log(), 0.0)
             self.anchor.copy_(torch.where(self.has_anchor, self.anchor, log_mean))

@@ -1,18 +1,20 @@
 r"""Counts: whole numbers from 0, without a highest one.
 
-Each takes, as a keyword argument of the programs, a ``size_factor`` for each row, ``(N,)``: how much was looked at,
-such as the depth of sequencing. It multiplies the mean. In the formulas :math:`\eta` is the first raw output, counted
-from the anchor of :class:`Anchored`.
+Each takes, as a keyword argument of the programs, a ``size_factor`` for each row, ``(N,)``, or one number for all: how
+much was looked at, such as the depth of sequencing. It multiplies the mean, and the encoder sees the counts divided by
+it. In the formulas :math:`\eta` is the first raw output, counted from the anchor of :class:`Anchored`.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 
 from pyro_vae._support.ranges import Constraint, constraints
 from pyro_vae.distributions import ZeroInflated
-from pyro_vae.encodings import Features, LogOnePlus
+from pyro_vae.encodings import Encoding, LogOnePlus, by_row
 from pyro_vae.likelihoods.base import Anchored, Dispersed
 from pyro_vae.likelihoods.real import Scale
 
@@ -22,22 +24,39 @@ __all__ = ["NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial", "ZeroI
 class _Counts(Anchored):
     """Data are counts; the first raw output is the mean's logarithm."""
 
+    arguments = ("size_factor",)
+
     @property
     def data_range(self) -> Constraint:
         """Whole numbers from 0."""
         return constraints.nonnegative_integer
 
-    def features(self, event_shape: Sequence[int]) -> Features:
+    def encoding(self, event_shape: Sequence[int]) -> Encoding:
         """Logarithms."""
         return LogOnePlus(event_shape)
 
-    def log_rate(self, raw: Tensor, size_factor: Tensor | None) -> Tensor:
-        """The mean's logarithm, the size factor's included."""
-        log_mean = self.log_mean(raw)
+    def check_arguments(self, *, size_factor: Any = None) -> None:
+        """Size factors are positive numbers."""
         if size_factor is None:
-            return log_mean
+            return
+        factors = torch.as_tensor(size_factor)
+        good = (factors > 0) & factors.isfinite()
+        if not bool(good.all()):
+            where = (~good).nonzero()[0].tolist()
+            raise ValueError(
+                "size_factor must be a positive number for each row, for it multiplies the mean; "
+                f"found {factors[tuple(where)].item():g}{f' in row {where[0]}' if where else ''}"
+            )
+
+    def exposure(self, x: Tensor, *, size_factor: Tensor | float | None = None) -> Tensor | float:
+        """The size factor."""
         event_dim = 1 if self.event_shape is None else len(self.event_shape)
-        return log_mean + size_factor.to(raw.dtype).log().reshape(*size_factor.shape, *([1] * event_dim))
+        return 1.0 if size_factor is None else by_row(size_factor, x, event_dim, "size_factor")
+
+    def log_rate(self, raw: Tensor, size_factor: Tensor | float | None) -> Tensor:
+        """The mean's logarithm, the size factor's included."""
+        exposure = self.exposure(raw, size_factor=size_factor)
+        return self.log_mean(raw) + exposure.log() if isinstance(exposure, Tensor) else self.log_mean(raw)
 
 
 class Poisson(_Counts):
@@ -54,7 +73,7 @@ class Poisson(_Counts):
         tensor([ 1., 10.])
     """
 
-    def distribution(self, *params: Tensor, size_factor: Tensor | None = None) -> dist.TorchDistribution:
+    def distribution(self, *params: Tensor, size_factor: Tensor | float | None = None) -> dist.TorchDistribution:
         """Poisson with the exponential of the raw output as rate."""
         return dist.Poisson(self.log_rate(params[0], size_factor).exp())
 
@@ -78,7 +97,7 @@ class ZeroInflatedPoisson(_Counts):
 
     num_params = 2
 
-    def distribution(self, *params: Tensor, size_factor: Tensor | None = None) -> dist.TorchDistribution:
+    def distribution(self, *params: Tensor, size_factor: Tensor | float | None = None) -> dist.TorchDistribution:
         """Zero-inflated Poisson with rate and gate from the network."""
         return ZeroInflated(dist.Poisson(self.log_rate(params[0], size_factor).exp()), gate_logits=params[1])
 
@@ -107,7 +126,7 @@ class NegativeBinomial(Dispersed, _Counts):
         self.min_total_count = min_total_count
         self.set_dispersion("total_count", total_count, floor=min_total_count, start=1.0)
 
-    def distribution(self, *params: Tensor, size_factor: Tensor | None = None) -> dist.TorchDistribution:
+    def distribution(self, *params: Tensor, size_factor: Tensor | float | None = None) -> dist.TorchDistribution:
         """Negative binomial with the raw output as the mean's logarithm."""
         total_count = self.dispersion(params)
         return dist.NegativeBinomial(total_count, logits=self.log_rate(params[0], size_factor) - total_count.log())
@@ -142,7 +161,7 @@ class ZeroInflatedNegativeBinomial(Dispersed, _Counts):
         self.min_total_count = min_total_count
         self.set_dispersion("total_count", total_count, floor=min_total_count, start=1.0)
 
-    def distribution(self, *params: Tensor, size_factor: Tensor | None = None) -> dist.TorchDistribution:
+    def distribution(self, *params: Tensor, size_factor: Tensor | float | None = None) -> dist.TorchDistribution:
         """Zero-inflated negative binomial with mean and gate from the network."""
         total_count = self.dispersion(params)
         logits = self.log_rate(params[0], size_factor) - total_count.log()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pyro_vae._support.ranges import Constraint, constraints
 from pyro_vae.distributions import DiscretizedLogistic as DiscretizedLogisticDistribution
 from pyro_vae.distributions import Kinds, Levels
-from pyro_vae.encodings import Centred, Features, OneHot
+from pyro_vae.encodings import Centred, Encoding, OneHot
 from pyro_vae.likelihoods.base import Likelihood
 
 __all__ = ["Categorical", "DiscretizedLogistic", "DiscretizedLogisticMixture"]
@@ -32,7 +32,7 @@ class _Levelled(Likelihood):
         """Whole numbers from 0 to the highest level."""
         return constraints.integer_interval(0, self.num_levels - 1)
 
-    def features(self, event_shape: Sequence[int]) -> Features:
+    def encoding(self, event_shape: Sequence[int]) -> Encoding:
         """Levels brought to [-1, 1]."""
         return Centred(self.num_levels - 1)
 
@@ -142,9 +142,9 @@ class Categorical(_Levelled):
         self.ordered = ordered
         self.num_params = num_levels
 
-    def features(self, event_shape: Sequence[int]) -> Features:
+    def encoding(self, event_shape: Sequence[int]) -> Encoding:
         """Amounts brought to [-1, 1]; kinds one-hot."""
-        return super().features(event_shape) if self.ordered else OneHot(self.num_levels, len(event_shape))
+        return super().encoding(event_shape) if self.ordered else OneHot(self.num_levels, len(event_shape))
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
         """Categorical with the raw outputs as logits."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyro_vae._support.ranges import Columns as ColumnRanges
 from pyro_vae._support.ranges import Constraint
 from pyro_vae.distributions import Columns
-from pyro_vae.encodings import ByColumn, Features
+from pyro_vae.encodings import ByColumn, Encoding
 from pyro_vae.likelihoods.base import Likelihood
 
 __all__ = ["Mixed"]
@@ -45,6 +45,7 @@ class Mixed(Likelihood):
             raise ValueError(f"Mixed has {len(columns)} columns and {len(names)} names: give one name for each")
         self._columns = nn.ModuleList(columns)
         self.names = None if names is None else tuple(names)
+        self.arguments = tuple(dict.fromkeys(name for column in columns for name in column.arguments))
 
     @property
     def columns(self) -> tuple[Likelihood, ...]:
@@ -56,9 +57,14 @@ class Mixed(Likelihood):
         """Each column's own range."""
         return ColumnRanges([column.data_range for column in self.columns], self.names)
 
-    def features(self, event_shape: Sequence[int]) -> Features:
-        """Each column's own features."""
-        return ByColumn([column.features(()) for column in self.columns])
+    def encoding(self, event_shape: Sequence[int]) -> Encoding:
+        """Each column's own encoding."""
+        return ByColumn([column.encoding(()) for column in self.columns])
+
+    def check_arguments(self, **arguments: Any) -> None:
+        """Has each column look at those that it takes."""
+        for column in self.columns:
+            column.check_arguments(**_taken(column, arguments))
 
     def raw_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:  # noqa: D102
         if tuple(event_shape) != (len(self.columns),):
@@ -80,12 +86,18 @@ class Mixed(Likelihood):
             raise ValueError(f"Mixed reads raw output of shape (*batch, {expected[0]}), found {tuple(raw.shape)}")
         return raw.split(self._sizes(), dim=-1), 1
 
-    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **context: Any) -> None:
+    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> None:
         """Tells each column of its part."""
         masks = [None] * len(self.columns) if mask is None else mask.expand_as(x).unbind(-1)
         for column, part, rows, seen in zip(self.columns, self.read(raw)[0], x.unbind(-1), masks, strict=True):
-            column.observe(part, rows, seen, **context)
+            column.observe(part, rows, seen, **_taken(column, arguments))
 
-    def distribution(self, *params: Tensor) -> TorchDistribution:
+    def distribution(self, *params: Tensor, **arguments: Any) -> TorchDistribution:
         """Each column's distribution, side by side."""
-        return Columns([column(raw) for column, raw in zip(self.columns, params, strict=True)])
+        parts = zip(self.columns, params, strict=True)
+        return Columns([column(raw, **_taken(column, arguments)) for column, raw in parts])
+
+
+def _taken(column: Likelihood, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a column takes."""
+    return {name: value for name, value in arguments.items() if name in column.arguments}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae._support.ranges import Constraint, constraints, interval
-from pyro_vae.encodings import Features, Log
+from pyro_vae.encodings import Encoding, Log
 from pyro_vae.likelihoods.base import Anchored, Dispersed
 from pyro_vae.likelihoods.real import Scale
 
@@ -45,7 +45,7 @@ class LogNormal(Dispersed, Anchored):
         """Positive numbers."""
         return constraints.positive
 
-    def features(self, event_shape: Sequence[int]) -> Features:
+    def encoding(self, event_shape: Sequence[int]) -> Encoding:
         """Logarithms."""
         return Log(event_shape)
 
@@ -83,7 +83,7 @@ class Gamma(Dispersed, Anchored):
         """Positive numbers."""
         return constraints.positive
 
-    def features(self, event_shape: Sequence[int]) -> Features:
+    def encoding(self, event_shape: Sequence[int]) -> Encoding:
         """Logarithms."""
         return Log(event_shape)
 

@@ -94,7 +94,7 @@ class Normal(_LocationScale):
             self.register_buffer("variance_sum", torch.zeros(()))
             self.register_buffer("variance_weight", torch.zeros(()))
 
-    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **context: Any) -> None:
+    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> None:
         """With ``scale="optimal"``, takes the batch's mean squared residual."""
         if self.scale != "optimal":
             return

@@ -9,6 +9,7 @@ The programs keep the contract that every tool of the library relies on, for a u
 - anything else (labels, covariates, masks) comes as keyword arguments given to both, with the batch first.
 """  # noqa: D205
 
+from pyro_vae.programs.arguments import accepted, arguments_for, check_arguments, check_values
 from pyro_vae.programs.latent import Guide, Model
 from pyro_vae.programs.ownership import Owned, loose_parameters, modules_of
 from pyro_vae.programs.parts import Decoder, Encoder
@@ -20,6 +21,10 @@ __all__ = [
     "Guide",
     "Model",
     "Owned",
+    "accepted",
+    "arguments_for",
+    "check_arguments",
+    "check_values",
     "evaluating",
     "forked_random_state",
     "local_parameters",

@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 from torch import Tensor, nn
 
+from pyro_vae._support.names import check_taken
 from pyro_vae.priors import Prior
 from pyro_vae.programs.parts import Decoder, Encoder
 
@@ -35,20 +36,30 @@ class Model(nn.Module):
         super().__init__()
         self.prior, self.decoder = prior, decoder
 
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The keyword arguments that the program takes: ``mask``, and those of the likelihood."""
+        return ("mask", *self.decoder.arguments)
+
+    def check_arguments(self, *, mask: Any = None, **arguments: Any) -> None:
+        """Has the likelihood look at the values of its arguments."""
+        self.decoder.likelihood.check_arguments(**arguments)
+
     def forward(
-        self, x: Tensor | None = None, *, batch_size: int | None = None, mask: Tensor | None = None, **context: Any
+        self, x: Tensor | None = None, *, batch_size: int | None = None, mask: Tensor | None = None, **arguments: Any
     ) -> Tensor:
         """Runs the program on rows ``x`` in the model's units, or forward for ``batch_size`` new rows.
 
-        ``mask`` is true where an entry is observed; other keyword arguments go to the likelihood.
+        ``mask`` is true where an entry is observed; other keyword arguments are the likelihood's.
         """
+        check_taken(arguments, self.arguments, "the model")
         rows = batch_size if x is None else len(x)
         if rows is None:
             raise ValueError("the model needs rows x, or batch_size=n to draw n new ones")
         _register(self)
         with pyro.plate("data", rows, dim=-1):
             z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.decoder(z, x, mask, **context), obs=x)
+            return pyro.sample("x", self.decoder(z, x, mask, **arguments), obs=x)
 
 
 class Guide(nn.Module):
@@ -62,8 +73,14 @@ class Guide(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None, **context: Any) -> Tensor:
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The keyword arguments that the program takes: ``mask``, and those of the encoding."""
+        return ("mask", *self.encoder.arguments)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, **arguments: Any) -> Tensor:
         """Runs the program on rows ``x`` in the model's units; ``mask`` is true where an entry is observed."""
+        check_taken(arguments, self.arguments, "the guide")
         _register(self)
         with pyro.plate("data", len(x), dim=-1):
-            return pyro.sample("z", self.encoder(x, mask, **context))
+            return pyro.sample("z", self.encoder(x, mask, **arguments))

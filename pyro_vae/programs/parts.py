@@ -1,31 +1,38 @@
 """The two parts of a VAE that are networks: what x is like given z, and what z is like given x."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.encodings import Features, Plain
+from pyro_vae._support.names import check_taken
+from pyro_vae.encodings import Encoding, Plain
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.posteriors import Posterior
 
-__all__ = ["Decoder", "Encoder"]
+__all__ = ["Decoder", "Encoder", "raw_output"]
 
 
 class Decoder(nn.Module):
     r"""A network and a likelihood: :math:`z \mapsto p(x \mid z)`.
 
     Args:
-        network: Maps ``(*B, L)`` to ``(*B, *likelihood.raw_shape(event_shape))``.
+        network: Maps ``(N, L)`` to ``(N, *likelihood.raw_shape(event_shape))``, or to the same numbers in fewer
+            dimensions, such as ``(N, R)``. It meets one batch dimension, however many z has.
         likelihood: Turns that into a distribution. The decoder takes a copy of its own.
         event_shape: Shape of one row of data.
 
     Shape:
-        z: ``(*B, L)``. Returns a distribution with batch ``(*B,)`` and event ``event_shape``, in the model's units. Of
-        ``x`` and ``mask``, ``(*B, *event_shape)``, the distribution does not depend on x but through a likelihood that
-        asks to observe training data; entries where ``mask`` is false have no say in its log-probability. Other
-        keyword arguments go to the likelihood.
+        z: ``(*B, L)``. Returns a distribution with batch ``(*B,)`` and event ``event_shape``, in the model's units.
+        x and mask: ``(*B, *event_shape)``. The distribution does not depend on x except through a likelihood that asks
+        to observe training data; entries where ``mask`` is false are ignored in its log-probability.
+        Other keyword arguments are the likelihood's: ``arguments`` names them.
+
+    Raises:
+        ValueError: if the network's output can't be read, or the mask has another shape than x.
+        TypeError: if the likelihood does not take one of the arguments.
     """
 
     def __init__(self, network: nn.Module, likelihood: Likelihood, event_shape: Sequence[int]) -> None:
@@ -34,39 +41,120 @@ class Decoder(nn.Module):
         self.network = network
         self.likelihood = likelihood.for_event(self.event_shape)
 
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The keyword arguments that the likelihood takes."""
+        return self.likelihood.arguments
+
     def forward(  # noqa: D102
-        self, z: Tensor, x: Tensor | None = None, mask: Tensor | None = None, **context: Any
+        self, z: Tensor, x: Tensor | None = None, mask: Tensor | None = None, **arguments: Any
     ) -> TorchDistribution:
-        raw = self.network(z)
+        check_taken(arguments, self.arguments, "the decoder")
+        if mask is not None:
+            shape = mask.shape[: mask.dim() - len(self.event_shape)] + self.event_shape if x is None else x.shape
+            _check_mask(mask, shape)
+        raw = raw_output(self.network, z, 1, self.likelihood.raw_shape(self.event_shape), "decoder")
         if x is not None and self.training:
-            self.likelihood.observe(raw, x, mask, **context)
-        return self.likelihood(raw, mask=mask, **context)
+            self.likelihood.observe(raw, x, mask, **arguments)
+        return self.likelihood(raw, mask=mask, **arguments)
 
 
 class Encoder(nn.Module):
     r"""A network and a posterior family: :math:`x \mapsto q(z \mid x)`.
 
     Args:
-        network: Maps ``(*B, *features.shape(event_shape))`` to ``(*B, *posterior.raw_shape((latent_dim,)))``.
+        network: Maps ``(N, *encoding.shape(event_shape))`` to ``(N, *posterior.raw_shape((latent_dim,)))``, or, where
+            ``event_shape`` is known, to the same numbers in fewer dimensions, such as ``(N, R)``.
         posterior: Turns that into a distribution. The encoder takes a copy of its own.
         latent_dim: Number of latents :math:`L`.
-        features: How the network is shown a row; by default as it is.
+        encoding: How the network is shown a row; by default as it is.
+        event_shape: Shape of one row of data. Where it is known, the network meets one batch dimension, however many
+            x has; a :class:`~pyro_vae.VAE` says it.
 
     Shape:
         x: ``(*B, *event_shape)`` in the model's units; mask: the same, true where an entry is observed. Returns a
-        distribution with batch ``(*B,)`` and event ``(L,)``.
+        distribution with batch ``(*B,)`` and event ``(L,)``. Other keyword arguments are the encoding's: ``arguments``
+        names them.
+
+    Raises:
+        ValueError: if the network's output can't be read, or the mask has another shape than x.
+        TypeError: if the encoding does not take one of the arguments.
     """
 
     def __init__(
-        self, network: nn.Module, posterior: Posterior, latent_dim: int, features: Features | None = None
+        self,
+        network: nn.Module,
+        posterior: Posterior,
+        latent_dim: int,
+        encoding: Encoding | None = None,
+        event_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.latent_dim = latent_dim
-        self.features = Plain() if features is None else features
+        self.encoding = Plain() if encoding is None else encoding
+        self.event_shape = None if event_shape is None else tuple(event_shape)
         self.network = network
         self.posterior = posterior.for_event((latent_dim,))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, **context: Any) -> TorchDistribution:  # noqa: D102
-        if "size_factor" in context:  # what was looked at more is not more
-            x = x / context["size_factor"].to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
-        return self.posterior(self.network(self.features(x, mask)))
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The keyword arguments that the encoding takes."""
+        return self.encoding.arguments
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> TorchDistribution:  # noqa: D102
+        check_taken(arguments, self.arguments, "the encoder")
+        if mask is not None:
+            _check_mask(mask, x.shape)
+        shown = self.encoding(x, mask, **arguments)
+        if self.event_shape is None:
+            return self.posterior(self.network(shown))
+        row_dim, shape = len(self.encoding.shape(self.event_shape)), self.posterior.raw_shape((self.latent_dim,))
+        return self.posterior(raw_output(self.network, shown, row_dim, shape, "encoder"))
+
+
+def raw_output(network: nn.Module, rows: Tensor, row_dim: int, shape: Sequence[int], who: str) -> Tensor:
+    """A network's raw output, ``(*B, *shape)``, for rows ``(*B, ...)`` whose last ``row_dim`` dimensions are a row's.
+
+    The network meets one batch dimension. Its output may have neighbouring dimensions of ``shape`` in one, or lack
+    those of size 1.
+
+    Raises:
+        ValueError: if it can't be read so, with the shapes that were found and expected.
+    """
+    shape, batch_shape, row = tuple(shape), rows.shape[: rows.dim() - row_dim], rows.shape[rows.dim() - row_dim :]
+    if len(batch_shape) != 1:
+        rows = rows.reshape(batch_shape.numel(), *row)
+    raw = network(rows)
+    if isinstance(raw, Tensor) and raw.shape == (len(rows), *shape):
+        return raw if len(batch_shape) == 1 else raw.reshape(*batch_shape, *shape)
+    if not isinstance(raw, Tensor) or raw.shape[:1] != rows.shape[:1] or not _merges(shape, raw.shape[1:]):
+        found = tuple(raw.shape) if isinstance(raw, Tensor) else f"a {type(raw).__name__}"
+        flat = "" if len(shape) < 2 else f", or to {_batch_of([math.prod(shape)])}"
+        raise ValueError(
+            f"the {who}'s network must map {_batch_of(row)} to {_batch_of(shape)}{flat}; "
+            f"it maps {tuple(rows.shape)} to {found}"
+        )
+    return raw.reshape(*batch_shape, *shape)
+
+
+def _merges(shape: Sequence[int], found: Sequence[int]) -> bool:
+    """Whether ``found`` is ``shape`` with neighbouring dimensions multiplied, and without those of size 1."""
+    rest, sizes = [size for size in shape if size != 1], [size for size in found if size != 1]
+    for size in sizes:
+        product = 1
+        while rest and product < size:
+            product *= rest.pop(0)
+        if product != size:
+            return False
+    return not rest
+
+
+def _batch_of(shape: Sequence[int]) -> str:
+    return f"({', '.join(['N', *map(str, shape)])})"
+
+
+def _check_mask(mask: Tensor, shape: Sequence[int]) -> None:
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(
+            f"the mask has shape {tuple(mask.shape)}, expected one entry for each of the rows', {tuple(shape)}"
+        )

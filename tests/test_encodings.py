@@ -1,4 +1,4 @@
-"""Features: the numbers that an encoder's network is shown, against NumPy."""
+"""Encodings: the numbers that an encoder's network is shown, against NumPy."""
 
 import math
 
@@ -45,7 +45,7 @@ def centred(x):
     return 2 * x.numpy() / (NUM_LEVELS - 1) - 1
 
 
-# Features that keep a row's shape: which, and the same in NumPy.
+# Encodings that keep a row's shape: which, and the same in NumPy.
 KEEPING = {
     "plain": (lambda _: Plain(), lambda x: x.numpy()),
     "centred": (lambda _: Centred(NUM_LEVELS - 1), centred),
@@ -61,9 +61,9 @@ KEEPING = {
 @batches
 @pytest.mark.usefixtures("float64")
 def test_features_of_one_number_for_each_element(make, expected, event_shape, batch_shape):
-    x, features = levels(*batch_shape, *event_shape), make(event_shape)
-    assert features.shape(event_shape) == event_shape
-    np.testing.assert_allclose(features(x).numpy(), expected(x), rtol=1e-12)
+    x, encoding = levels(*batch_shape, *event_shape), make(event_shape)
+    assert encoding.shape(event_shape) == event_shape
+    np.testing.assert_allclose(encoding(x).numpy(), expected(x), rtol=1e-12)
 
 
 def test_levels_are_centred_with_the_ends_at_minus_1_and_1():
@@ -81,28 +81,28 @@ def standardised(logs):
 @pytest.mark.parametrize("unit", [1.0, 1e4])
 @pytest.mark.usefixtures("float64")
 def test_logarithms_are_standardised_by_the_first_training_batch(event_shape, masked, unit):
-    features, mask = LogOnePlus(event_shape), torch.rand((50, *event_shape)) < 0.7
+    encoding, mask = LogOnePlus(event_shape), torch.rand((50, *event_shape)) < 0.7
     x, later = unit * torch.randn(2, 50, *event_shape).exp()
-    first = features(x, mask if masked else None)
+    first = encoding(x, mask if masked else None)
     loc, scale = standardised(np.log1p(torch.where(mask, x, torch.nan).numpy() if masked else x.numpy()))
     np.testing.assert_allclose(first.numpy(), (np.log1p(x.numpy()) - loc) / scale, rtol=1e-7, atol=1e-9)
-    for again in (features(later), features.eval()(later)):
+    for again in (encoding(later), encoding.eval()(later)):
         np.testing.assert_allclose(again.numpy(), (np.log1p(later.numpy()) - loc) / scale, rtol=1e-7, atol=1e-9)
 
 
 def test_logarithms_of_an_element_that_never_varies_or_is_never_seen_keep_their_scale():
-    features, mask = LogOnePlus((2,)), torch.tensor([True, False]).expand(9, 2)
+    encoding, mask = LogOnePlus((2,)), torch.tensor([True, False]).expand(9, 2)
     x = torch.tensor([[5.0, 7.0]]).expand(9, 2)
-    torch.testing.assert_close(features(x, mask), torch.tensor([0.0, math.log(8)]).expand(9, 2))
+    torch.testing.assert_close(encoding(x, mask), torch.tensor([0.0, math.log(8)]).expand(9, 2))
 
 
 @events
 @batches
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_one_hot_levels_stand_left_of_the_row(event_shape, batch_shape, dtype):
-    x, features = levels(*batch_shape, *event_shape).to(dtype), OneHot(NUM_LEVELS, len(event_shape))
-    y = features(x)
-    assert y.shape == (*batch_shape, *features.shape(event_shape)) == (*batch_shape, NUM_LEVELS, *event_shape)
+    x, encoding = levels(*batch_shape, *event_shape).to(dtype), OneHot(NUM_LEVELS, len(event_shape))
+    y = encoding(x)
+    assert y.shape == (*batch_shape, *encoding.shape(event_shape)) == (*batch_shape, NUM_LEVELS, *event_shape)
     assert y.dtype == dtype
     np.testing.assert_array_equal(y.numpy(), np.moveaxis(one_hot(x), -1, len(batch_shape)))
 
@@ -111,11 +111,11 @@ def test_one_hot_levels_stand_left_of_the_row(event_shape, batch_shape, dtype):
 @pytest.mark.usefixtures("float64")
 def test_columns_follow_one_another(batch_shape):
     x = levels(*batch_shape, 4)
-    features = ByColumn([OneHot(NUM_LEVELS, 0), Plain(), Centred(NUM_LEVELS - 1), LogOnePlus(())]).eval()
-    assert features.shape((4,)) == (NUM_LEVELS + 3,)
+    encoding = ByColumn([OneHot(NUM_LEVELS, 0), Plain(), Centred(NUM_LEVELS - 1), LogOnePlus(())]).eval()
+    assert encoding.shape((4,)) == (NUM_LEVELS + 3,)
     columns = x[..., 1].numpy(), centred(x[..., 2]), np.log1p(x[..., 3].numpy())
     parts = [one_hot(x[..., 0]), *(column[..., None] for column in columns)]
-    np.testing.assert_allclose(features(x).numpy(), np.concatenate(parts, -1), rtol=1e-12)
+    np.testing.assert_allclose(encoding(x).numpy(), np.concatenate(parts, -1), rtol=1e-12)
 
 
 def test_columns_must_be_as_many_as_the_row_has():
@@ -189,11 +189,11 @@ MEASUREMENTS = [LogNormal(), Gamma()]
 @pytest.mark.parametrize("missing", [None, "nan"])
 @events
 def test_each_likelihood_shows_an_encoder_the_features_of_its_kind(kind, likelihood, missing, event_shape):
-    features = likelihood.features(event_shape)
-    assert type(features) is kind
-    assert type(Mixed((likelihood,)).features((1,)).columns[0]) is kind
+    encoding = likelihood.encoding(event_shape)
+    assert type(encoding) is kind
+    assert type(Mixed((likelihood,)).encoding((1,)).columns[0]) is kind
     if kind is Centred:
-        assert features(torch.tensor([0.0, NUM_LEVELS - 1])).tolist() == [-1, 1]
+        assert encoding(torch.tensor([0.0, NUM_LEVELS - 1])).tolist() == [-1, 1]
     vae = mlp_vae(event_shape, 2, likelihood=likelihood, hidden_dims=(3,), missing=missing)
     x = torch.ones(5, *event_shape)
     x = 0.5 * x if isinstance(likelihood, Beta) else x
@@ -206,7 +206,7 @@ def test_each_likelihood_shows_an_encoder_the_features_of_its_kind(kind, likelih
 @pytest.mark.usefixtures("float64")
 def test_an_encoder_is_shown_the_same_in_any_unit_of_measurement(likelihood, unit, masked):
     x, mask = torch.randn(50, 4).exp(), torch.rand(50, 4) < 0.7 if masked else None
-    one, other = likelihood.features((4,))(x, mask), likelihood.features((4,))(unit * x, mask)
+    one, other = likelihood.encoding((4,))(x, mask), likelihood.encoding((4,))(unit * x, mask)
     torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
     assert one.std() > 0.5
 

@@ -1,0 +1,121 @@
+"""Which keyword arguments programs take. One that neither takes is a mistake, and never passed over."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pyro.infer.autoguide import AutoCallable, AutoGuide
+from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_messenger import TraceHandler
+from torch import nn
+
+from pyro_vae._support.names import hinted, listed
+
+__all__ = ["accepted", "arguments_for", "check_arguments", "check_values"]
+
+_THE_LIBRARYS = frozenset({"x", "batch_size"})
+
+
+def accepted(program: Callable[..., Any]) -> set[str] | None:
+    """Names of the keyword arguments that a program takes beside its rows and ``batch_size``; None if it takes any.
+
+    They are those of its signature, also behind Pyro's handlers and ``functools.partial``; an autoguide takes what its
+    model takes. A program with ``**kwargs`` takes any, unless it has an attribute ``arguments`` that says which.
+
+    Example:
+        >>> def model(x=None, *, labels, batch_size=None, temperature=1.0): ...
+        >>> sorted(accepted(model))
+        ['labels', 'temperature']
+        >>> accepted(lambda x, **kwargs: x) is None
+        True
+    """
+    declared = getattr(program, "arguments", None)
+    if isinstance(declared, (tuple, list, set, frozenset)) and all(isinstance(name, str) for name in declared):
+        return set(declared)
+    if isinstance(program, PyroModule) and hasattr(program, "_model") and hasattr(program, "guide"):  # an EasyGuide
+        return accepted(program.guide)
+    if isinstance(program, AutoCallable):
+        return accepted(program._guide)
+    if isinstance(program, AutoGuide):
+        return None if program._model is None else accepted(program.model)
+    inner = _unwrapped(program)
+    if inner is not program:
+        return accepted(inner)
+    if isinstance(program, nn.Module):
+        return accepted(program.forward)
+    try:
+        parameters = list(inspect.signature(program).parameters.values())
+    except (TypeError, ValueError):  # written in C
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    if parameters and parameters[0].kind in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    ):
+        del parameters[0]  # the rows, whatever they are called
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name for p in parameters if p.kind in by_name} - _THE_LIBRARYS
+
+
+def _unwrapped(program: Any) -> Any:
+    """The program inside of Pyro's handlers, with what it was partially given."""
+    while True:
+        match program:
+            case TraceHandler():
+                program = program.fn
+            case functools.partial(args=(), keywords=given) if not given:
+                program = program.func
+            case functools.partial(args=(Messenger(), inner, *rest), keywords=given):
+                program = functools.partial(inner, *rest, **given) if rest or given else inner
+            case _:
+                return program
+
+
+def arguments_for(program: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the keyword arguments that a program takes.
+
+    Example:
+        >>> arguments_for(lambda x, labels: x, {"labels": 1, "mask": 2})
+        {'labels': 1}
+    """
+    taken = accepted(program)
+    return {name: value for name, value in arguments.items() if taken is None or name in taken}
+
+
+def check_arguments(model: Callable[..., Any], guide: Callable[..., Any], names: Iterable[str]) -> None:
+    """Makes sure that each argument is taken by the model, the guide, or both.
+
+    Raises:
+        TypeError: naming one that neither takes, and what they take.
+
+    Example:
+        >>> check_arguments(lambda x, mask=None: x, lambda x, labels=None: x, ["mask", "label"])
+        Traceback (most recent call last):
+        ...
+        TypeError: neither program takes 'label': did you mean 'labels'? The model takes mask; the guide takes labels
+    """
+    by_model, by_guide = accepted(model), accepted(guide)
+    if by_model is None or by_guide is None:
+        return
+    for name in names:
+        if name not in by_model | by_guide:
+            if by_model == by_guide:
+                known = f"both take {listed(by_model)}"
+            else:
+                known = f"the model takes {listed(by_model)}; the guide takes {listed(by_guide)}"
+            raise TypeError(f"neither program takes {name!r}{hinted(name, by_model | by_guide, known)}")
+
+
+def check_values(programs: Iterable[Callable[..., Any]], arguments: Mapping[str, Any]) -> None:
+    """Has programs that can tell, by a method ``check_arguments(**arguments)``, look at the arguments' values.
+
+    Raises:
+        ValueError: what such a method says is wrong with them.
+    """
+    for program in programs:
+        look = getattr(program, "check_arguments", None)
+        if callable(look):
+            look(**arguments_for(program, arguments))
