@@ -7,15 +7,17 @@ Every function returns a matplotlib figure and shows nothing. Rows come in the u
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae._support import files
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = [
     "plot_columns",
@@ -32,10 +34,17 @@ __all__ = [
 Bounds = tuple[float, float] | None
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """Writes a figure in the format of the path's suffix, whole or not at all."""
     with files.replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, bbox_inches="tight")
+
+
+def _figure(**settings: Any) -> "Figure":
+    """A figure that belongs to no window; matplotlib is imported when the first one is drawn."""
+    from matplotlib.figure import Figure
+
+    return Figure(**settings)
 
 
 def _tile(x: Tensor) -> np.ndarray:
@@ -62,7 +71,7 @@ def _mosaic(grid: Tensor, bounds: Bounds) -> tuple[np.ndarray, float, float]:
 
 def plot_grid(
     grid: Tensor, *, bounds: Bounds = None, row_labels: Sequence[str] = (), title: str | None = None
-) -> Figure:
+) -> "Figure":
     """Draws rows of data as tiles.
 
     Args:
@@ -74,7 +83,7 @@ def plot_grid(
     picture, low, high = _mosaic(grid, bounds)
     height, width = picture.shape[:2]
     inches = 8 if width >= height else 8 * width / height
-    figure = Figure(figsize=(inches, max(0.6, inches * height / width)))
+    figure = _figure(figsize=(inches, max(0.6, inches * height / width)))
     axes = figure.add_axes((0, 0, 1, 1))
     if picture.ndim == 3:
         axes.imshow(np.clip((picture - low) / (high - low or 1), 0, 1), interpolation="nearest")
@@ -90,7 +99,7 @@ def plot_grid(
     return figure
 
 
-def plot_samples(x: Tensor, *, bounds: Bounds = None, title: str | None = None) -> Figure:
+def plot_samples(x: Tensor, *, bounds: Bounds = None, title: str | None = None) -> "Figure":
     """Draws rows ``(N, *E)`` in a grid as square as it gets."""
     columns = math.ceil(math.sqrt(len(x))) if x.dim() > 2 else 1
     missing = -len(x) % columns
@@ -99,18 +108,18 @@ def plot_samples(x: Tensor, *, bounds: Bounds = None, title: str | None = None) 
     return plot_grid(padded.reshape(-1, columns, *x.shape[1:]), bounds=bounds, title=title)
 
 
-def plot_reconstructions(x: Tensor, reconstructions: Tensor, draws: Tensor, *, bounds: Bounds = None) -> Figure:
+def plot_reconstructions(x: Tensor, reconstructions: Tensor, draws: Tensor, *, bounds: Bounds = None) -> "Figure":
     """Draws data ``(N, *E)``, their reconstructions ``(N, *E)`` and one posterior predictive draw ``(N, *E)``."""
     grid = torch.stack([t.cpu().float() for t in (x, reconstructions, draws)])
     return plot_grid(grid, bounds=bounds, row_labels=("data x", "mean E[x′|z]", "draw x′~p(x′|z)"))
 
 
-def plot_interpolation(x: Tensor, *, bounds: Bounds = None) -> Figure:
+def plot_interpolation(x: Tensor, *, bounds: Bounds = None) -> "Figure":
     """Draws ``(steps, N, *E)`` with one way from left to right in each row."""
     return plot_grid(x.movedim(0, 1), bounds=bounds, title="from one row of data to another, through the latent space")
 
 
-def plot_latents(means: Tensor, labels: Tensor | None = None) -> Figure:
+def plot_latents(means: Tensor, labels: Tensor | None = None) -> "Figure":
     r"""Draws the posterior means :math:`E_q[z]` of many rows, coloured by label.
 
     Args:
@@ -131,7 +140,7 @@ def plot_latents(means: Tensor, labels: Tensor | None = None) -> Figure:
             f"principal direction {i + 1} ({share:.0%} of the variance)"
             for i, share in enumerate(pca.explained_variance_ratio_)
         )
-    figure = Figure(figsize=(7, 6), layout="constrained")
+    figure = _figure(figsize=(7, 6), layout="constrained")
     axes = figure.add_subplot()
     size = float(np.clip(20000 / len(points), 5, 20))
     if labels is None:
@@ -155,14 +164,14 @@ def _colour(kind: int, count: int) -> tuple[float, float, float, float]:
     return colormaps["tab10"](int(kind) % 10) if count <= 10 else colormaps["tab20"](int(kind) % 20)
 
 
-def plot_manifold(x: Tensor, *, bounds: Bounds = None) -> Figure:
+def plot_manifold(x: Tensor, *, bounds: Bounds = None) -> "Figure":
     """Draws the means ``(side, side, *E)`` at a grid of two latents; the second one rises upwards."""
     return plot_grid(x.flip(0), bounds=bounds, title="E[x|z] at the prior's quantiles of z₁ (across) and z₂ (up)")
 
 
-def plot_curves(history: pd.DataFrame) -> Figure:
+def plot_curves(history: "pd.DataFrame") -> "Figure":
     """Draws ELBO, reconstruction and KL against the epoch, in nats per datum."""
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = _figure(figsize=(11, 3.4), layout="constrained")
     terms = {"elbo": "ELBO", "reconstruction": "reconstruction", "kl": "KL"}
     for axes, (term, name) in zip(figure.subplots(1, 3), terms.items(), strict=True):
         axes.plot(history["epoch"], history[term], label="training")
@@ -179,11 +188,11 @@ def plot_curves(history: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_columns(data: pd.DataFrame, samples: pd.DataFrame) -> Figure:
+def plot_columns(data: "pd.DataFrame", samples: "pd.DataFrame") -> "Figure":
     """Draws, for each column of a table, how its values are distributed in data and in samples."""
     columns = min(4, data.shape[1])
     rows = math.ceil(data.shape[1] / columns)
-    figure = Figure(figsize=(3 * columns, 2.3 * rows), layout="constrained")
+    figure = _figure(figsize=(3 * columns, 2.3 * rows), layout="constrained")
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes, name in zip(grid, data.columns, strict=False):
         _plot_column(axes, data[name].dropna(), samples[name].dropna())
@@ -197,6 +206,8 @@ def plot_columns(data: pd.DataFrame, samples: pd.DataFrame) -> Figure:
 
 def _plot_column(axes: Any, data: Any, samples: Any) -> None:
     if data.nunique() <= 12:
+        import pandas as pd
+
         shares = pd.DataFrame(
             {"data": data.value_counts(normalize=True), "samples": samples.value_counts(normalize=True)}
         )

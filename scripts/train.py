@@ -14,7 +14,7 @@ import torch
 import typer
 from torch import Tensor
 
-from pyro_vae import VAE, fit, plotting
+from pyro_vae import VAE, Elbo, fit, plotting
 from pyro_vae._support import files
 from pyro_vae._support.arrays import as_tensor
 from pyro_vae.data.checks import check_finite
@@ -183,13 +183,10 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
             vae,
             data.x_train,
             validation_data=x_valid,
+            objective=objective(settings, epochs),
             epochs=epochs,
             batch_size=settings["batch_size"],
             learning_rate=settings["learning_rate"],
-            kl_weight=settings["kl_weight"],
-            kl_warmup=settings["kl_warmup"],
-            kl=settings["kl"],
-            num_particles=settings["num_particles"],
             patience=settings["patience"],
             seed=settings["seed"],
             device=device,
@@ -222,6 +219,14 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     print(f"  python scripts/predict.py {folder} --num-samples 10 --out predictions.npz")
     if settings["missing"]:
         print(f"  python scripts/impute.py {folder} --num-samples 5 --out imputed.{numbers}")
+
+
+def objective(settings: dict[str, Any], epochs: int) -> Elbo:
+    """What is maximised. A warm-up is a share of the training there, and a number of epochs at the command line."""
+    warmup = settings["kl_warmup"]
+    if warmup < 0 or warmup > max(epochs, 0):
+        raise ValueError(f"--kl-warmup must be from 0 to {epochs}, the number of epochs; found {warmup}")
+    return Elbo(settings["num_particles"], settings["kl"], settings["kl_weight"], warmup / epochs)
 
 
 def check_no_gaps(schema: Schema) -> None:

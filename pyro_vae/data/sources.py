@@ -1,4 +1,4 @@
-"""Data sets: by name, or from a file or folder; splits; and rows on their way to the model."""
+"""Data sets: by name, or from a file or folder; and splits of them."""
 
 import contextlib
 import gzip
@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from torch import Tensor
 
 from pyro_vae._support.arrays import FileRows
 from pyro_vae._support.names import lookup
-from pyro_vae.data.tables import Schema, read_table
 from pyro_vae.transforms import customary_bounds
+
+if TYPE_CHECKING:
+    from pyro_vae.data.tables import Schema
 
 __all__ = ["NAMED", "DataSet", "default_root", "import_torchvision", "load_data", "split"]
 
@@ -45,7 +47,7 @@ class DataSet:
     bounds: tuple[float, float] | None
     y_train: Tensor | None = None
     y_test: Tensor | None = None
-    schema: Schema | None = None
+    schema: "Schema | None" = None
 
 
 def default_root() -> Path:
@@ -74,7 +76,7 @@ def load_data(
     *,
     hold_out: bool = True,
     kinds: Mapping[str, str] | None = None,
-    schema: Schema | None = None,
+    schema: "Schema | None" = None,
 ) -> DataSet:
     """Loads a data set by its name, or from a ``.npy``, ``.npz``, ``.csv`` or ``.parquet`` file or a folder of images.
 
@@ -110,7 +112,7 @@ def load_data(
     )
 
 
-def _read(name: str, root: Path, kinds: Mapping[str, str], schema: Schema | None) -> DataSet:
+def _read(name: str, root: Path, kinds: Mapping[str, str], schema: "Schema | None") -> DataSet:
     if name in NAMED:
         return NAMED[name](root)
     if name.startswith(_TORCHVISION):
@@ -136,6 +138,8 @@ def _read(name: str, root: Path, kinds: Mapping[str, str], schema: Schema | None
             "data set",
         )
     if path.suffix in (".csv", ".tsv", ".parquet"):
+        from pyro_vae.data.tables import Schema, read_table  # which brings in pandas
+
         frame = read_table(path)
         schema = Schema.infer(frame, kinds) if schema is None else schema
         x = schema.encode(frame)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from peers import Task
-from pyro_vae import VAE, conv_vae, fit, mlp_vae
+from pyro_vae import VAE, Elbo, conv_vae, fit, mlp_vae
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.transforms import Binarize
 
@@ -28,6 +28,7 @@ def train(
     history = fit(
         build(x.shape[1:], task, seed),
         x,
+        objective=Elbo(task.num_particles),
         epochs=epochs,
         batch_size=task.batch_size,
         learning_rate=task.learning_rate,
@@ -37,7 +38,6 @@ def train(
         progress=False,
         compile=compile,
         precision=precision,
-        num_particles=task.num_particles,
     )
     return history.loc[:, ["seconds", "elbo"]].to_dict("records")  # pyright: ignore[reportCallIssue, reportReturnType]
 
