@@ -1,37 +1,38 @@
 """How good a model is, for any pair of programs: its evidence, its posteriors, its fit, its samples."""
 
-from pyro_vae.evaluation.annealing import AnnealedBounds, ais_bounds
-from pyro_vae.evaluation.calibration import (
-    PredictiveCoverage,
-    SimulationBasedCalibration,
-    predictive_coverage,
-    simulation_based_calibration,
-)
-from pyro_vae.evaluation.classifier import ClassifierFeatures, train_classifier_features
-from pyro_vae.evaluation.criticism import PredictiveCheck, predictive_check
-from pyro_vae.evaluation.diagnostics import GuideDiagnosis, diagnose_guide
-from pyro_vae.evaluation.evidence import Evidence, log_evidence
-from pyro_vae.evaluation.frechet import frechet_distance
-from pyro_vae.evaluation.inference_data import to_inference_data
-from pyro_vae.evaluation.nuts import NutsPosterior, nuts_posterior
-from pyro_vae.evaluation.rate_distortion import rate_distortion_curve
-from pyro_vae.evaluation.refinement import Gaps, RefinedPair, gaps, refine
-from pyro_vae.evaluation.report.figures import (
-    plot_coverage,
-    plot_k_hat,
-    plot_predictive_check,
-    plot_rate_distortion,
-    plot_simulation_based_calibration,
-)
-from pyro_vae.evaluation.report.html import render_html
-from pyro_vae.evaluation.report.sections import Finding, Report, Section, evaluate_suite
-from pyro_vae.evaluation.samples import checkerboard, sample_quality
-from pyro_vae.evaluation.statistics import default_statistics
-from pyro_vae.evaluation.summary import evaluate
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyro_vae.evaluation.annealing import AnnealedBounds, ais_bounds
+    from pyro_vae.evaluation.calibration import SimulationBasedCalibration, simulation_based_calibration
+    from pyro_vae.evaluation.classifier import ClassifierFeatures, train_classifier_features
+    from pyro_vae.evaluation.contract import Contract, check_pair
+    from pyro_vae.evaluation.coverage import PredictiveCoverage, predictive_coverage
+    from pyro_vae.evaluation.criticism import PredictiveCheck, predictive_check
+    from pyro_vae.evaluation.diagnostics import GuideDiagnosis, diagnose_guide
+    from pyro_vae.evaluation.evidence import Evidence, log_evidence
+    from pyro_vae.evaluation.frechet import frechet_distance
+    from pyro_vae.evaluation.inference_data import to_inference_data
+    from pyro_vae.evaluation.nuts import NutsPosterior, nuts_posterior
+    from pyro_vae.evaluation.rate_distortion import rate_distortion_curve
+    from pyro_vae.evaluation.refinement import Gaps, RefinedPair, gaps, refine
+    from pyro_vae.evaluation.report import Finding, Report, Section, evaluate_suite, render_html
+    from pyro_vae.evaluation.report.figures import (
+        plot_coverage,
+        plot_k_hat,
+        plot_predictive_check,
+        plot_rate_distortion,
+        plot_simulation_based_calibration,
+    )
+    from pyro_vae.evaluation.samples import checkerboard, sample_quality
+    from pyro_vae.evaluation.statistics import default_statistics
+    from pyro_vae.evaluation.summary import evaluate
 
 __all__ = [
     "AnnealedBounds",
     "ClassifierFeatures",
+    "Contract",
     "Evidence",
     "Finding",
     "Gaps",
@@ -44,6 +45,7 @@ __all__ = [
     "Section",
     "SimulationBasedCalibration",
     "ais_bounds",
+    "check_pair",
     "checkerboard",
     "default_statistics",
     "diagnose_guide",
@@ -68,3 +70,44 @@ __all__ = [
     "to_inference_data",
     "train_classifier_features",
 ]
+
+_FILES = {
+    "annealing": ("AnnealedBounds", "ais_bounds"),
+    "calibration": ("SimulationBasedCalibration", "simulation_based_calibration"),
+    "classifier": ("ClassifierFeatures", "train_classifier_features"),
+    "contract": ("Contract", "check_pair"),
+    "coverage": ("PredictiveCoverage", "predictive_coverage"),
+    "criticism": ("PredictiveCheck", "predictive_check"),
+    "diagnostics": ("GuideDiagnosis", "diagnose_guide"),
+    "evidence": ("Evidence", "log_evidence"),
+    "frechet": ("frechet_distance",),
+    "inference_data": ("to_inference_data",),
+    "nuts": ("NutsPosterior", "nuts_posterior"),
+    "rate_distortion": ("rate_distortion_curve",),
+    "refinement": ("Gaps", "RefinedPair", "gaps", "refine"),
+    "report": ("Finding", "Report", "Section", "evaluate_suite", "render_html"),
+    "report.figures": (
+        "plot_coverage",
+        "plot_k_hat",
+        "plot_predictive_check",
+        "plot_rate_distortion",
+        "plot_simulation_based_calibration",
+    ),
+    "samples": ("checkerboard", "sample_quality"),
+    "statistics": ("default_statistics",),
+    "summary": ("evaluate",),
+}
+_FILE_OF = {name: file for file, names in _FILES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first used: what the other tools need is not brought in."""
+    if name not in _FILE_OF:
+        raise AttributeError(f"module 'pyro_vae.evaluation' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"pyro_vae.evaluation.{_FILE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
