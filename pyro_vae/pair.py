@@ -1,5 +1,6 @@
 r"""A pair of Pyro programs, :math:`p(x, z)` and :math:`q(z \mid x)`: sampling, encoding, reconstruction, imputation."""
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.imputation import draw_imputations
 from pyro_vae.inference.inspection import inspect_pair
 from pyro_vae.inference.sites import Draws, enumerated_logits, run_pair
-from pyro_vae.inference.structure import ContractError, Fixed, Structure, is_local, sample_sites
+from pyro_vae.inference.structure import ContractError, Structure, is_local, sample_sites
 from pyro_vae.programs.arguments import accepted, check_arguments, check_values
 from pyro_vae.programs.ownership import loose_parameters, modules_of
 from pyro_vae.programs.running import evaluating, forked_random_state, site_distribution
@@ -414,31 +415,39 @@ class Pair(nn.Module):
     ) -> dict[str, Tensor]:
         """Values of global latents from the guide, ``(num, *event)`` each, which no rows are needed for."""
         model, guide = self.programs
+        program = predictive.at_centre(guide) if middle else guide
         with evaluating(self.model, self.guide):
             two = Batch.of(torch.zeros(1, 0), arguments)[torch.zeros(2, dtype=torch.long)]
-            rows = [poutine.trace(model).get_trace(batch_size=2, **two.forward).nodes["x"] for _ in range(2)]
-            rows = [predictive.rows_first(site, site["value"]) for site in rows]
-            program = predictive.at_centre(guide) if middle else guide
-            traces = [
-                sample_sites(poutine.trace(program).get_trace(rows[0], **two.arguments)) for _ in range(max(num, 1))
-            ]
-            for name in names:
-                if name not in traces[0]:
+
+            seeds = itertools.count()
+
+            def drawn() -> dict[str, Tensor]:
+                """Latents of the guide, run on rows that the model draws."""
+                with forked_random_state(self.device):  # the noise that follows is the guide's alone
+                    torch.manual_seed(next(seeds))
+                    site: Any = poutine.trace(model).get_trace(batch_size=2, **two.forward).nodes["x"]
+                rows = predictive.rows_first(site, site["value"])
+                sites = sample_sites(poutine.trace(program).get_trace(rows, **two.arguments))
+                if missing := [name for name in names if name not in sites]:
                     raise ContractError(
-                        f"the guide does not sample the global latent {name!r}, so nothing was learned of it: draw it "
-                        f"from its prior by sample(prior=True)"
+                        f"the guide does not sample the global latent {missing[0]!r}, so nothing was learned of it: "
+                        f"draw it from its prior by sample(prior=True)"
                     )
-            found = {name: torch.stack([sites[name]["value"] for sites in traces]) for name in names}
-            with Fixed({name: values[0] for name, values in found.items()}):
-                other = sample_sites(poutine.trace(guide).get_trace(rows[1], **two.arguments))
-        for name, values in found.items():
-            here, there = (sites[name]["fn"].log_prob(values[0]) for sites in (traces[0], other))
-            if not torch.allclose(here, there, rtol=1e-4, atol=1e-4, equal_nan=True):
-                raise ValueError(
-                    f"the guide's {name!r} depends on the rows that it is given, so that it has no value without rows: "
-                    f"use posterior_predictive, or sample(prior=True)"
-                )
-        return found
+                return {name: sites[name]["value"] for name in names}
+
+            with forked_random_state(self.device):
+                torch.manual_seed(0)
+                here = drawn()
+                torch.manual_seed(0)
+                there = drawn()  # the same noise on other rows
+            for name in names:
+                if not torch.allclose(here[name], there[name], rtol=1e-4, atol=1e-6, equal_nan=True):
+                    raise ValueError(
+                        f"the guide's {name!r} depends on the rows that it is given, so that it has no value without "
+                        f"rows: use posterior_predictive, or sample(prior=True)"
+                    )
+            found = [drawn() for _ in range(num)]
+        return {name: torch.stack([values[name] for values in found]) for name in names}
 
     # Draws
 

@@ -90,10 +90,10 @@ def _structure(model_trace: Any, guide_trace: Any, guide: Program, batch: Batch)
     for name in guided.keys() & model.keys():
         if model[name]["is_observed"] and not guided[name]["is_observed"]:
             raise ContractError(f"the guide samples {name!r}, which the model observes: it may observe it as well")
-    auxiliary = [name for name, site in guided.items() if name not in latents]
-    for name in auxiliary:
-        site = guided[name]
-        if not site["is_observed"] and not site["infer"].get("is_auxiliary"):
+    auxiliary = [name for name, site in guided.items() if site["is_observed"]]
+    extra = [name for name, site in guided.items() if name not in latents and not site["is_observed"]]
+    for name in extra:
+        if not guided[name]["infer"].get("is_auxiliary"):
             raise ContractError(
                 f"the guide samples {name!r}, which is no latent of the model: its latents are "
                 f"{', '.join(latents) or 'none'}"
@@ -114,7 +114,7 @@ def _structure(model_trace: Any, guide_trace: Any, guide: Program, batch: Batch)
         for frame in site["cond_indep_stack"]
         if frame.name != "data" and frame.full_size is not None and frame.size < frame.full_size
     }
-    return Structure(latents, observed, tuple(auxiliary), tuple(subsampled), max(depths, default=1))
+    return Structure(latents, observed, tuple(auxiliary), tuple(extra), tuple(subsampled), max(depths, default=1))
 
 
 def _latent(name: str, site: Any, in_guide: Any) -> Latent:
@@ -125,6 +125,11 @@ def _latent(name: str, site: Any, in_guide: Any) -> Latent:
             f"model enumerates (infer={{'enumerate': 'parallel'}})"
         )
     by_guide = in_guide is not None and in_guide["infer"].get("enumerate") == "parallel"
+    if (by_model or by_guide) and site["infer"].get("num_samples"):
+        raise ContractError(
+            f"the latent {name!r} is enumerated by samples (num_samples), which only TraceTMC_ELBO does: enumerate all "
+            f"of its values, or draw it"
+        )
     fn = site["fn"] if in_guide is None else in_guide["fn"]
     plates = tuple(frame.name for frame in vectorised_frames(site) if frame.name != "data")
     if by_model and not is_local(site):

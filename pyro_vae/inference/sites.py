@@ -36,6 +36,7 @@ from pyro.infer.util import MultiFrameTensor
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree, contract_to_tensor
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -51,7 +52,7 @@ from pyro_vae.inference.structure import (
     vectorised_frames,
 )
 
-__all__ = ["Draws", "Term", "enumerated_logits", "run_pair"]
+__all__ = ["Draws", "Term", "enumerated_logits", "run_pair", "unscaled"]
 
 Program = Callable[..., Any]
 Kind = Literal["likelihood", "prior", "guide", "auxiliary"]
@@ -80,6 +81,11 @@ class Term:
     cost: Tensor
     score: Tensor | None = None
     by_value: tuple[Tensor, Tensor | None] | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is in the plate ``"data"``."""
+        return _frames_local(self.frames)
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,10 @@ class Draws:
 
     def _total(self, kind: Kind) -> Tensor:
         rows = [term.rows for term in self.terms if term.kind == kind]
-        return sum(rows[1:], rows[0]) if rows else self.terms[0].rows.new_zeros(self.shape)
+        if not rows:
+            like = self.terms[0].rows if self.terms else torch.zeros(())
+            return like.new_zeros(self.shape)
+        return sum(rows[1:], rows[0])
 
     @property
     def reconstruction(self) -> Tensor:
@@ -162,6 +171,13 @@ class Draws:
     def scaled(self) -> "Draws":
         """The same draws with the scales that the programs put on their sites, as objectives take them."""
         return self._with([replace(term, rows=term.scaled) for term in self.terms], lambda part: part.scaled)
+
+    def where(self, keep: Callable[[Term], bool]) -> "Draws":
+        """The same draws with some of their terms: ``draws.where(lambda term: term.is_local)`` is without global sites.
+
+        Asked of terms as they are sampled, before closed forms take their place.
+        """
+        return self._with([term for term in self.terms if keep(term)], lambda part: part.where(keep))
 
     def with_closed_forms(self, *, required: bool = False) -> "Draws":
         """The same draws with the KL itself at each latent site that has one in closed form.
@@ -324,7 +340,7 @@ class _Run:
         joined = self._joined_sites()
         terms = [self._marginal(joined)] if joined else []
         for name, site in self.model.items():
-            if name in joined or (name not in self.guide and is_unobserved_part(name, self.model)):
+            if name in joined or (name not in self.structure.latents and is_unobserved_part(name, self.model)):
                 continue
             terms.append(self._term(name, "likelihood" if site["is_observed"] else "prior", site))
         for name, site in self.guide.items():
@@ -489,6 +505,18 @@ def _subsampling(site: Any) -> tuple[float, float]:
             factor = frame.full_size / frame.size
             data, inner = (data * factor, inner) if frame.name == "data" else (data, inner * factor)
     return data, inner
+
+
+class _Unscaled(Messenger):
+    """Leaves sites the scale of their plates alone."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["scale"] = math.prod(_subsampling(msg))
+
+
+def unscaled(program: Program) -> Program:
+    """The program without what ``poutine.scale`` does to its sites: its gradient is then that of unscaled nats."""
+    return _Unscaled()(program)
 
 
 def _is_one(scale: Any, inner: float) -> bool:

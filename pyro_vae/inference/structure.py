@@ -63,8 +63,8 @@ class Structure:
         latents: The model's latent sites, in its order.
         observed: The model's observed sites, each with the keyword argument that holds its value; None where that is
             not known.
-        auxiliary: The guide's sites that are no latents of the model: drawn ones marked ``is_auxiliary``, observed
-            ones and factors.
+        auxiliary: The guide's observed sites and factors.
+        extra: Sites that the guide draws for itself, marked ``is_auxiliary``, and the model does not have.
         subsampled: Plates within a row that take only some of their elements.
         nesting: Dimensions that the programs' plates take, from the right.
         vectorised: Whether the programs run for many draws at once, under a plate left of all others.
@@ -76,6 +76,7 @@ class Structure:
     latents: Mapping[str, Latent]
     observed: Mapping[str, str | None]
     auxiliary: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
     subsampled: tuple[str, ...] = ()
     nesting: int = 1
     vectorised: bool = True
@@ -141,9 +142,9 @@ class Structure:
 
 
 def sample_sites(trace: Any) -> dict[str, Any]:
-    """The sample sites of a trace by name, those of subsampling left out."""
-    nodes = prune_subsample_sites(trace).nodes
-    return {name: site for name, site in nodes.items() if site["type"] == "sample"}
+    """The sample sites of a trace by name, but for those of subsampling and ``pyro.deterministic``."""
+    sites = {n: site for n, site in prune_subsample_sites(trace).nodes.items() if site["type"] == "sample"}
+    return {name: site for name, site in sites.items() if not site["infer"].get("_deterministic")}
 
 
 def is_local(site: Any) -> bool:
