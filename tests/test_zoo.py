@@ -7,18 +7,9 @@ import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from zoo import ZOO
+from zoo.predictions import forward_draws, own_rows, rows_first
 from zoo.program import first
-from zoo.reference import (
-    elbo_draws,
-    evaluation_mode,
-    forward_draws,
-    importance,
-    modules_of,
-    own_rows,
-    rows_first,
-    sites_of,
-    taken,
-)
+from zoo.reference import elbo_draws, evaluation_mode, importance, modules_of, sites_of, taken
 
 LOCAL = [name for name, program in ZOO.items() if program.build().log_evidence is not None]
 NUM = 40_000

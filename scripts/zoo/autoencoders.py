@@ -333,6 +333,6 @@ PROGRAMS = [
     Program("batch norm", "in both networks, a last batch of one row", batch_norm, lambda: bits(321)),
     Program("dropout", "in both networks", dropout, bits),
     Program("attention", "sets of points, event (5, 2)", attention, point_sets),
-    Program("annealing, Python", "weight of the KL from an attribute that is counted up", annealing_in_python, bits),
-    Program("annealing, buffer", "the same from a buffer", annealing_in_a_buffer, bits),
+    Program("annealing in Python", "weight of the KL from an attribute that is counted up", annealing_in_python, bits),
+    Program("annealing in a buffer", "the same from a buffer", annealing_in_a_buffer, bits),
 ]

@@ -26,15 +26,15 @@ __all__ = [
     "Sites",
     "elbo_draws",
     "evaluation_mode",
-    "forward_draws",
+    "gradients",
     "importance",
-    "mean_given_means",
+    "is_discrete",
     "modules_of",
-    "own_rows",
+    "plate_scale",
     "repeated",
-    "rows_first",
     "sites_of",
     "taken",
+    "trace",
     "unscaled",
 ]
 
@@ -153,7 +153,7 @@ def sites_of(model: Callable[..., Any], guide: Callable[..., Any], data: Data) -
         enumerated=tuple(
             {name: 0 for name, s in both if s["type"] == "sample" and s["infer"].get("enumerate") == "parallel"}
         ),
-        discrete=tuple(name for name, site in latent.items() if _is_discrete(site["fn"])),
+        discrete=tuple(name for name, site in latent.items() if is_discrete(site["fn"])),
         auxiliary=tuple(n for n, s in guide_trace.nodes.items() if s["type"] == "sample" and s["is_observed"]),
         point=_points(guide_trace),
         depth=max(-frame.dim for _, s in both if s["type"] == "sample" for frame in s["cond_indep_stack"]),
@@ -174,7 +174,8 @@ def _inner(fn: Any) -> Any:
     return fn
 
 
-def _is_discrete(fn: Any) -> bool:
+def is_discrete(fn: Any) -> bool:
+    """Whether a distribution takes countably many values."""
     try:
         return fn.support.is_discrete
     except NotImplementedError:  # as of zuko's distributions
@@ -267,36 +268,43 @@ def _summed(traced: Any, rows: int, *, observed: bool, only: set[str] | None = N
     return total
 
 
-class _MeanOf(Messenger):
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and not isinstance(msg["fn"], dist.Delta) and not msg["name"].startswith("_"):
-            msg["value"], msg["done"] = msg["fn"].mean, True
+def gradients(model: Any, guide: Any, data: Data, parameters: Sequence[Tensor], num: int) -> Tensor:
+    """``num`` gradients of Pyro's own loss a row, ``(num, parameters)``, in training mode and scaled as it is.
+
+    What the guide observes is maximised beside the ELBO, as the library does, and not subtracted from it; factors of
+    the guide keep Pyro's sign.
+    """
+    sites = sites_of(model, guide, data)
+    for program in (model, guide):
+        for module in modules_of(program):
+            module.train()
+    objective = (TraceEnum_ELBO if sites.enumerated else Trace_ELBO)(max_plate_nesting=sites.depth)
+    kwargs = {name: value for name, value in data.items() if name != "x"}
+    hidden = poutine.block(guide, hide=list(sites.auxiliary)) if sites.auxiliary else guide
+    found = []
+    for _ in range(num):
+        loss = objective.differentiable_loss(
+            lambda x, **every: model(x, **taken(model, every)),
+            lambda x, **every: hidden(x, **taken(guide, every)),
+            data["x"],
+            **kwargs,
+        )
+        if sites.auxiliary:
+            traced = trace(guide, data["x"], **taken(guide, data))
+            traced.compute_log_prob()
+            for name in sites.auxiliary:
+                site = traced.nodes[name]
+                sign = -1.0 if isinstance(site["fn"], dist.Unit) else 1.0
+                loss = loss - sign * site["log_prob"].sum()
+        parts = torch.autograd.grad(loss / len(data["x"]), list(parameters), allow_unused=True)
+        grads = [torch.zeros_like(p) if g is None else g for g, p in zip(parts, parameters, strict=True)]
+        found.append(torch.cat([grad.reshape(-1) for grad in grads]))
+    return torch.stack(found).detach()
 
 
-def mean_given_means(model: Any, guide: Any, data: Data) -> Tensor:
-    """The mean of x with every latent at the guide's mean, ``(N, *E)``."""
-    with evaluation_mode(model, guide):
-        guide_trace = trace(_MeanOf()(guide), data["x"], **taken(guide, data))
-        values = {n: s["value"] for n, s in guide_trace.nodes.items() if s["type"] == "sample" and not s["is_observed"]}
-        kwargs = {name: value for name, value in taken(model, data).items() if name != "mask"}
-        conditioned = poutine.condition(model, data=values)
-        model_trace = trace(conditioned, batch_size=len(data["x"]), **kwargs)
-    return model_trace.nodes["x"]["fn"].mean
-
-
-def forward_draws(model: Any, num: int, given: Mapping[str, Any]) -> Any:
-    """A trace of the model run forward for ``num`` rows."""
+def plate_scale(model: Any, data: Data) -> float:
+    """By how much the plate ``"data"`` counts up the rows that it is given."""
     with evaluation_mode(model):
-        return trace(model, batch_size=num, **taken(model, given))
-
-
-def own_rows(model: Any, data: Data, observed: Sequence[str] = ()) -> Data:
-    """The data with x drawn by the model itself, given the other keyword arguments."""
-    given = {name: value for name, value in data.items() if name not in (*observed, "x", "mask")}
-    x = forward_draws(model, len(data["x"]), given).nodes["x"]["value"]
-    return {**data, "x": rows_first(x, len(data["x"]))}
-
-
-def rows_first(value: Tensor, num: int) -> Tensor:
-    """A value of a site, ``(*plates, N, *E)``, as ``(N, ...)``, where there is one plate more at most."""
-    return value if len(value) == num else value.movedim(1, 0)
+        site = trace(model, data["x"], **taken(model, data)).nodes["x"]
+    (frame,) = (frame for frame in site["cond_indep_stack"] if frame.name == "data")
+    return 1.0 if frame.full_size is None else frame.full_size / frame.size
