@@ -11,7 +11,7 @@ from typing import Self
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae._support.configs import arguments
+from pyro_vae._support.configs import printed
 
 __all__ = ["Head"]
 
@@ -41,7 +41,7 @@ class Head(nn.Module):
 
     def extra_repr(self) -> str:
         """The constructor's arguments, for printing."""
-        return ", ".join(f"{name}={value!r}" for name, value in arguments(self).items())
+        return printed(self)
 
     def raw_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of the network's output for one event of shape ``event_shape``."""

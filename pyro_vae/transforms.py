@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae._support.arrays import FileRows, in_chunks
-from pyro_vae._support.configs import arguments
+from pyro_vae._support.configs import printed
 from pyro_vae._support.moments import Moments
 from pyro_vae._support.ranges import Constraint, constraints, interval, is_boolean, is_bounded, phrase, within
 from pyro_vae._support.ranges import bounds as range_bounds
@@ -60,7 +60,7 @@ class Transform(nn.Module):
 
     def extra_repr(self) -> str:
         """The constructor's arguments, for printing."""
-        return ", ".join(f"{name}={value!r}" for name, value in arguments(self).items())
+        return printed(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """The user's units to the model's."""

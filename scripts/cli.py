@@ -17,9 +17,8 @@ from pyro_vae._support import files
 from pyro_vae._support.arrays import FileRows
 from pyro_vae.data.sources import DataSet, load_data
 from pyro_vae.data.tables import Schema
-from pyro_vae.loading import load_config
 from pyro_vae.training.fit import resolve_device
-from pyro_vae.vae import CONFIG
+from pyro_vae.vae import CONFIG, load_config
 
 __all__ = ["resolve_device"]
 

@@ -146,9 +146,10 @@ def test_a_part_of_the_users_own_is_saved_and_opened_by_its_class(tmp_path):
 
 
 def test_every_part_that_can_be_saved_has_a_name_of_its_own():
-    from pyro_vae import loading
+    from pyro_vae import encodings, likelihoods, networks, posteriors, priors, programs, transforms
 
-    names = [n for room in loading._ROOMS for n in room.__all__ if isinstance(getattr(room, n), type)]
+    rooms = (encodings, likelihoods, networks, posteriors, priors, programs, transforms)
+    names = [n for room in rooms for n in room.__all__ if isinstance(getattr(room, n), type)]
     assert len(names) == len(set(names))
 
 
@@ -212,10 +213,10 @@ def test_missing_half_written_and_foreign_weights_are_told_apart(saved, tmp_path
         load(saved)
     VAES["fixed scale"]().save(tmp_path / "other")
     weights.write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
-    with pytest.raises(ValueError, match=r"does not hold the model that config\.json describes"):
+    with pytest.raises(ValueError, match=r"does not hold the state of the model that config\.json describes \(it lacks"):
         load(saved)
     weights.unlink()
-    with pytest.raises(ValueError, match="training has not ended; go on with --resume"):
+    with pytest.raises(ValueError, match="its training has not ended, and can be resumed"):
         load(saved)
 
 

@@ -1,35 +1,84 @@
 """Parts as plain data: a module's constructor arguments as JSON, and back.
 
 Every part keeps each constructor argument under the argument's own name, so that its description can be read off it.
-Rebuilding looks class names up among the classes it is given, and calls nothing else.
+Rebuilding looks class names up among the classes it is given and PyTorch's layers, and calls nothing else.
 """
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-__all__ = ["arguments", "build", "describe"]
+__all__ = ["arguments", "build", "describe", "printed"]
+
+_TORCH = "torch.nn."
 
 
 def arguments(part: nn.Module) -> dict[str, Any]:
-    """A part's constructor arguments, by name."""
+    """A part's constructor arguments, by name.
+
+    Raises:
+        ValueError: if the part does not keep them.
+    """
+    if type(part).__init__ is nn.Module.__init__:
+        return {}
     parameters = inspect.signature(type(part)).parameters.values()
-    named = (p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
-    return {name: getattr(part, name) for name in named}
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        raise ValueError(f"{type(part).__name__} takes any arguments, which can't be read off it")
+    try:
+        return {p.name: getattr(part, p.name) for p in parameters}
+    except AttributeError as error:
+        raise ValueError(f"{type(part).__name__} does not keep its argument {error.name!r}") from error
+
+
+def printed(part: nn.Module) -> str:
+    """A part's constructor arguments, as they are printed; nothing if it does not keep them."""
+    try:
+        return ", ".join(f"{name}={value!r}" for name, value in arguments(part).items())
+    except ValueError:
+        return ""
+
+
+def _layer_arguments(layer: nn.Module) -> dict[str, Any]:
+    """The constructor arguments of one of PyTorch's own layers, which keeps most of them."""
+    found = {}
+    for name in inspect.signature(type(layer)).parameters:
+        value = getattr(layer, name, inspect.Parameter.empty)
+        if name == "bias":
+            value = value is not None
+        if name not in ("device", "dtype") and value is not inspect.Parameter.empty:
+            found[name] = value
+    return found
+
+
+def _is_layer(part: nn.Module) -> bool:
+    return getattr(nn, type(part).__name__, None) is type(part)
 
 
 def describe(part: Any) -> Any:
     """A part, or a value among its arguments, as JSON data.
 
+    Raises:
+        ValueError: if a part does not keep its arguments, or one is neither plain nor a part.
+
     Example:
         >>> from pyro_vae.likelihoods import Normal
         >>> describe(Normal(scale=0.1, link="tanh"))
         {'class': 'Normal', 'scale': 0.1, 'link': 'tanh', 'min_scale': 0.001}
+        >>> describe(nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)))["layers"]["1"]
+        {'class': 'torch.nn.Linear', 'in_features': 4, 'out_features': 2, 'bias': False}
     """
+    if type(part) is nn.Sequential:
+        return {"class": "torch.nn.Sequential", "layers": {n: describe(layer) for n, layer in part.named_children()}}
     if isinstance(part, nn.Module):
-        return {"class": type(part).__name__, **{name: describe(v) for name, v in arguments(part).items()}}
+        if part._forward_hooks or part._forward_pre_hooks:
+            raise ValueError(f"{type(part).__name__} has hooks, which are code")
+        is_layer = _is_layer(part)
+        named = _layer_arguments(part) if is_layer else arguments(part)
+        name = f"{_TORCH if is_layer else ''}{type(part).__name__}"
+        return {"class": name, **{name: describe(value) for name, value in named.items()}}
     if isinstance(part, (list, tuple)):
         return [describe(value) for value in part]
     if part is None or isinstance(part, (bool, int, float, str)):
@@ -41,17 +90,20 @@ def build(description: Any, classes: Mapping[str, type[nn.Module]]) -> Any:
     """The part that :func:`describe` described.
 
     Raises:
-        ValueError: if a class is not among ``classes``, or does not take the arguments.
+        ValueError: if a class is not among ``classes`` or PyTorch's layers, or does not take the arguments.
     """
     if isinstance(description, list):
         return tuple(build(value, classes) for value in description)
     if not isinstance(description, dict):
         return description
-    name = str(description.get("class"))
-    if name not in classes:
+    name, named = str(description.get("class")), {k: v for k, v in description.items() if k != "class"}
+    if name == "torch.nn.Sequential" and isinstance(named.get("layers"), dict):
+        return nn.Sequential(OrderedDict((key, build(layer, classes)) for key, layer in named["layers"].items()))
+    kind = getattr(nn, name.removeprefix(_TORCH), None) if name.startswith(_TORCH) else classes.get(name)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise ValueError(f"it uses a part {name!r} that this version of pyro_vae does not have")
-    arguments = {key: build(value, classes) for key, value in description.items() if key != "class"}
+    arguments = {key: build(value, classes) for key, value in named.items()}
     try:
-        return classes[name](**arguments)
+        return kind(**arguments)
     except (TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"its description of {name} is damaged ({error})") from error

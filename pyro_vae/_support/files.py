@@ -15,25 +15,47 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["check_writable", "read_json", "read_tensors", "replacing", "write_blocks", "write_json", "write_tensors"]
+__all__ = [
+    "check_writable",
+    "read_json",
+    "read_tensors",
+    "replacing",
+    "replacing_all",
+    "save_tensors",
+    "write_blocks",
+    "write_json",
+    "write_tensors",
+]
+
+
+@contextlib.contextmanager
+def replacing_all(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
+    """Yields a temporary path beside each of ``paths``; renames them once all are written and on disk.
+
+    A full disk, an error or a kill leaves whatever was at the paths as it was.
+    """
+    targets = [Path(path) for path in paths]
+    for target in targets:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    # The name keeps its suffix, which writers go by.
+    temporaries = [target.with_name(f".{os.getpid()}-{target.name}") for target in targets]
+    try:
+        yield temporaries
+        for temporary in temporaries:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+        for temporary, target in zip(temporaries, targets, strict=True):
+            os.replace(temporary, target)
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; renames it over ``path`` once it is written and on disk.
-
-    A full disk, an error or a kill leaves whatever was at ``path`` as it was.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")  # keeps the suffix, which writers go by
-    try:
+    """Yields a temporary path beside ``path``, as :func:`replacing_all` does for several."""
+    with replacing_all(path) as (temporary,):
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path) -> None:
@@ -72,9 +94,14 @@ def read_json(path: Path) -> Any:
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Writes tensors as safetensors, whole or not at all."""
-    contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(contiguous, temporary, metadata=dict(metadata or {}))
+        save_tensors(tensors, temporary, metadata)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes tensors as safetensors to a path that is temporary."""
+    contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(contiguous, path, metadata=dict(metadata or {}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

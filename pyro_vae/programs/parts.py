@@ -12,7 +12,7 @@ from pyro_vae.encodings import Encoding, Plain
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.posteriors import Posterior
 
-__all__ = ["Decoder", "Encoder", "raw_output"]
+__all__ = ["Decoder", "Encoder", "must_map", "raw_output", "read_raw"]
 
 
 class Decoder(nn.Module):
@@ -53,7 +53,7 @@ class Decoder(nn.Module):
         if mask is not None:
             shape = mask.shape[: mask.dim() - len(self.event_shape)] + self.event_shape if x is None else x.shape
             _check_mask(mask, shape)
-        raw = raw_output(self.network, z, 1, self.likelihood.raw_shape(self.event_shape), "decoder")
+        raw = raw_output(self.network, z, 1, self.likelihood.raw_shape(self.event_shape), "the decoder's network")
         if x is not None and self.training:
             self.likelihood.observe(raw, x, mask, **arguments)
         return self.likelihood(raw, mask=mask, **arguments)
@@ -109,7 +109,7 @@ class Encoder(nn.Module):
         if self.event_shape is None:
             return self.posterior(self.network(shown))
         row_dim, shape = len(self.encoding.shape(self.event_shape)), self.posterior.raw_shape((self.latent_dim,))
-        return self.posterior(raw_output(self.network, shown, row_dim, shape, "encoder"))
+        return self.posterior(raw_output(self.network, shown, row_dim, shape, "the encoder's network"))
 
 
 def raw_output(network: nn.Module, rows: Tensor, row_dim: int, shape: Sequence[int], who: str) -> Tensor:
@@ -121,20 +121,30 @@ def raw_output(network: nn.Module, rows: Tensor, row_dim: int, shape: Sequence[i
     Raises:
         ValueError: if it can't be read so, with the shapes that were found and expected.
     """
-    shape, batch_shape, row = tuple(shape), rows.shape[: rows.dim() - row_dim], rows.shape[rows.dim() - row_dim :]
-    if len(batch_shape) != 1:
-        rows = rows.reshape(batch_shape.numel(), *row)
-    raw = network(rows)
+    batch_shape = rows.shape[: rows.dim() - row_dim]
+    if len(batch_shape) == 1:
+        return read_raw(network(rows), rows, row_dim, shape, who)
+    rows = rows.reshape(batch_shape.numel(), *rows.shape[rows.dim() - row_dim :])
+    return read_raw(network(rows), rows, row_dim, shape, who).reshape(*batch_shape, *shape)
+
+
+def read_raw(raw: Any, rows: Tensor, row_dim: int, shape: Sequence[int], who: str) -> Tensor:
+    """What a network made of rows ``(N, ...)``, as ``(N, *shape)``."""
+    shape = tuple(shape)
     if isinstance(raw, Tensor) and raw.shape == (len(rows), *shape):
-        return raw if len(batch_shape) == 1 else raw.reshape(*batch_shape, *shape)
-    if not isinstance(raw, Tensor) or raw.shape[:1] != rows.shape[:1] or not _merges(shape, raw.shape[1:]):
-        found = tuple(raw.shape) if isinstance(raw, Tensor) else f"a {type(raw).__name__}"
-        flat = "" if len(shape) < 2 else f", or to {_batch_of([math.prod(shape)])}"
-        raise ValueError(
-            f"the {who}'s network must map {_batch_of(row)} to {_batch_of(shape)}{flat}; "
-            f"it maps {tuple(rows.shape)} to {found}"
-        )
-    return raw.reshape(*batch_shape, *shape)
+        return raw
+    if isinstance(raw, Tensor) and raw.shape[:1] == rows.shape[:1] and _merges(shape, raw.shape[1:]):
+        return raw.reshape(len(rows), *shape)
+    found = tuple(raw.shape) if isinstance(raw, Tensor) else f"a {type(raw).__name__}"
+    raise ValueError(
+        f"{must_map(who, rows.shape[rows.dim() - row_dim :], shape)}; it maps {tuple(rows.shape)} to {found}"
+    )
+
+
+def must_map(who: str, in_shape: Sequence[int], out_shape: Sequence[int]) -> str:
+    """What a network must do, in words."""
+    flat = "" if len(out_shape) < 2 else f", or to {_batch_of([math.prod(out_shape)])}"
+    return f"{who} must map {_batch_of(in_shape)} to {_batch_of(out_shape)}{flat}"
 
 
 def _merges(shape: Sequence[int], found: Sequence[int]) -> bool:

@@ -1,0 +1,248 @@
+"""The functions that build the usual VAEs, each with the shapes that its parts need."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedBuffer
+
+from pyro_vae import networks
+from pyro_vae.encodings import WithMask
+from pyro_vae.likelihoods import Likelihood
+from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder
+from pyro_vae.posteriors import DiagonalNormal, Posterior
+from pyro_vae.priors import Prior, StandardNormal
+from pyro_vae.programs.parts import Decoder, Encoder, must_map, read_raw
+from pyro_vae.programs.running import evaluating, forked_random_state
+from pyro_vae.transforms import Auto, Transform
+from pyro_vae.vae.model import VAE
+
+__all__ = ["conv_vae", "make_vae", "mlp_vae"]
+
+
+def mlp_vae(
+    event_shape: Sequence[int],
+    latent_dim: int,
+    *,
+    likelihood: Likelihood,
+    hidden_dims: Sequence[int] = (400,),
+    activation: str = "ReLU",
+    prior: Prior | None = None,
+    posterior: Posterior | None = None,
+    transform: Transform | Literal["auto"] | None = None,
+    missing: Literal["nan"] | None = None,
+) -> VAE:
+    """A VAE with fully connected networks, for rows of any shape.
+
+    Args:
+        event_shape: Shape of one row of data.
+        latent_dim: Number of latents.
+        likelihood: What kind of data they are.
+        hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse.
+        activation: Name of a ``torch.nn`` activation.
+        prior: By default :class:`~pyro_vae.priors.StandardNormal`.
+        posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
+        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one when it sees the
+            training rows, and say what and why.
+        missing: ``"nan"`` if NaN in the data is a missing entry: the encoder is then shown which entries are there.
+
+    Example:
+        >>> import torch
+        >>> from pyro_vae.likelihoods import Bernoulli
+        >>> vae = mlp_vae((28, 28), latent_dim=50, likelihood=Bernoulli())
+        >>> vae.sample(3).shape, vae.encode(torch.zeros(2, 28, 28)).event_shape
+        (torch.Size([3, 28, 28]), torch.Size([50]))
+    """
+    hidden_dims = tuple(hidden_dims)
+    return make_vae(
+        event_shape,
+        latent_dim,
+        likelihood=likelihood,
+        encoder_network=lambda in_shape, out_shape: MLP(in_shape, out_shape, hidden_dims, activation),
+        decoder_network=lambda in_shape, out_shape: MLP(in_shape, out_shape, hidden_dims[::-1], activation),
+        prior=prior,
+        posterior=posterior,
+        transform=transform,
+        missing=missing,
+    )
+
+
+def conv_vae(
+    event_shape: Sequence[int],
+    latent_dim: int,
+    *,
+    likelihood: Likelihood,
+    channels: Sequence[int] = (32, 64),
+    upsample: Literal["transposed", "nearest"] = "transposed",
+    kernel_size: int = 3,
+    activation: str = "ReLU",
+    prior: Prior | None = None,
+    posterior: Posterior | None = None,
+    transform: Transform | Literal["auto"] | None = None,
+    missing: Literal["nan"] | None = None,
+) -> VAE:
+    """A VAE with convolutional networks, for images of any size; the decoder is the encoder's mirror image.
+
+    Args:
+        event_shape: ``(H, W)`` or ``(C, H, W)``.
+        latent_dim: Number of latents.
+        likelihood: What kind of data they are.
+        channels: Channels of the encoder's layers; each halves height and width.
+        upsample: How the decoder doubles them, see :class:`~pyro_vae.networks.ConvDecoder`.
+        kernel_size: Side of the kernels, odd.
+        activation: Name of a ``torch.nn`` activation.
+        prior: By default :class:`~pyro_vae.priors.StandardNormal`.
+        posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
+        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one when it sees the
+            training rows, and say what and why.
+        missing: ``"nan"`` if NaN in the data is a missing entry: the encoder is then shown which entries are there.
+
+    Example:
+        >>> from pyro_vae.likelihoods import Normal
+        >>> vae = conv_vae((1, 28, 28), latent_dim=32, likelihood=Normal(link="sigmoid"), upsample="nearest")
+        >>> vae.sample(3).shape
+        torch.Size([3, 1, 28, 28])
+    """
+    upwards = (channels, upsample, kernel_size, activation)
+    return make_vae(
+        event_shape,
+        latent_dim,
+        likelihood=likelihood,
+        encoder_network=lambda i, o: ConvEncoder(i, o, channels, kernel_size, activation),
+        decoder_network=lambda i, o: ConvDecoder(i, o, *upwards),
+        prior=prior,
+        posterior=posterior,
+        transform=transform,
+        missing=missing,
+    )
+
+
+_Network = nn.Module | Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]
+
+
+def make_vae(
+    event_shape: Sequence[int],
+    latent_dim: int,
+    *,
+    likelihood: Likelihood,
+    encoder_network: _Network,
+    decoder_network: _Network,
+    prior: Prior | None = None,
+    posterior: Posterior | None = None,
+    transform: Transform | Literal["auto"] | None = None,
+    missing: Literal["nan"] | None = None,
+) -> VAE:
+    r"""A VAE with networks of any kind.
+
+    A network is an ``nn.Module`` that maps rows to raw numbers, of which likelihood and posterior make distributions:
+
+    =================  =================================================  =========================================
+    network            takes                                              returns
+    =================  =================================================  =========================================
+    encoder_network    ``(N, *likelihood.encoding(E).shape(E))``: the     ``(N, *posterior.raw_shape((L,)))``:
+                       row's shape :math:`E`, unless it is shown          ``(N, 2, L)`` by default
+                       otherwise or ``missing`` is given
+    decoder_network    ``(N, L)``                                         ``(N, *likelihood.raw_shape(E))``
+    =================  =================================================  =========================================
+
+    It may return the same numbers flat, or with neighbouring dimensions in one, and an encoder may take its rows flat.
+    One batch dimension is all that it ever meets. Both are tried on two rows here, in evaluation mode, so that a wrong
+    shape is found before training. Lazy layers get their shapes from that.
+
+    Args:
+        event_shape: Shape of one row of data.
+        latent_dim: Number of latents.
+        likelihood: What kind of data they are.
+        encoder_network: As above; or a function of the two shapes, without N, that makes it.
+        decoder_network: As above; or a function of the two shapes that makes it.
+        prior: By default :class:`~pyro_vae.priors.StandardNormal`.
+        posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
+        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one when it sees the
+            training rows, and say what and why.
+        missing: ``"nan"`` if NaN in the data is a missing entry: the encoder is then shown which entries are there.
+
+    Raises:
+        ValueError: if a network does not map these shapes, with what it does instead.
+        TypeError: if it is no module.
+
+    Example:
+        >>> from pyro_vae.likelihoods import Bernoulli
+        >>> vae = make_vae(
+        ...     (28, 28),
+        ...     latent_dim=10,
+        ...     likelihood=Bernoulli(),
+        ...     encoder_network=nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 20)),
+        ...     decoder_network=nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 784)),
+        ... )
+        >>> vae.sample(3).shape
+        torch.Size([3, 28, 28])
+    """
+    event_shape, z_shape = tuple(event_shape), (latent_dim,)
+    prior = StandardNormal(latent_dim) if prior is None else prior
+    posterior = DiagonalNormal() if posterior is None else posterior
+    encoding = likelihood.encoding(event_shape)
+    if missing:
+        encoding = WithMask(encoding, event_shape)
+    decoder = _made(decoder_network, z_shape, likelihood.raw_shape(event_shape), "decoder_network")
+    encoder = _made(encoder_network, encoding.shape(event_shape), posterior.raw_shape(z_shape), "encoder_network")
+    return VAE(
+        prior,
+        Decoder(decoder, likelihood, event_shape),
+        Encoder(encoder, posterior, latent_dim, encoding, event_shape),
+        Auto() if transform == "auto" else transform,
+        missing,
+    )
+
+
+def _made(network: _Network, in_shape: tuple[int, ...], out_shape: tuple[int, ...], who: str) -> nn.Module:
+    """The network, known to map these shapes."""
+    made = network if isinstance(network, nn.Module) else network(in_shape, out_shape) if callable(network) else network
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"{who} must be an nn.Module, or a function of two shapes that makes one; found {made!r}")
+    if type(made).__module__ == networks.__name__:
+        return made
+    try:
+        _try_out(made, in_shape, out_shape, who)
+    except ValueError:
+        if len(in_shape) < 2:
+            raise
+        flattening = nn.Sequential(nn.Flatten(), made)
+        try:
+            _try_out(flattening, in_shape, out_shape, who)
+        except ValueError:
+            flattening = None
+        if flattening is None:
+            raise
+        return flattening
+    return made
+
+
+def _try_out(network: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...], who: str) -> None:
+    """Runs a network on two rows, and leaves it as it was.
+
+    Raises:
+        ValueError: if it does not map ``in_shape`` to ``out_shape``.
+    """
+    first = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    rows = torch.zeros(2, *in_shape, dtype=first.dtype, device=first.device)
+    kept = [
+        (part, name, buffer, buffer.clone())
+        for part in network.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None and not isinstance(buffer, UninitializedBuffer)
+    ]
+    try:
+        with forked_random_state(first.device), evaluating(network):
+            try:
+                raw = network(rows)
+            except Exception as error:
+                reason = " ".join(str(error).split())
+                raise ValueError(
+                    f"{must_map(who, in_shape, out_shape)}; given {tuple(rows.shape)} it fails "
+                    f"({type(error).__name__}: {reason})"
+                ) from error
+        read_raw(raw, rows, len(in_shape), out_shape, who)
+    finally:
+        for part, name, buffer, value in kept:
+            part._buffers[name] = buffer.copy_(value)

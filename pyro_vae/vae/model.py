@@ -1,0 +1,107 @@
+r"""The pair that most people want: one latent vector, a prior, a decoder, an encoder."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pyro_vae.data.checks import check_fit
+from pyro_vae.pair import Pair
+from pyro_vae.priors import Prior
+from pyro_vae.programs.latent import Guide, Model
+from pyro_vae.programs.parts import Decoder, Encoder
+from pyro_vae.programs.saving import save_pair
+from pyro_vae.transforms import Identity, Transform
+from pyro_vae.vae.description import describe_vae
+
+__all__ = ["VAE"]
+
+
+class VAE(Pair):
+    r"""Variational autoencoder: :math:`p(z)\,p(x \mid z)` with the guide :math:`q(z \mid x)`.
+
+    ``vae.model`` and ``vae.guide`` are Pyro programs in the model's units; Pyro's own ``SVI``, ``Predictive`` and
+    ``NUTS`` take them as they are.
+
+    Args:
+        prior: :math:`p(z)`.
+        decoder: :math:`z \mapsto p(x \mid z)`.
+        encoder: :math:`x \mapsto q(z \mid x)`.
+        transform: The user's units to the model's; by default the data are in the model's units.
+        missing: ``"nan"`` if NaN in the data is a missing entry; by default it is an error.
+
+    Raises:
+        ValueError: if the transform does not yield what the likelihood describes, or the parts disagree on the
+            number of latents.
+
+    Source: Kingma & Welling, *Auto-Encoding Variational Bayes*, 2014.
+    """
+
+    model: Model
+    guide: Guide
+
+    def __init__(
+        self,
+        prior: Prior,
+        decoder: Decoder,
+        encoder: Encoder,
+        transform: Transform | None = None,
+        missing: Literal["nan"] | None = None,
+    ) -> None:
+        if prior.latent_dim != encoder.latent_dim:
+            raise ValueError(f"the prior has {prior.latent_dim} latents and the encoder {encoder.latent_dim}")
+        if encoder.event_shape is None:
+            encoder.event_shape = decoder.event_shape
+        if encoder.event_shape != decoder.event_shape:
+            raise ValueError(
+                f"the decoder's rows have shape {decoder.event_shape} and the encoder's {encoder.event_shape}"
+            )
+        transform = Identity() if transform is None else transform
+        check_fit(transform, decoder.likelihood.data_range, type(decoder.likelihood).__name__)
+        super().__init__(
+            Model(prior, decoder),
+            Guide(encoder),
+            transform=transform,
+            event_shape=decoder.event_shape,
+            data_range=decoder.likelihood.data_range,
+            missing=missing,
+        )
+
+    @property
+    def prior(self) -> Prior:
+        """The prior: ``prior()`` is p(z)."""
+        return self.model.prior
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder: ``decoder(z)`` is p(x | z), for any number of batch dimensions and with gradients."""
+        return self.model.decoder
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder: ``encoder(x)`` is q(z | x), for ``x`` in the model's units and with gradients."""
+        return self.guide.encoder
+
+    @property
+    def latent_dim(self) -> int:
+        """Number of latents."""
+        return self.encoder.latent_dim
+
+    def save(self, folder: str | os.PathLike[str], run: Mapping[str, Any] | None = None) -> None:
+        """Writes the model to a folder: ``config.json`` and ``model.safetensors``, both whole or none at all.
+
+        :func:`~pyro_vae.load` builds it again from what its parts say of themselves. Where a part does not, such as a
+        network that keeps no constructor arguments, the state alone is written, as of any pair, and
+        ``load(folder, into=vae)`` opens it.
+
+        Args:
+            folder: Made if it is not there; the two files in it are replaced.
+            run: JSON data to keep beside the model's description, such as where it was trained and how.
+
+        Raises:
+            ValueError: if something can't be saved, before anything is written.
+        """
+        save_pair(self, folder, run, description=describe_vae(self))
+
+    def save_config(self, folder: str | os.PathLike[str], run: Mapping[str, Any] | None = None) -> None:
+        """Writes the model's description alone, without weights."""
+        save_pair(self, folder, run, description=describe_vae(self), weights=False)

@@ -1,0 +1,99 @@
+"""Opening a saved model. Files are data: nothing in them is run."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from torch import nn
+
+from pyro_vae._support import configs
+from pyro_vae.pair import Pair
+from pyro_vae.programs.saving import CONFIG, load_config, open_into
+from pyro_vae.vae.description import PARTS, describe_vae
+from pyro_vae.vae.model import VAE
+
+__all__ = ["load"]
+
+_Pair = TypeVar("_Pair", bound=Pair)
+
+
+@overload
+def load(folder: str | os.PathLike[str], *, into: None = ..., parts: Iterable[type[nn.Module]] = ...) -> VAE: ...
+
+
+@overload
+def load(folder: str | os.PathLike[str], *, into: _Pair, parts: Iterable[type[nn.Module]] = ...) -> _Pair: ...
+
+
+def load(folder: str | os.PathLike[str], *, into: Pair | None = None, parts: Iterable[type[nn.Module]] = ()) -> Pair:
+    """Opens what ``save`` wrote, in evaluation mode.
+
+    A :class:`~pyro_vae.VAE` is built again from its description, on the CPU. Programs of the user's own come from the
+    user's code: build the pair as it was when it was saved, and give it as ``into``.
+
+    Args:
+        folder: The folder that it was saved to.
+        into: A pair of the same programs, or a VAE of the same parts, which takes on the saved state: weights, buffers,
+            entries in Pyro's parameter store, and transform.
+        parts: Classes of your own that a VAE or a transform is made of, if there are any.
+
+    Returns:
+        ``into``, or a new VAE.
+
+    Raises:
+        ValueError: if the folder holds no saved model, a damaged or half-written one, one of a newer version, or the
+            state of another pair; ``into`` is as it was then.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pyro_vae import Pair, mlp_vae
+        >>> from pyro_vae.likelihoods import Normal
+        >>> vae = mlp_vae((4,), latent_dim=2, likelihood=Normal())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     vae.save(folder)
+        ...     opened = load(folder)
+        >>> torch.equal(opened.decode(torch.ones(1, 2)).mean, vae.decode(torch.ones(1, 2)).mean)
+        True
+    """
+    folder, parts = Path(folder), tuple(parts)
+    config = load_config(folder)
+    if into is None:
+        vae = _build(folder, config, parts)
+        open_into(vae, folder, config, parts, whose=f"the model that {CONFIG} describes")
+        return vae.eval()
+    if isinstance(into, VAE):
+        _check_same(into, folder, config)
+    open_into(into, folder, config, parts)
+    return into.eval()
+
+
+def _build(folder: Path, config: dict[str, Any], parts: tuple[type[nn.Module], ...]) -> VAE:
+    """The model that a configuration describes, with fresh weights."""
+    description = config["model"]
+    if isinstance(description, dict) and description.get("class") == "Pair":
+        programs = " and ".join(map(str, description.get("programs", {}).values()))
+        raise ValueError(
+            f"{folder} holds the state of a pair whose programs are code ({programs}): build the pair as it was, and "
+            f"open it with load(folder, into=pair)"
+        )
+    try:
+        model = configs.build(description, PARTS | {"VAE": VAE} | {part.__name__: part for part in parts})
+    except ValueError as error:
+        raise ValueError(f"cannot open {folder / CONFIG}: {error}") from error
+    if not isinstance(model, VAE):
+        raise ValueError(f"{folder / CONFIG} is damaged: it does not describe a VAE")
+    return model
+
+
+def _check_same(vae: VAE, folder: Path, config: dict[str, Any]) -> None:
+    """Makes sure that a VAE is made of the parts that were saved, where both say what they are."""
+    saved, own = config["model"], describe_vae(vae)
+    if own is None or not isinstance(saved, dict) or saved.get("class") != own["class"]:
+        return
+    for name in ("prior", "decoder", "encoder", "missing"):
+        here, there = own.get(name), saved.get(name)
+        if here != there and not (config["format_version"] == 1 and name == "encoder"):
+            raise ValueError(
+                f"the VAE given as into= is not the one in {folder}: its {name} is {here}, saved was {there}"
+            )
