@@ -24,7 +24,7 @@ from pyro_vae.inference.inspection import inspect_pair
 from pyro_vae.inference.sites import Draws, enumerated_logits, run_pair
 from pyro_vae.inference.structure import ContractError, Structure, is_local, sample_sites
 from pyro_vae.programs.arguments import accepted, check_arguments, check_values
-from pyro_vae.programs.ownership import loose_parameters, modules_of
+from pyro_vae.programs.ownership import Owned
 from pyro_vae.programs.running import evaluating, forked_random_state, site_distribution
 from pyro_vae.transforms import Identity, Transform
 
@@ -95,19 +95,9 @@ class Pair(nn.Module):
         self.event_shape = None if event_shape is None else tuple(event_shape)
         self.data_range = data_range
         self.num_rows: int | None = None  # that it was trained on, which share a global latent
-        self._adopt()
-
-    def _adopt(self) -> None:
-        """Makes modules and parameters that the programs keep elsewhere the pair's own."""
-        known = {id(module) for module in self.modules()}
-        programs = {"model": self.model, "guide": self.guide}
-        found = {n.replace(".", "_"): m for n, m in modules_of(programs).items() if id(m) not in known}
-        if found:
-            self.found = nn.ModuleDict(found)
-        known = {id(parameter) for parameter in self.parameters()}
-        loose = {n.replace(".", "_"): p for n, p in loose_parameters(programs).items() if id(p) not in known}
-        if loose:
-            self.loose = nn.ParameterDict(loose)
+        owned = Owned(model=model, guide=guide)  # what the programs keep elsewhere
+        if next(owned.children(), None) is not None or next(owned.parameters(), None) is not None:
+            self.owned = owned
 
     @property
     def programs(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
