@@ -85,3 +85,24 @@ def test_what_the_model_draws_for_gaps_counts_where_the_guide_draws_it():
         with Fixed(values):
             draws = run_pair(gappy, lambda *rows, **arguments: None, batch, structure)
         torch.testing.assert_close(draws.elbo[0], expected)
+
+
+def test_rows_beside_a_plate_of_words_come_without_its_dimension():
+    """A row's own site leaves room for the words' plate; what is drawn has the shape of the data all the same."""
+
+    def worded(x=None, *, batch_size=None):
+        with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
+            with pyro.plate("words", 3, dim=-2):
+                word = pyro.sample("word", dist.Normal(torch.zeros(()), 1.0))
+            loc = word.unsqueeze(-1).transpose(-3, -1)  # (1, N, 3)
+            return pyro.sample("x", dist.Normal(loc, 0.1).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("words", 3, dim=-2):
+            pyro.sample("word", dist.Normal(x.T, 0.1))
+
+    pair, x = Pair(worded, guide), torch.randn(5, 3)
+    assert pair.sample(4).shape == (4, 3)
+    assert pair.posterior_predictive(x, 2).shape == (2, 5, 3)
+    torch.testing.assert_close(pair.reconstruct(x), x)
+    assert pair.event_shape == (3,)

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae._support import files
 from pyro_vae.inference.batch import ELEMENTS, Batch
-from pyro_vae.inference.structure import Structure, is_discrete, is_local, sample_sites
+from pyro_vae.inference.structure import Structure, is_discrete, is_local, sample_sites, vectorised_frames
 from pyro_vae.programs.running import evaluating
 
 __all__ = [
@@ -122,8 +122,22 @@ class _MeanOf(Messenger):
 
 
 def rows_first(site: Any, value: Tensor) -> Tensor:
-    """A site's value with the plate ``"data"``, the last of its batch dimensions, before all others."""
-    return value.movedim(value.dim() - 1 - site["fn"].event_dim, 0) if is_local(site) else value
+    """A site's value with the plate ``"data"``, the last of its batch dimensions, before all others.
+
+    Dimensions of size 1 that belong to none of its plates are left out: a program leaves them free for the plates of
+    other sites, so that a row of shape (3,) beside a plate of words comes as ``(1, N, 3)``.
+    """
+    if not is_local(site):
+        return value
+    event_dim = site["fn"].event_dim
+    plates = {frame.dim for frame in vectorised_frames(site)}
+    spare = [
+        dim - event_dim
+        for dim in range(event_dim - value.dim(), 0)
+        if dim not in plates and value.shape[dim - event_dim] == 1
+    ]
+    value = value.squeeze(spare)
+    return value.movedim(value.dim() - 1 - event_dim, 0)
 
 
 def posterior_latents(
