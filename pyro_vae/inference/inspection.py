@@ -209,7 +209,8 @@ def _vectorisation(structure: Structure, model: Program, guide: Program, batch: 
         for what in ("log_likelihood", "log_prior", "log_guide", "auxiliary"):
             for name, found in getattr(both, what).items():
                 expected = torch.cat([getattr(run, what)[name] for run in alone])
-                if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
+                rtol, atol = (1e-6, 1e-6) if found.dtype == torch.float64 else (1e-4, 1e-3)
+                if not torch.allclose(found, expected, rtol=rtol, atol=atol, equal_nan=True):
                     raise ValueError(f"log-probabilities at {name!r} differ from those at one draw at a time")
     except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
