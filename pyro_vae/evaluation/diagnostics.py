@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.evidence import log_mean_exp, reduce_log_weights
-from pyro_vae.pair import Array, Pair
+from pyro_vae.pair import Pair
 
 __all__ = ["GuideDiagnosis", "diagnose_guide", "import_arviz"]
 
@@ -46,36 +47,36 @@ class GuideDiagnosis:
         if count:
             return (
                 f"the guide is far from the posterior of {count} of {rows} rows (k̂ above {self.threshold:.2f}), where "
-                f"importance weights cannot mend it; the median row has use of {share:.1%} of its draws"
+                f"importance weights cannot correct it; the median row has use of {share:.1%} of its draws"
             )
         return (
             f"the guide is near enough to the posterior of all {rows} rows (k̂ up to {float(self.k_hat.max()):.2f}) for "
-            f"importance weights to mend it; the median row has use of {share:.1%} of its draws"
+            f"importance weights to correct it; the median row has use of {share:.1%} of its draws"
         )
 
 
-def diagnose_guide(pair: Pair, x: Array, num_particles: int = 1000, *, seed: int = 0, **context: Any) -> GuideDiagnosis:
+def diagnose_guide(pair: Pair, x: Inputs, num_particles: int = 1000, *, seed: int = 0) -> GuideDiagnosis:
     r"""Pareto-smoothed :math:`\hat k` and effective sample size for each row.
 
     From the weights :math:`w_k = p(x, z_k) / q(z_k \mid x)` at draws :math:`z_k \sim q(z \mid x)`. A generalised Pareto
     distribution is fitted to the largest of them; its shape :math:`\hat k` says how many moments the weights have.
-    Below 0.5 the guide is near the posterior, above 0.7 so far that importance weights cannot mend it. The effective
-    sample size is :math:`(\sum_k w_k)^2 / \sum_k w_k^2`. Where no draw comes near a mode of the posterior, both are
-    blind to it.
+    Below 0.5 the guide is near the posterior, above 0.7 so far that importance weights cannot correct it. The
+    effective sample size is :math:`(\sum_k w_k)^2 / \sum_k w_k^2`. Where no draw comes near a mode of the posterior,
+    both are blind to it.
 
     Args:
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair` whose latents belong to rows.
-        x: Rows ``(N, *E)`` in the user's units.
+        x: Rows ``(N, *E)`` in the user's units, or a mapping of ``"x"`` and the programs' keyword arguments.
         num_particles: Draws of the guide for each row, at least 25.
         seed: Seeds the draws of the guide and of the transform.
-        context: Keyword arguments of both programs, rows first.
 
     Returns:
         The diagnosis, one number for each row. Where the largest weights of a row are equal up to rounding (an exact
         guide; a discrete latent) there is no tail, and :math:`\hat k` is 0.
 
     Raises:
-        ValueError: if there are too few particles, or rows or programs do not suit.
+        ValueError: if there are too few particles, or rows or programs do not fit, see
+            :func:`~pyro_vae.evaluation.log_evidence`.
         ImportError: if ArviZ is not installed.
 
     Example:
@@ -101,7 +102,7 @@ def diagnose_guide(pair: Pair, x: Array, num_particles: int = 1000, *, seed: int
             k_hat = torch.from_numpy(psislw(log_weights.T.cpu().numpy())[1]).to(log_weights)
         return torch.stack([torch.where(flat, 0.0, k_hat), log_mean_exp(log_weights)[2]])
 
-    (k_hat, ess), _, _ = reduce_log_weights(pair, x, diagnosed, num_particles=num_particles, seed=seed, **context)
+    (k_hat, ess), _, _ = reduce_log_weights(pair, x, diagnosed, num_particles=num_particles, seed=seed)
     return GuideDiagnosis(k_hat, ess, num_particles)
 
 
