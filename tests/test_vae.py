@@ -1,12 +1,14 @@
 """VAEs: how they are put together, saved and opened."""
 
 import json
+import math
 
 import pytest
 import torch
+from pyro import poutine
 from torch.nn import functional as F
 
-from pyro_vae import VAE, conv_vae, load, mlp_vae
+from pyro_vae import VAE, conv_vae, load, make_vae, mlp_vae
 from pyro_vae._support.ranges import constraints
 from pyro_vae.likelihoods import Bernoulli, Likelihood, Normal
 from pyro_vae.posteriors import DiagonalNormal
@@ -213,7 +215,7 @@ def test_missing_half_written_and_foreign_weights_are_told_apart(saved, tmp_path
         load(saved)
     VAES["fixed scale"]().save(tmp_path / "other")
     weights.write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
-    with pytest.raises(ValueError, match=r"does not hold the state of the model that config\.json describes \(it lacks"):
+    with pytest.raises(ValueError, match=r"not hold the state of the model that config\.json describes \(it lacks"):
         load(saved)
     weights.unlink()
     with pytest.raises(ValueError, match="its training has not ended, and can be resumed"):
@@ -231,6 +233,155 @@ def test_saving_over_a_model_that_fails_leaves_the_old_one(saved, monkeypatch):
         VAES["mlp"]().save(saved)
     assert (saved / "model.safetensors").read_bytes() == before
     assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]
+
+
+# Networks of any kind
+
+
+class OneBatchDimension(torch.nn.Module):
+    """As many networks are written: the batch is the first dimension, and there is no other."""
+
+    def __init__(self, num_in, out_shape):
+        super().__init__()
+        self.out_shape = out_shape
+        self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(num_in, math.prod(out_shape)))
+
+    def forward(self, rows):
+        return self.layers(rows).reshape(-1, *self.out_shape)
+
+
+class Counts(torch.nn.Module):
+    """Has state that a run changes, also in evaluation mode."""
+
+    def __init__(self, num_in, num_out):
+        super().__init__()
+        self.linear = torch.nn.Linear(num_in, num_out)
+        self.norm = torch.nn.BatchNorm1d(num_out)
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, rows):
+        self.runs = self.runs + 1
+        return self.norm(self.linear(rows))
+
+
+def convolutional():
+    return torch.nn.Sequential(
+        *(torch.nn.Unflatten(1, (1, 4)), torch.nn.Conv2d(1, 3, 3, stride=2), torch.nn.ReLU(), torch.nn.Flatten()),
+        torch.nn.LazyLinear(4),
+    )
+
+
+NETWORKS = {
+    "one batch dimension": (lambda: OneBatchDimension(20, (2, 2)), lambda: OneBatchDimension(2, (1, 4, 5))),
+    "sequential, flat": (
+        lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(20, 4)),
+        lambda: torch.nn.Sequential(torch.nn.Linear(2, 20)),
+    ),
+    "takes flat rows": (lambda: torch.nn.Linear(20, 4), lambda: OneBatchDimension(2, (4, 5))),
+    "convolutions and lazy layers": (convolutional, lambda: OneBatchDimension(2, (4, 5, 1))),
+    "functions that make them": (
+        lambda: lambda i, o: OneBatchDimension(math.prod(i), o),
+        lambda: lambda i, o: OneBatchDimension(*i, o),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_any_kind_make_a_vae(name):
+    encoder_network, decoder_network = NETWORKS[name]
+    vae = make_vae(
+        (4, 5), 2, likelihood=Normal(1.0), encoder_network=encoder_network(), decoder_network=decoder_network()
+    ).eval()
+    x, z = torch.randn(3, 4, 5), torch.randn(7, 3, 2)
+    p_x, q_z = vae.decoder(z), vae.encoder(torch.stack([x, 2 * x]))
+    assert (p_x.batch_shape, p_x.event_shape) == ((7, 3), (4, 5))
+    assert (q_z.batch_shape, q_z.event_shape) == ((2, 3), (2,))
+    # Rows of many batch dimensions are what they are one by one.
+    torch.testing.assert_close(p_x.mean[4, 1], vae.decoder(z[4, 1]).mean)
+    torch.testing.assert_close(q_z.mean[1], vae.encoder(2 * x).mean)
+    for program, rows in ((vae.model, x), (vae.guide, x)):
+        assert poutine.trace(program).get_trace(rows).nodes["z"]["value"].shape == (3, 2)
+
+
+def test_blocks_of_a_flat_output_are_the_raw_parameters_in_order():
+    network = torch.nn.Linear(2, 8)
+    vae = make_vae(
+        (4,), 2, likelihood=Normal("network"), encoder_network=torch.nn.Linear(4, 4), decoder_network=network
+    )
+    z = torch.randn(3, 2)
+    torch.testing.assert_close(vae.decoder(z).mean, network(z)[:, :4])
+    assert not torch.equal(vae.decoder(z).stddev[:, 0], vae.decoder(z).stddev[:, 1])
+
+
+def test_trying_networks_out_leaves_them_as_they_are():
+    encoder, decoder = Counts(4, 4), Counts(2, 4)
+    encoder.norm.eval()
+    before = {name: value.clone() for name, value in [*encoder.state_dict().items(), *decoder.state_dict().items()]}
+    buffers, state = (encoder.runs, decoder.runs), torch.get_rng_state()
+    make_vae((4,), 2, likelihood=Normal(), encoder_network=encoder, decoder_network=decoder)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (encoder.training, encoder.norm.training, decoder.training) == (True, False, True)
+    assert (encoder.runs, decoder.runs) == (0, 0)
+    assert (encoder.runs is buffers[0], decoder.runs is buffers[1]) == (True, True)
+    for network in (encoder, decoder):
+        for name in ("norm.running_mean", "norm.num_batches_tracked"):
+            assert torch.equal(network.state_dict()[name], before[name])
+
+
+@pytest.mark.parametrize(
+    ("networks", "sentence"),
+    [
+        (
+            {"decoder_network": torch.nn.Linear(2, 7)},
+            r"^decoder_network must map \(N, 2\) to \(N, 1, 4, 5\), or to \(N, 20\); it maps \(2, 2\) to \(2, 7\)$",
+        ),
+        (
+            {"encoder_network": torch.nn.Linear(9, 4)},
+            r"^encoder_network must map \(N, 4, 5\) to \(N, 2, 2\), or to \(N, 4\); given \(2, 4, 5\) it fails "
+            r"\(RuntimeError: .*\)$",
+        ),
+        # Levels last is not levels first, though they are as many numbers.
+        (
+            {"decoder_network": OneBatchDimension(2, (5, 4))},
+            r"^decoder_network must map .* it maps \(2, 2\) to \(2, 5, 4\)$",
+        ),
+        (
+            {"encoder_network": torch.nn.LSTM(5, 4, batch_first=True)},
+            r"^encoder_network must map .* it maps \(2, 4, 5\) to a tuple$",
+        ),
+        (
+            {"encoder_network": OneBatchDimension(20, (2, 2))(torch.zeros(1, 20))},
+            "^encoder_network must be an nn.Module",
+        ),
+        (
+            {"encoder_network": lambda i, o: (i, o)},
+            "^encoder_network must be an nn.Module, or a function of two shapes",
+        ),
+    ],
+)
+def test_networks_that_do_not_map_the_shapes_are_told_which(networks, sentence):
+    fitting = {"encoder_network": OneBatchDimension(20, (2, 2)), "decoder_network": torch.nn.Linear(2, 20)}
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        make_vae((4, 5), 2, likelihood=Normal(), **{**fitting, **networks})
+
+
+def test_a_vae_with_missing_entries_says_what_its_encoder_is_shown():
+    with pytest.raises(ValueError, match=r"encoder_network must map \(N, 2, 4\) to"):
+        make_vae(
+            (4,), 2, likelihood=Normal(), missing="nan",
+            encoder_network=torch.nn.Linear(4, 4), decoder_network=torch.nn.Linear(2, 4),
+        )  # fmt: skip
+
+
+def test_a_vae_put_together_by_hand_takes_such_networks_too():
+    vae = VAE(
+        StandardNormal(2),
+        Decoder(OneBatchDimension(2, (1, 4, 5)), Bernoulli(), (4, 5)),
+        Encoder(OneBatchDimension(20, (4,)), DiagonalNormal(), 2),
+    )
+    assert vae.decoder(torch.zeros(3, 6, 2)).batch_shape == (3, 6)
+    assert vae.encoder(torch.zeros(3, 6, 4, 5)).batch_shape == (3, 6)
+    assert vae.encoder(torch.zeros(4, 5)).batch_shape == ()
 
 
 def test_encoder_and_decoder_give_gradients():
