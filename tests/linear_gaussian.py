@@ -44,6 +44,19 @@ class LinearGaussian:
 
         return Pair(self.vae.model, guide)
 
+    def partial_pair(self, *, shrink: float = 1.0, shift: float = 0.0) -> Pair:
+        """The guide that is right given any of the entries, or one whose scale or mean is off."""
+
+        def guide(x, mask=None):
+            seen = torch.ones_like(x) if mask is None else mask.to(x)
+            precision = torch.eye(self.weight.shape[1]) + (self.weight.T * seen[:, None]) @ self.weight / self.scale**2
+            covariance = torch.linalg.inv(precision)
+            loc = (covariance @ ((seen * (x - self.loc)) @ self.weight)[..., None])[..., 0] / self.scale**2
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z", dist.MultivariateNormal(loc + shift, shrink**2 * covariance))
+
+        return Pair(self.vae.model, guide)
+
 
 def maximum_log_evidence(x: Tensor, latent_dim: int) -> float:
     """Mean log evidence of the best linear-Gaussian model of these rows."""

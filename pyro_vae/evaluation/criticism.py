@@ -1,4 +1,4 @@
-r"""Does the model fit: data that it draws, held against the data that there are.
+r"""Does the model fit: data that it draws, compared with the data that there are.
 
 A model that fits draws data sets like the observed one. So draw many, :math:`x^{(1)}, \dots, x^{(R)}`, take a
 statistic T of each, and see where that of the observed data lies among them (Rubin, 1984; Gelman, Meng & Stern, 1996).
@@ -12,21 +12,27 @@ A data set is drawn
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 import torch
-from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from pyro_vae._support.ranges import constraints
+from pyro_vae.data.rows import Inputs
+from pyro_vae.evaluation.described import as_described
+from pyro_vae.evaluation.simulation import check_forward, prior_globals
 from pyro_vae.evaluation.statistics import Statistic, default_statistics
-from pyro_vae.inference.predictive import rows_of
-from pyro_vae.pair import Array, Pair
-from pyro_vae.programs import evaluating, forked_random_state
+from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.predictive import posterior_latents, predict_from_latents, without_sites
+from pyro_vae.inference.structure import Fixed, Structure
+from pyro_vae.pair import Pair
+from pyro_vae.programs.running import evaluating, forked_random_state
 
-__all__ = ["PredictiveCheck", "as_described", "predictive_check"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["PredictiveCheck", "predictive_check"]
 
 Kind = Literal["prior", "posterior"]
 
@@ -45,7 +51,7 @@ class PredictiveCheck:
     """
 
     kind: Kind
-    table: pd.DataFrame
+    table: "pd.DataFrame"
     replications: Mapping[str, np.ndarray]
     joint_p_value: float
     num_rows: int
@@ -53,16 +59,15 @@ class PredictiveCheck:
 
 def predictive_check(
     pair: Pair,
-    x: Array,
+    x: Inputs,
     statistics: Mapping[str, Statistic] | None = None,
     kind: Kind = "posterior",
     *,
     num_replications: int = 200,
     seed: int = 0,
     chunk_size: int = 1024,
-    **context: Any,
 ) -> PredictiveCheck:
-    r"""Holds statistics of the data against those of data sets of the same size that the model draws.
+    r"""Compares statistics of the data with those of data sets of the same size that the model draws.
 
     For each statistic the Bayesian p-value, on both sides, and for all of them together one p-value: with
     :math:`m, s` mean and standard deviation of a statistic over the R + 1 data sets, observed one included,
@@ -73,13 +78,15 @@ def predictive_check(
         p_\text{joint} &= \frac{1 + \#\{r: M^{(r)} \ge M(x)\}}{R + 1}, \qquad
         M = \max_k \left| T_k - m_k \right| / s_k
 
-    The joint one holds its level for any number of statistics and however they hang together. Of the prior predictive,
-    p-values are uniform where the model is right (but for its having been fitted, so give rows that it was not trained
-    on). Those of the posterior predictive have seen the data and lie nearer to 1: a small one means more.
+    The joint one holds its level for any number of statistics, however they depend on one another. Of the prior
+    predictive, p-values are uniform where the model is right (but for its having been fitted, so give rows that it was
+    not trained on). Those of the posterior predictive have seen the data and lie nearer to 1: a small one means more.
 
     Args:
         pair: The programs.
-        x: Rows ``(N, *E)`` in the user's units.
+        x: Rows, as :func:`~pyro_vae.fit` takes them. Keyword arguments are the same in every data set, but for those of
+            sites that the model observes beside ``"x"``: these are drawn as well, with the latents that they and
+            ``x`` share.
         statistics: By name, functions of a data set, a tensor ``(N, *E)`` in the user's units, that return a number or
             a vector of them; by default :func:`~pyro_vae.evaluation.statistics.default_statistics` of the values
             that the likelihood describes. Where entries are missing, they are NaN in every data set alike.
@@ -87,15 +94,16 @@ def predictive_check(
         num_replications: Data sets R that are drawn, one after another. The smallest p-value there can be is
             2 / (R + 1), and 1 / (R + 1) for all together.
         seed: Seeds the draws; the caller's random state is left alone.
-        chunk_size: Rows drawn at a time. Latents outside the plate ``"data"`` are drawn once for each data set.
-        context: Keyword arguments of the programs, rows first. They are the same in every data set.
+        chunk_size: Rows drawn at a time. Latents outside the plate ``"data"`` are drawn once for each data set: from
+            the guide, or from their prior for ``kind="prior"``.
 
     Returns:
         A :class:`PredictiveCheck`. The data are taken as the model describes them: where the transform draws (bits from
         grey levels), from one draw of it.
 
     Raises:
-        ValueError: if a statistic gives what is not a finite number, or ``kind`` or a count does not suit.
+        ContractError: if the programs break the contract, or the model does not run without data.
+        ValueError: if rows do not fit, a statistic gives what is not a finite number, or ``kind`` or a count is wrong.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -115,20 +123,22 @@ def predictive_check(
         raise ValueError(
             f"num_replications and chunk_size must be at least 1, found {num_replications} and {chunk_size}"
         )
-    x = pair.check(x, **context)
-    with forked_random_state(pair.device):
+    rows = next(pair.check(x).chunks(2**62))
+    with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
-        rows, prepared, _ = pair.prepare(x, context)
-        observed = as_described(pair, x, rows, prepared.get("mask"))
+        batch = pair.prepare(rows)
+        structure = pair.structure(batch)
+        check_forward(pair, batch, structure)
+        observed = as_described(pair, rows["x"], batch)
         if statistics is None:
-            statistics = default_statistics(observed, pair.data_range)  # pyright: ignore[reportArgumentType]
+            statistics = default_statistics(observed, constraints.real if pair.data_range is None else pair.data_range)
         if not statistics:
             raise ValueError("statistics is empty: give at least one function of a data set, or leave it out")
         of_observed = _components(statistics, observed, "the observed data")
         drawn: dict[str, list[float]] = {name: [] for name in of_observed}
         missing = observed.isnan()
         for _ in range(num_replications):
-            data = _draw_data_set(pair, rows, prepared, kind, chunk_size)
+            data = _draw_data_set(pair, batch, structure, kind, chunk_size)
             data[missing] = math.nan
             for name, value in _components(statistics, data, "a drawn data set").items():
                 drawn.setdefault(name, []).append(value)
@@ -137,64 +147,27 @@ def predictive_check(
             "a statistic gives more numbers for one data set than for another: let it give as many for each"
         )
     replications = {name: np.array(values) for name, values in drawn.items()}
-    return PredictiveCheck(
-        kind, _table(of_observed, replications), replications, _joint(of_observed, replications), len(x)
-    )
+    joint = _joint(of_observed, replications)
+    return PredictiveCheck(kind, _table(of_observed, replications), replications, joint, len(batch))
 
 
-def as_described(pair: Pair, x: Tensor, rows: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Data as the model describes them, in the user's units: bits at their two levels where it describes bits.
-
-    Args:
-        pair: The programs.
-        x: Rows ``(N, *E)`` in the user's units.
-        rows: The same, as :meth:`~pyro_vae.Pair.prepare` returns them.
-        mask: True where an entry is observed; the others come back as NaN.
-
-    Returns:
-        ``(N, *E)`` on the CPU. What the way there and back changes by rounding alone comes back as it was.
-    """
-    y = pair.transform.inverse(rows).detach().cpu()
-    given = x.cpu().to(y.dtype)
-    rounding = 1e-5 * given.nan_to_num().abs().max()
-    y = torch.where((y - given).abs() <= rounding, given, y)
-    return y if mask is None else torch.where(mask.cpu(), y, math.nan)
-
-
-def _draw_data_set(pair: Pair, rows: Tensor, context: Mapping[str, Any], kind: Kind, chunk_size: int) -> Tensor:
+def _draw_data_set(pair: Pair, batch: Batch, structure: Structure, kind: Kind, chunk_size: int) -> Tensor:
     """One data set of as many rows; latents that belong to all rows are the same in every chunk."""
-    out: Any = None
-    shared = poutine.Trace()
-    with evaluating(pair.model, pair.guide):
-        for start in range(0, len(rows), chunk_size):
-            stop = min(start + chunk_size, len(rows))
-            here = rows_of(context, start, stop)
-            latents = shared
-            if kind == "posterior":
-                latents = _run(pair.guide, shared, rows[start:stop], **here)
-            trace = _run(pair.model, latents, batch_size=stop - start, **here)
-            site: Any = trace.nodes["x"]
-            data = pair.transform.inverse(site["value"]).cpu()
-            if out is None:
-                out = data.new_empty(len(rows), *data.shape[1:])
-                out = out if out.is_floating_point() else out.to(pair.dtype)
-                shared = _global_part(latents if kind == "posterior" else trace)
-            out[start:stop] = data
-    return out
-
-
-def _run(program: Any, latents: poutine.Trace, *args: Any, **kwargs: Any) -> poutine.Trace:
-    return prune_subsample_sites(poutine.trace(poutine.replay(program, trace=latents)).get_trace(*args, **kwargs))
-
-
-def _global_part(trace: poutine.Trace) -> poutine.Trace:
-    """The latent sites of a trace that stand outside the plate ``"data"``."""
-    kept = poutine.Trace()
-    for name in trace.stochastic_nodes:
-        site: Any = trace.nodes[name]
-        if all(frame.name != "data" for frame in site["cond_indep_stack"]):
-            kept.add_node(name, **site)
-    return kept
+    model, guide = pair.programs
+    shared: dict[str, Tensor] = {}
+    parts = []
+    for part in batch.chunks(chunk_size):
+        arguments = without_sites(part, structure, tuple(structure.observed))
+        if kind == "posterior":
+            latents = posterior_latents(model, Fixed(shared)(guide), part, structure, 1)
+            shared = shared or {name: latents[name][0] for name in structure.global_latents}
+        else:
+            shared = shared or prior_globals(model, structure, len(part), arguments)
+            latents = {name: value[None] for name, value in shared.items()}
+        drawn = predict_from_latents(model, latents, len(part), arguments=arguments)["x"][0]
+        parts.append(pair.transform.inverse(drawn).cpu())
+    data = torch.cat(parts)
+    return data if data.is_floating_point() else data.to(pair.dtype)
 
 
 def _components(statistics: Mapping[str, Statistic], data: Tensor, what: str) -> dict[str, float]:
@@ -217,7 +190,9 @@ def _components(statistics: Mapping[str, Statistic], data: Tensor, what: str) ->
     return out
 
 
-def _table(observed: Mapping[str, float], replications: Mapping[str, np.ndarray]) -> pd.DataFrame:
+def _table(observed: Mapping[str, float], replications: Mapping[str, np.ndarray]) -> "pd.DataFrame":
+    import pandas as pd
+
     records = {}
     for name, value in observed.items():
         drawn = replications[name]

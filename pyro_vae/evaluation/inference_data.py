@@ -1,38 +1,50 @@
 """A pair's draws as ArviZ takes them, for its plots, summaries and comparisons."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 import pyro_vae
-from pyro_vae.evaluation.criticism import as_described
+from pyro_vae.data.rows import Inputs
+from pyro_vae.evaluation.described import as_described
 from pyro_vae.evaluation.diagnostics import import_arviz
-from pyro_vae.inference.objectives import elbo_terms
-from pyro_vae.pair import Array, Pair
-from pyro_vae.programs import evaluating, forked_random_state
+from pyro_vae.evaluation.simulation import check_forward
+from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.predictive import enumerated_latents, rows_first, without_sites
+from pyro_vae.inference.sites import run_pair
+from pyro_vae.inference.structure import Structure, is_local, sample_sites
+from pyro_vae.pair import Pair
+from pyro_vae.programs.running import evaluating, forked_random_state
 
 __all__ = ["to_inference_data"]
 
+Program = Any
 
-def to_inference_data(pair: Pair, x: Array, *, num_samples: int = 500, seed: int = 0, **context: Any) -> Any:
+
+def to_inference_data(pair: Pair, x: Inputs, *, num_samples: int = 500, seed: int = 0) -> Any:
     r"""Draws from both programs at these rows, as :class:`arviz.InferenceData`.
 
-    Its groups, with dimensions ``chain`` (one), ``draw`` (S of them) and ``row`` (N) before those of an event; latents
-    outside the plate ``"data"`` have no ``row``:
+    Its groups, with dimensions ``chain`` (one), ``draw`` (S of them) and ``row`` (N) before those of a site's other
+    plates and of an event; latents outside the plate ``"data"`` have no ``row``:
 
-    - ``posterior``: :math:`z \sim q(z \mid x)`, the guide's draws, under the names of the latent sites;
-    - ``posterior_predictive``: :math:`x' \sim p(x \mid z)` at those draws, in the user's units;
-    - ``log_likelihood``: :math:`\log p(x \mid z)` at those draws, a number for each row: in nats, in the user's units,
-      over the observed entries;
+    - ``posterior``: :math:`z \sim q(z \mid x)`, the guide's draws, under the names of the latent sites; latents that
+      the model enumerates come from their posterior :math:`p(k \mid x, z)` at those;
+    - ``posterior_predictive``: :math:`x' \sim p(x \mid z)` at those draws, and all else that the model observes, with
+      ``x`` in the user's units;
+    - ``log_likelihood``: :math:`\log p(x \mid z)` of each observed site at those draws, a number for each row: in nats,
+      in the user's units, over the observed entries. Sites that an enumerated latent joins have one number, summed over
+      its values, under their names with `` & `` between;
     - ``prior``: :math:`z \sim p(z)`, and ``prior_predictive``: :math:`x' \sim p(x \mid z)` there, in the user's units;
-    - ``observed_data``: the rows as the model describes them, in the user's units, NaN where an entry is missing;
-    - ``constant_data``: keyword arguments, if there are any.
+    - ``observed_data``: the rows as the model describes them, in the user's units, NaN where an entry is missing, and
+      what it observes beside them;
+    - ``constant_data``: the other keyword arguments, if there are any.
 
-    The draws are independent, so they stand in one chain: effective sample sizes are about S, and :math:`\hat R`, which
+    The draws are independent, so they are one chain: effective sample sizes are about S, and :math:`\hat R`, which
     compares chains, is NaN.
 
     What ``arviz.loo`` means here: where each row has latents of its own, to leave a row out is to know nothing of its
@@ -41,21 +53,21 @@ def to_inference_data(pair: Pair, x: Array, *, num_samples: int = 500, seed: int
     draws of the guide that it takes for the posterior. The weights :math:`1 / p(x \mid z)` vary much for any but a few
     latents, and Pareto's k̂, which ``loo`` gives for each row, will say so.
     :func:`~pyro_vae.evaluation.log_evidence` estimates the same number well. Where all latents are outside the plate,
-    ``loo`` means what it means elsewhere.
+    ``loo`` means what it means elsewhere. With several observed sites, add up their ``log_likelihood`` first.
 
     Args:
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair`.
-        x: Rows ``(N, *E)`` in the user's units. Twice ``num_samples`` data sets of this size are kept in memory, so
-            give some rows, not a whole data set.
+        x: Rows, as :func:`~pyro_vae.fit` takes them. Twice ``num_samples`` data sets of this size are kept in memory,
+            so give some rows, not a whole data set.
         num_samples: Draws S.
         seed: Seeds everything; the caller's random state is left alone.
-        context: Keyword arguments of the programs, rows first.
 
     Returns:
         An ``arviz.InferenceData``.
 
     Raises:
-        ValueError: if the rows do not suit the model.
+        ContractError: if the programs break the contract, or the model does not run without data.
+        ValueError: if the rows do not fit the model.
         ImportError: if ArviZ is not installed (``pip install 'pyro-vae[evaluation]'``).
 
     Example:
@@ -72,50 +84,97 @@ def to_inference_data(pair: Pair, x: Array, *, num_samples: int = 500, seed: int
     arviz = import_arviz()
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, found {num_samples}")
-    x = pair.check(x, **context)
-    draws: dict[str, dict[str, list[np.ndarray]]] = {}
-
-    def keep(group: str, name: str, value: Tensor) -> None:
-        draws.setdefault(group, {}).setdefault(name, []).append(value.detach().cpu().numpy())
-
+    rows = next(pair.check(x).chunks(2**62))
+    draws = _Groups()
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
-        rows, prepared, log_jacobian = pair.prepare(x, context)
-        observed = as_described(pair, x, rows, prepared.get("mask"))
-        forward = {name: value for name, value in prepared.items() if name != "mask"}
+        batch = pair.prepare(rows)
+        structure = pair.structure(batch)
+        check_forward(pair, batch, structure)
+        observed = {"x": as_described(pair, rows["x"], batch), **_observed(batch, structure)}
+        forward = without_sites(batch, structure, tuple(structure.observed))
         for _ in range(num_samples):
-            prior: Any = prune_subsample_sites(poutine.trace(pair.model).get_trace(batch_size=len(x), **forward))
-            latents = {name: prior.nodes[name] for name in prior.stochastic_nodes if name != "x"}
-            for name, site in latents.items():
-                keep("prior", name, _rows_first(site, site["value"]))
-            keep("prior_predictive", "x", pair.transform.inverse(prior.nodes["x"]["value"]))
-
-            terms = elbo_terms(pair.model, pair.guide, rows, prepared)
-            given = {name: terms.latents[name] for name in latents if name in terms.latents}
-            for name, value in given.items():
-                keep("posterior", name, _rows_first(latents[name], value))
-            keep("log_likelihood", "x", (terms.reconstruction + log_jacobian).double())
-            replicated: Any = poutine.trace(poutine.condition(pair.model, given)).get_trace(
-                batch_size=len(x), **forward
-            )
-            keep("posterior_predictive", "x", pair.transform.inverse(replicated.nodes["x"]["value"]))
-
-    constant = {name: torch.as_tensor(value).cpu().numpy() for name, value in context.items()}
-    local = [name for name, site in latents.items() if _is_local(site)]
+            _draw_prior(pair, batch, structure, forward, draws)
+            _draw_posterior(pair, batch, structure, forward, draws)
+    arguments = {name: value for name, value in batch.arguments.items() if name not in observed}
+    held = set(structure.observed.values())
+    constant = {n: v for n, v in arguments.items() if n not in held and v is not None and not _is_mask(n, held)}
+    by_row = [*draws.by_row, *observed, *(name for name in constant if name in batch.context)]
     return arviz.from_dict(
-        **{group: {name: np.stack(values)[None] for name, values in part.items()} for group, part in draws.items()},
-        observed_data={"x": observed.numpy()},
-        constant_data=constant or None,
-        dims={name: ["row"] for name in ("x", *local, *constant)},
-        coords={"row": np.arange(len(x))},
+        **draws.stacked(),
+        observed_data={name: value.cpu().numpy() for name, value in observed.items()},
+        constant_data={n: v.cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for n, v in constant.items()}
+        or None,
+        dims={name: ["row"] for name in by_row},
+        coords={"row": np.arange(len(batch))},
         attrs={"inference_library": "pyro_vae", "inference_library_version": pyro_vae.__version__},
     )
 
 
-def _is_local(site: Any) -> bool:
-    return any(frame.name == "data" for frame in site["cond_indep_stack"])
+class _Groups:
+    """Draws by group and name."""
+
+    def __init__(self) -> None:
+        self.groups: dict[str, dict[str, list[np.ndarray]]] = {}
+        self.by_row: dict[str, None] = {}
+
+    def keep(self, group: str, name: str, value: Tensor, *, by_row: bool = True) -> None:
+        self.groups.setdefault(group, {}).setdefault(name, []).append(value.detach().cpu().numpy())
+        if by_row:
+            self.by_row[name] = None
+
+    def keep_site(self, group: str, name: str, site: Any) -> None:
+        self.keep(group, name, rows_first(site, site["value"]), by_row=is_local(site))
+
+    def stacked(self) -> dict[str, dict[str, np.ndarray]]:
+        """With a chain, ``(1, S, …)``."""
+        return {
+            group: {name: np.stack(values)[None] for name, values in part.items()}
+            for group, part in self.groups.items()
+        }
 
 
-def _rows_first(site: Any, value: Tensor) -> Tensor:
-    """A site's value with the plate ``"data"``, the last of its batch dimensions, before all others."""
-    return value.movedim(value.dim() - 1 - site["fn"].event_dim, 0) if _is_local(site) else value
+def _draw_prior(pair: Pair, batch: Batch, structure: Structure, arguments: Mapping[str, Any], draws: _Groups) -> None:
+    """One draw of everything, without data."""
+    sites = sample_sites(poutine.trace(pair.programs[0]).get_trace(batch_size=len(batch), **arguments))
+    for name in structure.latents:
+        draws.keep_site("prior", name, sites[name])
+    _keep_observed(pair, structure, sites, draws, "prior_predictive")
+
+
+def _draw_posterior(
+    pair: Pair, batch: Batch, structure: Structure, arguments: Mapping[str, Any], draws: _Groups
+) -> None:
+    """One draw of the latents given the rows, how probable it makes them, and new data from it."""
+    found = run_pair(*pair.programs, batch, structure, enumerate_guide=False)
+    for name, value in found.log_likelihood.items():
+        has_x = "x" in name.split(" & ")
+        draws.keep("log_likelihood", name, (value[0] + (batch.log_jacobian if has_x else 0)).double())
+    latents = {name: found.latents[name] for name in structure.guided}
+    latents |= enumerated_latents(pair.programs[0], latents, batch, structure)
+    given = poutine.condition(pair.programs[0], latents)
+    sites = sample_sites(poutine.trace(given).get_trace(batch_size=len(batch), **arguments))
+    for name in structure.latents:
+        draws.keep_site("posterior", name, sites[name])
+    _keep_observed(pair, structure, sites, draws, "posterior_predictive")
+
+
+def _keep_observed(pair: Pair, structure: Structure, sites: Mapping[str, Any], draws: _Groups, group: str) -> None:
+    for name in structure.observed:
+        if name in sites and not sites[name]["is_observed"] and is_local(sites[name]):
+            value = rows_first(sites[name], sites[name]["value"])
+            draws.keep(group, name, pair.transform.inverse(value) if name == "x" else value)
+
+
+def _observed(batch: Batch, structure: Structure) -> dict[str, Tensor]:
+    """What the model observes beside ``x``, NaN where it is missing."""
+    found = {}
+    for name, argument in structure.observed.items():
+        if name != "x" and argument in batch.context:
+            value, seen = batch.context[argument], batch.context.get(f"{argument}_mask")
+            found[name] = value if seen is None else torch.where(seen, value, math.nan)
+    return found
+
+
+def _is_mask(name: str, held: set[str | None]) -> bool:
+    return name == "mask" or (name.endswith("_mask") and name.removesuffix("_mask") in held)

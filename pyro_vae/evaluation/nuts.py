@@ -1,5 +1,6 @@
-"""The posterior of the latents by the No-U-Turn sampler, to hold the guide against."""
+"""The posterior of the latents by the No-U-Turn sampler, to compare the guide with."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,13 +9,18 @@ import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from pyro.infer.autoguide.initialization import init_to_sample
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import biject_to, constraints
 
+from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.diagnostics import import_arviz
-from pyro_vae.inference.structure import unscaled
-from pyro_vae.pair import Array, Pair
-from pyro_vae.programs import evaluating, forked_random_state
+from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.sites import unscaled
+from pyro_vae.inference.structure import ContractError, is_discrete, is_local, sample_sites, vectorised_frames
+from pyro_vae.pair import Pair
+from pyro_vae.programs.running import evaluating, forked_random_state
 
 __all__ = ["NutsPosterior", "nuts_posterior"]
 
@@ -24,8 +30,8 @@ class NutsPosterior:
     """Draws from p(z | x), and whether to believe them.
 
     Args:
-        draws: For each continuous latent site ``(num_chains, num_samples, N, *event)``; without N where the site
-            belongs to all rows.
+        draws: For each continuous latent site ``(num_chains, num_samples, N, *plates, *event)``; without N where the
+            site belongs to all rows.
         r_hat: Rank-normalised split R̂ of each element; should be below 1.01.
         effective_sample_size: Bulk effective sample size of each element over all chains.
         num_divergences: Divergent transitions after warm-up; should be 0.
@@ -48,37 +54,38 @@ class NutsPosterior:
 
 def nuts_posterior(
     pair: Pair,
-    x: Array,
+    x: Inputs,
     num_samples: int = 500,
     warmup_steps: int = 500,
     num_chains: int = 4,
     *,
     seed: int = 0,
     max_tree_depth: int = 10,
-    **context: Any,
 ) -> NutsPosterior:
     r"""Draws from :math:`p(z \mid x)` by Pyro's NUTS on the very same program, to compare with :math:`q(z \mid x)`.
 
     Each chain starts at a draw from the prior. The sampler sees nothing of the guide, so it may find what the guide
     never looks at; but it takes seconds for a row, so it is for a few of them. Discrete latents are summed out where
-    they can be enumerated, and have no draws. A scale that the program puts on its sites is left out.
+    they can be enumerated, whether or not the program marks them so, and have no draws. Scales that the program puts on
+    its sites are left out, by ``poutine.scale`` and by subsampling the plate ``"data"``; masks are kept.
 
     Args:
-        pair: The programs.
-        x: One row, ``(1, *E)`` in the user's units; more of them are sampled together, which is for programs with
-            latents that belong to all rows.
+        pair: The programs; the guide is not used.
+        x: One row with its keyword arguments, as :func:`~pyro_vae.fit` takes them; more of them are sampled together,
+            which is for programs with latents that belong to all rows.
         num_samples: Draws of each chain, after warm-up.
         warmup_steps: Steps that adapt step size and mass.
         num_chains: Chains, one after another; at least 2, or nothing tells whether they agree.
         seed: Seeds chains and transform.
         max_tree_depth: At most 2 to this power leapfrog steps for a draw.
-        context: Keyword arguments of both programs, rows first.
 
     Returns:
         Draws by site with R̂, effective sample size and divergences.
 
     Raises:
-        ValueError: if there are too few chains or draws, or the model has no continuous latent.
+        ContractError: if the model has no continuous latent, a discrete one with infinitely many values, or a plate
+            within a row that takes only some of its elements.
+        ValueError: if there are too few chains or draws, or the rows do not fit.
         ImportError: if ArviZ is not installed.
 
     Source: Hoffman & Gelman, *The No-U-Turn Sampler*, 2014; Vehtari et al., *Rank-Normalization, Folding, and
@@ -100,22 +107,22 @@ def nuts_posterior(
             f"{warmup_steps}"
         )
     arviz = import_arviz()
-    x = pair.check(x, **context)
-    program = unscaled(pair.model)
+    rows = next(pair.check(x).chunks(2**62))
+    program = _WithoutSubsampling()(unscaled(pair.programs[0]))
     chains, num_divergences = [], 0
     with forked_random_state(pair.device), evaluating(pair.model):
         torch.manual_seed(seed)
-        rows, prepared, _ = pair.prepare(x, context)
-        _check_continuous(program, rows, prepared)
+        batch = pair.prepare(rows)
+        moved, settings = _look(program, batch)
         with torch.enable_grad():
             for chain in range(num_chains):
                 torch.manual_seed(seed + chain)
-                kernel = NUTS(program, max_tree_depth=max_tree_depth, init_strategy=init_to_sample)
+                kernel = NUTS(program, max_tree_depth=max_tree_depth, init_strategy=init_to_sample, **settings)
                 mcmc = MCMC(kernel, num_samples, warmup_steps, num_chains=1, disable_progbar=True)
-                mcmc.run(rows, **prepared)
-                chains.append({name: value.detach() for name, value in mcmc.get_samples().items()})
+                mcmc.run(batch.x, **batch.arguments)
+                chains.append({name: value.detach() for name, value in mcmc.get_samples().items() if name in moved})
                 num_divergences += len(mcmc.diagnostics()["divergences"]["chain 0"])
-    draws = {name: torch.stack([chain[name] for chain in chains]) for name in chains[0]}
+    draws = {name: _rows_first(moved[name], torch.stack([chain[name] for chain in chains])) for name in chains[0]}
     arrays = {name: value.cpu().numpy() for name, value in draws.items()}
 
     def by_element(statistic: Any, array: np.ndarray) -> Tensor:
@@ -131,11 +138,53 @@ def nuts_posterior(
     )
 
 
-def _check_continuous(program: Any, x: Tensor, context: dict[str, Any]) -> None:
-    nodes = prune_subsample_sites(poutine.trace(program).get_trace(x, **context)).nodes
-    latents = {n: site["fn"] for n, site in nodes.items() if site["type"] == "sample" and not site["is_observed"]}
-    if all(fn.has_enumerate_support for fn in latents.values()):
-        raise ValueError(
-            f"the model has no continuous latent for NUTS to move, only {', '.join(latents) or 'none'}: the "
-            f"posterior of discrete latents is a finite sum (pyro.infer.TraceEnum_ELBO.compute_marginals)"
+class _WithoutSubsampling(Messenger):
+    """Hides the indices that a plate of a larger data set draws for its rows, which NUTS would refuse."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and msg["name"] == "data":
+            msg["stop"] = True
+
+
+def _look(program: Any, batch: Batch) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The latents that NUTS moves, and what it has to be told of the program."""
+    sites = sample_sites(poutine.trace(program).get_trace(batch.x, **batch.arguments))
+    latents = {name: site for name, site in sites.items() if not site["is_observed"]}
+    moved = {name: site for name, site in latents.items() if not site["fn"].has_enumerate_support}
+    for name, site in moved.items():
+        if is_discrete(site["fn"]):
+            raise ContractError(
+                f"the latent {name!r} is a {type(site['fn']).__name__}, with infinitely many values: NUTS can neither "
+                f"move it nor sum over it"
+            )
+    if not moved:
+        raise ContractError(
+            f"the model has no continuous latent for NUTS to move, only {', '.join(latents) or 'none'}: the posterior "
+            f"of discrete latents is a finite sum, see encode(x, site=...)"
         )
+    frames = [frame for site in sites.values() for frame in vectorised_frames(site)]
+    for frame in frames:
+        if frame.name != "data" and frame.full_size is not None and frame.size < frame.full_size:
+            raise ContractError(
+                f"the plate {frame.name!r} takes only some of its elements, and NUTS needs them all: run the model "
+                f"without subsampling"
+            )
+    settings: dict[str, Any] = {"max_plate_nesting": max((-frame.dim for frame in frames), default=0)}
+    supports = {name: _support(site["fn"]) for name, site in moved.items()}
+    if None in supports.values():  # Pyro wants to know of all of them, or of none
+        real = constraints.real
+        settings["transforms"] = {n: biject_to(real if s is None else s).inv for n, s in supports.items()}
+    return moved, settings
+
+
+def _support(fn: Any) -> Any:
+    """A distribution's support; None where it does not say, as flows do: real numbers."""
+    try:
+        return fn.support
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def _rows_first(site: Any, draws: Tensor) -> Tensor:
+    """Draws ``(C, S, *plates, N, *event)`` with the rows after the draws."""
+    return draws.movedim(draws.dim() - 1 - site["fn"].event_dim, 2) if is_local(site) else draws

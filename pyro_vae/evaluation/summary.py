@@ -1,77 +1,123 @@
 """The numbers that say how good a model is, in one call."""
 
+import contextlib
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from pyro import poutine
+from torch import Tensor
 
 from pyro_vae._support.moments import Moments
-from pyro_vae.data.rows import Data, Rows, as_rows
+from pyro_vae.data.rows import Inputs, Rows
+from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.predictive import at_centre, rows_first
+from pyro_vae.inference.structure import Latent, Structure, sample_sites
 from pyro_vae.pair import Pair
-from pyro_vae.programs import evaluating, forked_random_state, site_distribution
-from pyro_vae.training.elbo import elbo_per_row
+from pyro_vae.programs.running import evaluating, forked_random_state
+from pyro_vae.training.elbo import terms_per_row
 
 __all__ = ["evaluate"]
 
+_ACTIVE = 0.01  # variance over rows of the mean of a latent that is in use
+_ROWS = 1024  # at a time, as training validates
 
-def evaluate(pair: Pair, x: Data, *, seed: int = 0, num_workers: int = 2, **context: Any) -> dict[str, float]:
+
+def evaluate(pair: Pair, x: Inputs, *, seed: int = 0, num_workers: int = 2) -> dict[str, float]:
     r"""Evaluates a model on rows it was not trained on.
+
+    On the rows that :func:`~pyro_vae.fit` was given to validate, its ``elbo`` is the history's ``validation_elbo`` at
+    the weights that were kept. A latent outside the plate ``"data"`` is shared, as in training: each row bears one part
+    in N of its KL, with N the rows that the pair was trained on.
 
     Args:
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair`.
-        x: Rows ``(N, *E)`` in the user's units, or whatever :func:`~pyro_vae.fit` takes: a mapping, a memory-mapped
-            array or a ``torch.utils.data.Dataset``, which are streamed; of them a few numbers a row are kept.
+        x: Rows, as :func:`~pyro_vae.fit` takes them. What lies in files is streamed; a few numbers a row are kept.
         seed: Seeds the draws from the guide and the transform.
         num_workers: Processes that read what is streamed.
-        context: Keyword arguments of the programs, rows first, where ``x`` does not bring them itself.
 
     Returns:
         In nats per datum, estimated from one draw of the guide for each row, each with its standard error over rows
         under the same name and ``_se``:
 
-        - ``elbo``: the evidence lower bound, a log-density or log-probability in the user's units;
+        - ``elbo``: the evidence lower bound, a log-density or log-probability in the user's units, of all that the
+          model observes of a row;
         - ``rate``: the KL from posterior to prior, and ``distortion``: minus the expected log-likelihood, so that
           ``elbo = -distortion - rate`` (Alemi et al., *Fixing a Broken ELBO*, 2018);
         - ``bits_per_dim``: :math:`-\mathrm{elbo} / (D \ln 2)` for rows of D elements (of D observed ones on average,
-          where entries are missing: all of this is then of the observed part);
+          where entries are missing: all of this is then of the observed part). It is left out where the model observes
+          more of a row than ``x``;
+        - ``auxiliary``: what the guide's observed sites and its factors add to what is maximised. It is there if the
+          guide has any, and is no part of the ELBO;
 
-        and ``active_units``: latents with :math:`\mathrm{Var}_x(E_q[z]) > 0.01` over these rows (Burda et al., 2016);
+        ``num_latents``: how many coordinates all continuous latents of a row have together whose distribution in the
+        guide has a mean, and ``active_units``: those of them with :math:`\mathrm{Var}_x(E_q[z]) > 0.01` over these rows
+        (Burda et al., 2016). Where a latent depends on earlier ones, its mean is taken at the middle of theirs. Both
+        are left out where there are none: latents are discrete, or flows.
+
         ``num_rows``: how many rows there were.
 
     Raises:
-        ValueError: if the rows do not suit the model.
+        ValueError: if the rows do not fit the model, or the programs break the contract.
+        TypeError: if there is a keyword argument that neither program takes.
+
+    Example:
+        >>> from pyro_vae import mlp_vae
+        >>> from pyro_vae.likelihoods import Bernoulli
+        >>> metrics = evaluate(mlp_vae((3,), latent_dim=2, likelihood=Bernoulli()), torch.ones(50, 3))
+        >>> metrics["num_latents"], abs(metrics["elbo"] + metrics["distortion"] + metrics["rate"]) < 1e-6
+        (2, True)
     """
-    if context and isinstance(x, (Mapping, Dataset)):
-        raise ValueError(
-            f"x is a {type(x).__name__}, which brings its own keyword arguments: put {', '.join(context)} in it"
-        )
-    rows = as_rows({"x": x, **context} if context else x, pair.device, num_workers=num_workers)
-    num_dims = rows.check(pair, "x") / rows.num_rows
-    reconstruction, kl = elbo_per_row(pair, rows, seed=seed)
+    rows = pair.check(x, num_workers=num_workers)
+    with forked_random_state(pair.device):
+        few = next(rows.batches([torch.arange(min(3, rows.num_rows))]))
+        structure = pair.structure(pair.prepare(few))
+    terms = terms_per_row(pair, rows, seed=seed, structure=structure)
+    reconstruction, kl = terms["reconstruction"].double(), terms["kl"].double()
+    by_row = {"elbo": reconstruction - kl, "rate": kl, "distortion": -reconstruction}
+    if list(structure.observed) == ["x"]:
+        by_row["bits_per_dim"] = (kl - reconstruction) / (rows.num_observed / rows.num_rows * math.log(2))
+    if "auxiliary" in terms:
+        by_row["auxiliary"] = terms["auxiliary"].double()
     metrics: dict[str, float] = {}
-    for name, values in {
-        "elbo": reconstruction - kl,
-        "rate": kl,
-        "distortion": -reconstruction,
-        "bits_per_dim": (kl - reconstruction) / (num_dims * math.log(2)),
-    }.items():
-        values = values.double()
+    for name, values in by_row.items():
         metrics[name] = float(values.mean())
         if len(values) > 1:
             metrics[f"{name}_se"] = float(values.std() / math.sqrt(len(values)))
-    metrics["active_units"] = int((_moments_of_means(pair, rows, seed).variance > 0.01).sum())
+    variance = _variance_of_means(pair, rows, structure, seed)
+    if variance is not None:
+        metrics["active_units"] = int((variance > _ACTIVE).sum())
+        metrics["num_latents"] = len(variance)
     metrics["num_rows"] = rows.num_rows
     return metrics
 
 
-def _moments_of_means(pair: Pair, rows: Rows, seed: int) -> Moments:
-    """Moments over rows of the mean of q(z | x)."""
-    moments = Moments()
-    with forked_random_state(pair.device), evaluating(pair.guide):
+def _variance_of_means(pair: Pair, rows: Rows, structure: Structure, seed: int) -> Tensor | None:
+    """Variance over rows of the posterior mean of each coordinate; None where no latent has a mean."""
+    names = [name for name in structure.guided if _may_have_mean(structure.latents[name])]
+    moments: Moments | None = None
+    with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
-        for batch in rows.chunks(1024):
-            x, context, _ = pair.prepare(batch.pop("x"), batch)
-            moments.add(site_distribution(pair.guide, "z", x, **context).mean)
-    return moments
+        for chunk in rows.chunks(_ROWS):
+            batch = pair.prepare(chunk)
+            means = _means(pair, batch, names)
+            if moments is None:
+                moments, names = Moments(), [n for n in means if bool(means[n].isfinite().all())]
+            if not names:
+                return None
+            moments.add(torch.cat([means[name] for name in names], -1))
+    assert moments is not None
+    return moments.variance
+
+
+def _may_have_mean(latent: Latent) -> bool:
+    return latent.is_local and not latent.is_discrete
+
+
+def _means(pair: Pair, batch: Batch, names: list[str]) -> dict[str, Tensor]:
+    """The means that these sites of the guide have, ``(N, coordinates)``."""
+    sites = sample_sites(poutine.trace(at_centre(pair.programs[1])).get_trace(batch.x, **batch.arguments))
+    found = {}
+    for name in names:
+        with contextlib.suppress(NotImplementedError, AttributeError):
+            found[name] = rows_first(sites[name], sites[name]["fn"].mean).reshape(len(batch), -1)
+    return found

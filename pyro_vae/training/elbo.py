@@ -1,4 +1,4 @@
-"""The ELBO of every row of a data set."""
+"""The ELBO of every row of a data set, and its parts."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from pyro_vae.inference.structure import Structure
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import evaluating, forked_random_state
 
-__all__ = ["elbo_per_row"]
+__all__ = ["elbo_per_row", "terms_per_row"]
 
 
-def elbo_per_row(
+def terms_per_row(
     pair: Pair,
     rows: Rows,
     *,
@@ -20,8 +20,8 @@ def elbo_per_row(
     seed: int = 0,
     batch_size: int = 1024,
     structure: Structure | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Reconstruction log p(x | z) and KL log q(z | x) − log p(z) of each row at one draw of z, in nats.
+) -> dict[str, Tensor]:
+    """What each row adds, at one draw of the guide: in nats, without the scales that programs put on their sites.
 
     Args:
         pair: The programs.
@@ -33,9 +33,10 @@ def elbo_per_row(
         structure: What the programs are made of, if that is known.
 
     Returns:
-        Two tensors ``(N,)``. The reconstruction is a log-density in the user's units; ELBO is their difference.
+        By name ``(N,)``: ``reconstruction``, log p(x | z), a log-density in the user's units; ``kl``, log q(z | x) −
+        log p(z); and, where the guide observes something, ``auxiliary``, what that adds to what is maximised.
     """
-    parts = []
+    parts: dict[str, list[Tensor]] = {}
     num_rows = num_rows or pair.num_rows or rows.num_rows
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
@@ -43,6 +44,22 @@ def elbo_per_row(
             batch = pair.prepare(chunk)
             structure = pair.structure(batch) if structure is None else structure
             draws = run_pair(*pair.programs, batch, structure, num_rows=num_rows)
-            parts.append((draws.reconstruction[0] + batch.log_jacobian, draws.rate[0]))
-    reconstruction, kl = zip(*parts, strict=True)
-    return torch.cat(reconstruction), torch.cat(kl)
+            parts.setdefault("reconstruction", []).append(draws.reconstruction[0] + batch.log_jacobian)
+            parts.setdefault("kl", []).append(draws.rate[0])
+            if structure.auxiliary:
+                parts.setdefault("auxiliary", []).append(torch.stack(list(draws.auxiliary.values())).sum(0)[0])
+    return {name: torch.cat(values) for name, values in parts.items()}
+
+
+def elbo_per_row(
+    pair: Pair,
+    rows: Rows,
+    *,
+    num_rows: int | None = None,
+    seed: int = 0,
+    batch_size: int = 1024,
+    structure: Structure | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Reconstruction and KL of each row, ``(N,)`` each, whose difference is the ELBO: see :func:`terms_per_row`."""
+    terms = terms_per_row(pair, rows, num_rows=num_rows, seed=seed, batch_size=batch_size, structure=structure)
+    return terms["reconstruction"], terms["kl"]

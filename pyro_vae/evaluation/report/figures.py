@@ -1,16 +1,18 @@
 """Figures of what the evaluation found."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
-from scipy import stats
 
-from pyro_vae.evaluation.calibration import PredictiveCoverage, SimulationBasedCalibration
-from pyro_vae.evaluation.criticism import PredictiveCheck
-from pyro_vae.evaluation.diagnostics import GuideDiagnosis
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from pyro_vae.evaluation.calibration import SimulationBasedCalibration
+    from pyro_vae.evaluation.coverage import PredictiveCoverage
+    from pyro_vae.evaluation.criticism import PredictiveCheck
+    from pyro_vae.evaluation.diagnostics import GuideDiagnosis
 
 __all__ = [
     "plot_coverage",
@@ -23,7 +25,13 @@ __all__ = [
 _DRAWN, _OBSERVED, _WRONG = "#9db4c8", "#1b1b1b", "#c0392b"
 
 
-def plot_predictive_check(check: PredictiveCheck, *, max_panels: int = 12) -> Figure:
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def plot_predictive_check(check: "PredictiveCheck", *, max_panels: int = 12) -> "Figure":
     """Draws, for each statistic, its values in the data sets drawn, and a line where the observed data are.
 
     With more statistics than panels, those that stand out most are drawn. A red line has a p-value below 0.01.
@@ -35,7 +43,7 @@ def plot_predictive_check(check: PredictiveCheck, *, max_panels: int = 12) -> Fi
         table = table.iloc[np.sort(furthest)]
     columns = min(4, len(table))
     rows = math.ceil(len(table) / columns)
-    figure = Figure(figsize=(2.9 * columns, 1.9 * rows), layout="constrained")
+    figure = _figure(2.9 * columns, 1.9 * rows)
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     shown = zip(table.index.astype(str), table["observed"].to_list(), table["p_value"].to_list(), strict=True)
     for axes, (name, observed, p_value) in zip(grid, shown, strict=False):
@@ -58,9 +66,9 @@ def plot_predictive_check(check: PredictiveCheck, *, max_panels: int = 12) -> Fi
     return figure
 
 
-def plot_k_hat(found: GuideDiagnosis) -> Figure:
+def plot_k_hat(found: "GuideDiagnosis") -> "Figure":
     """Draws how the rows' k̂ are distributed, and the threshold above which not to rely on importance weights."""
-    figure = Figure(figsize=(5.2, 2.6), layout="constrained")
+    figure = _figure(5.2, 2.6)
     axes = figure.add_subplot()
     finite = found.k_hat[found.k_hat.isfinite()].cpu().numpy()
     axes.hist(finite, bins=30, color=_DRAWN)
@@ -70,9 +78,9 @@ def plot_k_hat(found: GuideDiagnosis) -> Figure:
     return figure
 
 
-def plot_rate_distortion(curve: pd.DataFrame) -> Figure:
+def plot_rate_distortion(curve: "pd.DataFrame") -> "Figure":
     """Draws distortion against rate, a point for each β, and the lines of equal ELBO through it."""
-    figure = Figure(figsize=(5.2, 4), layout="constrained")
+    figure = _figure(5.2, 4)
     axes = figure.add_subplot()
     curve = curve.sort_values("rate")
     axes.plot(curve["rate"], curve["distortion"], marker="o", color="#2c6e9b")
@@ -94,7 +102,7 @@ def plot_rate_distortion(curve: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_simulation_based_calibration(found: SimulationBasedCalibration, *, max_panels: int = 12) -> Figure:
+def plot_simulation_based_calibration(found: "SimulationBasedCalibration", *, max_panels: int = 12) -> "Figure":
     """Draws the histogram of each quantity's ranks, with the band that all bars of a right guide keep to.
 
     They do so in 99% of the cases for one quantity: each bar's binomial interval at 99%, corrected for the number of
@@ -106,7 +114,7 @@ def plot_simulation_based_calibration(found: SimulationBasedCalibration, *, max_
     table = found.table[found.table.index.isin(most)]
     columns = min(4, len(table))
     rows = math.ceil(len(table) / columns)
-    figure = Figure(figsize=(2.9 * columns, 1.9 * rows), layout="constrained")
+    figure = _figure(2.9 * columns, 1.9 * rows)
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes, (name, row) in zip(grid, table.iterrows(), strict=False):
         wrong = bool(row["adjusted_p_value"] < 0.01)
@@ -120,12 +128,12 @@ def plot_simulation_based_calibration(found: SimulationBasedCalibration, *, max_
     return figure
 
 
-def plot_coverage(found: PredictiveCoverage) -> Figure:
+def plot_coverage(found: "PredictiveCoverage") -> "Figure":
     """Draws the coverage of each level with two standard errors on both sides, and the histogram of the PIT.
 
     The band of the histogram is the one that all bars of a right model keep to in 99% of the cases.
     """
-    figure = Figure(figsize=(7.6, 3.4), layout="constrained")
+    figure = _figure(7.6, 3.4)
     left, right = figure.subplots(1, 2)
     levels = found.table.index.to_numpy(dtype=float)
     left.plot([0, 1], [0, 1], color="#888888", linewidth=0.8, linestyle="--")
@@ -145,6 +153,8 @@ def _histogram(
     axes: Any, ranks: np.ndarray, num_ranks: int, num_bins: int, color: str, ends: tuple[float, float] | None = None
 ) -> None:
     """Ranks 0, …, num_ranks − 1 in bins, the uniform expectation, and the band that all bars keep to in 99%."""
+    from scipy import stats
+
     share = np.bincount(np.arange(num_ranks) * num_bins // num_ranks, minlength=num_bins) / num_ranks
     counts = np.bincount(ranks * num_bins // num_ranks, minlength=num_bins)
     low, high = ends or (0, num_ranks - 1)

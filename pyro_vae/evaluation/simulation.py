@@ -1,0 +1,237 @@
+"""Rows that a model draws, with everything that is observed beside them and the latents that made them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae._support.ranges import elementwise, inner_value
+from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.predictive import check_sites, rows_first, without_sites
+from pyro_vae.inference.structure import ContractError, Structure, is_local, sample_sites
+from pyro_vae.pair import Pair
+from pyro_vae.programs.arguments import accepted
+from pyro_vae.programs.running import evaluating, forked_random_state
+
+__all__ = ["Simulated", "Simulator", "check_forward", "given_rows", "prior_globals"]
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Rows that a model drew.
+
+    Args:
+        batch: As the guide takes them: each observed site's draw is in the keyword argument that holds its value.
+        latents: Values of every latent that made them, in the sites' own shapes.
+        masks: Of latents that a mask leaves out for some rows, ``(N, *plates)``, true where they count.
+    """
+
+    batch: Batch
+    latents: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+
+
+class Simulator:
+    """Draws rows from a model, with all its observed sites.
+
+    Which sites are observed beside ``"x"``, and by which keyword arguments, is found out from the programs: a site
+    whose argument is among those given, or that the guide needs to be given because it does not sample it.
+
+    Args:
+        pair: The programs.
+        given: Keyword arguments that rows are drawn under; those of observed sites are not used, but drawn.
+
+    Raises:
+        ContractError: if the programs break the contract, or the model cannot be simulated.
+
+    Example:
+        >>> import pyro
+        >>> def model(x=None, *, y=None, batch_size=None):
+        ...     with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
+        ...         z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        ...         pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+        ...         return pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+        >>> def guide(x, *, y):
+        ...     with pyro.plate("data", len(x), dim=-1):
+        ...         pyro.sample("z", dist.Normal(x + y, 1.0))
+        >>> simulator = Simulator(Pair(model, guide), given_rows(Pair(model, guide), {}, 3))
+        >>> simulator.structure.observed, list(simulator.draw(given_rows(simulator.pair, {}, 3)).latents)
+        ({'y': 'y', 'x': 'x'}, ['z'])
+    """
+
+    def __init__(self, pair: Pair, given: Batch) -> None:
+        self.pair = pair
+        few = given[torch.arange(3, device=given.x.device) % len(given)]
+        with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
+            self.held = self._given_observations(few)  # keyword argument: the observed site that it holds
+            self.structure = self._structure(few)
+
+    def draw(self, given: Batch) -> Simulated:
+        """As many rows as are given, from the model alone; gradients and modes are the caller's business."""
+        sites = self._forward(given)
+        return self._simulated(sites, given)
+
+    def _forward(self, given: Batch) -> dict[str, Any]:
+        """The sites of a run without data."""
+        arguments = {name: value for name, value in given.forward.items() if name not in self.held}
+        sites = _run_forward(self.pair, arguments, len(given))
+        for name, site in sites.items():
+            if site["is_observed"]:
+                what = "a factor" if isinstance(site["fn"], dist.Unit) else "observed"
+                raise ContractError(
+                    f"the model's site {name!r} is {what} even when it runs without data, so that its draws are not "
+                    f"from what it describes and nothing can be simulated from it"
+                )
+        return sites
+
+    def _simulated(self, sites: Mapping[str, Any], given: Batch) -> Simulated:
+        drawn = {argument: rows_first(sites[name], sites[name]["value"]) for argument, name in self.held.items()}
+        x = rows_first(sites["x"], sites["x"]["value"]).to(self.pair.dtype)
+        batch = _with_gaps(self.pair, x, {**given.arguments, **drawn}, sites["x"])
+        others = {name: site for name, site in sites.items() if name not in ("x", *self.held.values())}
+        masks = {name: mask for name, site in others.items() if (mask := _mask(site)) is not None}
+        return Simulated(batch, {name: site["value"] for name, site in others.items()}, masks)
+
+    def _given_observations(self, few: Batch) -> dict[str, str]:
+        """Which of the keyword arguments that are given hold an observed site's values."""
+        found = {}
+        for name, site in _run_forward(self.pair, few.forward, len(few)).items():
+            if site["is_observed"] and not isinstance(site["fn"], dist.Unit):
+                holds = [key for key, value in few.arguments.items() if _holds(key, value, name, site["value"])]
+                found |= dict.fromkeys(holds[:1], name)
+        return found
+
+    def _structure(self, few: Batch) -> Structure:
+        """What the programs are made of when they are given what the model draws."""
+        sites = self._forward(few)
+        check_sites(_Nodes(sites), ("x",))
+        try:
+            return self.pair.structure(self._simulated(sites, few).batch)
+        except Exception:  # perhaps the guide wants more than was given
+            more = self._further_observations(sites, few)
+            if not more:
+                raise
+        self.held |= more
+        return self.pair.structure(self._simulated(sites, few).batch)
+
+    def _further_observations(self, sites: Mapping[str, Any], few: Batch) -> dict[str, str]:
+        """Keyword arguments, not given, by which the model observes one of the sites that it draws."""
+        batch = self._simulated(sites, few).batch
+        names = [name for name in sites if name not in ("x", *self.held.values()) and is_local(sites[name])]
+        taken = accepted(self.pair.model)
+        possible = sorted(set(names) if taken is None else taken - batch.arguments.keys())
+        found: dict[str, str] = {}
+        for argument in possible:
+            near = sorted(names, key=lambda name: name.removesuffix("_observed") != argument)
+            for name in near:
+                value = rows_first(sites[name], sites[name]["value"])
+                if name not in found.values() and self._observes(batch, argument, value, name):
+                    found[argument] = name
+                    break
+        return found
+
+    def _observes(self, batch: Batch, argument: str, value: Tensor, name: str) -> bool:
+        """Whether the model observes a site at the value that it is given by this argument."""
+        with_it = {**batch.arguments, argument: value}
+        try:
+            sites = sample_sites(poutine.trace(self.pair.programs[0]).get_trace(batch.x, **with_it))
+        except Exception:  # the programs say in their own way what this argument is not
+            return False
+        site = sites.get(name)
+        return site is not None and site["is_observed"] and _holds(argument, value, name, site["value"])
+
+
+def given_rows(pair: Pair, given: Mapping[str, Any] | None, num_rows: int) -> Batch:
+    """Keyword arguments that so many rows are drawn under, checked.
+
+    Raises:
+        TypeError: if there is one that neither program takes.
+        ValueError: if one has another number of rows.
+    """
+    return pair._given(given, num_rows)
+
+
+def check_forward(pair: Pair, batch: Batch, structure: Structure) -> None:
+    """Makes sure that the model runs without data, drawing all that it observes.
+
+    Raises:
+        ContractError: if it does not, or has no site ``"x"``.
+    """
+    one = Batch.of(batch.x[:1], without_sites(batch[:1], structure, tuple(structure.observed)))
+    with forked_random_state(pair.device), evaluating(pair.model):
+        sites = _run_forward(pair, one.forward, 1)
+    check_sites(_Nodes(sites), ("x",))
+
+
+def prior_globals(
+    model: Callable[..., Any], structure: Structure, num_rows: int, arguments: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """One draw from the prior of the latents that belong to all rows."""
+    if not structure.global_latents:
+        return {}
+    sites = sample_sites(poutine.trace(model).get_trace(batch_size=num_rows, **arguments))
+    return {name: sites[name]["value"] for name in structure.global_latents}
+
+
+def _run_forward(pair: Pair, arguments: Mapping[str, Any], num_rows: int) -> dict[str, Any]:
+    try:
+        return sample_sites(poutine.trace(pair.programs[0]).get_trace(batch_size=num_rows, **arguments))
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise ContractError(
+            f"the model does not run without data ({' '.join(str(error).split())}): let what it observes have the "
+            f"default None, so that it is drawn, and give its other arguments"
+        ) from error
+
+
+class _Nodes:
+    """Sites, where a trace is expected."""
+
+    def __init__(self, sites: Mapping[str, Any]) -> None:
+        self.nodes = sites
+
+
+def _holds(argument: str, value: Any, name: str, observed: Tensor) -> bool:
+    """Whether a keyword argument's value is that of an observed site."""
+    if value is observed:
+        return True
+    if not isinstance(value, Tensor) or value.numel() != observed.numel():
+        return False
+    named_alike = argument in (name, name.removesuffix("_observed"))
+    return named_alike or (value.shape == observed.shape and torch.equal(value.to(observed.dtype), observed))
+
+
+def _mask(site: Any) -> Tensor | None:
+    """Where a latent counts, rows first; None where it does everywhere."""
+    mask = site["mask"]
+    if not isinstance(mask, Tensor) or bool(mask.all()) or not is_local(site):
+        return None
+    return mask.expand(site["fn"].batch_shape).movedim(-1, 0)
+
+
+def _with_gaps(pair: Pair, x: Tensor, arguments: Mapping[str, Any], site: Any) -> Batch:
+    """Rows in the model's units with the gaps that the arguments' masks say, as ``Pair.prepare`` makes them of data."""
+    arguments = dict(arguments)
+    for name, value in arguments.items():
+        seen = arguments.get(f"{name}_mask")
+        if isinstance(seen, Tensor) and isinstance(value, Tensor) and seen.shape == value.shape:
+            arguments[name] = torch.where(seen.bool(), value, value.reshape(-1)[0])
+    arguments = pair._with_gaps(arguments)
+    mask = pair._seen(x, arguments)
+    if mask is not None:
+        arguments["mask"] = mask
+        x = torch.where(mask, x, torch.as_tensor(_inner(site), dtype=x.dtype, device=x.device))
+    return Batch.of(x, arguments)
+
+
+def _inner(site: Any) -> Any:
+    """A value of the site's support, to stand in gaps."""
+    try:
+        return inner_value(elementwise(site["fn"].support))
+    except (NotImplementedError, AttributeError):
+        return 0.0
