@@ -10,7 +10,6 @@ from pyro_vae._support.moments import Moments
 from pyro_vae._support.names import lookup
 from pyro_vae._support.ranges import is_boolean
 from pyro_vae.data.sources import DataSet
-from pyro_vae.data.tables import Column
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.transforms import Compose, Dequantize, Transform, choose_transform
 
@@ -43,8 +42,7 @@ class Choice:
 def _mixed(choice: Choice) -> Likelihood:
     if choice.data.schema is None:
         raise ValueError(f"mixed describes a table with columns of several kinds, which {choice.data.name} is not")
-    schema = choice.data.schema
-    return likelihoods.Mixed([COLUMNS[column.kind](column) for column in schema.columns], schema.names)
+    return choice.data.schema.likelihood()
 
 
 # A likelihood by name.
@@ -66,16 +64,6 @@ LIKELIHOODS: Mapping[str, Callable[[Choice], Likelihood]] = {
     "zero-inflated-negative-binomial": lambda choice: likelihoods.ZeroInflatedNegativeBinomial(),
     "mixed": _mixed,
 }
-
-# A column's likelihood by its kind.
-COLUMNS: Mapping[str, Callable[[Column], Likelihood]] = {
-    "binary": lambda column: likelihoods.Bernoulli(),
-    "category": lambda column: likelihoods.Categorical(max(2, len(column.categories)), ordered=False),
-    "count": lambda column: likelihoods.NegativeBinomial(),
-    "positive": lambda column: likelihoods.LogNormal(),
-    "real": lambda column: likelihoods.Normal(),
-}
-
 
 def default_likelihood(data: DataSet) -> str:
     """The likelihood for data of which nothing else is said."""

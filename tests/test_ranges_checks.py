@@ -119,7 +119,7 @@ TANH_MEND = "use transform=Scale(low, high, onto=(-1, 1)), or a likelihood for r
 
 
 @pytest.mark.parametrize(
-    ("transform", "likelihood", "found", "mend"),
+    ("transform", "likelihood", "found", "remedy"),
     [
         (Scale(0, 255), Bernoulli(), "Scale yields the interval [0, 1]", BERNOULLI_MEND),
         (Standardize((4,)), Bernoulli(), "Standardize yields the real numbers", BERNOULLI_MEND),
@@ -132,11 +132,11 @@ TANH_MEND = "use transform=Scale(low, high, onto=(-1, 1)), or a likelihood for r
     ],
     ids=repr,
 )
-def test_a_transform_that_does_not_fit_is_refused_with_one_that_would(transform, likelihood, found, mend):
+def test_a_transform_that_does_not_fit_is_refused_with_one_that_would(transform, likelihood, found, remedy):
     name = type(likelihood).__name__
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         check_fit(transform, likelihood.data_range, name)
-    assert str(caught.value) == f"{name} describes {phrase(likelihood.data_range)}, but {found}: {mend}"
+    assert str(caught.value) == f"{name} describes {phrase(likelihood.data_range)}, but {found}: {remedy}"
 
 
 def check(x, transform=None, data_range=REAL, event_shape=None, dtype=torch.float32):
@@ -239,7 +239,7 @@ def test_grey_pixels_under_bernoulli_are_pointed_to_binarize():
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32], ids=str)
 @pytest.mark.parametrize(
-    ("data_range", "described", "mend"),
+    ("data_range", "described", "remedy"),
     [
         (UNIT, "the interval [0, 1]", "use transform=Scale(0, 255), or a likelihood for real numbers with Standardize"),
         (SIGNED, "the interval [-1, 1]", "use transform=Scale(0, 255, onto=(-1, 1)), or a likelihood for real numbers"),
@@ -247,8 +247,8 @@ def test_grey_pixels_under_bernoulli_are_pointed_to_binarize():
     ],
     ids=str,
 )
-def test_bytes_where_fractions_are_meant_are_pointed_to_the_scale_of_bytes(data_range, described, mend, dtype):
-    expected = f"x_train has values from 0 to 230, such as 10, but the likelihood describes {described}: {mend}"
+def test_bytes_where_fractions_are_meant_are_pointed_to_the_scale_of_bytes(data_range, described, remedy, dtype):
+    expected = f"x_train has values from 0 to 230, such as 10, but the likelihood describes {described}: {remedy}"
     with pytest.raises(ValueError, match=re.escape(expected)):
         check(BYTES.to(dtype), data_range=data_range)
 
@@ -295,7 +295,7 @@ ROWS = torch.tensor([[0.0, 3.0, -7.5], [1.0, 0.0, 2.5], [1.0, 12.0, 0.0]])
 @pytest.mark.parametrize(
     ("column", "value", "expected"),
     [
-        (0, 2.0, "values from 0 to 2, such as 2, but its likelihood describes 0 or 1: mend such entries, or"),
+        (0, 2.0, "values from 0 to 2, such as 2, but its likelihood describes 0 or 1: fix such entries, or"),
         (1, -3.0, "values from -3 to 12, such as -3, but its likelihood describes the whole numbers from 0: "),
         (1, 1.5, "values from 1.5 to 12, such as 1.5, but its likelihood describes the whole numbers from 0: "),
     ],

@@ -195,9 +195,9 @@ def test_a_column_without_entries_is_refused(values):
     [
         ([0, 1, 2], "binary", "kind binary takes two distinct levels, but column 'a' has 3$"),
         ([0, 0], "binary", "kind binary takes two distinct levels, but column 'a' has 1$"),
-        ([3, 2, -1], "count", "'a' has -1 in row 2, but kind count takes the whole numbers from 0: mend such"),
-        ([3, 2.5, 1], "count", "'a' has 2.5 in row 1, but kind count takes the whole numbers from 0: mend such"),
-        ([3.5, 0.0], "positive", "'a' has 0 in row 1, but kind positive takes the real numbers above 0: mend such"),
+        ([3, 2, -1], "count", "'a' has -1 in row 2, but kind count takes the whole numbers from 0: fix such"),
+        ([3, 2.5, 1], "count", "'a' has 2.5 in row 1, but kind count takes the whole numbers from 0: fix such"),
+        ([3.5, 0.0], "positive", "'a' has 0 in row 1, but kind positive takes the real numbers above 0: fix such"),
         ([3.5, np.inf, 1.0], None, "'a' has inf in row 1, but kind positive takes the real numbers above 0"),
         ([3.5, -np.inf, 1.0], None, "'a' has -inf in row 1, but kind real takes the real numbers"),
         ([1.0, np.inf], None, "'a' has the level inf; levels are numbers, text, or true and false"),
@@ -208,7 +208,7 @@ def test_a_column_without_entries_is_refused(values):
         ([1, 2], "cuont", "unknown kind 'cuont': did you mean 'count'[?] Known: binary, category, count, positive"),
     ],
 )  # fmt: skip
-def test_entries_that_do_not_suit_the_kind_are_refused(values, kind, complaint):
+def test_entries_that_do_not_fit_the_kind_are_refused(values, kind, complaint):
     with pytest.raises(ValueError, match=complaint):
         only(values, kind)
 
@@ -426,7 +426,7 @@ def test_rows_of_another_shape_are_refused(shape):
         schema.decode(torch.zeros(shape))
 
 
-# --- tables that do not suit
+# --- tables that do not fit
 
 
 @pytest.mark.parametrize(
@@ -435,7 +435,7 @@ def test_rows_of_another_shape_are_refused(shape):
         ("colour", 2, "violet", "'colour' has 'violet', which is not among the levels that it had in training: "
                                 "'blue', 'green', 'red'"),
         ("side", 0, 2, "'side' has 2, which is not among the levels that it had in training: -1, 1"),
-        ("visits", 3, -1, "'visits' has -1 in row 3, but kind count takes the whole numbers from 0: mend such entries "
+        ("visits", 3, -1, "'visits' has -1 in row 3, but kind count takes the whole numbers from 0: fix such entries "
                           "or leave them empty"),
         ("visits", 3, 1.25, "'visits' has 1.25 in row 3, but"),
         ("visits", 3, "many", "'visits' has 'many' in row 3, but kind count takes the whole numbers from 0"),

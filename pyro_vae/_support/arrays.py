@@ -53,7 +53,7 @@ class FileRows(Dataset):
 
     def __init__(self, array: np.memmap, indices: Tensor | None = None) -> None:
         if array.ndim == 0 or not array.flags.c_contiguous:
-            raise ValueError("a memory-mapped array must lie row by row in its file: save it anew with np.save")
+            raise ValueError("a memory-mapped array must lie row by row in its file: save it again with np.save")
         if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
             raise ValueError(f"a memory-mapped array of {array.dtype} is not rows of numbers: save it as float32")
         root: Any = array

@@ -26,7 +26,7 @@ __all__ = ["check_columns", "check_finite", "check_fit", "check_rows", "observed
 
 
 def check_fit(transform: Transform, data_range: Constraint, likelihood: str) -> None:
-    """Holds what a transform yields against what a likelihood describes.
+    """Compares what a transform yields with what a likelihood describes.
 
     A bounded range must be met exactly, for a mean that reaches [-1, 1] wastes half its range on data in [0, 1].
     Bits are a special case of [0, 1]. A transform that yields what it is given is checked on the data instead.
@@ -43,11 +43,11 @@ def check_fit(transform: Transform, data_range: Constraint, likelihood: str) -> 
     if not fits:
         raise ValueError(
             f"{likelihood} describes {phrase(data_range)}, but {type(transform).__name__} yields {phrase(found)}: "
-            f"{_mend(data_range)}"
+            f"{_remedy(data_range)}"
         )
 
 
-def _mend(data_range: Constraint, low: float | None = None, high: float | None = None) -> str:
+def _remedy(data_range: Constraint, low: float | None = None, high: float | None = None) -> str:
     """What to do about data that do not fit a likelihood's range; ``low`` and ``high`` are what was found."""
     between = "low, high" if low is None or high is None else f"{low:g}, {high:g}"
     if is_boolean(data_range):
@@ -223,11 +223,11 @@ def _outside(
         example = rows[..., index][~fits[..., index]][0].item()
         return (
             f"{column} of {name} has values from {low:g} to {high:g}, such as {example:g}, but its likelihood "
-            f"describes {phrase(elementwise(expected.cseq[index]))}: mend such entries, or choose a likelihood for them"
+            f"describes {phrase(elementwise(expected.cseq[index]))}: fix such entries, or choose a likelihood for them"
         )
     low, high = _extremes(x, mask, missing=missing)
     example = f", such as {rows[~fits][0].item():g}" if fits.shape == rows.shape else ""
     # Grey levels reach 1 or 255 in some row even where these rows do not.
     top = 1.0 if low >= 0 and high <= 1 else 255.0 if low >= 0 and high <= 255 else high
     found = f"{name} has values from {low:g} to {high:g}{example}"
-    return f"{found}, but the likelihood describes {phrase(expected)}: {_mend(expected, min(low, 0.0) + 0.0, top)}"
+    return f"{found}, but the likelihood describes {phrase(expected)}: {_remedy(expected, min(low, 0.0) + 0.0, top)}"

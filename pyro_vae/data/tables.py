@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyro_vae._support.names import lookup
 from pyro_vae._support.ranges import Constraint, constraints, phrase
+from pyro_vae.likelihoods import Bernoulli, Categorical, Likelihood, LogNormal, Mixed, NegativeBinomial, Normal
 
 __all__ = ["KINDS", "Column", "Schema", "parse_kinds", "read_table"]
 
@@ -30,6 +31,14 @@ _NUMBERS: Mapping[str, Constraint] = {
     "real": constraints.real,
 }
 KINDS: tuple[str, ...] = ("binary", "category", *_NUMBERS)
+
+_LIKELIHOODS: Mapping[str, Callable[["Column"], Likelihood]] = {
+    "binary": lambda column: Bernoulli(),
+    "category": lambda column: Categorical(max(2, len(column.categories)), ordered=False),
+    "count": lambda column: NegativeBinomial(),
+    "positive": lambda column: LogNormal(),
+    "real": lambda column: Normal(),
+}
 
 # What pandas.api.types.infer_dtype says of entries that a column may hold. Everything else is refused.
 _HOLDINGS = {
@@ -162,7 +171,7 @@ class Schema:
 
         Raises:
             ValueError: if a column or a kind is unknown, a column holds something else or nothing at all, or does not
-                suit the kind asked for, or holds text that looks like prose or an identifier.
+                fit the kind asked for, or holds text that looks like prose or an identifier.
 
         Example:
             >>> frame = pd.DataFrame({"stage": [1, 2, 4, 2], "weight": [61.5, 80.0, 72.25, 90.0]})
@@ -268,6 +277,25 @@ class Schema:
             for i, column in enumerate(self.columns)
         }
         return pd.DataFrame(decoded)
+
+    def likelihood(self) -> Mixed:
+        """A likelihood of the whole table, with the customary one for each kind of column.
+
+        It is Bernoulli for ``binary``, categorical for ``category``, negative binomial for ``count``, log-normal for
+        ``positive`` and normal for ``real``. Real columns want to be standardised, which ``transform="auto"`` does.
+
+        Example:
+            >>> from pyro_vae import fit, mlp_vae
+            >>> frame = pd.DataFrame({"age": [31, 58, 44, 70] * 32, "smoker": ["no", "yes", "yes", None] * 32})
+            >>> schema = Schema.infer(frame)
+            >>> likelihood = schema.likelihood()
+            >>> vae = mlp_vae((2,), latent_dim=1, likelihood=likelihood, transform="auto", missing="nan")
+            >>> history = fit(vae, schema.encode(frame), epochs=1, progress=False)
+            transform: Identity(), because no column is a real number
+            >>> schema.decode(vae.sample(100)).dtypes.to_dict() == frame.dtypes.to_dict()
+            True
+        """
+        return Mixed([_LIKELIHOODS[column.kind](column) for column in self.columns], self.names)
 
     def to_json(self) -> dict[str, Any]:
         """The schema as JSON data."""
@@ -433,7 +461,7 @@ def _encode_levels(column: Column, series: pd.Series) -> np.ndarray:
 def _encode_numbers(column: Column, series: pd.Series) -> np.ndarray:
     if isinstance(series.dtype, pd.CategoricalDtype):
         series = series.astype(object)
-    takes = f"but kind {column.kind} takes {phrase(_NUMBERS[column.kind])}: mend such entries or leave them empty"
+    takes = f"but kind {column.kind} takes {phrase(_NUMBERS[column.kind])}: fix such entries or leave them empty"
     if _HOLDINGS.get(infer_dtype(series, skipna=True)) not in ("integer", "float", "empty"):
         row = _first_not_a_number(series)
         raise ValueError(f"column {column.name!r} has {_plain(series.iloc[row])!r} in row {row}, {takes}")
