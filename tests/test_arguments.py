@@ -158,6 +158,8 @@ def test_a_mask_of_another_shape_than_the_rows_is_one_sentence(shape):
     for run in (lambda: vae.model(x, mask=mask), lambda: vae.guide(x, mask=mask)):
         with pytest.raises(ValueError, match=r"^the mask has shape \(.*\), expected .* \(4, 3\)"):
             run()
+    with pytest.raises(ValueError, match=r"^the mask has shape \(.*\), expected .* \(N, 3\)"):
+        check_values([vae.model, vae.guide], {"mask": mask})
 
 
 # Size factors
@@ -168,6 +170,8 @@ def test_size_factors_that_are_not_positive_numbers_are_refused_by_row(bad):
     vae, factors = mlp_vae((3,), 2, likelihood=Poisson()), torch.ones(5)
     check_values([vae.model, vae.guide], {"size_factor": factors})
     factors[3] = bad
+    with pytest.raises(ValueError, match=r"^size_factor has shape \(5, 1\), expected one number for each row: \(5,\)$"):
+        check_values([vae.model], {"size_factor": factors[:, None]})
     with pytest.raises(ValueError, match=rf"^size_factor must be a positive number for each row.*{bad:g} in row 3"):
         check_values([vae.model, vae.guide, nothing], {"size_factor": factors})
 

@@ -40,6 +40,10 @@ class _Counts(Anchored):
         if size_factor is None:
             return
         factors = torch.as_tensor(size_factor)
+        if factors.dim() > 1:
+            raise ValueError(
+                f"size_factor has shape {tuple(factors.shape)}, expected one number for each row: ({len(factors)},)"
+            )
         good = (factors > 0) & factors.isfinite()
         if not bool(good.all()):
             where = (~good).nonzero()[0].tolist()

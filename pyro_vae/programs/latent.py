@@ -5,11 +5,12 @@ import weakref
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor, nn
 
 from pyro_vae._support.names import check_taken
 from pyro_vae.priors import Prior
-from pyro_vae.programs.parts import Decoder, Encoder
+from pyro_vae.programs.parts import Decoder, Encoder, batch_of
 
 __all__ = ["Guide", "Model"]
 
@@ -42,7 +43,14 @@ class Model(nn.Module):
         return ("mask", *self.decoder.arguments)
 
     def check_arguments(self, *, mask: Any = None, **arguments: Any) -> None:
-        """Has the likelihood look at the values of its arguments."""
+        """Looks at the mask's shape, and has the likelihood look at the values of its arguments."""
+        if mask is not None:
+            shape = tuple(torch.as_tensor(mask).shape)
+            if shape[1:] != self.decoder.event_shape or not shape:
+                raise ValueError(
+                    f"the mask has shape {shape}, expected one entry for each of the rows', "
+                    f"{batch_of(self.decoder.event_shape)}"
+                )
         self.decoder.likelihood.check_arguments(**arguments)
 
     def forward(

@@ -12,7 +12,7 @@ from pyro_vae.encodings import Encoding, Plain
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.posteriors import Posterior
 
-__all__ = ["Decoder", "Encoder", "must_map", "raw_output", "read_raw"]
+__all__ = ["Decoder", "Encoder", "batch_of", "must_map", "raw_output", "read_raw"]
 
 
 class Decoder(nn.Module):
@@ -143,8 +143,8 @@ def read_raw(raw: Any, rows: Tensor, row_dim: int, shape: Sequence[int], who: st
 
 def must_map(who: str, in_shape: Sequence[int], out_shape: Sequence[int]) -> str:
     """What a network must do, in words."""
-    flat = "" if len(out_shape) < 2 else f", or to {_batch_of([math.prod(out_shape)])}"
-    return f"{who} must map {_batch_of(in_shape)} to {_batch_of(out_shape)}{flat}"
+    flat = "" if len(out_shape) < 2 else f", or to {batch_of([math.prod(out_shape)])}"
+    return f"{who} must map {batch_of(in_shape)} to {batch_of(out_shape)}{flat}"
 
 
 def _merges(shape: Sequence[int], found: Sequence[int]) -> bool:
@@ -159,7 +159,8 @@ def _merges(shape: Sequence[int], found: Sequence[int]) -> bool:
     return not rest
 
 
-def _batch_of(shape: Sequence[int]) -> str:
+def batch_of(shape: Sequence[int]) -> str:
+    """The shape of so many rows, in words."""
     return f"({', '.join(['N', *map(str, shape)])})"
 
 
