@@ -69,7 +69,8 @@ class Term:
         scaled: The same with the scale that the programs put on it.
         frames: The plates of the site's own shape.
         cost: The scaled log-probability in the site's own shape, without gradient.
-        score: The score function's part, likewise, of a guide's site whose draws cannot be differentiated through.
+        score: Log-probability in the site's own shape, unscaled, of a guide's site whose draws cannot be differentiated
+            through: the score function is its gradient.
         by_value: ``scaled`` and ``score`` for each value that the guide enumerates, ``(*values, K, N)``.
     """
 
@@ -225,19 +226,27 @@ class Draws:
         scored = [term for term in self.terms if term.score is not None]
         if not scored:
             return None
-        probabilities = self._run.probabilities
-        if probabilities is not None:
-            cost = _sum([weight(term) * term.by_value[0] for term in self.terms if term.by_value])
-            score = _sum([term.by_value[1] for term in scored if term.by_value and term.by_value[1] is not None])
-            weighted = (probabilities * cost).detach() * score
-            total = weighted.sum(tuple(range(weighted.dim() - 2))).expand(self.shape).mean()
+        if self._run.probabilities is not None:
+            total = self._score_function_by_value(scored, weight)
         else:
             costs = MultiFrameTensor()
             for term in self.terms:
-                share = self._run.weights[not _frames_local(term.frames)]
+                share = self._run.weights[not term.is_local]
                 costs.add((term.frames, (weight(term) * share * term.cost).detach()))
-            total = _sum([(costs.sum_to(term.frames) * term.score).sum() for term in scored])
+            total = _sum([(costs.sum_to(term.frames) * term.score).sum() for term in scored if term.score is not None])
         return total - total.detach()
+
+    def _score_function_by_value(self, scored: list[Term], weight: Callable[[Term], float | Tensor]) -> Tensor:
+        cost = _sum([weight(term) * term.by_value[0] for term in self.terms if term.by_value]).detach()
+        total = cost.new_zeros(())
+        for term in scored:
+            score = term.by_value[1] if term.by_value else None
+            assert score is not None
+            if term.is_local:
+                total = total + self._run.expected(cost * score, fixed=True).mean()
+            else:  # a global draw changes the cost of every row
+                total = total + (self._run.expected(cost, fixed=True).mean(-1, keepdim=True) * score).mean()
+        return total
 
 
 def _sum(parts: list[Any]) -> Any:
@@ -340,7 +349,7 @@ class _Run:
         joined = self._joined_sites()
         terms = [self._marginal(joined)] if joined else []
         for name, site in self.model.items():
-            if name in joined or (name not in self.structure.latents and is_unobserved_part(name, self.model)):
+            if name in joined or self._is_left_to_the_model(name):
                 continue
             terms.append(self._term(name, "likelihood" if site["is_observed"] else "prior", site))
         for name, site in self.guide.items():
@@ -359,20 +368,20 @@ class _Run:
             total = log_prob if total is None else total + log_prob
         return None if total is None else total.exp()
 
-    def _in_rows(self, values: Tensor, *, local: bool) -> Tensor:
+    def _in_rows(self, values: Tensor, *, local: bool, shared: bool = True) -> Tensor:
         """Values in a site's shape, summed over its plates but draws and rows: ``(*values, K or 1, N or 1)``."""
         depth = min(values.dim(), self.nesting)
         has_draws = self.particles is not None and values.dim() > self.nesting
         inner = tuple(range(-depth, -1 if local else 0))
         values = values.sum(inner) if inner else values
         if not local:
-            values = values[..., None] * self.shared
+            values = values[..., None] * (self.shared if shared else 1.0)
         return values if has_draws else values.unsqueeze(-2)
 
-    def _expected(self, values: Tensor) -> Tensor:
-        """The mean over what the guide enumerates: ``(K, N)``."""
+    def expected(self, values: Tensor, *, fixed: bool = False) -> Tensor:
+        """The mean over what the guide enumerates, ``(K, N)``; with fixed probabilities, which have no gradient."""
         if self.probabilities is not None:
-            values = values * self.probabilities
+            values = values * (self.probabilities.detach() if fixed else self.probabilities)
             values = values.sum(tuple(range(values.dim() - 2))) if values.dim() > 2 else values
         return values.expand(self.shape)
 
@@ -386,22 +395,22 @@ class _Run:
 
         cost = sign * site["log_prob"] / data if data != 1 or sign != 1 else site["log_prob"]
         by_value = in_rows(cost)
-        scaled = self._expected(by_value)
+        scaled = self.expected(by_value)
         rows = scaled
         if not plain:
-            rows = self._expected(in_rows(sign * scale_and_mask(site["unscaled_log_prob"], inner, site["mask"])))
+            rows = self.expected(in_rows(sign * scale_and_mask(site["unscaled_log_prob"], inner, site["mask"])))
         score: Tensor | None = None
         if kind == "guide" and name not in self.enumerated:
             _, score_function, entropy = site["score_parts"]
             if not is_identically_zero(score_function):
                 # The value is log q; its gradient is that of the entropy term alone.
-                score, scaled = score_function / data, scaled.detach()
+                score, scaled = score_function, scaled.detach()
                 if not is_identically_zero(entropy):
-                    gradient = self._expected(in_rows(entropy / data))
+                    gradient = self.expected(in_rows(entropy / data))
                     scaled = scaled + (gradient - gradient.detach())
         each = None
         if self.probabilities is not None:
-            each = (by_value, None if score is None else in_rows(score))
+            each = (by_value, None if score is None else self._in_rows(score, local=local, shared=False))
         return Term(name, kind, rows, scaled, frames, cost.detach(), score, each)
 
     def closed_forms(self, *, required: bool) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -432,7 +441,7 @@ class _Run:
         local = is_local(site)
         data, inner = _subsampling(site)
         rows, scaled = (
-            self._expected(self._in_rows(scale_and_mask(value, scale, site["mask"]), local=local))
+            self.expected(self._in_rows(scale_and_mask(value, scale, site["mask"]), local=local))
             for scale in (inner, site["scale"] if data == 1 else site["scale"] / data)
         )
         nothing = torch.zeros_like(rows)
@@ -451,7 +460,11 @@ class _Run:
         self.guide_trace.pack_tensors()
         self.model_trace.pack_tensors(self.guide_trace.plate_to_symbol)
         summed = self._summed()
-        return [n for n, site in self.model.items() if not summed.isdisjoint(site["packed"]["log_prob"]._pyro_dims)]
+        depend = [n for n, site in self.model.items() if not summed.isdisjoint(site["packed"]["log_prob"]._pyro_dims)]
+        return [name for name in depend if not self._is_left_to_the_model(name)]
+
+    def _is_left_to_the_model(self, name: str) -> bool:
+        return name not in self.structure.latents and is_unobserved_part(name, self.model)
 
     def _summed(self) -> set[str]:
         return {self.model[name]["infer"]["_enumerate_symbol"] for name in self.structure.enumerated("model")}
@@ -488,7 +501,7 @@ class _Run:
                 depth = tuple(range(-min(values.dim(), self.nesting), -1))
                 costs.append(values.sum(depth, keepdim=True) if depth else values)
         by_value = _sum(found) * (scale / data)
-        rows, scaled = self._expected(_sum(found)) * inner, self._expected(by_value)
+        rows, scaled = self.expected(_sum(found)) * inner, self.expected(by_value)
         cost = (_sum(costs) * (scale / data)).detach()
         observed = [name for name in joined if self.model[name]["is_observed"]] or joined
         frames = {f.name: f for site in sites for f in vectorised_frames(site) if f.name in ("data", PARTICLES)}
@@ -524,10 +537,27 @@ def _is_one(scale: Any, inner: float) -> bool:
 
 
 def _common_scale(sites: list[Any]) -> Any:
+    """The scale of sites that are summed over together: a number, or a tensor with one for each row."""
     first = sites[0]["scale"]
-    if any(site["scale"] is not first and site["scale"] != first for site in sites):
+    if not all(_is_same(site["scale"], first) for site in sites):
         raise ContractError("sites that an enumerated latent joins have different scales: put one scale around them")
-    return first
+    if not isinstance(first, Tensor) or first.numel() == 1:
+        return first
+    if first.numel() != first.shape[-1]:
+        raise ContractError("the scale of sites that an enumerated latent joins must not vary within a row")
+    return first.reshape(-1)
+
+
+def _is_same(scale: Any, other: Any) -> bool:
+    if scale is other:
+        return True
+    if not isinstance(scale, Tensor) and not isinstance(other, Tensor):
+        return scale == other
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    if get_proxy_mode() is not None:  # a graph is traced, which knows no values: they have been compared before
+        return True
+    return bool((torch.as_tensor(scale) == torch.as_tensor(other)).all())
 
 
 def enumerated_logits(
