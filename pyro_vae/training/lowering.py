@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor import compile as compile_graph
-from torch._inductor import config
 from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -31,6 +29,8 @@ class CannotStageError(Exception):
 
 def compiler_missing() -> str | None:
     """Why nothing can be compiled for the CPU here; None if it can."""
+    from torch._inductor import config  # here, for it takes seconds to import
+
     candidates = [name for name in (config.cpp.cxx[1], "g++", "clang++") if isinstance(name, str)]
     return None if any(shutil.which(name) for name in candidates) else "there is no C++ compiler (g++ or clang++)"
 
@@ -52,6 +52,9 @@ def compiled(function: Function, inputs: Sequence[Tensor]) -> Function:
         >>> double(torch.ones(3))
         (tensor([2., 2., 2.]),)
     """
+    from torch._inductor import compile as compile_graph
+    from torch._inductor import config
+
     with _quiet():
         try:
             graph = make_fx(function, decomposition_table=_CHEAP_LOGARITHMS)(*inputs)
