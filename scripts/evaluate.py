@@ -11,7 +11,7 @@ from pyro_vae import evaluate, load
 from pyro_vae._support import files
 from pyro_vae._support.names import lookup
 from pyro_vae.evaluation import evaluate_suite, render_html
-from pyro_vae.evaluation.report.sections import PARTS
+from pyro_vae.evaluation.report import PARTS
 
 
 def main(
@@ -52,9 +52,11 @@ def main(
     vae = load(run).to(cli.resolve_device(device))
     held = cli.data_for(run, data, data_root)
     metrics = evaluate(vae, held.x_test, seed=seed)
-    for name in ("elbo", "rate", "distortion", "bits_per_dim"):
-        print(f"{name:<13}{metrics[name]:>12.4f} ± {metrics.get(name + '_se', float('nan')):.4f}")
-    print(f"active units {metrics['active_units']:>12} of {vae.latent_dim}")
+    for name in ("elbo", "rate", "distortion", "bits_per_dim", "auxiliary"):
+        if name in metrics:
+            print(f"{name:<13}{metrics[name]:>12.4f} ± {metrics.get(name + '_se', float('nan')):.4f}")
+    if "active_units" in metrics:
+        print(f"active units {metrics['active_units']:>12} of {metrics['num_latents']}")
     print(f"rows         {metrics['num_rows']:>12,}")
     if suite is None:
         write(metrics, out)

@@ -6,27 +6,30 @@ import json
 import re
 import sys
 from html import unescape
+from pathlib import Path
 
 import cli
 import pyro
 import pytest
 import torch
+from exact_pairs import EXACT, components_alone, conditional, two_levels, two_observed
 from linear_gaussian import LinearGaussian
 from pairs import discrete_pair, function_pair
 
 from pyro_vae import Pair, fit, mlp_vae
 from pyro_vae.data.sources import load_data
 from pyro_vae.evaluation import Finding, Report, Section, evaluate_suite, render_html
-from pyro_vae.evaluation import report as report_module
+from pyro_vae.evaluation.report.job import SIZES
+from pyro_vae.evaluation.report.thresholds import LEVELS, THRESHOLDS, as_markdown
 from pyro_vae.likelihoods import Bernoulli, Normal
 
 
 @pytest.fixture(autouse=True)
 def _little(monkeypatch):
     """The quick suite with less of what takes longest; the parts are tested elsewhere."""
-    quick = report_module._SIZES["quick"]
+    quick = SIZES["quick"]
     little = dataclasses.replace(quick, bounds=(4, 2, 10), gaps=(6, 20), simulations=(200, 49))
-    monkeypatch.setitem(report_module._SIZES, "quick", little)
+    monkeypatch.setitem(SIZES, "quick", little)
 
 
 CHECKS = ["summary", "prior_predictive", "posterior_predictive"]
@@ -80,8 +83,7 @@ def test_a_normal_with_fixed_scale_on_bits_is_named_in_the_first_lines(bits):
 
 
 def test_a_guide_with_collapsed_scale_is_named_in_the_first_lines(bits, monkeypatch):
-    quick = report_module._SIZES["quick"]
-    monkeypatch.setitem(report_module._SIZES, "quick", dataclasses.replace(quick, gaps=(6, 200)))
+    monkeypatch.setitem(SIZES, "quick", dataclasses.replace(SIZES["quick"], gaps=(6, 200)))
     x_train, x_test, _ = bits
     vae = mlp_vae((8, 8), 4, hidden_dims=(32,), likelihood=Bernoulli())
     fit(vae, x_train, epochs=60, progress=False)
@@ -174,14 +176,14 @@ def test_keyword_arguments_go_with_their_rows():
             pyro.sample("z", pyro.distributions.Normal((x + shift) / 2, 0.5**0.5))
 
     x = shift + 2**0.5 * torch.randn(1500)
-    report = evaluate_suite(Pair(model, guide), x, shift=shift, parts=["evidence", *CHECKS])
+    report = evaluate_suite(Pair(model, guide), {"x": x, "shift": shift}, parts=["evidence", "calibration", *CHECKS])
+    assert report.sections["calibration"].numbers["p_value"] >= 0.01
     assert report.sections["prior_predictive"].numbers["joint_p_value"] >= 0.01
     assert report.sections["prior_predictive"].numbers["num_rows"] == 1000
 
 
-def test_nuts_is_held_against_the_guide(monkeypatch):
-    full = report_module._SIZES["full"]
-    monkeypatch.setitem(report_module._SIZES, "full", dataclasses.replace(full, nuts=(1, 50)))
+def test_nuts_is_compared_with_the_guide(monkeypatch):
+    monkeypatch.setitem(SIZES, "full", dataclasses.replace(SIZES["full"], nuts=(1, 50)))
     lg = LinearGaussian(latent_dim=1)
 
     def narrow(x):
@@ -194,6 +196,125 @@ def test_nuts_is_held_against_the_guide(monkeypatch):
         assert section.findings[-1].level == level
         found = section.numbers["rows"]["row 0"]["guide's sd over posterior's"]
         assert found == pytest.approx(ratio, rel=0.25)
+
+
+def test_nuts_takes_every_continuous_latent(monkeypatch):
+    """Two latents, neither called z; the guide's width at b alone is a third of what it should be."""
+    monkeypatch.setitem(SIZES, "full", dataclasses.replace(SIZES["full"], nuts=(1, 100)))
+    exact = two_levels(20)
+
+    def narrow(x):
+        with pyro.plate("data", len(x), dim=-1):
+            sd = (1.64 * 0.25 / 1.89) ** 0.5
+            b = pyro.sample("b", pyro.distributions.Normal(x * 1.64 / 1.89, sd / 3).to_event(1))
+            pyro.sample("a", pyro.distributions.Normal(b / 1.64, (0.64 / 1.64) ** 0.5).to_event(1))
+
+    section = evaluate_suite(Pair(exact.pair.model, narrow), exact.data, suite="full", parts=["nuts"]).sections["nuts"]
+    ratios = {name: record["guide's sd over posterior's"] for name, record in section.numbers["rows"].items()}
+    assert ratios["row 0, b"] == pytest.approx(1 / 3, rel=0.2)
+    # Given b, a has variance 0.64 / 1.64; b adds its own, over 1.64².
+    of_b = 1.64 * 0.25 / 1.89 / 1.64**2
+    expected = ((0.64 / 1.64 + of_b / 9) / (0.64 / 1.64 + of_b)) ** 0.5
+    assert ratios["row 0, a"] == pytest.approx(expected, rel=0.15)
+    assert section.findings[-1].level == "wrong"
+
+
+_FINE = ["summary", "evidence", "guide", "calibration", "coverage", "prior_predictive", "posterior_predictive"]
+
+
+@pytest.mark.parametrize("make", EXACT, ids=lambda make: make.__name__)
+def test_programs_that_are_not_ours_with_their_exact_posterior_are_fine(make):
+    exact = make(200)
+    report = evaluate_suite(exact.pair, exact.data, parts=_FINE)
+    assert json.dumps(report.to_json(), allow_nan=False)
+    assert "wrong" not in {finding.level for finding in report.findings}
+    assert sum(finding.level == "look" for finding in report.findings) <= 1  # one in a hundred p-values is below 0.01
+    done = {name for name, section in report.sections.items() if not section.about.startswith("Not done")}
+    if make.__name__ == "shared_mean":
+        assert done == {"summary", "prior_predictive", "posterior_predictive"}
+        for name in ("evidence", "calibration", "coverage"):
+            assert report.sections[name].about.startswith("Not done: the latent 'mean' lies outside the plate 'data'")
+    else:
+        assert done == set(_FINE)
+        numbers = report.sections["evidence"].numbers
+        assert numbers["log_evidence"] == pytest.approx(float(exact.log_evidence.mean()), abs=1e-4)
+        assert numbers["gap"] == pytest.approx(0, abs=1e-4)
+        assert ("bits_per_dim" in numbers) == ("bits_per_dim" in report.sections["summary"].numbers)
+    assert "Not done" in render_html(report) or done == set(_FINE)
+
+
+def test_what_is_absent_is_left_out_and_said():
+    exact = components_alone(100)
+    section = evaluate_suite(exact.pair, exact.data, parts=["summary"]).sections["summary"]
+    assert section.findings == []
+    assert "Which latents are in use is not said" in section.about
+    exact = two_observed(100)
+    section = evaluate_suite(exact.pair, exact.data, parts=["summary"]).sections["summary"]
+    assert "bits_per_dim" not in section.tables[""].index
+
+
+def test_samples_are_drawn_under_the_conditions_of_the_rows():
+    exact = conditional(400)
+    section = evaluate_suite(exact.pair, exact.data, parts=["samples"]).sections["samples"]
+    assert section.findings[0].level == "fine"
+    assert section.numbers["samples"]["coverage"] > 0.8
+    exact = two_observed(300)
+    assert evaluate_suite(exact.pair, exact.data, parts=["samples"]).findings[0].level == "fine"
+
+
+def test_a_part_that_fails_leaves_the_others():
+    exact = two_levels(60)
+
+    def model(x=None, *, batch_size=None):
+        if x is None and batch_size != 1:
+            raise RuntimeError("no rows\ntoday")
+        return exact.pair.model(x, batch_size=batch_size)
+
+    report = evaluate_suite(Pair(model, exact.pair.guide), exact.data, parts=["summary", "prior_predictive"])
+    assert report.sections["prior_predictive"].about == "Not done: it fails with RuntimeError, no rows today."
+    assert "elbo" in report.sections["summary"].numbers
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "level"),
+    [
+        ("active_units", {"active": 0, "latents": 5}, "wrong"),
+        ("active_units", {"active": 1, "latents": 11}, "look"),
+        ("active_units", {"active": 2, "latents": 11}, "fine"),
+        ("evidence_step", {"step": 1.01}, "look"),
+        ("elbo_gap", {"gap": 3.0, "rate": 7.0}, "fine"),
+        ("elbo_gap", {"gap": 3.0, "rate": 5.0}, "look"),
+        ("elbo_gap", {"gap": 0.9, "rate": 0.1}, "fine"),
+        ("amortisation", {"gap": 0.9, "rate": 0.1}, "fine"),
+        ("amortisation", {"gap": 3.0, "rate": 7.0}, "look"),
+        ("amortisation", {"gap": 4.0, "rate": 7.0}, "wrong"),
+        ("k_hat", {"flagged": 0.11}, "look"),
+        ("nuts_scale", {"ratio": 0.79}, "look"),
+        ("nuts_scale", {"ratio": 0.49}, "wrong"),
+        ("nuts_settled", {"largest": 1.0, "divergences": 1}, "look"),
+        ("calibration", {"p_value": 0.011, "largest": 2.0, "smallest": 0.1, "off": 0.5}, "fine"),
+        ("calibration", {"p_value": 0.009, "largest": 1.24, "smallest": 0.81, "off": 0.19}, "look"),
+        ("calibration", {"p_value": 0.009, "largest": 1.0, "smallest": 0.8, "off": 0.0}, "wrong"),
+        ("coverage", {"p_value": 0.009, "distance": 0.1}, "look"),
+        ("coverage", {"p_value": 0.009, "distance": 0.11}, "wrong"),
+        ("checks", {"p_value": 0.009, "share": 0.26}, "wrong"),
+        ("checks", {"p_value": 0.011, "share": 0.26}, "fine"),
+        ("samples", {"reached": 0.39, "possible": 0.5}, "look"),
+        ("samples", {"reached": 0.24, "possible": 0.5}, "wrong"),
+    ],
+)
+def test_thresholds_are_what_the_table_says(name, numbers, level):
+    assert THRESHOLDS[name].level(**numbers) == level
+    assert THRESHOLDS[name].in_words(level)
+
+
+def test_the_documentation_has_the_table_of_thresholds():
+    text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
+    assert as_markdown() in text
+    for threshold in THRESHOLDS.values():
+        for value in threshold.limits.values():
+            said = " ".join(threshold.in_words(level) for level in LEVELS)
+            assert f"{value:g}" in said or f"{value:.0%}" in said
 
 
 def test_the_verdict_counts_and_puts_what_is_wrong_first():

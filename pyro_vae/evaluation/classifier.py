@@ -3,14 +3,15 @@
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vae.data.rows import Inputs
 from pyro_vae.data.sources import split
+from pyro_vae.evaluation.described import plain_rows
 from pyro_vae.networks import MLP, ConvEncoder
-from pyro_vae.programs import forked_random_state
+from pyro_vae.programs.running import forked_random_state
 
 __all__ = ["ClassifierFeatures", "train_classifier_features"]
 
@@ -52,8 +53,8 @@ class ClassifierFeatures(nn.Module):
 
 
 def train_classifier_features(
-    x: Tensor | np.ndarray,
-    labels: Tensor | np.ndarray,
+    x: Inputs,
+    labels: Inputs,
     *,
     num_features: int = 64,
     epochs: int = 10,
@@ -89,7 +90,7 @@ def train_classifier_features(
         >>> features.accuracy > 0.9, features(x).shape
         (True, torch.Size([400, 8]))
     """
-    x, labels = torch.as_tensor(x), torch.as_tensor(labels)
+    x, labels = torch.as_tensor(plain_rows(x, "x")), torch.as_tensor(plain_rows(labels, "labels"))
     if labels.dim() != 1 or len(labels) != len(x):
         raise ValueError(f"labels has shape {tuple(labels.shape)}, expected one for each of {len(x)} rows")
     classes, labels = labels.unique(return_inverse=True)

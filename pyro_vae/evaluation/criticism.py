@@ -109,7 +109,7 @@ def predictive_check(
         >>> from pyro_vae import mlp_vae
         >>> from pyro_vae.likelihoods import Poisson
         >>> vae = mlp_vae((3,), latent_dim=1, likelihood=Poisson())
-        >>> x = torch.full((50, 3), 30)
+        >>> x = torch.full((50, 3), 3000)
         >>> check = predictive_check(vae, x, {"largest": lambda x: x.max()}, kind="prior", num_replications=99)
         >>> check.table["p_value"].item()  # as small as 99 data sets can say
         0.02

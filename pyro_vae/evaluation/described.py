@@ -3,19 +3,21 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.distributions import Independent, MaskedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 
+from pyro_vae.data.rows import Inputs, as_rows
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.predictive import rows_first
 from pyro_vae.inference.structure import sample_sites
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import evaluating, forked_random_state
 
-__all__ = ["as_described", "entries_that_count"]
+__all__ = ["as_described", "entries_that_count", "plain_rows"]
 
 _ROWS = 1024  # at a time
 
@@ -76,3 +78,14 @@ def _mask(site: Any) -> Tensor | None:
 def _left_of(mask: Any, event_dim: int) -> Any:
     """A mask of a batch of events, so that it broadcasts over their entries."""
     return mask.reshape(*mask.shape, *[1] * event_dim) if isinstance(mask, Tensor) else None
+
+
+def plain_rows(rows: Inputs, name: str) -> Tensor | np.ndarray:
+    """Rows by themselves, for tools that take no keyword arguments: arrays as they are, what else holds rows in memory.
+
+    Raises:
+        ValueError: if it cannot be read as rows of numbers.
+    """
+    if isinstance(rows, (Tensor, np.ndarray)):
+        return rows
+    return next(as_rows(rows, torch.device("cpu"), num_workers=0, name=name).chunks(2**62))["x"]

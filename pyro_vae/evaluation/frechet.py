@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.checks import check_finite
+from pyro_vae.data.rows import Inputs
+from pyro_vae.evaluation.described import plain_rows
 
 __all__ = ["frechet_distance"]
 
 
 def frechet_distance(
-    real: Tensor | np.ndarray,
-    samples: Tensor | np.ndarray,
+    real: Inputs,
+    samples: Inputs,
     *,
     features: Callable[[Any], Any] | None = None,
 ) -> float:
@@ -31,7 +33,7 @@ def frechet_distance(
     particular Inception network, which this library does not have.
 
     Args:
-        real: Real rows that the model was not trained on.
+        real: Real rows that the model was not trained on: an array, or anything else that holds rows of numbers.
         samples: Draws from the model, in the same units.
         features: Maps rows, as they are given here, to features ``(N, F)``, such as a
             :func:`~pyro_vae.evaluation.train_classifier_features`; by default the elements of a row are its features.
@@ -55,7 +57,7 @@ def frechet_distance(
     Heusel et al., *GANs Trained by a Two Time-Scale Update Rule*, 2017.
     """
     (mean, root), (other_mean, other_root) = (
-        _moments(rows, features, name) for rows, name in ((real, "real"), (samples, "samples"))
+        _moments(plain_rows(rows, name), features, name) for rows, name in ((real, "real"), (samples, "samples"))
     )
     if len(mean) != len(other_mean):
         raise ValueError(

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import pairwise_distances_chunked
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from pyro_vae.data.checks import check_finite
+from pyro_vae.data.rows import Inputs
+from pyro_vae.evaluation.described import plain_rows
 
 __all__ = ["checkerboard", "sample_quality"]
 
@@ -32,20 +32,20 @@ _ROUNDING = 1e-7  # about the square root of float64's precision, which squared 
 
 
 def sample_quality(
-    real: Tensor | np.ndarray,
-    samples: Tensor | np.ndarray,
+    real: Inputs,
+    samples: Inputs,
     *,
     num_neighbors: int = 5,
     features: Callable[[Any], Any] | None = None,
 ) -> dict[str, float]:
-    r"""Precision, recall, density and coverage of samples against real rows.
+    r"""Precision, recall, density and coverage of samples, by their distances to real rows.
 
     The formulas are at the top of :mod:`pyro_vae.evaluation.samples`. All four depend on N, M, k and on the space that
     distances are taken in, so compare models only with all of these equal, and give the value that a second set of real
     rows reaches beside them.
 
     Args:
-        real: Real rows that the model was not trained on.
+        real: Real rows that the model was not trained on: an array, or anything else that holds rows of numbers.
         samples: Draws from the model, in the same units.
         num_neighbors: The k of the balls. Kynkäänniemi et al. use 3, Naeem et al. 5.
         features: Maps rows, as they are given here, to features ``(N, F)`` in which distances mean something; by
@@ -78,8 +78,11 @@ def sample_quality(
     (precision, recall); Naeem et al., *Reliable Fidelity and Diversity Metrics for Generative Models*, 2020 (density,
     coverage, and its expectation).
     """
+    from sklearn.metrics import pairwise_distances_chunked
+
     if num_neighbors < 1:
         raise ValueError(f"num_neighbors must be at least 1, found {num_neighbors}")
+    real, samples = plain_rows(real, "real"), plain_rows(samples, "samples")
     for name, rows in (("real", real), ("samples", samples)):
         if rows.ndim < 2 or len(rows) <= num_neighbors:
             raise ValueError(
@@ -136,6 +139,8 @@ def _float64(x: Any) -> Tensor:
 
 def _radii(points: np.ndarray, num_neighbors: int) -> np.ndarray:
     """Distance of each point to its k-th nearest other point, a rounding error wider, so that points on it count."""
+    from sklearn.neighbors import NearestNeighbors
+
     distances, _ = NearestNeighbors(n_neighbors=num_neighbors).fit(points).kneighbors()
     radii = distances[:, -1]
     return radii + _ROUNDING * (radii + np.linalg.norm(points, axis=1))

@@ -4,11 +4,13 @@ import base64
 import io
 from collections.abc import Iterator
 from html import escape
+from typing import TYPE_CHECKING
 
-import pandas as pd
-from matplotlib.figure import Figure
+from pyro_vae.evaluation.report.findings import Finding, Report, Section
 
-from pyro_vae.evaluation.report.sections import Finding, Report, Section
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["render_html"]
 
@@ -70,12 +72,12 @@ def _section(section: Section) -> Iterator[str]:
         yield f"<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _table(table: pd.DataFrame, caption: str) -> str:
+def _table(table: "pd.DataFrame", caption: str) -> str:
     content = table.rename_axis(None).to_html(border=0, float_format=lambda value: f"{value:.4g}")
     return (f"<p>{escape(caption)}</p>" if caption else "") + content
 
 
-def _png(figure: Figure) -> str:
+def _png(figure: "Figure") -> str:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110, bbox_inches="tight")
     return base64.b64encode(out.getvalue()).decode()

@@ -1,0 +1,129 @@
+"""How probable the rows are: the ELBO and its parts, the evidence, and bounds on it."""
+
+import math
+from typing import Any
+
+from pyro_vae.evaluation.annealing import ais_bounds
+from pyro_vae.evaluation.evidence import log_evidence
+from pyro_vae.evaluation.report.findings import Section
+from pyro_vae.evaluation.report.job import Job
+from pyro_vae.evaluation.report.thresholds import THRESHOLDS
+from pyro_vae.evaluation.summary import evaluate
+
+__all__ = ["bounds", "evidence", "summary"]
+
+
+def summary(job: Job, section: Section) -> None:
+    """The numbers of :func:`~pyro_vae.evaluation.evaluate`, and whether latents are in use."""
+    import pandas as pd
+
+    metrics = evaluate(job.pair, job.rows, seed=job.seed)
+    section.numbers = dict(metrics)
+    section.about = (
+        f"One draw of the guide for each of {metrics['num_rows']:,} rows; nats per row, ± standard error over rows."
+    )
+    names = [n for n in ("elbo", "rate", "distortion", "bits_per_dim", "auxiliary") if n in metrics]
+    section.tables[""] = pd.DataFrame(
+        {"mean": [metrics[n] for n in names], "± over rows": [metrics.get(f"{n}_se", math.nan) for n in names]}, names
+    )
+    if "auxiliary" in metrics:
+        section.about += " What the guide observes trains it (auxiliary), and is no part of the ELBO."
+    if "active_units" not in metrics:
+        section.about += " Which latents are in use is not said, for none is continuous and has a mean."
+        return
+    threshold = THRESHOLDS["active_units"]
+    active, latents = int(metrics["active_units"]), int(metrics["num_latents"])
+    share = f"{active} of {latents} latents are active (their posterior mean varies by more than 0.01 over rows)"
+    idle = f"; {latents - active} could be left out" if active < latents else ""
+    level = threshold.level(active=active, latents=latents)
+    section.about += f" {threshold}"
+    section.found(level, f"The latents say nothing of the rows: {share}." if level == "wrong" else f"{share}{idle}.")
+
+
+def evidence(job: Job, section: Section) -> None:
+    """The evidence by importance weighting, and how far the ELBO is below it."""
+    rows = job.some(job.size.evidence_rows)
+    num_rows = len(rows["x"])
+    found = log_evidence(job.pair, rows, num_particles=job.size.particles, seed=job.seed)
+    curve = found.curve
+    of_step, of_gap = THRESHOLDS["evidence_step"], THRESHOLDS["elbo_gap"]
+    section.about = (
+        f"Importance weighting from the guide, {num_rows:,} rows with {job.size.particles:,} particles each; nats per "
+        f"row. A lower bound in expectation, which has settled where more particles add nothing. {of_step} {of_gap}"
+    )
+    section.tables[""] = curve.set_index("num_particles")
+    elbo, last = float(curve["log_evidence"].iloc[0]), found.mean
+    step, gap = last - float(curve["log_evidence"].iloc[-2]), last - elbo
+    rate = float(evaluate(job.pair, rows, seed=job.seed)["rate"])
+    section.numbers = {
+        "log_evidence": last,
+        "log_evidence_se": found.mean_standard_error,
+        "gap": gap,
+        "num_rows": num_rows,
+        "num_particles": job.size.particles,
+        "curve": dict(zip(curve["num_particles"].astype(str), curve["log_evidence"], strict=True)),
+    }
+    if math.isfinite(found.bits_per_dim):
+        section.numbers["bits_per_dim"] = found.bits_per_dim
+    few = int(curve["num_particles"].iloc[-2])
+    settled = f"from {few:,} to {job.size.particles:,} particles the evidence rises by {step:z.2f} nats"
+    level = of_step.level(step=step)
+    if level == "fine":
+        error = found.mean_standard_error
+        section.found(level, f"The log evidence is {last:.2f} ± {error:.2f} nats per row; {settled}.")
+    else:
+        section.found(level, f"The evidence is at least {last:.2f} nats per row, and more: {settled}.")
+    level = of_gap.level(gap=gap, rate=rate)
+    poor = ": the guide is a poor posterior" if level != "fine" else ""
+    section.found(level, f"The ELBO is {gap:z.2f} nats below the evidence, where the rate is {rate:.2f} nats{poor}.")
+
+
+def bounds(job: Job, section: Section) -> None:
+    """Bounds by annealing, from both sides on rows of the model, and from below on the data."""
+    import pandas as pd
+
+    num_rows, num_chains, num_steps = job.size.bounds
+    rows = job.some(num_rows)
+    given, drawn = job.given(num_rows)
+    num_rows = len(rows["x"])
+    settings: dict[str, Any] = {"num_chains": num_chains, "num_steps": num_steps, "seed": job.seed}
+    simulated = ais_bounds(job.pair, num_rows=min(drawn, num_rows), given=given, **settings)
+    annealed = ais_bounds(job.pair, rows, **settings).lower
+    weighted = log_evidence(job.pair, rows, num_particles=job.size.particles, seed=job.seed)
+    gap, gain = float(simulated.gap.mean()), float((annealed - weighted.log_evidence).mean())
+    upper = simulated.upper
+    assert upper is not None
+    of_gap, of_gain = THRESHOLDS["bounds"], THRESHOLDS["annealing_gain"]
+    section.about = (
+        f"Annealed importance sampling, {num_chains} chains of {num_steps:,} steps, on {num_rows} rows that the model "
+        f"drew, where bounds hold on both sides, and on {num_rows} of the data, where the lower one does. {of_gap} "
+        f"{of_gain}"
+    )
+    section.numbers = {
+        "simulated_lower": float(simulated.lower.mean()),
+        "simulated_upper": float(upper.mean()),
+        "gap": gap,
+        "annealed": float(annealed.mean()),
+        "importance_weighted": weighted.mean,
+        "acceptance": simulated.acceptance,
+        "num_rows": num_rows,
+    }
+    section.tables[""] = pd.DataFrame.from_dict(
+        {
+            "rows of the model, from below": float(simulated.lower.mean()),
+            "rows of the model, from above": float(upper.mean()),
+            "rows of the data, annealed, from below": float(annealed.mean()),
+            "the same rows, importance weighting": weighted.mean,
+        },
+        orient="index",
+        columns=["log evidence, nats per row"],
+    )
+    section.found(
+        of_gap.level(gap=gap), f"On data that the model drew, its evidence lies between bounds {gap:z.2f} nats apart."
+    )
+    level = of_gain.level(gain=gain)
+    section.found(
+        level,
+        f"On the data, annealing finds {gain:z.2f} nats per row more than importance weighting with "
+        f"{job.size.particles:,} particles{': the evidence above is too low' if level != 'fine' else ''}.",
+    )

@@ -1,0 +1,94 @@
+"""What a report is made of: findings, sections, and the report itself."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pyro_vae.evaluation.report.thresholds import LEVELS, Level
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["Finding", "Report", "Section"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found.
+
+    Args:
+        level: ``"wrong"``: do not rely on it; ``"look"``: worth a look, or all right for some uses; ``"fine"``.
+        text: What, in a sentence, with the number that was compared with a threshold.
+    """
+
+    level: Level
+    text: str
+
+
+@dataclass
+class Section:
+    """One part of a report.
+
+    Args:
+        title: Its heading.
+        about: What was estimated and how, in a sentence or two; or why it was not.
+        numbers: By name, for ``metrics.json``.
+        findings: What they mean.
+        tables: By caption.
+        figures: By caption.
+    """
+
+    title: str
+    about: str = ""
+    numbers: dict[str, Any] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    tables: "dict[str, pd.DataFrame]" = field(default_factory=dict)
+    figures: "dict[str, Figure]" = field(default_factory=dict)
+
+    def found(self, level: Level, text: str) -> None:
+        """Adds a finding."""
+        self.findings.append(Finding(level, text))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`~pyro_vae.evaluation.evaluate_suite` found.
+
+    Args:
+        suite: ``"quick"`` or ``"full"``.
+        sections: The parts by name, in their order.
+    """
+
+    suite: str
+    sections: Mapping[str, Section]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings, what is wrong first."""
+        every = [finding for section in self.sections.values() for finding in section.findings]
+        return sorted(every, key=lambda finding: LEVELS.index(finding.level))
+
+    @property
+    def verdict(self) -> str:
+        """How many findings of each kind, in one line."""
+        count = {level: sum(f.level == level for f in self.findings) for level in LEVELS}
+        wrong = f"{count['wrong']} {'thing is' if count['wrong'] == 1 else 'things are'} wrong"
+        return f"{wrong if count['wrong'] else 'Nothing is wrong'}, {count['look']} to look at, {count['fine']} fine."
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers by section and the findings, as JSON data."""
+        numbers = {name: section.numbers for name, section in self.sections.items() if section.numbers}
+        findings = [{"level": finding.level, "text": finding.text} for finding in self.findings]
+        return {"suite": self.suite, "verdict": self.verdict, "findings": findings, **_plain(numbers)}
+
+    def __str__(self) -> str:
+        lines = [f"{finding.level:<6}{finding.text}" for finding in self.findings]
+        return "\n".join([self.verdict, *lines])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

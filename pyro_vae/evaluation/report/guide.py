@@ -1,0 +1,193 @@
+"""Is the guide the posterior: its weights, its gaps, another sampler beside it, and its calibration."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.evaluation.calibration import LOG_LIKELIHOOD, simulation_based_calibration
+from pyro_vae.evaluation.diagnostics import diagnose_guide
+from pyro_vae.evaluation.evidence import log_evidence
+from pyro_vae.evaluation.nuts import NutsPosterior, nuts_posterior
+from pyro_vae.evaluation.refinement import gaps as gaps_of
+from pyro_vae.evaluation.refinement import refine
+from pyro_vae.evaluation.report.figures import plot_k_hat, plot_simulation_based_calibration
+from pyro_vae.evaluation.report.findings import Section
+from pyro_vae.evaluation.report.job import Job
+from pyro_vae.evaluation.report.thresholds import THRESHOLDS
+from pyro_vae.evaluation.summary import evaluate
+from pyro_vae.programs.running import forked_random_state
+
+__all__ = ["calibration", "gaps", "nuts", "weights"]
+
+_GUIDE_DRAWS = 2000  # whose moments are compared with those of NUTS
+
+
+def weights(job: Job, section: Section) -> None:
+    """Pareto-smoothed k̂ of each row's importance weights."""
+    rows = job.some(job.size.guide_rows)
+    found = diagnose_guide(job.pair, rows, job.size.particles, seed=job.seed)
+    threshold = THRESHOLDS["k_hat"]
+    section.about = (
+        f"Pareto-smoothed k̂ of the importance weights of {len(found.k_hat):,} rows with {job.size.particles:,} draws "
+        f"each. Up to {found.threshold:.2f} weights can correct the guide; above 1 they have not even a mean to be "
+        f"found. {threshold} With tens of latents k̂ is high for sound models too; gaps, calibration and NUTS tell "
+        f"their guides from wrong ones."
+    )
+    finite = found.k_hat.nan_to_num(nan=math.inf, posinf=math.inf)
+    share, median = float(found.flagged.double().mean()), float(finite.median())
+    section.numbers = {
+        "k_hat_median": median,
+        "share_above_threshold": share,
+        "share_above_1": float((finite > 1).double().mean()),
+        "threshold": found.threshold,
+        "ess_median": float(found.ess.median()),
+        "num_rows": len(found.k_hat),
+        "num_particles": job.size.particles,
+    }
+    section.figures["k̂ of each row: below 0.5 the guide is near the posterior."] = plot_k_hat(found)
+    level = threshold.level(flagged=share)
+    what = {
+        "fine": "The guide is near enough to the posterior for weights to correct it",
+        "look": "Importance weights cannot correct the guide",
+    }[level]
+    section.found(
+        level,
+        f"{what}: k̂ is above {found.threshold:.2f} for {share:.0%} of the rows (median {median:.2f}); the median row "
+        f"has use of {float(found.ess.median()):.0f} of {job.size.particles:,} draws.",
+    )
+
+
+def gaps(job: Job, section: Section) -> None:
+    """What the ELBO lacks, and whose fault that is."""
+    import pandas as pd
+
+    num_rows, steps = job.size.gaps
+    rows = job.some(num_rows)
+    refined = refine(job.pair, rows, steps=steps, seed=job.seed)
+    evidence = log_evidence(refined, rows, num_particles=job.size.particles, seed=job.seed)
+    found = gaps_of(job.pair, rows, evidence.log_evidence, refined=refined, seed=job.seed)
+    mean = found.summary()
+    amortisation, approximation = mean["amortisation"], mean["approximation"]
+    rate = float(evaluate(refined, rows, seed=job.seed)["rate"])
+    threshold = THRESHOLDS["amortisation"]
+    section.about = (
+        f"The guide's family was fitted again to each of {len(rows['x'])} rows. What that recovers is the gap of "
+        f"amortisation, what is then left that of the family. Together they are the KL from the guide to the "
+        f"posterior. {threshold}"
+    )
+    section.numbers = {**mean, "refined_rate": rate, "num_rows": len(rows["x"])}
+    section.tables[""] = pd.DataFrame(
+        {
+            "mean, nats per row": [amortisation, approximation],
+            "largest of the rows": [float(found.amortisation.max()), float(found.approximation.max())],
+        },
+        index=pd.Index(["amortisation", "approximation"]),
+    )
+    text = (
+        f"Of what the ELBO lacks, {amortisation:z.2f} nats per row are the encoder's (refining each row recovers "
+        f"them) and {approximation:z.2f} its family's, where the refined rate is {rate:.2f}"
+    )
+    level = threshold.level(gap=amortisation, rate=rate)
+    wrong = "The guide is far from what its family could be: "
+    section.found(level, f"{wrong if level == 'wrong' else ''}{text}.")
+
+
+def nuts(job: Job, section: Section) -> None:
+    """NUTS on a few rows: every continuous latent's moments beside the guide's."""
+    import pandas as pd
+
+    num_rows, num_samples = job.size.nuts
+    if not num_rows:
+        raise ValueError("it takes up to minutes for a row, so only the full suite does it")
+    job.structure.require_local("it cannot be sampled a row at a time")
+    records = {}
+    rows = job.some(num_rows)
+    for index in range(len(rows["x"])):
+        row = _row(rows, index)
+        found = nuts_posterior(job.pair, row, num_samples, num_samples, seed=job.seed)
+        for site, record in _compared(found, _guide_draws(job, row)):
+            records[f"row {index}" if len(found.draws) == 1 else f"row {index}, {site}"] = record
+    of_scale, of_nuts = THRESHOLDS["nuts_scale"], THRESHOLDS["nuts_settled"]
+    section.about = (
+        f"Pyro's NUTS on the same program, 4 chains of {num_samples} draws for each of {len(rows['x'])} rows, beside "
+        f"{_GUIDE_DRAWS:,} draws of the guide. {of_scale} {of_nuts}"
+    )
+    section.tables[""] = pd.DataFrame.from_dict(records, orient="index")
+    section.numbers = {"rows": records}
+    ratios = [record["guide's sd over posterior's"] for record in records.values()]
+    divergences = int(max(record["divergences"] for record in records.values()))
+    r_hat = max(record["largest R̂"] for record in records.values())
+    if (level := of_nuts.level(largest=r_hat, divergences=divergences)) != "fine":
+        section.found(level, f"NUTS did not settle (R̂ up to {r_hat:.3f}, up to {divergences} divergences).")
+    section.found(
+        of_scale.level(ratio=min(ratios)),
+        f"The guide's standard deviations are {min(ratios):.2f} to {max(ratios):.2f} of those that NUTS finds.",
+    )
+
+
+def _row(rows: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """One of the rows, with its keyword arguments."""
+    return {n: v[index : index + 1] if isinstance(v, Tensor) and v.dim() else v for n, v in rows.items()}
+
+
+def _guide_draws(job: Job, row: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Draws of the guide for one row, ``(S, coordinates)`` in float64 by site."""
+    with forked_random_state(job.pair.device):
+        torch.manual_seed(job.seed)
+        batch, options = job.pair.batch(row), {"enumerate_guide": False}
+        latents = job.pair.draws(batch, job.structure, num_particles=_GUIDE_DRAWS, **options).latents
+    return {name: latents[name].double().reshape(_GUIDE_DRAWS, -1).cpu() for name in job.structure.guided}
+
+
+def _compared(found: NutsPosterior, of_guide: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, float]]]:
+    """For each site that both draw, how the guide's moments compare with the posterior's."""
+    for site in [site for site in found.draws if site in of_guide]:
+        draws, guided = found.draws[site].double().flatten(0, 1).flatten(1).cpu(), of_guide[site]
+        loc, scale = draws.mean(0), draws.std(0)
+        yield (
+            site,
+            {
+                "guide's sd over posterior's": float((guided.std(0) / scale).log().mean().exp()),
+                "its mean's distance, in posterior sds": float(((guided.mean(0) - loc) / scale).abs().mean()),
+                "largest R̂": float(found.r_hat[site].max()),
+                "divergences": found.num_divergences,
+            },
+        )
+
+
+def calibration(job: Job, section: Section) -> None:
+    """Simulation-based calibration."""
+    num_simulations, num_draws = job.size.simulations
+    given, num_simulations = job.given(num_simulations)
+    found = simulation_based_calibration(job.pair, num_simulations, num_draws, given=given, seed=job.seed)
+    threshold = THRESHOLDS["calibration"]
+    section.about = (
+        f"Simulation-based calibration: {num_simulations:,} rows drawn from the model, the rank of the latents that "
+        f"made each among {num_draws} draws of the guide. Ranks are uniform where the guide is the posterior. "
+        f"{threshold} A guide of half the posterior's width has ranks that spread 1.33 times as wide, one of twice its "
+        f"width 0.62 times; the mean rank of one that is off by its width is off by 0.26."
+    )
+    section.tables["The quantities that stand out most."] = found.table.sort_values("p_value", kind="stable").head(12)
+    section.figures["Ranks, and the band that a right guide's bars keep to in 99%."] = (
+        plot_simulation_based_calibration(found)
+    )
+    latents = found.table.drop(LOG_LIKELIHOOD, errors="ignore")  # one number for all latents: all errors add up in it
+    spread, shift = latents["spread"].to_list() or [1.0], [abs(r - 0.5) for r in latents["mean_rank"]] or [0.0]
+    numbers = {"largest": max(spread), "smallest": min(spread), "off": max(shift)}
+    section.numbers = {
+        "p_value": found.p_value,
+        "smallest_spread": min(spread),
+        "largest_spread": max(spread),
+        "largest_shift": max(shift),
+    }
+    level = threshold.level(p_value=found.p_value, **numbers)
+    what = {"fine": "calibrated", "look": "not quite calibrated", "wrong": "not calibrated"}[level]
+    section.found(
+        level,
+        f"On the model's own data the guide's posteriors are {what} (p = {found.p_value:.2g}; the ranks of latents "
+        f"spread {min(spread):.2f} to {max(spread):.2f} times as wide as they should, and their mean is off by up to "
+        f"{max(shift):.2f}).",
+    )

@@ -1,0 +1,106 @@
+"""What the parts of a report are given: the pair, its rows, and how much of each they look at."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.data.rows import Rows
+from pyro_vae.inference.structure import Structure
+from pyro_vae.pair import Pair
+
+__all__ = ["SIZES", "Job", "Size"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of each part a suite does; None is all rows."""
+
+    evidence_rows: int | None
+    particles: int
+    guide_rows: int
+    bounds: tuple[int, int, int]  # rows, chains, steps
+    gaps: tuple[int, int]  # rows, steps of the refinement
+    nuts: tuple[int, int]  # rows, draws of each chain
+    simulations: tuple[int, int]  # rows drawn, draws of the guide for each
+    coverage_rows: int
+    check_rows: int | None
+    replications: int
+    sample_rows: int | None
+    classifier_rows: int | None
+
+
+SIZES = {
+    "quick": Size(
+        evidence_rows=200,
+        particles=1000,
+        guide_rows=200,
+        bounds=(8, 4, 50),
+        gaps=(20, 200),
+        nuts=(0, 0),
+        simulations=(300, 99),
+        coverage_rows=300,
+        check_rows=1000,
+        replications=200,
+        sample_rows=1000,
+        classifier_rows=5000,
+    ),
+    "full": Size(
+        evidence_rows=None,
+        particles=5000,
+        guide_rows=1000,
+        bounds=(100, 16, 1000),
+        gaps=(500, 500),
+        nuts=(3, 1000),
+        simulations=(2000, 199),
+        coverage_rows=2000,
+        check_rows=None,
+        replications=400,
+        sample_rows=10_000,
+        classifier_rows=None,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the parts are given.
+
+    Args:
+        pair: The programs.
+        rows: All rows, checked.
+        structure: What the programs are made of.
+        train: Rows and labels for a classifier.
+        size: How much to do.
+        seed: Seeds every part.
+    """
+
+    pair: Pair
+    rows: Rows
+    structure: Structure
+    train: tuple[Tensor, Tensor] | None
+    size: Size
+    seed: int
+
+    def some(self, num_rows: int | None) -> Mapping[str, Any]:
+        """So many rows, chosen by the seed, as a mapping of ``"x"`` and the keyword arguments that go with them."""
+        chosen = torch.arange(self.rows.num_rows)
+        if num_rows is not None and num_rows < len(chosen):
+            generator = torch.Generator().manual_seed(self.seed)
+            chosen = torch.randperm(len(chosen), generator=generator)[:num_rows].sort().values
+        return next(iter(self.rows.batches([chosen])))
+
+    def given(self, num_rows: int) -> tuple[dict[str, Any], int]:
+        """Keyword arguments that rows can be drawn under, and for how many rows there are some.
+
+        What the model observes is left out, for it is drawn, and so is ``mask``.
+        """
+        left_out = {"x", "mask", *self.structure.observed.values()}
+        left_out |= {f"{name}_mask" for name in left_out if name}
+        names = self.some(1).keys() - left_out
+        if not names - self.rows.constants.keys():
+            return {name: self.rows.constants[name] for name in names}, num_rows
+        rows = self.some(num_rows)
+        return {name: rows[name] for name in names}, len(rows["x"])

@@ -1,0 +1,93 @@
+"""Does the model fit: predictive intervals, and data sets that it draws beside the data."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pyro_vae.evaluation.coverage import predictive_coverage
+from pyro_vae.evaluation.criticism import PredictiveCheck, predictive_check
+from pyro_vae.evaluation.report.figures import plot_coverage, plot_predictive_check
+from pyro_vae.evaluation.report.findings import Finding, Section
+from pyro_vae.evaluation.report.job import Job
+from pyro_vae.evaluation.report.thresholds import THRESHOLDS
+from pyro_vae.inference.structure import ContractError
+
+__all__ = ["checks", "coverage"]
+
+
+def coverage(job: Job, section: Section) -> None:
+    """Intervals for one entry of each row."""
+    rows = job.some(job.size.coverage_rows)
+    try:
+        found = predictive_coverage(job.pair, rows, seed=job.seed)
+        given = "given the rest of its row"
+    except ContractError:
+        raise
+    except ValueError:  # the programs take no mask, or rows have a single entry
+        found = predictive_coverage(job.pair, rows, kind="prior", seed=job.seed)
+        given = "given nothing of its row"
+    threshold = THRESHOLDS["coverage"]
+    levels, held = found.table.index.to_list(), found.table["coverage"].to_list()
+    furthest = max(range(len(levels)), key=lambda place: abs(held[place] - levels[place]))
+    section.about = f"One entry of each of {len(found.pit):,} rows, predicted {given}. {threshold}"
+    section.tables[""] = found.table
+    section.figures["Coverage, ± two standard errors, and where entries lie in their distribution."] = plot_coverage(
+        found
+    )
+    section.numbers = {
+        "p_value": found.p_value,
+        "coverage": dict(zip(map(str, levels), held, strict=True)),
+        "kind": found.kind,
+    }
+    section.found(
+        threshold.level(p_value=found.p_value, distance=abs(held[furthest] - levels[furthest])),
+        f"Intervals at {levels[furthest]:.0%}, where coverage is furthest off, hold {held[furthest]:.0%} of "
+        f"the entries, {given} (p = {found.p_value:.2g} for all levels).",
+    )
+
+
+def checks(kind: Literal["prior", "posterior"]) -> Callable[[Job, Section], None]:
+    """The part that compares data with data sets drawn from the prior or the posterior predictive."""
+
+    def part(job: Job, section: Section) -> None:
+        rows = job.some(job.size.check_rows)
+        check = predictive_check(job.pair, rows, kind=kind, num_replications=job.size.replications, seed=job.seed)
+        drawn = "latents from the prior" if kind == "prior" else "latents from the guide at each row"
+        section.about = (
+            f"{job.size.replications} data sets of {check.num_rows:,} rows drawn with {drawn}, compared with the data "
+            f"by their statistics. {THRESHOLDS['checks']}"
+        )
+        section.numbers = {
+            "joint_p_value": check.joint_p_value,
+            "num_rows": check.num_rows,
+            "p_values": check.table["p_value"].to_dict(),
+        }
+        section.findings.append(_judged(check))
+        section.tables[""] = check.table
+        section.figures["Statistics of data sets drawn, and of the data (line; red if p < 0.01)."] = (
+            plot_predictive_check(check)
+        )
+
+    return part
+
+
+def _judged(check: PredictiveCheck) -> Finding:
+    p = f"joint p = {check.joint_p_value:.2g}"
+    threshold = THRESHOLDS["checks"]
+    off: Any = check.table.copy()
+    size = off[["observed", "replicated"]].abs().max(axis=1)
+    off["off"] = (off["observed"] - off["replicated"]).abs() / size.where(size > 0, 1.0)
+    low = max(threshold.limits["p"], off["p_value"].min() + 1e-12)  # of few data sets, none may be below
+    off = off[off["p_value"] < low].sort_values("off", ascending=False, kind="stable")
+    level = threshold.level(p_value=check.joint_p_value, share=float(off["off"].iloc[0]) if len(off) else 0.0)
+    if level == "fine":
+        return Finding(level, f"Data drawn from the {check.kind} predictive have the statistics of the data ({p}).")
+    shown = "; ".join(
+        f"{name} is {row['observed']:.3g} in the data and {row['replicated']:.3g} in what it draws"
+        for name, row in off.head(3).iterrows()
+    )
+    more = f"; and {len(off) - 3} more" if len(off) > 3 else ""
+    what = {
+        "prior": "Data drawn from the model are not like the data",
+        "posterior": "Even around each row it draws data that are not like them",
+    }[check.kind]
+    return Finding(level, f"{what} ({p}): {shown}{more}.")

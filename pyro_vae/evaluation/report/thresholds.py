@@ -1,0 +1,183 @@
+"""What a report compares its numbers with: one table, which sections, documentation and tests read."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["LEVELS", "THRESHOLDS", "Level", "Threshold", "as_markdown"]
+
+Level = Literal["wrong", "look", "fine"]
+
+LEVELS: tuple[Level, ...] = ("wrong", "look", "fine")  # what is wrong first
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """What one number, or a few together, are compared with.
+
+    Args:
+        what: The number, in words.
+        fine: When it is fine, with the limits in braces, as :meth:`str.format` takes them.
+        look: When it is worth a look.
+        wrong: When it is wrong; empty where it never is by itself.
+        limits: By name.
+        worth_a_look: Of the numbers, by keyword.
+        is_wrong: Likewise.
+
+    Example:
+        >>> THRESHOLDS["amortisation"].level(gap=3.0, rate=10.0)
+        'look'
+        >>> print(THRESHOLDS["amortisation"])
+        Amortisation gap. Fine: up to 1 nat, or up to 25% of the refined guide's rate; worth a look: more; wrong: more
+        than 1 nat and than 50% of that rate.
+    """
+
+    what: str
+    fine: str
+    look: str
+    wrong: str
+    limits: Mapping[str, float]
+    worth_a_look: Callable[..., bool]
+    is_wrong: Callable[..., bool] = lambda **numbers: False
+
+    def level(self, **numbers: float) -> Level:
+        """What these numbers amount to."""
+        if self.is_wrong(**numbers, **self.limits):
+            return "wrong"
+        return "look" if self.worth_a_look(**numbers, **self.limits) else "fine"
+
+    def in_words(self, level: Level) -> str:
+        """When a number is of this level, with the limits' values; empty where it never is."""
+        return getattr(self, level).format(**self.limits)
+
+    def __str__(self) -> str:
+        said = {"fine": "Fine", "look": "worth a look", "wrong": "wrong"}
+        parts = [f"{name}: {text}" for level, name in said.items() if (text := self.in_words(level))]
+        return f"{self.what[0].upper()}{self.what[1:]}. {'; '.join(parts)}."
+
+
+THRESHOLDS: Mapping[str, Threshold] = {
+    "active_units": Threshold(
+        "active latents",
+        fine="{few:.0%} of them or more",
+        look="fewer",
+        wrong="none",
+        limits={"few": 0.1},
+        worth_a_look=lambda active, latents, few: active < few * latents,
+        is_wrong=lambda active, latents, few: active == 0,
+    ),
+    "evidence_step": Threshold(
+        "rise of the evidence over the last step of particles",
+        fine="up to {nats:g} nat",
+        look="more",
+        wrong="",
+        limits={"nats": 1.0},
+        worth_a_look=lambda step, nats: step > nats,
+    ),
+    "elbo_gap": Threshold(
+        "ELBO below the evidence",
+        fine="up to {nats:g} nat, or up to {share:.0%} of the rate",
+        look="more",
+        wrong="",
+        limits={"nats": 1.0, "share": 0.5},
+        worth_a_look=lambda gap, rate, nats, share: gap > max(nats, share * rate),
+    ),
+    "bounds": Threshold(
+        "bounds from below and above, on the model's own rows",
+        fine="up to {nats:g} nat apart",
+        look="further apart",
+        wrong="",
+        limits={"nats": 1.0},
+        worth_a_look=lambda gap, nats: gap > nats,
+    ),
+    "annealing_gain": Threshold(
+        "annealing above importance weighting, on the data",
+        fine="up to {nats:g} nat",
+        look="more",
+        wrong="",
+        limits={"nats": 1.0},
+        worth_a_look=lambda gain, nats: gain > nats,
+    ),
+    "k_hat": Threshold(
+        "k̂ of the guide's weights",
+        fine="above 0.7 (less with few draws) for up to {share:.0%} of the rows",
+        look="for more of them",
+        wrong="",
+        limits={"share": 0.1},
+        worth_a_look=lambda flagged, share: flagged > share,
+    ),
+    "amortisation": Threshold(
+        "amortisation gap",
+        fine="up to {nats:g} nat, or up to {some:.0%} of the refined guide's rate",
+        look="more",
+        wrong="more than {nats:g} nat and than {much:.0%} of that rate",
+        limits={"nats": 1.0, "some": 0.25, "much": 0.5},
+        worth_a_look=lambda gap, rate, nats, some, much: gap > max(nats, some * rate),
+        is_wrong=lambda gap, rate, nats, some, much: gap > max(nats, much * rate),
+    ),
+    "nuts_scale": Threshold(
+        "the guide's standard deviation over that of NUTS",
+        fine="{narrow:g} or more on average over a row's latents",
+        look="less",
+        wrong="less than {collapsed:g}",
+        limits={"narrow": 0.8, "collapsed": 0.5},
+        worth_a_look=lambda ratio, narrow, collapsed: ratio < narrow,
+        is_wrong=lambda ratio, narrow, collapsed: ratio < collapsed,
+    ),
+    "nuts_settled": Threshold(
+        "NUTS itself",
+        fine="R̂ up to {r_hat:g} and no divergences",
+        look="otherwise",
+        wrong="",
+        limits={"r_hat": 1.01},
+        worth_a_look=lambda largest, divergences, r_hat: largest > r_hat or divergences > 0,
+    ),
+    "calibration": Threshold(
+        "simulation-based calibration, p-value of all quantities",
+        fine="from {p:g}",
+        look="below",
+        wrong="below, and the ranks of a latent spread {wide:g} times as wide as uniform ones or more, {tight:g} times "
+        "or less, or their mean is off by {shift:g} or more",
+        limits={"p": 0.01, "wide": 1.25, "tight": 0.8, "shift": 0.2},
+        worth_a_look=lambda p_value, largest, smallest, off, p, wide, tight, shift: p_value < p,
+        is_wrong=lambda p_value, largest, smallest, off, p, wide, tight, shift: (
+            p_value < p and (largest >= wide or smallest <= tight or off >= shift)
+        ),
+    ),
+    "coverage": Threshold(
+        "coverage of held-out entries, p-value of all levels",
+        fine="from {p:g}",
+        look="below",
+        wrong="below, and a level is off by more than {off:g}",
+        limits={"p": 0.01, "off": 0.1},
+        worth_a_look=lambda p_value, distance, p, off: p_value < p,
+        is_wrong=lambda p_value, distance, p, off: p_value < p and distance > off,
+    ),
+    "checks": Threshold(
+        "predictive checks, joint p-value",
+        fine="from {p:g}",
+        look="below",
+        wrong="below, and a statistic with a p-value of its own below {p:g} is off by more than {off:.0%}",
+        limits={"p": 0.01, "off": 0.25},
+        worth_a_look=lambda p_value, share, p, off: p_value < p,
+        is_wrong=lambda p_value, share, p, off: p_value < p and share > off,
+    ),
+    "samples": Threshold(
+        "coverage of samples, beside that of real rows",
+        fine="{most:.0%} of it or more",
+        look="less",
+        wrong="less than {half:.0%}",
+        limits={"most": 0.8, "half": 0.5},
+        worth_a_look=lambda reached, possible, most, half: reached < most * possible,
+        is_wrong=lambda reached, possible, most, half: reached < half * possible,
+    ),
+}
+
+
+def as_markdown() -> str:
+    """The table as it is in the documentation."""
+    lines = ["| what | fine | worth a look | wrong |", "|---|---|---|---|"]
+    for threshold in THRESHOLDS.values():
+        cells = (threshold.what, *(threshold.in_words(level) for level in reversed(LEVELS)))
+        lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+    return "\n".join(lines)
