@@ -24,7 +24,9 @@ def test_the_python_runs_from_top_to_bottom(tmp_path, monkeypatch):
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), session)
     assert session["x_like"].shape == (5, 359, 8, 8)
-    assert session["x_new"].shape == (64, 5)
+    assert session["threes"].shape == (16, 64)
+    assert {name: draws.shape for name, draws in session["both"].items()} == {"z": (16, 4), "x": (16, 64)}
+    assert session["epoch"]["epoch"] <= 5
     assert session["draws"].shape == (10, 5, 8, 8)
 
 
