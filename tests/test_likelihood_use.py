@@ -13,11 +13,11 @@ import pyro
 import pytest
 import torch
 from linear_gaussian import LinearGaussian
+from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
 
 from pyro_vae import VAE, fit
 from pyro_vae._support.ranges import constraints, phrase
-from pyro_vae.inference.objectives import elbo_terms
 from pyro_vae.likelihoods import (
     Bernoulli,
     Beta,
@@ -129,32 +129,41 @@ def known_vae(case):
 def data_of(case, known):
     """Rows for training and rows that are held out, with their keyword arguments."""
     num_rows = NUM_ROWS + NUM_HELD_OUT
-    context = {"size_factor": torch.tensor([1.0, 5.0])[torch.randint(2, (num_rows,))]} if case.size_factors else {}
-    data = {"x": known.sample(num_rows, **context).to(torch.get_default_dtype()), **context}
+    given = {"size_factor": torch.tensor([1.0, 5.0])[torch.randint(2, (num_rows,))]} if case.size_factors else {}
+    data = {"x": known.sample(num_rows, given=given).to(torch.get_default_dtype()), **given}
     parts = range(0, NUM_ROWS), range(NUM_ROWS, num_rows)
     return [{name: value[list(part)] for name, value in data.items()} for part in parts]
 
 
-def log_evidence(known, x, num_points=161, **context):
+@torch.no_grad()
+def log_evidence(known, x, num_points=161, **given):
     """log p(x) of each row, and what it would be if its elements did not depend on each other: quadrature over z."""
     z = torch.linspace(-8, 8, num_points)
     log_weight = -0.5 * z**2 - 0.5 * math.log(2 * math.pi) + torch.log(z[1] - z[0])
     whole, parts = torch.zeros(len(x)), torch.zeros(len(x))
-    factors = context.get("size_factor", torch.ones(len(x)))
+    factors = given.get("size_factor", torch.ones(len(x)))
     for factor in factors.unique():
         here = factors == factor
-        same = {name: factor.expand(num_points) for name in context}
+        same = {name: factor.expand(num_points) for name in given}
         for element in [None, *range(NUM_DIMS)]:
             mask = torch.ones(NUM_DIMS, dtype=torch.bool) if element is None else torch.arange(NUM_DIMS) == element
-            p_x = known.decode(z[:, None], mask=mask.expand(num_points, NUM_DIMS), **same)
+            p_x = known.decoder(z[:, None], mask=mask.expand(num_points, NUM_DIMS), **same)
             found = torch.logsumexp(p_x.log_prob(x[here][:, None]) + log_weight, 1)
             (whole if element is None else parts)[here] += found
     return whole, parts
 
 
-def elbo_of(vae, x, num_draws=5, **context):
+def elbo_of(vae, x, num_draws=5, **given):
+    """The ELBO of each row, by Pyro's traces alone."""
+    draws = []
     with evaluating(vae.model, vae.guide):
-        draws = [elbo_terms(vae.model, vae.guide, x, context).elbo for _ in range(num_draws)]
+        for _ in range(num_draws):
+            guide = poutine.trace(vae.guide).get_trace(x, **given)
+            model = poutine.trace(poutine.replay(vae.model, guide)).get_trace(x, **given)
+            guide.compute_log_prob()
+            model.compute_log_prob()
+            of_model = model.nodes["x"]["log_prob"] + model.nodes["z"]["log_prob"]
+            draws.append(of_model - guide.nodes["z"]["log_prob"])
     return torch.stack(draws).mean(0)
 
 
@@ -188,11 +197,11 @@ def test_a_vae_comes_near_the_log_evidence_of_the_one_that_drew_the_data(case):
 def test_pyros_svi_takes_the_programs_as_they_are(case, settings):
     known = known_vae(case)
     train = {name: value[:50].float() for name, value in data_of(case, known)[0].items()}
-    x, context = train.pop("x"), train
+    x, given = train.pop("x"), train
     vae = new_vae(case.make())
     before = [p.detach().clone() for p in vae.parameters()]
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO(**settings))
-    assert math.isfinite(svi.step(x, **context))
+    assert math.isfinite(svi.step(x, **given))
     for old, new in zip(before, vae.parameters(), strict=True):
         assert new.isfinite().all()
         assert not torch.equal(old, new)
@@ -202,12 +211,12 @@ def test_pyros_svi_takes_the_programs_as_they_are(case, settings):
 @pytest.mark.parametrize("parallel", [False, True])
 def test_pyros_predictive_takes_the_model_as_it_is(case, parallel):
     vae = new_vae(case.make())
-    context = {"size_factor": torch.ones(5)} if case.size_factors else {}
-    x = Predictive(vae.model, num_samples=3, parallel=parallel)(batch_size=5, **context)["x"]
+    given = {"size_factor": torch.ones(5)} if case.size_factors else {}
+    x = Predictive(vae.model, num_samples=3, parallel=parallel)(batch_size=5, **given)["x"]
     assert x.shape == (3, 5, NUM_DIMS)
     assert x.dtype == torch.float32
-    assert vae.decode(torch.zeros(5, 1), **context).support.check(x).all()
-    assert vae.sample(5, **context).dtype == vae.sample(5, mean=True, **context).dtype == torch.float32
+    assert vae.decode(torch.zeros(5, 1), given=given).support.check(x).all()
+    assert vae.sample(5, given=given).dtype == vae.sample(5, mean=True, given=given).dtype == torch.float32
 
 
 @pytest.mark.parametrize("case", PICKY.values(), ids=list(PICKY))
