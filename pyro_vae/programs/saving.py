@@ -286,7 +286,8 @@ def open_into(
     except BaseException:
         pair.transform = before
         raise
-    pair.to(next((t.dtype for t in tensors.values() if t.is_floating_point()), pair.dtype))
+    floating = next((t.dtype for t in tensors.values() if t.is_floating_point()), pair.dtype)
+    pair.to(device=pair.device, dtype=floating)  # the transform is new
     pair.load_state_dict(tensors)
     pair.event_shape, pair.data_range, pair.missing = shape, data_range, described["missing"]
     pair.num_rows = config.get("num_rows")
