@@ -148,5 +148,5 @@ def test_several_latents_in_a_plate_of_their_own_and_labels_are_annealed():
     shift = torch.randn(20)
     x = 2 * shift + 3 * torch.randn(20)
     truth = dist.Normal(2 * shift, (4 + 2 * 0.25 + 0.49) ** 0.5).log_prob(x)
-    bounds = ais_bounds(Pair(model, guide), x, shift=shift, num_chains=8, num_steps=200, num_leapfrog=3)
+    bounds = ais_bounds(Pair(model, guide), {"x": x, "shift": shift}, num_chains=8, num_steps=200, num_leapfrog=3)
     assert float((bounds.lower - truth).mean()) == pytest.approx(0, abs=0.05)

@@ -3,26 +3,23 @@ r"""Annealed importance sampling: the evidence of each row by many small steps f
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
-from pyro.distributions import Delta
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to
 
-from pyro_vae.evaluation.evidence import log_mean_exp
-from pyro_vae.inference.predictive import rows_of
-from pyro_vae.inference.structure import Fixed, RowPrograms, latent_sites, row_log_prob, row_programs, sum_to_rows
-from pyro_vae.pair import Array, Pair
-from pyro_vae.programs import evaluating, forked_random_state
+from pyro_vae.data.rows import Inputs
+from pyro_vae.evaluation.evidence import log_mean_exp, warn_if_in_turn
+from pyro_vae.evaluation.latent_density import LatentDensity, Point, Start, latent_layout
+from pyro_vae.evaluation.simulation import Simulated, Simulator, given_rows
+from pyro_vae.inference.batch import Batch, rows_that_fit
+from pyro_vae.inference.structure import Structure
+from pyro_vae.pair import Pair
+from pyro_vae.programs.running import evaluating, forked_random_state
 
-__all__ = ["AnnealedBounds", "LatentDensity", "ais_bounds", "sigmoidal_schedule"]
-
-Start = Literal["guide", "prior"]
+__all__ = ["AnnealedBounds", "ais_bounds", "sigmoidal_schedule"]
 
 _PILOT_CHAINS = 16
 _PILOT_TRANSITIONS = 100  # at least so many in a pilot run, however few the temperatures
@@ -42,6 +39,8 @@ class AnnealedBounds:
         upper: Upper bound for each row, ``(N,)``, on simulated rows; None where rows were given. Its chains all begin
             at the one draw that made the row, so no error of a row can be told from them.
         x: The simulated rows, in the model's units; None where rows were given.
+        arguments: The programs' keyword arguments of the simulated rows: those that were given, and what was simulated
+            beside ``x``.
     """
 
     lower: Tensor
@@ -49,6 +48,7 @@ class AnnealedBounds:
     acceptance: float
     upper: Tensor | None = None
     x: Tensor | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def gap(self) -> Tensor:
@@ -69,16 +69,16 @@ class AnnealedBounds:
 
 def ais_bounds(
     pair: Pair,
-    x: Array | None = None,
+    x: Inputs | None = None,
     *,
     num_rows: int | None = None,
+    given: Mapping[str, Any] | None = None,
     num_chains: int = 16,
     num_steps: int = 200,
     num_leapfrog: int = 5,
     start: Start = "guide",
     seed: int = 0,
     memory_mib: float = 256,
-    **context: Any,
 ) -> AnnealedBounds:
     r"""Bounds the log evidence of each row by annealed importance sampling.
 
@@ -100,6 +100,12 @@ def ais_bounds(
     expectation. The upper bound holds on simulated rows only: no exact posterior draw is known for real ones.
     Simulated rows are in the model's units, and there both bounds are in the model's units too.
 
+    Here x stands for all that the model observes of a row. Where it observes ``y``, a keyword argument, beside ``x``,
+    both are simulated, and the bounds are for :math:`\log p(x, y)`. What is observed outside the plate ``"data"`` is
+    conditioned on. Latents that the model enumerates are summed over, and the others moved; where there are no others
+    there is nothing to anneal, and the bounds are the evidence itself. Scales of the programs are left out, masks are
+    kept, and what the guide observes, and factors in it, are ignored.
+
     Step sizes are adapted in a pilot run of chains of its own, for each row and temperature, in units of the standard
     deviation of the start, and then fixed for the forward and the reverse run. Steps that adapted to the chains that
     they move would leave no :math:`\pi_t` invariant, and the bounds would not hold.
@@ -107,23 +113,29 @@ def ais_bounds(
     Args:
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair` whose latents are continuous and lie in
             the plate ``"data"``.
-        x: Rows ``(N, *E)`` in the user's units, and so is their bound; None simulates rows.
+        x: Rows ``(N, *E)`` in the user's units, and so is their bound, or a mapping of ``"x"`` and the programs'
+            keyword arguments, as :func:`~pyro_vae.fit` takes them; None simulates rows.
         num_rows: Number of rows to simulate, where ``x`` is None.
+        given: Keyword arguments that rows are simulated under, such as labels, with ``num_rows`` rows each where they
+            have rows. Values of observed sites are not used, but drawn.
         num_chains: Chains C for each row, in either direction.
         num_steps: Steps T from the start to the posterior.
         num_leapfrog: Leapfrog steps of a transition, each of which takes the gradient of both programs.
-        start: ``"guide"``, or ``"prior"``: then the guide's density has no say.
+        start: ``"guide"``, or ``"prior"``: then the guide is ignored.
         seed: Seeds all draws. The numbers also depend, within their error, on ``memory_mib``.
         memory_mib: Rough bound on the memory for chains, in MiB: rows are gone through so many at a time.
-        context: Keyword arguments of the programs, rows first.
 
     Returns:
         The bounds, see :class:`AnnealedBounds`.
 
     Raises:
-        ValueError: if data or arguments do not suit; if a latent is discrete, lies outside the plate ``"data"``, or
-            the guide does not sample just the latents of the model.
+        ValueError: if data or arguments do not fit; if a latent is discrete and not enumerated by the model, or lies
+            outside the plate ``"data"``; if the programs break the contract in another way, or rows cannot be
+            simulated.
         FloatingPointError: if a weight is NaN.
+
+    Warns:
+        UserWarning: if the programs must be run once for each chain, with the reason.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -146,48 +158,94 @@ def ais_bounds(
         raise ValueError(f"memory_mib must be positive, found {memory_mib}")
     if (x is None) == (num_rows is None):
         raise ValueError("give either rows x, or num_rows=n to simulate n rows from the model")
-    checked = None if x is None else pair.check(x, **context)
-    temperatures = sigmoidal_schedule(num_steps)
-    simulated: Any = None
-    lowers, errors, uppers, rates = [], [], [], []
+    if given is not None and x is not None:
+        raise ValueError("given is for simulated rows; put keyword arguments beside rows: {'x': x, 'labels': labels}")
+    if num_rows is not None and num_rows < 1:
+        raise ValueError(f"num_rows must be at least 1, found {num_rows}")
+    run = _Run(pair, sigmoidal_schedule(num_steps), num_chains, num_leapfrog, start, memory_mib)
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
-        if checked is None:
-            assert num_rows is not None
-            if num_rows < 1:
-                raise ValueError(f"num_rows must be at least 1, found {num_rows}")
-            prepared = {name: torch.as_tensor(value).to(pair.device) for name, value in context.items()}
-            simulated = poutine.trace(pair.model).get_trace(batch_size=num_rows, **prepared)
-            rows: Tensor = simulated.nodes["x"]["value"]
-            log_jacobian = torch.zeros(num_rows, device=rows.device)
-        else:
-            rows, prepared, log_jacobian = pair.prepare(checked, context)
-        programs = row_programs(pair, rows, prepared)
-        layout = _layout(programs, rows, prepared, start)
-        true_u = None if simulated is None else _flatten(simulated, layout, len(rows), None)
-        chains = max(num_chains, _PILOT_CHAINS)
-        at_once = max(1, int(memory_mib * 2**20) // (2 * programs.bytes_per_draw * chains))  # twice, for the gradient
+        if x is not None:
+            rows = pair.check(x)
+            for chunk in rows.chunks(rows_that_fit(rows.num_elements)):
+                run.add(pair.prepare(chunk))
+            return run.bounds()
+        assert num_rows is not None
+        arguments = given_rows(pair, given, num_rows)
+        simulated = Simulator(pair, arguments).draw(arguments)
+        run.add(simulated.batch, simulated)
+        return run.bounds()
+
+
+class _Run:
+    """Bounds of all rows, some of them at a time."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        temperatures: list[float],
+        num_chains: int,
+        num_leapfrog: int,
+        start: Start,
+        memory_mib: float,
+    ) -> None:
+        self.pair, self.temperatures = pair, temperatures
+        self.start: Start = start
+        self.num_chains, self.num_leapfrog = num_chains, num_leapfrog
+        self.memory = int(memory_mib * 2**20)
+        self.structure: Structure | None = None
+        self.layout: dict[str, slice] = {}
+        self.lowers: list[Tensor] = []
+        self.errors: list[Tensor] = []
+        self.uppers: list[Tensor] = []
+        self.rates: list[float] = []
+        self.simulated: Batch | None = None
+
+    def add(self, batch: Batch, simulated: Simulated | None = None) -> None:
+        """Bounds of more rows: from below, and also from above where the latents that made them are known."""
+        if self.structure is None:
+            self.structure = self.pair.structure(batch, count_bytes=True)
+            self.structure.require_local()
+            warn_if_in_turn(self.structure)
+            self.layout = latent_layout(self.pair, self.structure, batch, self.start)
+            if not self.layout:  # the weights are exact
+                self.temperatures = [0.0, 1.0]
+        chains = max(self.num_chains, _PILOT_CHAINS)
+        at_once = max(1, self.memory // (2 * self.structure.bytes_per_draw * chains))  # twice, for the gradient
         with pyro.validation_enabled(is_validate=False):  # the programs were looked at with it
-            for first in range(0, len(rows), at_once):
+            true_u = None
+            if simulated is not None:
+                self.simulated = batch
+                whole = LatentDensity(self.pair, self.structure, batch, self.layout, self.start)
+                true_u = whole.flatten({name: simulated.latents[name] for name in self.layout}, None)
+            for first in range(0, len(batch), at_once):
                 here = slice(first, first + at_once)
-                density = LatentDensity(programs, rows[here], rows_of(prepared, first, first + at_once), layout, start)
-                moves = _pilot(density, temperatures, num_leapfrog)
-                weights, rate = _anneal(density, density.draw(num_chains), temperatures, moves)
-                lower, error, _ = log_mean_exp(weights)
-                lowers.append(lower + log_jacobian[here].double())
-                errors.append(error)
-                rates.append(rate * len(lower))
-                if true_u is not None:
-                    u = true_u[:, here].expand(num_chains, -1, -1)
-                    weights, _ = _anneal(density, u, temperatures, moves, reverse=True)
-                    uppers.append(-log_mean_exp(-weights)[0])
-    return AnnealedBounds(
-        torch.cat(lowers).cpu(),
-        torch.cat(errors).cpu(),
-        sum(rates) / len(rows),
-        torch.cat(uppers).cpu() if uppers else None,
-        None if simulated is None else rows,
-    )
+                density = LatentDensity(self.pair, self.structure, batch[here], self.layout, self.start)
+                self._add(density, None if true_u is None else true_u[:, here])
+
+    def _add(self, density: LatentDensity, true_u: Tensor | None) -> None:
+        moves = _pilot(density, self.temperatures, self.num_leapfrog)
+        weights, rate = _anneal(density, density.draw(self.num_chains), self.temperatures, moves)
+        lower, error, _ = log_mean_exp(weights)
+        self.lowers.append(lower + density.batch.log_jacobian.double())
+        self.errors.append(error)
+        self.rates.append(rate * len(lower))
+        if true_u is not None:
+            u = true_u.expand(self.num_chains, -1, -1)
+            weights, _ = _anneal(density, u, self.temperatures, moves, reverse=True)
+            self.uppers.append(-log_mean_exp(-weights)[0])
+
+    def bounds(self) -> AnnealedBounds:
+        """All of them."""
+        lower = torch.cat(self.lowers).cpu()
+        return AnnealedBounds(
+            lower,
+            torch.cat(self.errors).cpu(),
+            sum(self.rates) / len(lower),
+            torch.cat(self.uppers).cpu() if self.uppers else None,
+            None if self.simulated is None else self.simulated.x,
+            {} if self.simulated is None else self.simulated.arguments,
+        )
 
 
 def sigmoidal_schedule(num_steps: int) -> list[float]:
@@ -204,173 +262,6 @@ def sigmoidal_schedule(num_steps: int) -> list[float]:
     """
     sigmoids = torch.linspace(-_STEEPNESS, _STEEPNESS, num_steps + 1, dtype=torch.float64).sigmoid()
     return ((sigmoids - sigmoids[0]) / (sigmoids[-1] - sigmoids[0])).tolist()
-
-
-class Point(NamedTuple):
-    """Latents ``(C, N, d)`` of chains, with two log-densities ``(C, N)`` and their gradients there."""
-
-    u: Tensor
-    log_start: Tensor
-    log_joint: Tensor
-    grad_start: Tensor
-    grad_joint: Tensor
-
-    def log_prob(self, t: float) -> Tensor:
-        """The geometric path's log-density at temperature t, up to a constant."""
-        return (1 - t) * self.log_start + t * self.log_joint
-
-    def grad(self, t: float) -> Tensor:
-        """Its gradient."""
-        return (1 - t) * self.grad_start + t * self.grad_joint
-
-    def log_ratio(self) -> Tensor:
-        """The joint density over that of the start, where the Jacobian cancels."""
-        return (self.log_joint - self.log_start).double()
-
-
-@dataclass(frozen=True)
-class LatentDensity:
-    r"""The latents of each row as one vector of real numbers, and the densities of a pair there.
-
-    With :math:`z = f(u)` the map from real numbers to the latents' supports in the model, the densities are
-    :math:`\log p(x, f(u)) + \log |f'(u)|` and :math:`\log q(f(u) \mid x) + \log |f'(u)|`; for ``start="prior"`` the
-    second has :math:`p(z)` for :math:`q`.
-
-    Args:
-        programs: The pair's programs.
-        x: Rows ``(N, *E)`` in the model's units.
-        context: Keyword arguments of both programs, rows first.
-        layout: The elements of u that belong to each latent.
-        start: Which density stands beside the joint one.
-    """
-
-    programs: RowPrograms
-    x: Tensor
-    context: Mapping[str, Any]
-    layout: Mapping[str, slice]
-    start: Start = "guide"
-
-    def draw(self, num_chains: int) -> Tensor:
-        """Draws of the start, ``(C, N, d)``."""
-        if not self.programs.vectorised:
-            return torch.cat([self._draw(None) for _ in range(num_chains)])
-        return self._draw(num_chains)
-
-    def _draw(self, num_chains: int | None) -> Tensor:
-        model = self.programs.model
-        if self.start == "guide":
-            model = poutine.replay(
-                model, trace=self.programs.trace(self.programs.guide, num_chains, self.x, self.context)
-            )
-        trace = self.programs.trace(model, num_chains, self.x, self.context)
-        return _flatten(trace, self.layout, len(self.x), num_chains)
-
-    def at(self, u: Tensor) -> Point:
-        """Both log-densities and their gradients at ``u``, ``(C, N, d)``."""
-        u = u.detach().requires_grad_()
-        with torch.enable_grad():
-            if self.programs.vectorised:
-                log_start, log_joint = self._log_probs(u, len(u))
-            else:
-                parts = [self._log_probs(chain[None], None) for chain in u]
-                log_start, log_joint = (torch.cat(values) for values in zip(*parts, strict=True))
-            (grad_start,) = torch.autograd.grad(log_start.sum(), u, retain_graph=True)
-            (grad_joint,) = torch.autograd.grad(log_joint.sum(), u)
-        return Point(u.detach(), log_start.detach(), log_joint.detach(), grad_start, grad_joint)
-
-    def _log_probs(self, u: Tensor, num_chains: int | None) -> tuple[Tensor, Tensor]:
-        shape = (num_chains or 1, len(self.x))
-        with _Mapped(u, self.layout, shape, plated=num_chains is not None) as mapped:
-            model = self.programs.trace(self.programs.model, num_chains, self.x, self.context)
-        log_joint = row_log_prob(model, shape) + mapped.log_jacobian
-        if self.start == "prior":  # the model's sites that are not observed
-            return row_log_prob(model, shape, "guide") + mapped.log_jacobian, log_joint
-        with Fixed({name: model.nodes[name]["value"] for name in self.layout}):
-            guide = self.programs.trace(self.programs.guide, num_chains, self.x, self.context)
-        return row_log_prob(guide, shape, "guide") + mapped.log_jacobian, log_joint
-
-
-class _Mapped(Messenger):
-    """Gives the model's latent sites the values that real numbers ``(C, N, d)`` are mapped to."""
-
-    def __init__(self, u: Tensor, layout: Mapping[str, slice], shape: tuple[int, int], *, plated: bool) -> None:
-        super().__init__()
-        self.u, self.layout, self.shape, self.plated = u, layout, shape, plated
-        self.log_jacobian: Tensor = u.new_zeros(shape)
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] not in self.layout or msg["is_observed"]:
-            return
-        fn = msg["fn"]
-        transform = biject_to(fn.support)
-        batch = fn.batch_shape if self.plated else (1, *fn.batch_shape)
-        event = transform.inverse_shape(fn.shape())[len(fn.batch_shape) :]
-        flat = self.u[..., self.layout[msg["name"]]]
-        u = flat.reshape(*self.shape, *batch[1:-1], *event).movedim(1, len(batch) - 1)
-        u = u if self.plated else u[0]
-        z: Any = transform(u)
-        log_jacobian: Any = transform.log_abs_det_jacobian(u, z)
-        extra = log_jacobian.dim() - len(fn.batch_shape)
-        log_jacobian = log_jacobian.sum(tuple(range(-extra, 0))) if extra else log_jacobian
-        self.log_jacobian = self.log_jacobian + sum_to_rows(log_jacobian, self.shape)
-        msg["value"], msg["done"] = z, True
-
-
-def _unconstrained(site: Any, num_rows: int, num_chains: int | None) -> Tensor:
-    """A latent site of the model as real numbers ``(C, N, d_i)``; C = 1 without a plate of chains."""
-    u: Any = biject_to(site["fn"].support).inv(site["value"])
-    num_batch = site["value"].dim() - site["fn"].event_dim  # a replayed site's distribution knows no plate of chains
-    if num_chains is None:
-        u, num_batch = u[None], num_batch + 1
-    return u.movedim(num_batch - 1, 1).reshape(num_chains or 1, num_rows, -1)
-
-
-def _flatten(trace: Any, layout: Mapping[str, slice], num_rows: int, num_chains: int | None) -> Tensor:
-    """The latents of a model's trace as real numbers ``(C, N, d)``."""
-    u = torch.cat([_unconstrained(trace.nodes[name], num_rows, num_chains) for name in layout], -1)
-    if bool(u.isnan().any()):
-        raise ValueError(
-            "the guide draws latents outside their support in the model: choose a guide with the model's support, "
-            "or start='prior'"
-        )
-    return u
-
-
-def _is_point_mass(fn: Any) -> bool:
-    """Whether a distribution is a Delta, whatever it is wrapped in."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)
-
-
-def _layout(programs: RowPrograms, x: Tensor, context: Mapping[str, Any], start: Start) -> dict[str, slice]:
-    """Which elements of u belong to which latent of the model."""
-    trace = programs.trace(programs.model, None, x, context)
-    latents = latent_sites(trace)
-    for name, site in latents.items():
-        support: Any = site["fn"].support
-        if support.is_discrete:
-            raise ValueError(
-                f"the latent {name!r} is discrete, and annealing moves latents along gradients: "
-                f"use log_evidence, or sum over {name!r} in the model"
-            )
-        try:
-            biject_to(support)
-        except NotImplementedError:
-            raise ValueError(f"the latent {name!r} has the support {support}, to which no map is known") from None
-    if start == "guide":
-        guided = latent_sites(programs.trace(programs.guide, None, x, context))
-        if points := [name for name, site in guided.items() if _is_point_mass(site["fn"])]:
-            raise ValueError(f"the guide has no density at {points[0]!r}, which it sets to a point: use start='prior'")
-        if extra := [name for name in guided if name not in latents]:
-            raise ValueError(
-                f"the guide draws the auxiliary {extra[0]!r}, so that it has no density of the latents alone: "
-                f"use start='prior'"
-            )
-    layout, first = {}, 0
-    for name, site in latents.items():
-        layout[name] = slice(first, first := first + _unconstrained(site, len(x), None).shape[-1])
-    return layout
 
 
 @dataclass(frozen=True)
