@@ -22,9 +22,26 @@ from zoo import ZOO
 from zoo.checks import Disagreement
 from zoo.tools import TOOLS, Trial
 
+from pyro_vae import evaluation
 from pyro_vae._support.names import lookup
 
 _TRAINING = ("fit compiled", "fit as programs")
+_PROMISES = {
+    "fit as programs": "fit",
+    "sample": "sample",
+    "posterior predictive": "posterior_predictive",
+    "reconstruct": "reconstruct",
+    "encode": "encode",
+    "evaluate": "evaluate",
+    "evidence": "log_evidence",
+    "annealing": "ais_bounds",
+    "refinement": "refine",
+    "calibration": "simulation_based_calibration",
+    "NUTS": "nuts_posterior",
+    "impute": "impute",
+    "save and open": "save",
+}
+_CHECK = "check_pair"
 _SLOW = ("fit compiled", "annealing", "NUTS")
 
 
@@ -38,13 +55,13 @@ class Cell:
     warned: list[str] = field(default_factory=list)
 
 
-def attempt(tool: str, trial: Trial) -> Cell:
-    """Tries one tool."""
+def attempt(tool: str, trial: Trial, cells: Mapping[str, Cell]) -> Cell:
+    """Tries one tool, after those in ``cells``."""
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            cell = Cell("works", TOOLS[tool](trial))
+            cell = as_promised(trial, cells) if tool == _CHECK else Cell("works", TOOLS[tool](trial))
         except Disagreement as error:
             cell = Cell("fault", str(error))
         except (ValueError, TypeError, NotImplementedError) as error:
@@ -54,6 +71,17 @@ def attempt(tool: str, trial: Trial) -> Cell:
     cell.seconds = time.perf_counter() - started
     cell.warned = sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)})
     return cell
+
+
+def as_promised(trial: Trial, cells: Mapping[str, Cell]) -> Cell:
+    """Whether ``check_pair`` says of each tool what the tool then did."""
+    contract = evaluation.check_pair(trial.pair, trial.data)
+    for tool, name in _PROMISES.items():
+        promise = contract.tools.get(name, contract.tools.get("every tool", ""))
+        kind = "refuses" if promise.startswith("refused") else "works"
+        if tool in cells and cells[tool].kind not in (kind, "fault"):
+            return Cell("fault", f"check_pair says of {name}: {promise}; but it {cells[tool].kind} {cells[tool].text}")
+    return Cell("works", "says what each tool does")
 
 
 def clean(error: Exception) -> bool:
@@ -162,7 +190,8 @@ def main(
     """Tries every tool on every program of the zoo and writes the table of what works."""
     torch.set_num_threads(1)
     names = list(ZOO) if only is None else [lookup(n.strip(), list(ZOO), "program") for n in only.split(",")]
-    chosen = list(TOOLS) if tools is None else [lookup(t.strip(), list(TOOLS), "tool") for t in tools.split(",")]
+    every = [*TOOLS, _CHECK]
+    chosen = every if tools is None else [lookup(t.strip(), every, "tool") for t in tools.split(",")]
     chosen = [tool for tool in chosen if not (short and tool in _SLOW)]
     whole = only is None and tools is None and not short
     cells: dict[str, dict[str, Cell]] = {}
@@ -172,9 +201,9 @@ def main(
         started = time.perf_counter()
         trials[name] = trial = Trial(ZOO[name])
         cells[name] = {}
-        needed = [t for t in TOOLS if t in chosen or t == "fit as programs"]  # what follows is of a trained pair
+        needed = [t for t in every if t in chosen or t == "fit as programs"]  # what follows is of a trained pair
         for tool in needed:
-            cell = attempt(tool, trial)
+            cell = attempt(tool, trial, cells[name])
             if tool in chosen:
                 cells[name][tool] = cell
                 faults += cell.kind == "fault"

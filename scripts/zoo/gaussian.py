@@ -329,7 +329,8 @@ def missing_entries() -> Programs:
 
 def missing_rows() -> Data:
     x = rows()["x"]
-    return {"x": torch.where(torch.rand(x.shape) < 0.3, torch.nan, x)}
+    missing = (torch.rand(x.shape) < 0.3) & (torch.arange(4) > 0)  # the first entry is always there
+    return {"x": torch.where(missing, torch.nan, x)}
 
 
 def gaps_by_obs_mask() -> Programs:

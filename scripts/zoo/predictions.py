@@ -37,44 +37,37 @@ def own_rows(model: Any, data: Data, observed: Sequence[str] = ()) -> Data:
 def assignments(model: Any, latents: Mapping[str, Tensor], data: Data) -> tuple[list[dict[str, Tensor]], Tensor]:
     """Every combination of values of the latents that the model alone sums out, given all others.
 
+    Within a row's plates, such as the words of a document, elements must be independent given the other latents: each
+    combination has one value for all of them.
+
     Returns:
-        The values by site for each combination, and their log joint density for each row, ``(combinations, N)``.
+        The values by site for each combination, and their log joint density, ``(combinations, *plates, N)``.
     """
-    kwargs, rows = taken(model, data), len(data["x"])
+    kwargs = taken(model, data)
     with evaluation_mode(model):
         start = trace(poutine.condition(model, data=dict(latents)), data["x"], **kwargs)
         summed = [n for n, s in start.nodes.items() if s["type"] == "sample" and not s["is_observed"]]
         summed = [n for n in summed if start.nodes[n]["infer"].get("enumerate") == "parallel" and n not in latents]
-        choices = []
-        for name in summed:
-            site = start.nodes[name]
-            support = site["fn"].enumerate_support(expand=False).flatten().tolist()
-            cells = site["value"].shape[:-1].numel()
-            choices.append([torch.tensor(values) for values in itertools.product(support, repeat=cells)])
+        supports = [start.nodes[name]["fn"].enumerate_support(expand=False).flatten() for name in summed]
         found, log_joint = [], []
-        for combination in itertools.product(*choices):
-            values = {}
-            for name, value in zip(summed, combination, strict=True):
-                shape = start.nodes[name]["value"].shape
-                values[name] = value.reshape(*shape[:-1], 1).expand(shape)
+        for combination in itertools.product(*supports):
+            pairs = zip(summed, combination, strict=True)
+            values = {name: value.expand(start.nodes[name]["value"].shape) for name, value in pairs}
             traced = trace(poutine.condition(unscaled(model), data={**latents, **values}), data["x"], **kwargs)
             traced.compute_log_prob()
-            total = torch.zeros(rows, dtype=torch.float64)
-            for name, site in traced.nodes.items():
-                if site["type"] != "sample" or name in latents or name not in {*summed, *traced.observation_nodes}:
-                    continue
-                if any(frame.name == "data" for frame in site["cond_indep_stack"]):
-                    total = total + site["log_prob"].double().reshape(-1, rows).sum(0)
+            counted = [n for n, s in traced.nodes.items() if s["type"] == "sample" and s["is_observed"]]
+            parts = [traced.nodes[n]["log_prob"].double() for n in counted if n not in latents]
+            if len({part.shape for part in parts}) > 1:
+                raise NotImplementedError("the sites of a row that a latent joins are in different plates")
             found.append(values)
-            log_joint.append(total)
+            log_joint.append(sum(parts, torch.zeros(())))
     return found, torch.stack(log_joint)
 
 
 def _chosen(found: list[dict[str, Tensor]], index: Tensor) -> dict[str, Tensor]:
-    """For each row the values of the combination with its index."""
-    rows = torch.arange(len(index))
+    """For each element the values of the combination with its index."""
     stacked = {name: torch.stack([values[name] for values in found]) for name in found[0]}
-    return {name: value.movedim(-1, 1)[index, rows].movedim(0, -1) for name, value in stacked.items()}
+    return {name: value.gather(0, index[None])[0] for name, value in stacked.items()}
 
 
 class _Middle(Messenger):
@@ -102,7 +95,7 @@ def _latents(model: Any, guide: Any, data: Data, names: Sequence[str], *, centre
     if all(name in drawn for name in names):
         return drawn
     found, log_joint = assignments(model, drawn, data)
-    index = log_joint.argmax(0) if centre else torch.distributions.Categorical(logits=log_joint.T).sample()
+    index = log_joint.argmax(0) if centre else torch.distributions.Categorical(logits=log_joint.movedim(0, -1)).sample()
     return {**drawn, **_chosen(found, index)}
 
 
