@@ -12,6 +12,10 @@ importance-weighted bound of K draws:
 
         def __call__(self, draws, progress):
             return draws.scaled.log_weights.logsumexp(0) - math.log(self.num_particles)
+
+Where the guide has draws that cannot be differentiated through, the gradient of such a function lacks a part. An
+objective for those adds :meth:`Draws.score_function <pyro_vae.inference.sites.Draws.score_function>`, as
+:class:`Elbo` does; training refuses one that does not.
 """
 
 import math
@@ -63,7 +67,8 @@ class Elbo:
         kl_weight: The weight β (Higgins et al., 2017).
         kl_warmup: Share of the training over which that weight rises from 0 (Bowman et al., 2016).
         free_nats: λ, in nats: a latent site whose KL, on average over the batch, is below it is not pushed further down
-            (Kingma et al., *Improved Variational Inference with Inverse Autoregressive Flow*, 2016).
+            (Kingma et al., *Improved Variational Inference with Inverse Autoregressive Flow*, 2016). It is for sites
+            with a KL of their own, not for draws that the guide alone makes, or that a sum over values joins.
 
     What the guide observes is maximised beside it, and its factors are minimised: see
     :mod:`pyro_vae.inference.sites`.
@@ -126,10 +131,13 @@ class Elbo:
         return draws.with_closed_forms(required=self.kl == "analytic")
 
     def _above_free_nats(self, draws: Draws, bound: Tensor, beta: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        kept = {}
+        kept: dict[str, Tensor] = {}
         prior = draws.log_prior
         for name, log_guide in draws.log_guide.items():
-            rate = log_guide - prior[name] if name in prior else log_guide
+            if name not in prior:
+                bound = bound - beta * log_guide
+                continue
+            rate = log_guide - prior[name]
             kept[name] = (rate.detach().mean() > self.free_nats).to(rate.dtype)
             bound = bound - beta * (kept[name] * rate + (1 - kept[name]) * self.free_nats)
         return bound, kept

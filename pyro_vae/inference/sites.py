@@ -195,7 +195,7 @@ class Draws:
         """
         if self._parts:
             return _joined([part.with_closed_forms(required=required) for part in self._parts])
-        found = self._run.closed_forms(required=required)
+        found = self._run.closed_forms({term.name for term in self.terms if term.kind == "prior"}, required=required)
         terms = [
             replace(term, **found[term.name][0 if term.kind == "guide" else 1])
             if term.kind in ("guide", "prior") and term.name in found
@@ -226,6 +226,7 @@ class Draws:
         scored = [term for term in self.terms if term.score is not None]
         if not scored:
             return None
+        self._run.has_score_function = True
         if self._run.probabilities is not None:
             total = self._score_function_by_value(scored, weight)
         else:
@@ -235,6 +236,12 @@ class Draws:
                 costs.add((term.frames, (weight(term) * share * term.cost).detach()))
             total = _sum([(costs.sum_to(term.frames) * term.score).sum() for term in scored if term.score is not None])
         return total - total.detach()
+
+    @property
+    def without_score_function(self) -> list[str]:
+        """The guide's sites whose draws cannot be differentiated through, if :meth:`score_function` was not asked."""
+        runs = self._parts[:1] or (self,)
+        return [term.name for d in runs for term in d.terms if term.score is not None and not d._run.has_score_function]
 
     def _score_function_by_value(self, scored: list[Term], weight: Callable[[Term], float | Tensor]) -> Tensor:
         cost = _sum([weight(term) * term.by_value[0] for term in self.terms if term.by_value]).detach()
@@ -327,6 +334,7 @@ class _Run:
         self.shared = 1 / (len(batch) if num_rows is None else num_rows)
         self.weights = (1 / (self.rows * self.shape[0]), self.shared / self.shape[0])  # of local sites, of global ones
         self.nesting = structure.nesting
+        self.has_score_function = False  # whether an objective has asked for it
         dim = structure.particle_dim
         model, guide = (under_particles(program, num_particles, dim) for program in (model, guide))
         first_enumerated = dim - (num_particles is not None)
@@ -413,18 +421,21 @@ class _Run:
             each = (by_value, None if score is None else self._in_rows(score, local=local, shared=False))
         return Term(name, kind, rows, scaled, frames, cost.detach(), score, each)
 
-    def closed_forms(self, *, required: bool) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    def closed_forms(self, priors: set[str], *, required: bool) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
         """What takes the place of the guide's and the model's term at each latent site with a closed form."""
-        sites = {name: site for name, site in self.guide.items() if not site["is_observed"]}
-        latents = [name for name, site in self.model.items() if not site["is_observed"] and name in sites]
+        drawn = {n: s for n, s in self.guide.items() if not s["is_observed"] or isinstance(s["fn"], dist.Unit)}
+        sites = {name: site for name, site in drawn.items() if name in self.model and not site["is_observed"]}
         found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         why = ""
-        if list(sites) != latents:
+        if list(sites) != [name for name in self.model if name in sites]:
             why = "the programs come to their latents in different orders"
-        elif stuck := [name for name, site in sites.items() if not site["fn"].has_rsample]:
+        elif stuck := [name for name, site in drawn.items() if not site["fn"].has_rsample]:
             why = f"draws at {', '.join(stuck)} cannot be differentiated through"
         else:
             for name, site in sites.items():
+                if name not in priors:
+                    why = f"the prior of {name} depends on a latent that is summed over"
+                    continue
                 try:
                     value = kl_divergence(site["fn"], self.model[name]["fn"])
                 except NotImplementedError:

@@ -13,7 +13,7 @@ from pyro_vae.data.rows import Rows
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.objectives import is_pyros
 from pyro_vae.inference.sites import Draws, run_pair
-from pyro_vae.inference.structure import Structure
+from pyro_vae.inference.structure import ContractError, Structure
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import forked_random_state
 
@@ -76,6 +76,11 @@ class Gradients:
             if hasattr(self.objective, "estimated"):
                 draws = self.objective.estimated(draws)
             objective = self.objective(draws, progress)
+            if sites := draws.without_score_function:
+                raise ContractError(
+                    f"draws at {sites[0]!r} cannot be differentiated through, and the objective does not add "
+                    f"draws.score_function(...), without which the guide would not learn about them: use Elbo(...)"
+                )
             gradients = torch.autograd.grad(
                 -objective.mean(), self.parameters, allow_unused=True, materialize_grads=True
             )
