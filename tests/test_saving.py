@@ -17,7 +17,7 @@ from pyro_vae._support.ranges import Columns, interval
 from pyro_vae.likelihoods import Normal, Poisson
 from pyro_vae.priors import StandardNormal
 from pyro_vae.programs import Decoder
-from pyro_vae.programs.saving import FORMAT_VERSION, describe_constraint, load_config, save_pair
+from pyro_vae.programs.saving import FORMAT_VERSION, argument_shapes, describe_constraint, load_config, save_pair
 from pyro_vae.programs.saving import _build_constraint as build_constraint
 from pyro_vae.transforms import Scale, Standardize, Transform
 
@@ -173,6 +173,33 @@ def test_programs_that_need_arguments_are_told_from_others_by_name(tmp_path):
     assert load_config(tmp_path / "other")["params"] == {"a": "real"}
 
 
+class Regression(nn.Module):
+    """Global weights, and inputs without which neither program runs."""
+
+    def forward(self, x=None, *, inputs, batch_size=None):
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        noise = pyro.param("noise", torch.tensor(0.5), constraint=constraints.positive)
+        with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
+            return pyro.sample("x", dist.Normal(inputs @ weight, noise), obs=x)
+
+
+def test_programs_that_need_arguments_run_on_some_of_their_shape(tmp_path):
+    model, inputs, x = Regression(), torch.randn(6, 3), torch.randn(6)
+    pair = Pair(model, AutoNormal(model))
+    pair.guide(x, inputs=inputs)
+    model(x, inputs=inputs)
+    disturb(pair)
+    pair.argument_shapes = argument_shapes({"inputs": inputs, "unused": 0.5, "length": torch.tensor(3)})
+    save_pair(pair, tmp_path)
+    assert load_config(tmp_path)["params"] == {"noise": "positive"}
+    expected = pair.guide.locs.weight, pyro.param("noise")
+    pyro.clear_param_store()
+    model = Regression()
+    opened = load(tmp_path, into=Pair(model, AutoNormal(model)))
+    assert torch.equal(opened.guide.locs.weight, expected[0])
+    assert torch.equal(pyro.param("noise"), expected[1])
+
+
 class Steps(constraints.Constraint):
     """A constraint that only the user's code knows."""
 
@@ -302,7 +329,7 @@ def test_the_state_of_other_programs_is_refused_and_changes_nothing(tmp_path, ot
     pyro.clear_param_store()
     pair = other()
     before, transform = {n: v.clone() for n, v in pair.state_dict().items()}, pair.transform
-    with pytest.raises(ValueError, match=r"does not hold the state of this pair|do not run without arguments"):
+    with pytest.raises(ValueError, match=r"does not hold the state of this pair|do not run without data"):
         load(tmp_path, into=pair)
     assert all(torch.equal(value, before[name]) for name, value in pair.state_dict().items())
     assert pair.transform is transform

@@ -23,6 +23,7 @@ from pyro_vae import __version__, transforms
 from pyro_vae._support import configs, files
 from pyro_vae._support.names import listed
 from pyro_vae._support.ranges import Columns, Constraint
+from pyro_vae.programs.arguments import arguments_for
 from pyro_vae.programs.running import evaluating, forked_random_state
 from pyro_vae.transforms import Transform
 
@@ -30,6 +31,7 @@ __all__ = [
     "CONFIG",
     "FORMAT_VERSION",
     "WEIGHTS",
+    "argument_shapes",
     "describe_constraint",
     "load_config",
     "open_into",
@@ -81,6 +83,7 @@ def save_pair(
         "pyro_version": importlib.metadata.version("pyro-ppl"),
         "model": _describe_pair(pair) if description is None else dict(description),
         "num_rows": getattr(pair, "num_rows", None),
+        "arguments": getattr(pair, "argument_shapes", None) or {},
         "params": {name: describe_constraint(store.get_state()["constraints"][name]) for name in names},
         "run": dict(run or {}),
     }
@@ -128,6 +131,36 @@ def _bare() -> dict[str, Tensor]:
     return {name: value for name, value in params.items() if not isinstance(value, nn.Parameter)}
 
 
+def argument_shapes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Type and shape of a row of each keyword argument, or the value of one that all rows share, as JSON data.
+
+    A pair that knows this, as ``pair.argument_shapes``, can run its programs without data.
+
+    Example:
+        >>> argument_shapes({"inputs": torch.zeros(5, 3), "temperature": 0.5})
+        {'inputs': {'dtype': 'float32', 'shape': [3]}, 'temperature': {'value': 0.5}}
+    """
+    described: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and value.dim() > 0:
+            described[name] = {"dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape[1:])}
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            described[name] = {"value": value}
+        elif isinstance(value, Tensor):
+            described[name] = {"value": value.item()}
+    return described
+
+
+def _made_up(described: Mapping[str, Any], fill: int, device: torch.device) -> dict[str, Any]:
+    """Keyword arguments of two rows, of which nothing but the shape is right."""
+    return {
+        name: torch.full((2, *one["shape"]), fill, dtype=getattr(torch, one["dtype"]), device=device)
+        if "shape" in one
+        else one["value"]
+        for name, one in described.items()
+    }
+
+
 def _store_names(pair: Any) -> set[str]:
     """Names in Pyro's store that belong to the pair: those it is known to use, or is seen to use in a run."""
     bare = _bare()
@@ -135,21 +168,33 @@ def _store_names(pair: Any) -> set[str]:
     if known or not bare:
         return known
     try:
-        return _run_once(pair)
+        return _run_once(pair, getattr(pair, "argument_shapes", None) or {})
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"Pyro's parameter store holds {listed(bare)}, and which of them are this pair's can't be told, for its "
-            f"programs do not run without arguments ({reason}): name them, as pair.store_names = {{{min(bare)!r}}}"
+            f"programs do not run without data ({reason}): name them, as pair.store_names = {{{min(bare)!r}}}"
         ) from error
 
 
-def _run_once(pair: Any) -> set[str]:
+def _run_once(pair: Any, described: Mapping[str, Any]) -> set[str]:
     """Runs both programs on two rows of the model's own, and names what they use of Pyro's store."""
-    with forked_random_state(pair.device), evaluating(pair.model, pair.guide), poutine.trace(param_only=True) as seen:
-        x = poutine.trace(pair.model).get_trace(batch_size=2).nodes["x"]["value"]
-        pair.guide(x)
-    return {str(site["name"]) for site in seen.trace.nodes.values() if site["type"] == "param"} & _bare().keys()
+    failed: list[Exception] = []
+    for fill in (0, 1):  # an index may be too high, a length or an amount too low
+        arguments = _made_up(described, fill, pair.device)
+        try:
+            with (
+                forked_random_state(pair.device),
+                evaluating(pair.model, pair.guide),
+                poutine.trace(param_only=True) as seen,
+            ):
+                trace = poutine.trace(pair.model).get_trace(batch_size=2, **arguments_for(pair.model, arguments))
+                pair.guide(trace.nodes["x"]["value"], **arguments_for(pair.guide, arguments))
+        except Exception as error:
+            failed.append(error)
+            continue
+        return {str(site["name"]) for site in seen.trace.nodes.values() if site["type"] == "param"} & _bare().keys()
+    raise failed[0]
 
 
 def describe_constraint(constraint: Constraint) -> Any:
@@ -271,10 +316,11 @@ def open_into(
     folder, path = Path(folder), Path(folder) / CONFIG
     tensors, params = read_weights(folder, config)
     described, before = config["model"], pair.transform
+    arguments = config.get("arguments") or getattr(pair, "argument_shapes", None) or {}
     try:
         pair.transform = _build_transform(described["transform"], before, parts)
-        _check_state(pair, tensors, folder, whose)
-        stored = _constraints_for(pair, params, config.get("params", {}))
+        _check_state(pair, tensors, arguments, folder, whose)
+        stored = _constraints_for(pair, params, config.get("params", {}), arguments)
         shape, data_range = described.get("event_shape"), described.get("data_range")
         shape = pair.event_shape if shape is None else tuple(shape)
         data_range = pair.data_range if data_range is None else _build_constraint(data_range)
@@ -291,7 +337,7 @@ def open_into(
     pair.load_state_dict(tensors)
     pair.event_shape, pair.data_range, pair.missing = shape, data_range, described["missing"]
     pair.num_rows = config.get("num_rows")
-    pair.store_names = set(params)
+    pair.store_names, pair.argument_shapes = set(params), arguments
     state = pyro.get_param_store().get_state()
     for name, value in params.items():
         state["params"][name] = value.to(pair.device).requires_grad_()
@@ -314,17 +360,19 @@ def _build_transform(description: Any, own: Transform, parts: Iterable[type[nn.M
     return transform
 
 
-def _check_state(pair: Any, tensors: Mapping[str, Tensor], folder: Path, whose: str) -> None:
+def _check_state(
+    pair: Any, tensors: Mapping[str, Tensor], arguments: Mapping[str, Any], folder: Path, whose: str
+) -> None:
     """Makes sure that the tensors are those of this pair, in name and shape."""
     own = pair.state_dict()
     if tensors.keys() - own.keys():  # such as those that an autoguide makes when it first runs
         try:
-            _run_once(pair)
+            _run_once(pair, arguments)
         except Exception as error:
             reason = " ".join(str(error).split())
             raise ValueError(
                 f"{folder / WEIGHTS} has {min(tensors.keys() - own.keys())}, which {whose} lacks, and its programs "
-                f"do not run without arguments ({reason}): if they make it when they first run, encode a row before"
+                f"do not run without data ({reason}): if they make it when they first run, encode a row before"
             ) from error
         own = pair.state_dict()
     reasons = [f"it has {name} besides" for name in sorted(tensors.keys() - own.keys())]
@@ -342,9 +390,11 @@ def _check_state(pair: Any, tensors: Mapping[str, Tensor], folder: Path, whose: 
         )
 
 
-def _constraints_for(pair: Any, params: Mapping[str, Tensor], described: Mapping[str, Any]) -> dict[str, Constraint]:
+def _constraints_for(
+    pair: Any, params: Mapping[str, Tensor], described: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> dict[str, Constraint]:
     """The constraint of each parameter; where the file can't say it, the programs do."""
     if any(described.get(name) is None for name in params):
-        _run_once(pair)
+        _run_once(pair, arguments)
     own = pyro.get_param_store().get_state()["constraints"]
     return {n: own[n] if described.get(n) is None else _build_constraint(described[n]) for n in params}
