@@ -229,6 +229,49 @@ def test_rows_at_which_a_latent_is_masked_have_no_rank_there():
     assert list(few.ranks) == ["z_0", "log p(x|z)"]  # ten ranks make no histogram, and none is none
 
 
+def test_masks_that_are_given_count_where_there_are_data():
+    """A mask of steps, of another shape than x, masks latents and likelihood; a run without data knows none."""
+
+    def parts(mask, num):
+        return torch.ones(num, 2, dtype=torch.bool) if mask is None else mask
+
+    def model(x=None, *, mask=None, batch_size=None):
+        num = batch_size if x is None else len(x)
+        there = parts(mask, num)
+        with pyro.plate("data", num, dim=-1):
+            steps = []
+            for step in range(2):
+                with pyro.poutine.mask(mask=there[:, step]):
+                    steps.append(pyro.sample(f"z_{step}", dist.Normal(torch.zeros(()), 1.0)))
+            p_x = dist.Normal(torch.stack(steps, -1)[..., None], 0.5).expand([num, 2, 3])
+            return pyro.sample("x", p_x.mask(there[..., None]).to_event(2), obs=x)
+
+    def guide(x, *, mask):
+        loc = torch.where(mask, 4 * x.sum(-1) / 13, 50.0)
+        with pyro.plate("data", len(x), dim=-1):
+            for step in range(2):
+                with pyro.poutine.mask(mask=mask[:, step]):
+                    pyro.sample(f"z_{step}", dist.Normal(loc[:, step], 13**-0.5))
+
+    mask = torch.tensor([[True, True], [True, False]]).repeat(150, 1)
+    found = simulation_based_calibration(Pair(model, guide), 300, 19, given={"mask": mask})
+    assert [len(ranks) for ranks in found.ranks.values()] == [300, 150, 300]
+    assert found.p_value > 0.01
+
+
+def test_a_site_that_is_there_only_when_it_is_given_cannot_be_simulated():
+    def model(x=None, *, y=None, batch_size=None):
+        with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            if y is not None:
+                pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+            return pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    pair = Pair(model, two_observed().pair.guide)
+    with pytest.raises(ContractError, match="the model has no site 'y' when it is not given 'y'"):
+        simulation_based_calibration(pair, 100, 9, given={"y": torch.randn(100)})
+
+
 def test_a_latent_that_the_programs_can_be_given_is_a_latent_until_it_is():
     """The semi-supervised case: the guide samples the label unless it comes with the row."""
     locs = torch.tensor([-1.5, 1.5])

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
+from exact_pairs import EXACT, sequences, shared_mean, two_observed
 from linear_gaussian import LinearGaussian
 from pairs import function_pair, labelled_pair
 
@@ -167,6 +168,70 @@ def test_a_global_latent_is_drawn_once_for_each_data_set():
     assert a.std() == pytest.approx(math.sqrt(1 + 1.25 / 100), rel=0.25)
 
 
+def test_globals_of_the_prior_predictive_are_from_the_prior_and_those_of_the_posterior_from_the_guide():
+    """A mean with prior N(0, 2²): data sets' means vary by it, or by what is left of it given 60 rows."""
+    exact = shared_mean(60)
+    of_prior, of_posterior = (
+        predictive_check(
+            exact.pair, exact.data, {"mean": lambda x: x.mean()}, kind, num_replications=300, chunk_size=25
+        )
+        for kind in ("prior", "posterior")
+    )
+    assert of_prior.replications["mean"].std() == pytest.approx(math.sqrt(4 + 1.25 / 60), rel=0.15)
+    assert of_prior.replications["mean"].mean() == pytest.approx(0, abs=4 * 2 / math.sqrt(300))
+    mean, sd = exact.posterior["mean"]
+    spread = math.sqrt((0.2 * sd) ** 2 + (0.2 + 0.25) / 60)
+    assert of_posterior.replications["mean"].std() == pytest.approx(spread, rel=0.15)
+    middle = float(0.8 * exact.data["x"].mean() + 0.2 * mean)
+    assert of_posterior.replications["mean"].mean() == pytest.approx(middle, abs=4.5 * spread / math.sqrt(300))
+
+
+@pytest.mark.parametrize("make", EXACT, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("kind", ["prior", "posterior"])
+def test_programs_that_are_not_ours_fit_their_own_data_and_no_others(make, kind):
+    """Posterior predictive means are known: the mean of x given z, averaged over the exact posterior."""
+    exact = make(300)
+    check = predictive_check(exact.pair, exact.data, kind=kind, num_replications=99)
+    assert check.joint_p_value > 0.005
+    spread = exact.data["x"][~exact.data["x"].isnan()].std()
+    wrong = {**exact.data, "x": 10 * spread + exact.data["x"] * 0.1}
+    assert predictive_check(exact.pair, wrong, kind="prior", num_replications=99).joint_p_value <= 0.021
+
+
+def test_what_is_observed_beside_x_is_drawn_with_it():
+    """Far-off values of y move z, and with it x, in the posterior predictive, and nothing in the prior predictive."""
+    exact = two_observed(400)
+    far = {**exact.data, "y": exact.data["y"] + 9}
+    prior = predictive_check(exact.pair, far, {"mean": lambda x: x.mean()}, "prior", num_replications=99).table
+    posterior = predictive_check(exact.pair, far, {"mean": lambda x: x.mean()}, num_replications=99).table
+    assert prior["replicated"].item() == pytest.approx(0, abs=0.05)
+    expected = float((exact.data["x"] + far["y"]).mean() * 4 / 9)
+    assert posterior["replicated"].item() == pytest.approx(expected, abs=0.05)
+
+
+def test_a_model_that_wants_what_it_observes_is_told_to_draw_it():
+    def model(x=None, *, y, batch_size=None):
+        with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+            return pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    exact = two_observed(30)
+    with pytest.raises(ValueError, match=r"missing 1 required .*'y'\): let what it observes have the default None"):
+        predictive_check(Pair(model, exact.pair.guide), exact.data)
+
+
+def test_entries_that_the_model_masks_are_missing_in_every_data_set():
+    """Steps after a sequence's end hold zeros in the data, and whatever the model draws in its data sets."""
+    exact, seen = sequences(200), []
+    predictive_check(
+        exact.pair, exact.data, {"sum": lambda x: seen.append(x.isnan()) or x.nansum()}, num_replications=2
+    )
+    after = torch.arange(3) >= exact.data["lengths"][:, None]
+    assert len(seen) == 3
+    assert all(torch.equal(missing, after) for missing in seen)
+
+
 def test_rows_keep_their_keyword_arguments():
     pair = labelled_pair()
     with torch.no_grad():
@@ -174,7 +239,8 @@ def test_rows_keep_their_keyword_arguments():
     labels = torch.arange(300) % 2
     x = torch.randn(300) * 1.1 + pair.model.shift.detach()[labels]
     statistics = {"first": lambda x: x[labels == 0].mean(), "second": lambda x: x[labels == 1].mean()}
-    table = predictive_check(pair, x, statistics, "prior", labels=labels, chunk_size=77, num_replications=30).table
+    data = {"x": x, "labels": labels}
+    table = predictive_check(pair, data, statistics, "prior", chunk_size=77, num_replications=30).table
     assert table["replicated"].tolist() == pytest.approx([-5, 5], abs=0.1)
 
 

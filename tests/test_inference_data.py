@@ -5,6 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from exact_pairs import EXACT, conditional, half_observed, mixture, two_observed, words
 from linear_gaussian import LinearGaussian
 from pairs import function_pair, labelled_pair
 
@@ -131,7 +132,7 @@ def test_missing_entries_and_bits_and_keyword_arguments_come_as_they_are():
     assert (observed[:, 1] == 16).all()
 
     labels = torch.arange(6) % 2
-    labelled = to_inference_data(labelled_pair(), torch.randn(6), num_samples=3, labels=labels)
+    labelled = to_inference_data(labelled_pair(), {"x": torch.randn(6), "labels": labels}, num_samples=3)
     assert labelled.constant_data["labels"].dims == ("row",)
     assert (labelled.constant_data["labels"].to_numpy() == labels.numpy()).all()
     assert labelled.posterior["z"].shape == (1, 3, 6)
@@ -146,6 +147,72 @@ def test_global_latents_have_no_rows_and_local_ones_follow_them():
     assert between.std() == pytest.approx(1, rel=0.06)  # around the very mean of their draw, whose scale is 10
     noise = data.posterior_predictive["x"].to_numpy() - data.posterior["z"].to_numpy()
     assert noise.std() == pytest.approx(0.5, rel=0.06)
+
+
+@pytest.mark.parametrize("make", EXACT, ids=lambda make: make.__name__)
+def test_the_posterior_of_programs_that_are_not_ours_is_the_exact_one(make):
+    exact = make(20)
+    data = to_inference_data(exact.pair, exact.data, num_samples=300)
+    assert set(data.posterior.data_vars) == set(data.prior.data_vars) == set(exact.posterior)
+    for name, (mean, sd) in exact.posterior.items():
+        drawn = data.posterior[name]
+        assert ("row" in drawn.dims) == (name != "mean")
+        draws, known = drawn.to_numpy()[0], ~mean.isnan().numpy()
+        sd = sd.expand(mean.shape).numpy()
+        assert draws.shape[1:] == mean.shape
+        error = np.abs(draws.mean(0) - mean.numpy())
+        assert (error[known] < 4.5 * sd[known] / 300**0.5 + 1e-4).all(), name
+        assert draws.std(0)[known].mean() == pytest.approx(sd[known].mean(), rel=0.1), name
+
+
+def test_every_observed_site_has_its_own_likelihood_and_draws():
+    exact = two_observed(15)
+    data = to_inference_data(exact.pair, exact.data, num_samples=200)
+    z = data.posterior["z"].to_numpy()[0]
+    for name in ("x", "y"):
+        values = exact.data[name].numpy()
+        expected = -0.5 * ((values - z) / 0.5) ** 2 - np.log(0.5 * np.sqrt(2 * np.pi))
+        assert data.log_likelihood[name].to_numpy()[0] == pytest.approx(expected, abs=1e-4)
+        assert (data.observed_data[name].to_numpy() == values).all()
+        noise = data.posterior_predictive[name].to_numpy()[0] - z
+        assert noise.std() == pytest.approx(0.5, rel=0.06)
+        assert data.prior_predictive[name].to_numpy().std() == pytest.approx(1.25**0.5, rel=0.06)
+    x, y = (data.posterior_predictive[name].to_numpy()[0] - z for name in ("x", "y"))
+    assert abs(np.corrcoef(x.ravel(), y.ravel())[0, 1]) < 0.08  # drawn by itself, given z
+    assert "constant_data" not in data.groups()
+
+
+def test_a_likelihood_is_summed_over_enumerated_values():
+    exact = mixture(10)
+    data = to_inference_data(exact.pair, exact.data, num_samples=20)
+    z = data.posterior["z"].to_numpy()[0]
+    expected = -0.5 * ((exact.data["x"].numpy() - z) / 0.5) ** 2 - np.log(0.5 * np.sqrt(2 * np.pi))
+    assert set(data.log_likelihood.data_vars) == {"x"}
+    assert data.log_likelihood["x"].to_numpy()[0] == pytest.approx(expected, abs=1e-4)
+    assert set(np.unique(data.posterior["k"])) <= {0, 1, 2}
+
+
+def test_plates_within_a_row_come_after_it():
+    exact = words(12)
+    data = to_inference_data(exact.pair, exact.data, num_samples=30)
+    assert data.posterior["meaning"].shape == data.posterior_predictive["x"].shape == (1, 30, 12, 3)
+    noise = data.posterior_predictive["x"].to_numpy() - data.posterior["meaning"].to_numpy()
+    assert noise.std() == pytest.approx(0.5, rel=0.1)
+    assert (data.observed_data["x"].to_numpy() == exact.data["x"].numpy()).all()
+
+
+def test_gaps_and_arguments_of_every_kind():
+    half = half_observed(30)
+    data = to_inference_data(half.pair, half.data, num_samples=3)
+    for name in ("x", "y"):
+        assert np.array_equal(data.observed_data[name].to_numpy(), half.data[name].numpy(), equal_nan=True)
+        assert not np.isnan(data.posterior_predictive[name].to_numpy()).any()
+    assert "constant_data" not in data.groups()
+    labelled = conditional(8)
+    constant = to_inference_data(labelled.pair, labelled.data, num_samples=3).constant_data
+    assert set(constant.data_vars) == {"labels", "width"}
+    assert float(constant["width"]) == 0.5
+    assert constant["labels"].dims == ("row",)
 
 
 def test_it_is_seeded_and_leaves_the_caller_alone():

@@ -1,7 +1,7 @@
 """Rows that a model draws, with everything that is observed beside them and the latents that made them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -72,8 +72,12 @@ class Simulator:
 
     def draw(self, given: Batch) -> Simulated:
         """As many rows as are given, from the model alone; gradients and modes are the caller's business."""
-        sites = self._forward(given)
-        return self._simulated(sites, given)
+        found = self._simulated(self._forward(given), given)
+        # A mask that is given acts where there are data.
+        program = poutine.condition(self.pair.programs[0], found.latents)
+        sites = sample_sites(poutine.trace(program).get_trace(found.batch.x, **found.batch.arguments))
+        masks = {name: _mask(sites[name]) for name in found.latents if name in sites}
+        return replace(found, masks={name: mask for name, mask in masks.items() if mask is not None})
 
     def _forward(self, given: Batch) -> dict[str, Any]:
         """The sites of a run without data."""
@@ -86,15 +90,20 @@ class Simulator:
                     f"the model's site {name!r} is {what} even when it runs without data, so that its draws are not "
                     f"from what it describes and nothing can be simulated from it"
                 )
+        for argument, name in self.held.items():
+            if name not in sites:
+                raise ContractError(
+                    f"the model has no site {name!r} when it is not given {argument!r}, so that it cannot be "
+                    f"simulated: let it draw {name!r} then, by pyro.sample with obs=None"
+                )
         return sites
 
     def _simulated(self, sites: Mapping[str, Any], given: Batch) -> Simulated:
         drawn = {argument: rows_first(sites[name], sites[name]["value"]) for argument, name in self.held.items()}
         x = rows_first(sites["x"], sites["x"]["value"]).to(self.pair.dtype)
         batch = _with_gaps(self.pair, x, {**given.arguments, **drawn}, sites["x"])
-        others = {name: site for name, site in sites.items() if name not in ("x", *self.held.values())}
-        masks = {name: mask for name, site in others.items() if (mask := _mask(site)) is not None}
-        return Simulated(batch, {name: site["value"] for name, site in others.items()}, masks)
+        latents = {name: site["value"] for name, site in sites.items() if name not in ("x", *self.held.values())}
+        return Simulated(batch, latents, {})
 
     def _given_observations(self, few: Batch) -> dict[str, str]:
         """Which of the keyword arguments that are given hold an observed site's values."""
