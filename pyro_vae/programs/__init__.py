@@ -8,8 +8,8 @@ The programs keep the contract that every tool of the library relies on, for a u
 2. the observed site is ``"x"``, and values of others come as keyword arguments; ``model(x=None, batch_size=n)`` runs
    the program forward without data;
 3. the guide samples every latent site of the model but those that the model enumerates;
-4. anything else (labels, covariates, masks) is a keyword argument, with one entry for each row or the same for all; each
-   program is given those that it takes (:mod:`pyro_vae.programs.arguments`);
+4. anything else (labels, covariates, masks) is a keyword argument, with one entry for each row or the same for all;
+   each program is given those that it takes (:mod:`pyro_vae.programs.arguments`);
 5. what a program computes depends on tensors alone, if it is to be compiled.
 
 The modules that a program uses may be kept anywhere (:mod:`pyro_vae.programs.ownership`).
