@@ -11,7 +11,7 @@ from linear_gaussian import LinearGaussian, resident
 from pairs import discrete_pair, function_pair, labelled_pair, mixture_pair, pyro_module_pair
 from pyro.infer import SVI, Trace_ELBO
 
-from pyro_vae import evaluate, fit, mlp_vae
+from pyro_vae import Elbo, evaluate, fit, mlp_vae
 from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.training.checkpoints import read_checkpoint
 from pyro_vae.training.elbo import elbo_per_row
@@ -114,7 +114,7 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(tmp_path, sc
         "batch_size": 24,
         "learning_rate": 0.02,
         "schedule": schedule,
-        "kl_warmup": 4,
+        "objective": Elbo(kl_warmup=4 / 6),
         "progress": False,
         "validation_data": grey_levels(10) if validated else None,
     }
@@ -241,11 +241,21 @@ def test_grey_levels_are_binarised_anew_in_every_epoch():
 
 
 def test_history_reports_warmup_schedule_and_terms():
-    history = fit(small_vae(), grey_levels(), epochs=4, batch_size=16, kl_warmup=2, learning_rate=0.1, progress=False)
+    history = fit(
+        small_vae(),
+        grey_levels(),
+        objective=Elbo(kl_warmup=0.5),
+        epochs=4,
+        batch_size=16,
+        learning_rate=0.1,
+        progress=False,
+    )
     assert history["epoch"].tolist() == [1, 2, 3, 4]
     assert history["kl_weight"].tolist() == [3 / 8, 7 / 8, 1, 1]  # at each epoch's last step
     assert history["learning_rate"].tolist() == pytest.approx([0.1, 0.1, 0.1, 0.05])
     assert history["elbo"].tolist() == pytest.approx((history["reconstruction"] - history["kl"]).tolist())
+    assert (history["objective"][:2] > history["elbo"][:2]).all()  # of which the KL is a part only
+    assert history["objective"][2:].tolist() == pytest.approx(history["elbo"][2:].tolist())
 
 
 def test_early_stopping_keeps_the_best_weights():
@@ -374,7 +384,6 @@ def test_arrays_of_numpy_train_too():
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"max_grad_norm": -1.0}, "max_grad_norm must be positive"),
-        ({"kl_warmup": -1}, "kl_warmup must be at least 0"),
         ({"patience": 3}, "patience needs validation_data"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"device": "cuba"}, "cannot use device 'cuba'"),
