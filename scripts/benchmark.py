@@ -24,6 +24,7 @@ import typer
 from pyro_vae import plotting
 from pyro_vae._support import files
 from pyro_vae.data.sources import default_root, load_data
+from pyro_vae.training import resolve_device
 from pyro_vae.training.step import has_bfloat16
 
 Numbers = dict[str, Any]
@@ -106,7 +107,7 @@ def main(
     x = loaded.x_train
     if x.dim() != 3 or x.dtype != torch.uint8 or loaded.bounds is None:
         raise ValueError(f"{data} must hold grey images (N, H, W) of type uint8, found {tuple(x.shape)} of {x.dtype}")
-    where = cli.resolve_device(device).type
+    where = resolve_device(device).type
     task = {"high": int(loaded.bounds[1]), "device": where}
 
     def usable(among: Sequence[Contender]) -> list[Contender]:

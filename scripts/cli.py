@@ -12,15 +12,13 @@ import numpy as np
 import torch
 import typer
 
-from pyro_vae import plotting
+from pyro_vae import VAE, load, plotting
 from pyro_vae._support import files
 from pyro_vae._support.arrays import FileRows
 from pyro_vae.data.sources import DataSet, load_data
 from pyro_vae.data.tables import Schema
-from pyro_vae.training.fit import resolve_device
-from pyro_vae.vae import CONFIG, load_config
-
-__all__ = ["resolve_device"]
+from pyro_vae.training import resolve_device
+from pyro_vae.vae import CONFIG, WEIGHTS, load_config
 
 
 def integers(text: str, option: str) -> tuple[int, ...]:
@@ -68,6 +66,13 @@ def new_run(folder: Path) -> Iterator[None]:
             for path in made:
                 path.rmdir()
         raise
+
+
+def open_run(run: Path, device: str) -> VAE:
+    """The model that a run folder holds, on a device."""
+    if (run / CONFIG).exists() and not (run / WEIGHTS).exists():
+        raise ValueError(f"{run} holds a run whose training has not ended: python scripts/train.py --resume {run}")
+    return load(run).to(resolve_device(device))
 
 
 def schema_of(run: Path) -> Schema | None:

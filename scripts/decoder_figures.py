@@ -24,7 +24,7 @@ from pyro_vae.data.sources import DataSet, default_root, load_data
 from pyro_vae.evaluation import checkerboard, sample_quality
 from pyro_vae.inference.predictive import interpolate_latents
 from pyro_vae.likelihoods import Bernoulli, Normal
-from pyro_vae.training.fit import resolve_device
+from pyro_vae.training import resolve_device
 from pyro_vae.transforms import Binarize, Scale
 
 LATENT_DIM, NUM_NEIGHBORS, MOST_ROWS = 20, 5, 3000

@@ -7,7 +7,7 @@ from typing import Annotated
 import cli
 import typer
 
-from pyro_vae import evaluate, load
+from pyro_vae import evaluate
 from pyro_vae._support import files
 from pyro_vae._support.names import lookup
 from pyro_vae.evaluation import evaluate_suite, render_html
@@ -49,7 +49,7 @@ def main(
     elif parts is not None:
         raise ValueError("--parts chooses among those of a suite: add --suite quick or --suite full")
     chosen = None if parts is None else [lookup(name.strip(), PARTS, "part") for name in parts.split(",")]
-    vae = load(run).to(cli.resolve_device(device))
+    vae = cli.open_run(run, device)
     held = cli.data_for(run, data, data_root)
     metrics = evaluate(vae, held.x_test, seed=seed)
     for name in ("elbo", "rate", "distortion", "bits_per_dim", "auxiliary"):

@@ -7,7 +7,6 @@ import cli
 import torch
 import typer
 
-from pyro_vae import load
 from pyro_vae._support.arrays import as_tensor
 
 
@@ -31,7 +30,7 @@ def main(
     its encoder is not. A table has a column draw with the number of the draw; an .npy is (draws, rows, columns).
     """
     write = cli.writer(out, {".npy": cli.write_array, **cli.table_writers(run)})
-    vae = load(run).to(cli.resolve_device(device))
+    vae = cli.open_run(run, device)
     if vae.missing is None:
         raise ValueError(f"{run} was trained on whole rows: train with --missing nan, then impute by that run")
     x = as_tensor(cli.rows_for(run, data, data_root, whole=True))

@@ -7,7 +7,6 @@ import cli
 import torch
 import typer
 
-from pyro_vae import load
 from pyro_vae._support.arrays import as_tensor
 
 
@@ -30,7 +29,7 @@ def main(
     posterior_predictive (S, N, ...), the draws.
     """
     write = cli.writer(out, {".png": cli.write_reconstructions, ".npz": cli.write_arrays})
-    vae = load(run).to(cli.resolve_device(device))
+    vae = cli.open_run(run, device)
     rows = cli.rows_for(run, data, data_root)
     x = as_tensor(rows[:10] if out.suffix == ".png" else rows)
     torch.manual_seed(seed)

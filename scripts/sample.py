@@ -7,8 +7,6 @@ import cli
 import torch
 import typer
 
-from pyro_vae import load
-
 
 def main(
     run: Annotated[Path, typer.Argument(help="A run folder that train.py left.", metavar="RUN")],
@@ -28,7 +26,7 @@ def main(
         out,
         {".png": cli.write_tiles, ".npy": cli.write_array, **cli.table_writers(run)},
     )
-    vae = load(run).to(cli.resolve_device(device))
+    vae = cli.open_run(run, device)
     torch.manual_seed(seed)
     if out.suffix == ".npy":  # straight to the file, however many
         x = vae.sample(num_samples, mean=mean, out=out, progress=True)

@@ -21,7 +21,7 @@ from pyro_vae.data.checks import check_finite
 from pyro_vae.data.sources import DataSet, default_root, load_data, split
 from pyro_vae.data.tables import Schema, parse_kinds
 from pyro_vae.inference.predictive import latent_grid
-from pyro_vae.training.fit import resolve_device
+from pyro_vae.training import resolve_device
 from pyro_vae.training.parallel import first_rank_first, from_first_rank, process_group, rank
 from pyro_vae.vae import CONFIG, load_config
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from pyro_vae import load
+from pyro_vae.vae import FORMAT_VERSION
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SMALL = ("--epochs", "3", "--hidden-dims", "16", "--latent-dim", "3")
@@ -320,7 +321,7 @@ def test_a_run_that_is_damaged_or_newer_or_none_is_refused(run, trained, tmp_pat
     (broken / "model.safetensors").write_bytes(weights[:1000])
     assert_refused(run(script, broken, *out), "damaged or half-written")
     (broken / "model.safetensors").write_bytes(weights)
-    (broken / "config.json").write_text(config.replace('"format_version": 1', '"format_version": 7'))
+    (broken / "config.json").write_text(config.replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 7'))
     assert_refused(run(script, broken, *out), "format 7", "install a newer version")
     (broken / "config.json").write_text(config[:100])
     assert_refused(run(script, broken, *out), "is damaged")
