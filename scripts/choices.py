@@ -65,6 +65,7 @@ LIKELIHOODS: Mapping[str, Callable[[Choice], Likelihood]] = {
     "mixed": _mixed,
 }
 
+
 def default_likelihood(data: DataSet) -> str:
     """The likelihood for data of which nothing else is said."""
     return "mixed" if data.schema is not None else "normal" if data.bounds is None else "bernoulli"
