@@ -14,7 +14,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae._support.arrays import as_tensor
-from pyro_vae._support.ranges import Constraint, discrete, elementwise, inner_value
+from pyro_vae._support.ranges import Constraint, discrete, elementwise, inner_value, of_all_rows
 from pyro_vae.data.checks import check_columns, check_rows, observed
 from pyro_vae.data.rows import Inputs, Rows, as_rows
 from pyro_vae.inference import predictive
@@ -26,6 +26,7 @@ from pyro_vae.inference.structure import ContractError, Structure, is_local, sam
 from pyro_vae.programs.arguments import accepted, check_arguments, check_values
 from pyro_vae.programs.ownership import Owned
 from pyro_vae.programs.running import evaluating, forked_random_state, site_distribution
+from pyro_vae.programs.saving import argument_shapes, save_pair
 from pyro_vae.transforms import Identity, Transform
 
 __all__ = ["Batch", "Pair"]
@@ -95,6 +96,8 @@ class Pair(nn.Module):
         self.event_shape = None if event_shape is None else tuple(event_shape)
         self.data_range = data_range
         self.num_rows: int | None = None  # that it was trained on, which share a global latent
+        self.store_names: set[str] = set()  # of its entries in Pyro's parameter store, where they are known
+        self.argument_shapes: dict[str, Any] = {}  # of the programs' arguments, so that they can run without data
         owned = Owned(model=model, guide=guide)  # what the programs keep elsewhere
         if next(owned.children(), None) is not None or next(owned.parameters(), None) is not None:
             self.owned = owned
@@ -113,6 +116,22 @@ class Pair(nn.Module):
     def device(self) -> torch.device:
         """Device of the programs' parameters."""
         return next((p.device for p in self.parameters()), torch.get_default_device())
+
+    def save(self, folder: File, run: Mapping[str, Any] | None = None) -> None:
+        """Writes the pair's state to a folder, whole or not at all: ``config.json`` and ``model.safetensors``.
+
+        Weights, buffers, the entries of Pyro's parameter store that are its own, and the transform are written; the
+        programs are code, and stay where they are. ``load(folder, into=pair)`` opens it into a pair of the same
+        programs.
+
+        Args:
+            folder: Made if it is not there; the two files in it are replaced.
+            run: JSON data to keep beside, such as where it was trained and how.
+
+        Raises:
+            ValueError: if something cannot be saved, before anything is written.
+        """
+        save_pair(self, folder, run)
 
     # Rows on their way in
 
@@ -136,7 +155,9 @@ class Pair(nn.Module):
         rows.num_observed, somewhere = 0, None
         for chunk, first in rows.numbered(size):
             if first == 0:
-                check_arguments(self.model, self.guide, chunk.keys() - {"x"})
+                arguments = {key: value for key, value in chunk.items() if key != "x"}
+                check_arguments(self.model, self.guide, arguments)
+                self.argument_shapes = argument_shapes(arguments)
             called = f"{name}[{first}:{min(first + size, rows.num_rows)}]" if size < rows.num_rows else name
             here = self._checked(chunk, called)
             seen = self._seen(here, chunk)
@@ -191,7 +212,8 @@ class Pair(nn.Module):
             self.event_shape = tuple(predictive.rows_first(site, site["value"]).shape[1:])
         if self.data_range is None:
             try:
-                self.data_range = elementwise(site["fn"].support)
+                may_vary = any(np.ndim(value) > 0 for value in arguments.values())  # with what each row is given
+                self.data_range = of_all_rows(elementwise(site["fn"].support), may_vary=may_vary)
             except NotImplementedError:
                 return
 
@@ -545,7 +567,7 @@ class Pair(nn.Module):
             ValueError: if rows or arguments do not fit the model, or the file cannot be written there.
         """
         rows, named = self.check(x), _sites(sites, out)
-        structure = self.structure(self.prepare(next(rows.chunks(3))))
+        structure = self.structure(self.prepare(next(rows.chunks(_ROWS))))
         drawn = predictive.draw_posterior_predictive(
             *self.programs,
             (self.prepare(chunk) for chunk in rows.chunks(_ROWS)),
@@ -683,6 +705,7 @@ def _taking(program: Callable[..., Any]) -> Callable[..., Any]:
     def called(*rows: Tensor, **arguments: Any) -> Any:
         return program(*rows, **{name: value for name, value in arguments.items() if name in names})
 
+    called.__wrapped__ = program  # pyright: ignore[reportFunctionMemberAccess]
     return called
 
 

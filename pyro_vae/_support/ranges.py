@@ -6,7 +6,9 @@ a sentence, and telling whether one fits another.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
@@ -21,6 +23,7 @@ __all__ = [
     "interval",
     "is_boolean",
     "is_bounded",
+    "of_all_rows",
     "phrase",
     "within",
 ]
@@ -48,6 +51,34 @@ def elementwise(constraint: Constraint) -> Constraint:
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     return constraint
+
+
+def of_all_rows(constraint: Constraint, *, may_vary: bool = False) -> Constraint:
+    """The constraint on an element of any row, where bounds may be each row's own: such bounds are left out.
+
+    Args:
+        constraint: On an element of some rows.
+        may_vary: Whether other rows may have other bounds even where these have the same.
+
+    Example:
+        >>> import torch
+        >>> phrase(of_all_rows(constraints.integer_interval(0, torch.tensor([20, 30]))))
+        'the whole numbers from 0'
+    """
+    found = [getattr(constraint, name, None) for name in ("lower_bound", "upper_bound")]
+    if not any(isinstance(bound, Tensor) and bound.dim() for bound in found):
+        return constraint
+    ends = zip(found, (-math.inf, math.inf), strict=True)
+    lower, upper = (_shared(bound, none, may_vary=may_vary) for bound, none in ends)
+    return (constraints.integer_interval if constraint.is_discrete else constraints.interval)(lower, upper)
+
+
+def _shared(bound: Any, none: float, *, may_vary: bool) -> float:
+    """A bound that is the same for all rows, or none."""
+    if not isinstance(bound, Tensor) or bound.dim() == 0:
+        return none if bound is None else float(bound)
+    bound = bound.reshape(-1)
+    return none if may_vary or bool((bound != bound[0]).any()) else float(bound[0])
 
 
 def bounds(constraint: Constraint) -> tuple[float, float]:

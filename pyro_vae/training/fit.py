@@ -405,6 +405,7 @@ class _Run:
                 value = constrained.unconstrained()
                 if id(value) not in known:
                     named[f"{_STORE}{name}"] = value
+                    pair.store_names.add(name)
         if not named:
             raise ValueError("the programs have nothing to train: no pyro.param, pyro.module or nn.Parameter")
         return named
