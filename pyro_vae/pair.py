@@ -1,8 +1,10 @@
 r"""A pair of Pyro programs, :math:`p(x, z)` and :math:`q(z \mid x)`: sampling, encoding, reconstruction, imputation."""
 
+import copy
 import itertools
 import math
 import os
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -101,6 +103,19 @@ class Pair(nn.Module):
         owned = Owned(model=model, guide=guide)  # what the programs keep elsewhere
         if next(owned.children(), None) is not None or next(owned.parameters(), None) is not None:
             self.owned = owned
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Pair":
+        if hasattr(self, "owned"):
+            for program in (self.model, self.guide):
+                if not isinstance(program, (nn.Module, types.MethodType)):
+                    raise TypeError(
+                        f"{getattr(program, '__name__', program)!r} is a function, which a copy would share with its "
+                        f"modules: build the pair again, or write the programs as modules"
+                    )
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
+        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return clone
 
     @property
     def programs(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -237,7 +252,14 @@ class Pair(nn.Module):
         """The mask of entries, if there is one; a mask of another shape is the programs' own business."""
         mask = arguments.get("mask")
         mask = None if mask is None else torch.as_tensor(mask, device=x.device)
-        return mask.bool() if mask is not None and mask.shape == x.shape else None
+        if mask is not None and mask.shape != x.shape:
+            if self.missing is None:
+                return None
+            raise ValueError(
+                f"the mask has shape {tuple(mask.shape)}; with missing='nan' the programs are given one for each entry "
+                f"of x, {tuple(x.shape)}: give a mask of that shape, or another argument for what this one says"
+            )
+        return None if mask is None else mask.bool()
 
     def _seen(self, x: Tensor, arguments: Mapping[str, Any]) -> Tensor | None:
         return observed(x, self._mask(x, arguments), missing=self.missing is not None)
