@@ -128,13 +128,14 @@ def test_missing_entries_give_no_gradient_and_observed_ones_the_same_as_ever():
     x = torch.randn(6, 4)
     gappy = x.clone()
     gappy[2, 1] = torch.nan
-    rows, context, _ = vae.prepare(gappy, {})
+    batch = vae.prepare(gappy)
+    rows, mask = batch.x, batch.mask
     assert not rows.isnan().any()
-    assert context["mask"].tolist() == (~gappy.isnan()).tolist()
+    assert mask.tolist() == (~gappy.isnan()).tolist()
     z = torch.randn(6, 2)
-    p_x = vae.decoder(z, mask=context["mask"])
+    p_x = vae.decoder(z, mask=mask)
     whole = torch.distributions.Normal(*(getattr(vae.decoder(z).base_dist, name) for name in ("loc", "scale")))
-    expected = (whole.log_prob(torch.nan_to_num(gappy)) * context["mask"]).sum(-1)
+    expected = (whole.log_prob(torch.nan_to_num(gappy)) * mask).sum(-1)
     torch.testing.assert_close(p_x.log_prob(rows), expected)
     other = gappy.clone()
     other[2, 1] = torch.nan
@@ -156,10 +157,11 @@ def test_a_mask_says_the_same_as_nan():
     x, mask = torch.randn(20, 3), torch.rand(20, 3) < 0.6
     mask[:, 0] = True
     gappy = torch.where(mask, x, torch.nan)
-    torch.testing.assert_close(vae.encode(x, mask=mask).mean, vae.encode(gappy).mean)
-    assert evaluate(vae, x, mask=mask)["elbo"] == pytest.approx(evaluate(vae, gappy)["elbo"])
-    fit(vae, {"x": x, "mask": mask}, epochs=1, batch_size=10, progress=False)
-    draws = vae.impute(x, 2, mask=mask)
+    masked = {"x": x, "mask": mask}
+    torch.testing.assert_close(vae.encode(masked).mean, vae.encode(gappy).mean)
+    assert evaluate(vae, masked)["elbo"] == pytest.approx(evaluate(vae, gappy)["elbo"])
+    fit(vae, masked, epochs=1, batch_size=10, progress=False)
+    draws = vae.impute(masked, 2)
     assert torch.equal(draws[:, mask], x[mask].expand(2, -1))
 
 
@@ -215,7 +217,7 @@ def test_what_cannot_be_learned_from_is_refused():
     with pytest.raises(ValueError, match="NaN or infinite"):
         fit(vae, torch.tensor([[1.0, 2, math.inf], [nan, 2, 1]]), batch_size=2)
     with pytest.raises(ValueError, match="mask has shape"):
-        vae.encode(torch.ones(2, 3), mask=torch.ones(2, 2, dtype=torch.bool))
+        vae.encode({"x": torch.ones(2, 3), "mask": torch.ones(2, 2, dtype=torch.bool)})
     with pytest.raises(ValueError, match="must be 'nan' or None"):
         mlp_vae((3,), 2, likelihood=Normal(), missing="zero")  # pyright: ignore
     with pytest.raises(ValueError, match="at least 1"):
@@ -229,5 +231,5 @@ def test_latents_of_all_rows_cannot_be_chosen_row_by_row():
         lambda x, *, mask: pair.guide(x),
         missing="nan",
     )
-    with pytest.raises(ValueError, match="'mean' belongs to all rows"):
+    with pytest.raises(ValueError, match="'mean' lies outside the plate 'data' and belongs to all rows"):
         masked.impute(torch.tensor([1.0, 2.0, 3.0]))
