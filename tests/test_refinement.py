@@ -35,8 +35,8 @@ def test_a_full_covariance_guide_has_no_approximation_gap():
     assert float(found.amortisation.min()) > 0.1
     torch.testing.assert_close(found.amortisation + found.approximation, lg.log_evidence(x).double() - found.elbo)
     refined = refine(full_covariance_pair(lg), x)
-    torch.testing.assert_close(refined.encode(x).mean, lg.posterior(x).mean, atol=0.03, rtol=0)
-    assert (diagnose_guide(refined, x).ess > 900).all()
+    torch.testing.assert_close(refined.encode(refined.rows()).mean, lg.posterior(x).mean, atol=0.03, rtol=0)
+    assert (diagnose_guide(refined, refined.rows()).ess > 900).all()
 
 
 def test_a_diagonal_guide_has_the_analytic_approximation_gap():
@@ -53,18 +53,23 @@ def test_a_diagonal_guide_has_the_analytic_approximation_gap():
     found = gaps(lg.vae, x, lg.log_evidence(x), refined=refined, num_particles=4000)
     assert ((found.approximation - expected).abs() < 0.03 + 4 * found.approximation_se).all()
     assert found.summary()["approximation"] == pytest.approx(expected, abs=0.03)
-    torch.testing.assert_close(refined.encode(x).stddev, precision.diag().rsqrt().expand(6, 2), rtol=0.1, atol=0)
+    torch.testing.assert_close(refined.encode(refined.rows()).stddev, precision.diag().rsqrt().expand(6, 2), rtol=0.1, atol=0)
 
 
-def test_refined_rows_are_known_in_any_order_and_others_are_refused():
+def test_refined_rows_are_known_by_number_in_any_order_and_others_are_refused():
     lg = LinearGaussian()
     x = lg.draw(5)
     refined = refine(lg.vae, x, steps=30)
-    order = torch.tensor([3, 0, 3, 4])
-    torch.testing.assert_close(refined.encode(x[order]).mean, refined.encode(x).mean[order])
-    assert refined.posterior_predictive(x, 3).shape == (3, 5, 5)
-    with pytest.raises(ValueError, match="row 1 is not among those the guide was refined for"):
-        refined.encode(torch.stack([x[0], x[0] + 1]))
+    order = [3, 0, 3, 4]
+    torch.testing.assert_close(refined.encode(refined.rows(order)).mean, refined.encode(refined.rows()).mean[order])
+    torch.testing.assert_close(refined.rows(order)["x"], x[order])
+    assert refined.posterior_predictive(refined.rows(), 3).shape == (3, 5, 5)
+    with pytest.raises(ValueError, match=r"give refined\.rows\(\)"):
+        refined.encode(x)
+    with pytest.raises(ValueError, match="refined_row must be from 0 to 4"):
+        refined.encode({"x": x, "refined_row": torch.arange(1, 6)})
+    with pytest.raises(ValueError, match="refined for other rows than x"):
+        gaps(lg.vae, x.flip(0), torch.zeros(5), refined=refined)
 
 
 def test_a_site_that_depends_on_another_draw_still_does():
@@ -93,7 +98,7 @@ def test_a_discrete_guide_is_refined_to_the_posterior():
     x = torch.tensor([-1.0, 0.2, 1.5])
     p_x = torch.stack([0.6 * dist.Normal(-1.0, 1.0).log_prob(x).exp(), 0.4 * dist.Normal(1.5, 1.0).log_prob(x).exp()])
     refined = refine(pair, x, steps=400, num_particles=64)
-    torch.testing.assert_close(refined.encode(x).mean, p_x[1] / p_x.sum(0), atol=0.05, rtol=0)
+    torch.testing.assert_close(refined.encode(refined.rows()).mean, p_x[1] / p_x.sum(0), atol=0.05, rtol=0)
     found = gaps(pair, x, p_x.sum(0).log(), refined=refined)
     assert float(found.approximation.abs().max()) < 0.02
 
@@ -109,20 +114,20 @@ def test_keyword_arguments_go_with_their_rows_and_units_are_the_users():
     evidence = dist.Normal(pair.model.shift.detach()[labels], 1.25**0.5).log_prob(
         y
     ) + pair.transform.log_abs_det_jacobian(x)
-    found = gaps(pair, x, evidence, labels=labels)
+    rows = {"x": x, "labels": labels}
+    found = gaps(pair, rows, evidence)
     assert float(found.approximation.abs().max()) < 0.02  # the scale 0.5 is set free, too
-    torch.testing.assert_close(
-        refine(pair, x, labels=labels).encode(x, labels=labels).mean, posterior, atol=0.03, rtol=0
-    )
+    refined = refine(pair, rows)
+    torch.testing.assert_close(refined.encode(refined.rows()).mean, posterior, atol=0.03, rtol=0)
 
 
 def test_rows_keep_the_bits_that_they_were_refined_for():
     vae = mlp_vae((20,), 2, likelihood=Bernoulli(), transform=Binarize())
     x = torch.rand(4, 20)
     refined = refine(vae, x, steps=5)
-    bits = refined.to_model_units(x)
-    assert torch.equal(bits, refined.to_model_units(x))
-    assert not torch.equal(vae.to_model_units(x), bits)
+    bits = refined.batch(refined.rows()).x
+    assert torch.equal(bits, refined.batch(refined.rows()).x)
+    assert not torch.equal(vae.batch(x).x, bits)
 
 
 def test_the_pair_is_left_alone():

@@ -13,24 +13,33 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Distribution, transform_to
 
-from pyro_vae.inference.objectives import elbo_terms
-from pyro_vae.inference.structure import log_weights, row_programs, unscaled
-from pyro_vae.pair import Array, Pair
-from pyro_vae.programs import evaluating, forked_random_state
+from pyro_vae.data.rows import Inputs
+from pyro_vae.evaluation.evidence import draw_log_weights
+from pyro_vae.inference.batch import Batch, rows_that_fit
+from pyro_vae.inference.objectives import Elbo
+from pyro_vae.inference.sites import run_pair, unscaled
+from pyro_vae.inference.structure import Structure, sample_sites
+from pyro_vae.pair import Pair
+from pyro_vae.programs.arguments import accepted
+from pyro_vae.programs.running import evaluating, forked_random_state
 
 __all__ = ["Gaps", "RefinedPair", "gaps", "refine"]
 
 _ROW = "refined_row"  # the keyword argument by which the refined guide knows its rows
 
+_BYTES = 2**26  # of draws held at a time
+
+Key = tuple[str, str]  # a latent site, and the path to a parameter of its distribution
 Change = Callable[[str, Tensor, Any], Tensor]
 
 
@@ -73,7 +82,10 @@ def _free_names(fn: Any) -> dict[str, Any]:
 
 
 class _Shifted(Messenger):
-    """Changes the parameters of a program's latent sites: ``change(site, path, value, constraint, row_dim)``."""
+    """Changes the parameters of a program's latent sites: ``change(site, path, value, constraint, row_dim)``.
+
+    Rows are a parameter's dimension ``row_dim``, counted from the right, where plates of draws do not move it.
+    """
 
     def __init__(self, change: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -82,109 +94,113 @@ class _Shifted(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or site_is_subsample(msg):
             return
-        name, row_dim = msg["name"], len(msg["fn"].batch_shape) - 1
-        msg["fn"] = _changed(msg["fn"], lambda path, v, constraint: self.change(name, path, v, constraint, row_dim))
+        name, num_batch = msg["name"], len(msg["fn"].batch_shape)
+        msg["fn"] = _changed(
+            msg["fn"], lambda path, v, constraint: self.change(name, path, v, constraint, num_batch - 1 - v.dim())
+        )
 
 
 class _RefinedGuide(nn.Module):
     """A guide whose sites' parameters are shifted for each of its rows."""
 
-    def __init__(
-        self, guide: Any, shifts: Mapping[tuple[str, str], Tensor], row_dims: Mapping[tuple[str, str], int]
-    ) -> None:
+    def __init__(self, guide: Any, shifts: Mapping[Key, Tensor], row_dims: Mapping[Key, int]) -> None:
         super().__init__()
         self.guide, self.row_dims = guide, dict(row_dims)
         self.names = list(shifts)
         self.shifts = nn.ParameterList(shifts.values())
+        taken = accepted(guide)
+        self.arguments = None if taken is None else (*taken, _ROW)
 
-    def forward(self, x: Tensor, **context: Any) -> Any:
-        """Runs the guide on rows ``x``; the keyword argument ``refined_row`` says which rows they are."""
-        if _ROW not in context:
-            raise ValueError("a refined guide knows its own rows alone; use it through the pair that refine returned")
-        row = context.pop(_ROW)
+    def forward(self, x: Tensor, *, refined_row: Tensor, **arguments: Any) -> Any:
+        """Runs the guide on rows ``x``; ``refined_row`` says which of those it was refined for they are."""
         shifts = dict(zip(self.names, self.shifts, strict=True))
 
         def change(site: str, path: str, value: Tensor, constraint: Any, row_dim: int) -> Tensor:
-            transform = transform_to(constraint)
-            return transform(transform.inv(value) + shifts[site, path].index_select(self.row_dims[site, path], row))
+            transform, dim = transform_to(constraint), self.row_dims[site, path]
+            return transform(transform.inv(value) + shifts[site, path].index_select(dim, refined_row))
 
-        return _Shifted(change)(self.guide)(x, **context)
-
-
-class _WithoutRow(nn.Module):
-    """A model that is not told which rows it is run on."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor | None = None, **context: Any) -> Any:
-        """Runs the model."""
-        context.pop(_ROW, None)
-        return self.model(x, **context)
+        return _Shifted(change)(self.guide)(x, **arguments)
 
 
 class RefinedPair(Pair):
     """A pair whose guide has been refined for certain rows; made by :func:`refine`.
 
-    It is a :class:`~pyro_vae.Pair` for those rows, in any order and number, given with the keyword arguments they were
-    refined with: encoding, sampling, imputing and the tools of evaluation then use the refined posterior. Where the
-    transform draws at random (dequantised values, bits), the rows keep the draw that they were refined for.
+    The guide knows those rows by number, from a keyword argument ``refined_row``. :meth:`rows` gives rows with it, as
+    every tool takes them: ``refined.encode(refined.rows())``, ``log_evidence(refined, refined.rows([3, 0]))``. Where
+    the transform draws at random (dequantised values, bits), the rows keep the draw that they were refined for.
     """
 
     def __init__(
         self,
         pair: Pair,
-        shifts: Mapping[tuple[str, str], Tensor],
-        row_dims: Mapping[tuple[str, str], int],
-        given: tuple[Tensor, Mapping[str, Any]],
-        prepared: tuple[Tensor, dict[str, Any], Tensor],
+        shifts: Mapping[Key, Tensor],
+        row_dims: Mapping[Key, int],
+        given: Mapping[str, Any],
+        batch: Batch,
     ) -> None:
+        model = pair.model
         super().__init__(
-            _WithoutRow(pair.model),
+            model if accepted(model) is not None else _without_row(model),
             _RefinedGuide(pair.guide, shifts, row_dims),
             transform=pair.transform,
             event_shape=pair.event_shape,
             data_range=pair.data_range,
-            missing=cast(Any, pair.missing),
+            missing="nan" if pair.missing else None,
         )
-        self._rows = {key: index for index, key in enumerate(self._keys(*given))}
-        self._prepared = prepared
+        self.num_rows = pair.num_rows
+        number = torch.arange(len(batch), device=batch.x.device)
+        self._refined_rows = {**given, _ROW: number}
+        self._refined_batch = batch.replace(**{_ROW: number})
 
-    def _keys(self, x: Tensor, context: Mapping[str, Any]) -> list[bytes]:
-        """What a row is known by: its content and that of its keyword arguments."""
-        columns = [x.to(self.dtype), *(torch.as_tensor(context[name]) for name in sorted(context))]
-        arrays = [column.detach().cpu().reshape(len(x), -1).numpy() for column in columns]
-        return [b"|".join(array[row].tobytes() for array in arrays) for row in range(len(x))]
+    def rows(self, index: Any = None) -> dict[str, Any]:
+        """The rows that the guide was refined for, as they were given, with their numbers.
 
-    def prepare(self, x: Tensor, context: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any], Tensor]:
-        """The rows as they were refined, with the keyword argument that tells the guide which they are.
+        Args:
+            index: Numbers of some of them, in any order; by default all.
+        """
+        if index is None:
+            return dict(self._refined_rows)
+        index = torch.as_tensor(index, device=self.device)
+        by_row = {"x", *self._refined_batch.context}
+        return {name: value[index] if name in by_row else value for name, value in self._refined_rows.items()}
+
+    def prepare(self, rows: Mapping[str, Any] | Inputs) -> Batch:
+        """The rows of these numbers, as they were refined.
 
         Raises:
-            ValueError: if a row is not among those that were refined.
+            ValueError: if there is no number of a row that was refined.
         """
-        found = [self._rows.get(key, -1) for key in self._keys(x, context)]
-        if -1 in found:
+        number = rows.get(_ROW) if isinstance(rows, Mapping) else None
+        if number is None:
             raise ValueError(
-                f"row {found.index(-1)} is not among those the guide was refined for: give the same rows with the same "
-                f"keyword arguments, or refine the guide for it"
+                "the guide was refined for rows that it knows by number: give refined.rows(), or refine it for others"
             )
-        rows, prepared, log_jacobian = self._prepared
-        index = torch.tensor(found, device=rows.device)
-        context = {name: value[index] for name, value in prepared.items()}
-        return rows[index], {**context, _ROW: index}, log_jacobian[index]
+        number = torch.as_tensor(number, device=self._refined_batch.x.device)
+        if bool(((number < 0) | (number >= len(self._refined_batch))).any()):
+            raise ValueError(
+                f"{_ROW} must be from 0 to {len(self._refined_batch) - 1}, the rows that the guide was refined for"
+            )
+        return self._refined_batch[number]
+
+
+def _without_row(model: Callable[..., Any]) -> Callable[..., Any]:
+    """A model that takes any keyword argument, but is not told which rows it is run on."""
+
+    def program(x: Tensor | None = None, *, refined_row: Any = None, **arguments: Any) -> Any:
+        return model(x, **arguments)
+
+    return program
 
 
 def refine(
     pair: Pair,
-    x: Array,
+    x: Inputs,
     *,
     steps: int = 500,
     learning_rate: float = 0.05,
     num_particles: int = 16,
     seed: int = 0,
     chunk_size: int = 256,
-    **context: Any,
 ) -> RefinedPair:
     r"""The refined posterior of each row: the guide's own family, with its parameters set free for that row.
 
@@ -192,27 +208,29 @@ def refine(
     the row's ELBO; the formula is at the top of :mod:`pyro_vae.evaluation.refinement`. The learning rate falls along a
     cosine to 0. Wrappers (``Independent``, expanded, masked, mixtures) stay.
 
+    - It is the ELBO as it is reported: without the programs' scales, with their masks, without what the guide observes
+      or its factors. Latents that the model enumerates are summed over, and nothing of them is refined.
     - Where a site depends on another site's draw, it still does: its parameters are shifted by the same amount
       whatever the draw.
     - Of a transformed distribution (a flow) the base is moved, and the transform stays.
     - A guide cannot be refined if it has a latent that belongs to all rows, a ``Delta`` site or another without
-      a parameter that can be moved freely, or parameters without a dimension of rows.
+      a parameter that can be moved freely, parameters without a dimension of rows, or no latents at all.
 
     Args:
         pair: The programs. They stay as they are.
-        x: Rows ``(N, *E)`` in the user's units.
+        x: Rows ``(N, *E)`` in the user's units, or a mapping of ``"x"`` and the programs' keyword arguments.
         steps: Steps of Adam.
         learning_rate: The first one, in the units of the unconstrained parameters.
         num_particles: Draws for each row at each step.
         seed: Seeds the draws of guide and transform.
         chunk_size: Rows at a time.
-        context: Keyword arguments of both programs, rows first.
 
     Returns:
-        The pair with the refined guide, for these rows: ``refine(pair, x).encode(x)`` is :math:`q_n(z)`.
+        The pair with the refined guide, for these rows: with ``refined = refine(pair, x)``,
+        ``refined.encode(refined.rows())`` is :math:`q_n(z)`.
 
     Raises:
-        ValueError: if the guide cannot be refined, or a row's ELBO is not finite.
+        ValueError: if rows or programs do not fit, the guide cannot be refined, or a row's ELBO is not finite.
 
     Source: Cremer et al., *Inference Suboptimality in Variational Autoencoders*, 2018; Kim et al., *Semi-Amortized
     Variational Autoencoders*, 2018.
@@ -221,85 +239,117 @@ def refine(
         >>> from pyro_vae import mlp_vae
         >>> from pyro_vae.likelihoods import Normal
         >>> vae, x = mlp_vae((3,), 2, likelihood=Normal(scale=1.0)), torch.randn(4, 3)
-        >>> refine(vae, x, steps=10).encode(x[2:]).mean.shape
+        >>> refined = refine(vae, x, steps=10)
+        >>> refined.encode(refined.rows([3, 0])).mean.shape
         torch.Size([2, 2])
     """
     if steps < 1 or num_particles < 1:
         raise ValueError(f"steps and num_particles must be at least 1, found {steps} and {num_particles}")
-    x = pair.check(x, **context)
+    given = _all_rows(pair, x)
     with forked_random_state(pair.device):
         torch.manual_seed(seed)
-        rows, prepared, log_jacobian = pair.prepare(x, context)
-        row_programs(pair, rows, prepared)  # looks whether every latent belongs to a row
-        parts = []
-        for start in range(0, len(rows), chunk_size):
-            here = slice(start, start + chunk_size)
-            batch = {name: value[here] for name, value in prepared.items()}
-            parts.append(_fit_shifts(pair, rows[here], batch, steps, learning_rate, num_particles, start))
-    shifts = {key: torch.cat([values[key] for values, _ in parts], dim=row_dim) for key, row_dim in parts[0][1].items()}
-    return RefinedPair(pair, shifts, parts[0][1], (x, context), (rows, prepared, log_jacobian))
+        batch = pair.prepare(given)
+        structure = pair.structure(batch)
+        structure.require_local()
+        if not structure.guided:
+            raise ValueError("the guide cannot be refined: it draws no latents")
+        fits = [
+            _Fit(pair, structure, part).run(steps, learning_rate, num_particles, first)
+            for first, part in zip(range(0, len(batch), chunk_size), batch.chunks(chunk_size), strict=True)
+        ]
+    row_dims = fits[0].row_dims
+    shifts = {key: torch.cat([fit.shifts[key] for fit in fits], dim=dim) for key, dim in row_dims.items()}
+    return RefinedPair(pair, shifts, row_dims, given, batch)
 
 
-def _zero_shifts(guide: Any, x: Tensor, context: Mapping[str, Any]) -> tuple[dict, dict[tuple[str, str], int]]:
-    """A shift of nothing for each parameter of each site, and the dimension of its rows."""
-    shifts: dict[tuple[str, str], Tensor] = {}
-    row_dims: dict[tuple[str, str], int] = {}
-    stuck: list[str] = []  # said when the programs have ended, for Pyro adds the shapes of its sites to what is raised
+def _all_rows(pair: Pair, x: Inputs) -> dict[str, Any]:
+    """All rows in memory, as they are given."""
+    return next(pair.check(x).chunks(2**62))
 
-    def look(site: str, path: str, value: Tensor, constraint: Any, row_dim: int) -> Tensor:
-        try:
-            free = transform_to(constraint).inv(value)
-        except NotImplementedError:
-            stuck.append(
-                f"the parameter {path!r} at its site {site!r} cannot be moved freely, for its range depends on others"
-            )
+
+class _Fit:
+    """Shifts of the guide's parameters for some rows."""
+
+    def __init__(self, pair: Pair, structure: Structure, batch: Batch) -> None:
+        self.pair, self.structure, self.batch = pair, structure, batch
+        self.shifts: dict[Key, Tensor] = {}
+        self.row_dims: dict[Key, int] = {}
+        self._look()
+
+    def _look(self) -> None:
+        """A shift of nothing for each parameter of each site, and the dimension of its rows.
+
+        Raises:
+            ValueError: if one cannot be moved.
+        """
+        stuck: list[str] = []  # said when the programs have ended, for Pyro adds the shapes of its sites to errors
+
+        def look(site: str, path: str, value: Tensor, constraint: Any, row_dim: int) -> Tensor:
+            try:
+                free = transform_to(constraint).inv(value)
+            except NotImplementedError:
+                stuck.append(
+                    f"the parameter {path!r} at its site {site!r} cannot be moved freely, for its range depends on "
+                    f"others"
+                )
+                return value
+            if not 0 < -row_dim <= value.dim() or value.shape[row_dim] != len(self.batch):
+                stuck.append(
+                    f"the parameter {path!r} at its site {site!r} has shape {tuple(value.shape)}, without a dimension "
+                    f"for the {len(self.batch)} rows"
+                )
+            self.shifts[site, path], self.row_dims[site, path] = torch.zeros_like(free), row_dim
             return value
-        if value.dim() <= row_dim or value.shape[row_dim] != len(x):
-            stuck.append(
-                f"the parameter {path!r} at its site {site!r} has shape {tuple(value.shape)}, without a dimension for "
-                f"the {len(x)} rows"
-            )
-        shifts[site, path], row_dims[site, path] = torch.zeros_like(free), row_dim
-        return value
 
-    with evaluating(guide):
-        nodes = prune_subsample_sites(poutine.trace(_Shifted(look)(guide)).get_trace(x, **context)).nodes
-    for name, site in nodes.items():
-        if site["type"] == "sample" and not site["is_observed"] and name not in {site for site, _ in shifts}:
-            stuck.append(f"the {type(site['fn']).__name__} at its site {name!r} has no parameters that could be moved")
-    if stuck:
-        raise ValueError(f"the guide cannot be refined: {stuck[0]}")
-    return shifts, row_dims
+        guide = _Shifted(look)(self.pair.programs[1])
+        with evaluating(self.pair.guide):
+            sites = sample_sites(poutine.trace(guide).get_trace(self.batch.x, **self.batch.arguments))
+        for name, site in sites.items():
+            if not site["is_observed"] and name not in {site for site, _ in self.shifts}:
+                stuck.append(f"the {type(site['fn']).__name__} at its site {name!r} has no parameters to move")
+        if stuck:
+            raise ValueError(f"the guide cannot be refined: {stuck[0]}")
 
+    def run(self, steps: int, learning_rate: float, num_particles: int, first: int) -> "_Fit":
+        """Moves the shifts up the gradient of each row's own ELBO; ``first`` is the number of the first row."""
+        model, guide = self.pair.programs
+        refined = _RefinedGuide(guide, self.shifts, self.row_dims)
+        programs = unscaled(_without_row(model)), unscaled(refined)
+        free = list(refined.shifts)
+        batch, particles = self._repeated(num_particles)
+        objective, progress = Elbo(kl="auto"), torch.zeros(())
+        optimiser = torch.optim.Adam(free, lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        checks = pyro.validation_enabled(is_validate=False)  # the programs were looked at with them
+        with checks, evaluating(self.pair.model, self.pair.guide), torch.enable_grad():
+            for _ in range(steps):
+                draws = run_pair(*programs, batch, self.structure, num_particles=particles)
+                draws = draws.where(lambda term: term.is_local and term.kind != "auxiliary")
+                loss = -len(self.batch) * objective(draws, progress).mean()  # each row's own, whatever their number
+                for parameter, gradient in zip(free, torch.autograd.grad(loss, free), strict=True):
+                    parameter.grad = gradient
+                optimiser.step()
+                schedule.step()
+        self.shifts = {key: value.detach() for key, value in zip(refined.names, free, strict=True)}
+        self._check_finite(first, learning_rate)
+        return self
 
-def _fit_shifts(
-    pair: Pair, x: Tensor, context: dict[str, Any], steps: int, learning_rate: float, num_particles: int, first: int
-) -> tuple[dict, dict[tuple[str, str], int]]:
-    shifts, row_dims = _zero_shifts(pair.guide, x, context)
-    guide = _RefinedGuide(pair.guide, shifts, row_dims)
-    index = torch.arange(len(x), device=x.device).repeat_interleave(num_particles)
-    repeated = {name: value[index] for name, value in context.items()}
-    model, refined = unscaled(_WithoutRow(pair.model)), unscaled(guide)
-    free = list(guide.shifts)
-    optimiser = torch.optim.Adam(free, lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    with evaluating(pair.model, pair.guide), torch.enable_grad():
-        for _ in range(steps):
-            terms = elbo_terms(model, refined, x[index], {**repeated, _ROW: index}, kl="auto")
-            loss = -len(x) * terms.surrogate  # each row's own, whatever their number
-            for parameter, gradient in zip(free, torch.autograd.grad(loss, free), strict=True):
-                parameter.grad = gradient
-            optimiser.step()
-            schedule.step()
-    final = {key: value.detach() for key, value in zip(guide.names, free, strict=True)}
-    for key, value in final.items():
-        bad = ~value.isfinite().movedim(row_dims[key], 0).reshape(len(x), -1).all(1)
-        if bool(bad.any()):
-            raise ValueError(
-                f"refining the row at index {first + int(bad.nonzero()[0])} came to values that are not finite: "
-                f"look at its log-probabilities, or take a smaller learning_rate than {learning_rate:g}"
-            )
-    return final, row_dims
+    def _repeated(self, num_particles: int) -> tuple[Batch, int | None]:
+        """The rows with their numbers, and the draws for each; or each row so many times, with one draw."""
+        number = torch.arange(len(self.batch), device=self.batch.x.device)
+        batch = self.batch.replace(**{_ROW: number})
+        if self.structure.vectorised:
+            return batch, num_particles
+        return batch[number.repeat_interleave(num_particles)], None
+
+    def _check_finite(self, first: int, learning_rate: float) -> None:
+        for key, value in self.shifts.items():
+            bad = ~value.isfinite().movedim(self.row_dims[key], 0).reshape(len(self.batch), -1).all(1)
+            if bool(bad.any()):
+                raise ValueError(
+                    f"refining the row at index {first + int(bad.nonzero()[0])} came to values that are not finite: "
+                    f"look at its log-probabilities, or take a smaller learning_rate than {learning_rate:g}"
+                )
 
 
 @dataclass(frozen=True)
@@ -356,20 +406,19 @@ class Gaps:
 
 def gaps(
     pair: Pair,
-    x: Array,
-    log_evidence: Array,
+    x: Inputs,
+    log_evidence: Any,
     *,
     refined: RefinedPair | None = None,
     num_particles: int = 1000,
     seed: int = 0,
     steps: int = 500,
-    **context: Any,
 ) -> Gaps:
     r"""Splits log p(x) − ELBO of each row into what amortisation costs and what the guide's family costs.
 
     Args:
         pair: The programs.
-        x: Rows ``(N, *E)`` in the user's units.
+        x: Rows ``(N, *E)`` in the user's units, or a mapping of ``"x"`` and the programs' keyword arguments.
         log_evidence: log p(x) of each row in the user's units, ``(N,)``: in closed form, or by importance sampling
             (from the refined pair it is best). Where the transform draws at random, it must be of the very draw, so
             take it from the refined pair, and give that here.
@@ -377,31 +426,60 @@ def gaps(
         num_particles: Draws for each row of either ELBO.
         seed: Seeds all draws.
         steps: Steps of :func:`refine`.
-        context: Keyword arguments of both programs, rows first.
 
     Returns:
         The gaps, row by row, with standard errors. A gap near 0 may come out below it, within its error.
 
     Raises:
-        ValueError: if ``log_evidence`` has not one number for each row, or the guide cannot be refined.
+        ValueError: if ``log_evidence`` has not one number for each row, the guide cannot be refined, or was refined
+            for other rows.
 
     Source: Cremer et al., *Inference Suboptimality in Variational Autoencoders*, 2018.
+
+    Example:
+        >>> from pyro_vae import mlp_vae
+        >>> from pyro_vae.evaluation import log_evidence
+        >>> from pyro_vae.likelihoods import Normal
+        >>> vae, x = mlp_vae((3,), 2, likelihood=Normal(scale=1.0)), torch.randn(4, 3)
+        >>> refined = refine(vae, x, steps=50)
+        >>> evidence = log_evidence(refined, refined.rows(), num_particles=1000)
+        >>> gaps(vae, x, evidence.log_evidence, refined=refined).amortisation.shape
+        torch.Size([4])
     """
-    x = pair.check(x, **context)
+    given = _all_rows(pair, x)
     evidence = torch.as_tensor(log_evidence).double().to(pair.device)
-    if evidence.shape != (len(x),):
-        raise ValueError(f"log_evidence has shape {tuple(evidence.shape)}, expected one number for {len(x)} rows")
+    if evidence.shape != (len(given["x"]),):
+        raise ValueError(
+            f"log_evidence has shape {tuple(evidence.shape)}, expected one number for {len(given['x'])} rows"
+        )
     if num_particles < 2:
         raise ValueError(f"num_particles must be at least 2, for a standard error; found {num_particles}")
     if refined is None:
-        refined = refine(pair, x, steps=steps, seed=seed, **context)
-    rows, prepared, log_jacobian = refined.prepare(x, context)
-    plain = {name: value for name, value in prepared.items() if name != _ROW}
-    estimates = []
-    with forked_random_state(pair.device):
-        torch.manual_seed(seed)
-        for which, given in ((pair, plain), (refined, prepared)):
-            weights = log_weights(which, rows, given, num_particles)
-            estimates.append((weights.mean(0) + log_jacobian.double(), weights.std(0) / num_particles**0.5))
-    (elbo, elbo_se), (refined_elbo, refined_elbo_se) = estimates
+        refined = refine(pair, given, steps=steps, seed=seed)
+    known = refined.rows()
+    if not all(_same(value, known.get(name)) for name, value in given.items()):
+        raise ValueError("the guide was refined for other rows than x: refine it for these")
+    batch = refined.prepare(known)
+    elbo, elbo_se = _elbo(pair, batch.replace(**{_ROW: None}), num_particles, seed)
+    refined_elbo, refined_elbo_se = _elbo(refined, batch, num_particles, seed)
     return Gaps(evidence, elbo, refined_elbo, elbo_se, refined_elbo_se)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return a == b
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _elbo(pair: Pair, batch: Batch, num_particles: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Each row's ELBO in the user's units, with its standard error over the draws."""
+    structure = pair.structure(batch, count_bytes=True)
+    at_once = rows_that_fit(structure.bytes_per_draw * num_particles, budget=_BYTES)
+    means, errors = [], []
+    with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
+        torch.manual_seed(seed)
+        for part in batch.chunks(at_once):
+            weights = draw_log_weights(pair, part, structure, num_particles).double()
+            means.append(weights.mean(0) + part.log_jacobian.double())
+            errors.append(weights.std(0) / num_particles**0.5)
+    return torch.cat(means), torch.cat(errors)
