@@ -134,7 +134,7 @@ INTRODUCTION = """# How fast it is
 
 Made by `python scripts/benchmark.py --data-root … --out docs/benchmarks/NAME`; its numbers are in `NAME.json`.
 
-All train the same model on the same binarised rows: every epoch shuffles them, draws the bits of each batch anew and
+All train the same model on the same binarised rows: every epoch shuffles them, draws the bits of each batch again and
 takes a step of Adam (1e-3) with it; rows that do not fill a batch are left out for all. Each contender is a process of
 its own, started from cold; it waits idle while another has its turn. A turn trains fresh weights for a few epochs, of
 which the last counts. A ratio is that of two contenders in the same round. The ELBO is that of the last epoch's rows:
@@ -143,7 +143,7 @@ of one training, data and compiler included; the first step is taken on one batc
 compilation, and not the time for looking at all rows.
 
 - **Pyro example**: a `DataLoader` over tensors, `SVI.step` with `Trace_ELBO` and `pyro.optim.Adam`, with
-  Pyro's validation as it is by default. The example decodes every image anew; that is left out.
+  Pyro's validation as it is by default. The example decodes every image again; that is left out.
 - **PyTorch**: by hand; rows on the device, the KL in closed form, fused Adam; its loss compiled, or its step as one
   CUDA graph.
 - **NumPyro**: as its example; the epoch is one jitted loop on the device, with `SVI.update` and `Trace_ELBO`.

@@ -46,7 +46,7 @@ def main(
     out: Annotated[Path, typer.Option(help="The file to write, JSON.")] = Path("imputation.json"),
     share: Annotated[float, typer.Option(help="Share of the entries that is removed.")] = 0.2,
     epochs: Annotated[int, typer.Option(help="Times every row is seen.")] = 600,
-    seeds: Annotated[int, typer.Option(help="Times it is done anew, with other gaps and weights.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Times that all is done, each with other gaps and weights.")] = 3,
 ) -> None:
     """Compares a VAE with mean imputation and scikit-learn's IterativeImputer on tables with gaps.
 

@@ -11,23 +11,39 @@ import numpy as np
 import pandas as pd
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def python_session(text):
+    """What is there when a document's Python has run from top to bottom."""
+    session = {"__name__": "document"}
+    for block in blocks("python", text):
+        exec(compile(block, "document", "exec"), session)
+    return session
 
 
 def test_the_python_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    session = {"__name__": "readme"}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), session)
+    session = python_session(README)
     assert session["x_like"].shape == (5, 359, 8, 8)
     assert session["threes"].shape == (16, 64)
     assert {name: draws.shape for name, draws in session["both"].items()} == {"z": (16, 4), "x": (16, 64)}
     assert session["epoch"]["epoch"] <= 5
     assert session["draws"].shape == (10, 5, 8, 8)
+
+
+def test_the_python_of_the_document_on_tables_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_patients(tmp_path / "patients.csv")
+    session = python_session((ROOT / "docs" / "tables.md").read_text())
+    assert len(session["filled"]) == 5
+    assert not any(table.isna().any(axis=None) for table in session["filled"])
+    assert list(session["new"].columns) == ["age", "pressure", "group"]
 
 
 def commands():
@@ -78,6 +94,5 @@ def test_the_commands_on_mnist_run(tmp_path, monkeypatch, data_root):
 
 
 def test_the_pictures_and_documents_it_links_to_are_there():
-    root = Path(__file__).parents[1]
     for target in re.findall(r"\]\(([^)#]+)", README):
-        assert target.startswith("https://") or (root / target).exists(), target
+        assert target.startswith("https://") or (ROOT / target).exists(), target

@@ -240,7 +240,7 @@ def test_bits_are_1_as_often_as_the_grey_level_says(low, high):
     assert ((bits.mean(0) - probability).abs() <= 5 * standard_error).all()
 
 
-def test_bits_are_drawn_anew_at_each_call_and_on_their_own_for_each_element():
+def test_bits_are_drawn_again_at_each_call_and_on_their_own_for_each_element():
     binarize, grey = Binarize(), torch.full((100, 100), 0.5)
     first, second = binarize(grey), binarize(grey)
     agreement = (first == second).float().mean().item()
@@ -330,8 +330,8 @@ def test_bits_with_a_seed_of_rows_that_differ_in_one_pixel_do_not_depend_on_each
     assert abs(products.mean() / products.std()) * math.sqrt(products.numel()) < 5
 
 
-@pytest.mark.parametrize("seeds", [range(6), [None] * 6], ids=["seeds", "anew"])
-def test_bits_with_different_seeds_or_drawn_anew_do_not_depend_on_each_other(seeds):
+@pytest.mark.parametrize("seeds", [range(6), [None] * 6], ids=["seeds", "again"])
+def test_bits_with_different_seeds_or_drawn_again_do_not_depend_on_each_other(seeds):
     grey = torch.rand(500, 60)
     centred = [Binarize(seed=seed)(grey) - grey for seed in seeds]
     for one, other in itertools.combinations(centred, 2):
@@ -359,7 +359,7 @@ def test_the_noise_of_bits_is_a_hash_of_their_place_under_two_keys(dtype):
 # Whole numbers spread over intervals.
 
 
-def test_whole_numbers_are_spread_uniformly_and_anew_each_time():
+def test_whole_numbers_are_spread_uniformly_and_again_each_time():
     dequantize, x = Dequantize(256), torch.tensor([[0.0, 100.0, 255.0]]).expand(5000, 3)
     first, second = dequantize(x) - x, dequantize(x) - x
     for draws in (first, second, (first + second) % 1):

@@ -2,7 +2,7 @@
 
 Every module here has ``train(x, task, *, epochs, seed, …)``, which trains from fresh weights and returns for each
 epoch its ``seconds`` and the mean ``elbo`` of its steps in nats per row. An epoch is the same work for all: the rows
-are shuffled, each batch is binarised anew, and each batch is a step of Adam. No contender imports another's library.
+are shuffled, each batch is binarised again, and each batch is a step of Adam. No contender imports another's library.
 """
 
 from dataclasses import dataclass
