@@ -84,7 +84,7 @@ def centre(fn: Any) -> Tensor:
             return mean
     except NotImplementedError:
         pass
-    draws = fn.sample((_CENTRE_DRAWS,))
+    draws = fn(torch.Size((_CENTRE_DRAWS,)))  # as Pyro draws; flows that it wraps have no method for it
     mean = draws.mean(0)
     return mean if bool(mean.isfinite().all()) else draws.median(0).values
 
