@@ -149,9 +149,17 @@ class ByHand:
         """Each site's term by kind and name, in nats, and the scale that the programs put on it."""
         spec, terms, joined = self.spec, {}, self.joined()
         if joined:
-            names = [s.name for s in joined if s in spec.observed] or [s.name for s in joined]
-            names = [f"{n}_observed" if n == "x" and "obs_mask" in spec.mask else n for n in names]
-            terms["likelihood", " & ".join(names)] = self.marginal(joined, row), self.scale("z", "row", row)
+            observed = [s.name for s in joined if s in spec.observed]
+            drawn = [s.name for s in joined if s not in spec.observed and s.how != "model"]
+            if "x" in observed and spec.mask == "guided obs_mask":
+                drawn.append("x_unobserved")
+            names = [f"{n}_observed" if n == "x" and "obs_mask" in spec.mask else n for n in observed]
+            left, scale = self.marginal(joined, row), self.scale("z", "row", row)
+            if drawn:
+                prior = self.marginal(joined, row, hidden=True)
+                terms["prior", " & ".join(drawn)], left = (prior, scale), left - prior
+            if observed or not drawn:
+                terms["likelihood", " & ".join(names or [s.name for s in joined])] = left, scale
         for site in (*spec.latents, *spec.observed):
             if site in joined:
                 continue
@@ -206,8 +214,11 @@ class ByHand:
         guide = distribution("normal", self.programs.get("guide gap bias"), torch.zeros(()))
         return guide, _with_its_noise(guide, value) if self.retrace else value
 
-    def marginal(self, joined, row):
-        """Log of the sum over all values of the model's enumerated latents of the probability of what they join."""
+    def marginal(self, joined, row, *, hidden=False):
+        """Log of the sum over all values of the model's enumerated latents of the probability of what they join.
+
+        Of all of it, or of what is not observed alone.
+        """
         spec, summed = self.spec, self.spec.latent("model")
         outer = [s for s in summed if s.frame == "row"]
         inner = [s for s in summed if s.frame == "word"]
@@ -215,17 +226,18 @@ class ByHand:
         logs = []
         for values in itertools.product(*(values_of(s.family) for s in outer)):
             given = {(s.name, row, None): v for s, v in zip(outer, values, strict=True)}
-            log = self._log_joint([s for s in joined if s.frame == "row"], given, row, None)
+            log = self._log_joint([s for s in joined if s.frame == "row"], given, row, None, hidden=hidden)
             for word in range(spec.words):
                 alternatives = []
                 for within in itertools.product(*(values_of(s.family) for s in inner)):
                     both = given | {(s.name, row, word): v for s, v in zip(inner, within, strict=True)}
-                    alternatives.append(self._log_joint([s for s in joined if s.frame == "word"], both, row, word))
+                    of_word = [s for s in joined if s.frame == "word"]
+                    alternatives.append(self._log_joint(of_word, both, row, word, hidden=hidden))
                 log = log + factor * torch.stack(alternatives).logsumexp(0)
             logs.append(log)
         return torch.stack(logs).logsumexp(0)
 
-    def _log_joint(self, sites, given, row, word):
+    def _log_joint(self, sites, given, row, word, *, hidden):
         def value(name, row, word):
             return given[name, row, word] if (name, row, word) in given else self.value(name, row, word)
 
@@ -233,6 +245,8 @@ class ByHand:
         for site in sites:
             is_summed = site.how == "model"
             seen = is_summed or self.is_seen(site.name, site.frame, row, word)
+            if seen and hidden and site in self.spec.observed:
+                continue
             if seen:
                 here = self.observed if site in self.spec.observed else value
                 total = total + self.model_fn(site, value, row, word).log_prob(here(site.name, row, word))

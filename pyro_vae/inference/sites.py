@@ -14,8 +14,9 @@ tool, since all read traces here:
   its elements is counted up to all of them, which is the unbiased estimate of the row's ELBO.
 - **Shared.** A site outside the plate ``"data"`` belongs to all rows: each bears 1/num_rows of it.
 - **Enumerated.** A latent that the model marks ``infer={"enumerate": "parallel"}`` is summed over, with all sites that
-  depend on it: together they are one entry of ``log_likelihood``. One that the guide marks so is summed over with the
-  guide's probabilities (or drawn, where weights of single draws are needed).
+  depend on it. Latents among these are one entry of ``log_prior``, their marginal; the observed sites are one entry of
+  ``log_likelihood``, what is left of the sum: log p(x | z) with the enumerated latent's posterior given z. One that the
+  guide marks so is summed over with the guide's probabilities (or drawn, where weights of single draws are needed).
 - **Auxiliary.** What the guide observes and factors in the guide are losses of their own, no part of the ELBO. An
   observed site is maximised, as in CEVAE (Louizos et al., 2017); a factor has Pyro's sign: it counts as part of
   :math:`\log q`, so that it is minimised.
@@ -260,6 +261,10 @@ def _sum(parts: list[Any]) -> Any:
     return sum(parts[1:], parts[0])
 
 
+def _is_enumerated(site: Any) -> bool:
+    return site["infer"].get("_enumerate_dim") is not None
+
+
 def _frames_local(frames: tuple[Any, ...]) -> bool:
     return any(frame.name == "data" for frame in frames)
 
@@ -350,12 +355,19 @@ class _Run:
                 "flat", nesting, model, guide, (batch.x,), batch.arguments
             )
         self.model, self.guide = sample_sites(self.model_trace), sample_sites(self.guide_trace)
-        self.enumerated = structure.enumerated("guide") if guided else []
+        # How many steps there are may depend on the rows, so what is enumerated is read off this run.
+        self.enumerated = [name for name, site in self.guide.items() if _is_enumerated(site)]
+        self.summed = [
+            name
+            for name, site in self.model.items()
+            if name not in self.guide and _is_enumerated(site) and not self._is_left_to_the_model(name)
+        ]
         self.probabilities = self._probabilities()
+        self.joined = self._joined_sites()
 
     def draws(self) -> Draws:
-        joined = self._joined_sites()
-        terms = [self._marginal(joined)] if joined else []
+        joined = self.joined
+        terms = self._marginals(joined) if joined else []
         for name, site in self.model.items():
             if name in joined or self._is_left_to_the_model(name):
                 continue
@@ -433,7 +445,7 @@ class _Run:
             why = f"draws at {', '.join(stuck)} cannot be differentiated through"
         else:
             for name, site in sites.items():
-                if name not in priors:
+                if name not in priors or name in self.joined:
                     why = f"the prior of {name} depends on a latent that is summed over"
                     continue
                 try:
@@ -466,7 +478,7 @@ class _Run:
 
     def _joined_sites(self) -> list[str]:
         """The sites that an enumerated latent of the model joins: those that depend on it, and itself."""
-        if not self.structure.enumerated("model"):
+        if not self.summed:
             return []
         self.guide_trace.pack_tensors()
         self.model_trace.pack_tensors(self.guide_trace.plate_to_symbol)
@@ -478,7 +490,7 @@ class _Run:
         return name not in self.structure.latents and is_unobserved_part(name, self.model)
 
     def _summed(self) -> set[str]:
-        return {self.model[name]["infer"]["_enumerate_symbol"] for name in self.structure.enumerated("model")}
+        return {self.model[name]["infer"]["_enumerate_symbol"] for name in self.summed}
 
     def factors(self, joined: list[str]) -> OrderedDict[frozenset[str], list[Tensor]]:
         """The log-probabilities of joined sites by the plates within a row that they are in."""
@@ -486,7 +498,7 @@ class _Run:
         for name in joined:
             site = self.model[name]
             factor = site["packed"]["unscaled_log_prob"]
-            if name not in self.structure.latents or self.structure.latents[name].enumerated != "model":
+            if name not in self.summed:
                 factor = packed.scale_and_mask(factor, mask=site["packed"]["mask"])
             found.setdefault(self.ordinal(site), []).append(factor)
         return found
@@ -496,12 +508,34 @@ class _Run:
         symbols = self.model_trace.plate_to_symbol
         return frozenset(symbols[f.name] for f in vectorised_frames(site) if f.name not in ("data", PARTICLES))
 
-    def _marginal(self, joined: list[str]) -> Term:
-        """Their log-probability, summed over the values that the model enumerates."""
+    def _marginals(self, joined: list[str]) -> list[Term]:
+        """Their log-probability summed over the values that the model enumerates: of latents, of what is observed."""
         sites = [self.model[name] for name in joined]
         if any(not is_local(site) for site in sites):
             raise ContractError("an enumerated latent joins sites outside of the plate 'data'")
         scale, (data, inner) = _common_scale(sites), _subsampling(sites[0])
+        frames = {f.name: f for site in sites for f in vectorised_frames(site) if f.name in ("data", PARTICLES)}
+
+        def term(names: list[str], kind: Kind, found: Tensor, costs: Tensor) -> Term:
+            by_value = found * (scale / data)
+            rows, scaled = self.expected(found) * inner, self.expected(by_value)
+            each = None if self.probabilities is None else (by_value, None)
+            cost = (costs * (scale / data)).detach()
+            return Term(" & ".join(names), kind, rows, scaled, tuple(frames.values()), cost, by_value=each)
+
+        observed = [name for name in joined if self.model[name]["is_observed"]]
+        drawn = [name for name in joined if name not in self.summed and name not in observed]
+        total = self._contracted(joined)
+        if not drawn:
+            return [term(observed or joined, "likelihood", *total)]
+        prior = self._contracted([name for name in joined if name not in observed])
+        terms = [term(drawn, "prior", *prior)]
+        if observed:
+            terms.append(term(observed, "likelihood", total[0] - prior[0], total[1] - prior[1]))
+        return terms
+
+    def _contracted(self, joined: list[str]) -> tuple[Tensor, Tensor]:
+        """The sum over enumerated values of what these sites say, by row, and by draw and row in the sites' shape."""
         contracted = contract_tensor_tree(self.factors(joined), self._summed())
         found: list[Tensor] = []
         costs: list[Tensor] = []
@@ -511,14 +545,7 @@ class _Run:
                 found.append(self._in_rows(values, local=True))
                 depth = tuple(range(-min(values.dim(), self.nesting), -1))
                 costs.append(values.sum(depth, keepdim=True) if depth else values)
-        by_value = _sum(found) * (scale / data)
-        rows, scaled = self.expected(_sum(found)) * inner, self.expected(by_value)
-        cost = (_sum(costs) * (scale / data)).detach()
-        observed = [name for name in joined if self.model[name]["is_observed"]] or joined
-        frames = {f.name: f for site in sites for f in vectorised_frames(site) if f.name in ("data", PARTICLES)}
-        each = None if self.probabilities is None else (by_value, None)
-        name = " & ".join(observed)
-        return Term(name, "likelihood", rows, scaled, tuple(frames.values()), cost, by_value=each)
+        return _sum(found), _sum(costs)
 
 
 def _subsampling(site: Any) -> tuple[float, float]:
@@ -580,11 +607,10 @@ def enumerated_logits(
         ``(K, *plates, N, number of values)``; without K where it is None.
     """
     run = _Run(model, guide, batch, structure, num_particles, None, enumerate_guide=False)
-    joined = run._joined_sites()
     node = run.model[site]
     symbol = node["infer"]["_enumerate_symbol"]
     logits = contract_to_tensor(
-        run.factors(joined), run._summed(), target_ordinal=run.ordinal(node), target_dims={symbol}
+        run.factors(run.joined), run._summed(), target_ordinal=run.ordinal(node), target_dims={symbol}
     )
     size = logits.shape[logits._pyro_dims.index(symbol)]
     logits = packed.unpack(logits, run.model_trace.symbol_to_dim)
