@@ -1,0 +1,396 @@
+"""One training run: its data, its optimiser, and how far it is."""
+
+import itertools
+import math
+import os
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from pyro.util import get_rng_state, set_rng_state
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_vae.data.rows import Inputs, Rows, as_rows
+from pyro_vae.pair import Pair
+from pyro_vae.programs.running import forked_random_state, local_parameters
+from pyro_vae.training import parallel
+from pyro_vae.training.checkpoints import (
+    Checkpoint,
+    get_random_state,
+    pack_optimizer,
+    read_checkpoint,
+    set_random_state,
+    unpack_optimizer,
+    write_checkpoint,
+)
+from pyro_vae.training.elbo import elbo_per_row
+from pyro_vae.training.execution import Execution
+from pyro_vae.training.parameters import STORE, trainable
+from pyro_vae.training.settings import Settings, resolve_device
+from pyro_vae.training.step import SUMS, Gradients, has_bfloat16
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Run"]
+
+_STEPS_BETWEEN_AGREEMENTS = 10  # of several ranks on whether to stop, which a GPU is waited for
+
+
+@contextmanager
+def _seeded(state: dict[str, Any] | None, seed: int, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Lets every generator that a program may use go on from a state, or from a seed, and puts the caller's back.
+
+    The mapping that it gives holds, afterwards, the state to go on from.
+    """
+    before, after = get_rng_state(), {}
+    with forked_random_state(device):
+        if state is None:
+            pyro.set_rng_seed(seed)
+        else:
+            set_rng_state(state["pyro"])
+            set_random_state(state["torch"], device)
+        try:
+            yield after
+        finally:
+            after |= {"pyro": get_rng_state(), "torch": get_random_state(device)}
+            set_rng_state(before)
+
+
+class Run:
+    """One training run: its data, its optimiser, and how far it is."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        train: Rows,
+        valid: Rows | None,
+        settings: Settings,
+        checkpoint: Path | None,
+        *,
+        progress: bool,
+    ) -> None:
+        self.pair, self.data, self.valid = pair, train, valid
+        self.settings, self.checkpoint, self.progress = settings, checkpoint, progress
+        self.device = pair.device
+        self.num_rows = pair.num_rows = train.num_rows
+        self.rows_in_step = settings.batch_size * parallel.world_size()
+        self.steps = len(self._split(torch.arange(self.num_rows)))
+        self.interrupts = parallel.Interrupts()
+        self.order = torch.Generator().manual_seed(settings.seed)
+        self.state: dict[str, Any] | None = None  # of random numbers, between epochs
+        self.stopped = "finished"
+        with _seeded(None, settings.seed, self.device) as self.state, local_parameters():
+            self.first = self._first_reference()
+            with forked_random_state(self.device):
+                batch = pair.prepare(self.data.resolve(self.first))
+            self.structure = pair.structure(batch)
+            self.parameters = trainable(pair, batch, self.structure)
+            self.optimizer = settings.make_optimizer(list(self.parameters.values()), self.device)
+            self.scheduler = settings.make_scheduler(self.optimizer, settings.epochs * self.steps)
+            self.history: list[dict[str, float]] = []
+            self.weights = self._copy_weights()
+            self.best: dict[str, Tensor] = {}
+            self.best_elbo, self.best_epoch = -math.inf, 0
+
+    @classmethod
+    def start(
+        cls,
+        pair: Pair,
+        x_train: Inputs,
+        *,
+        validation_data: Inputs | None,
+        device: str | torch.device,
+        progress: bool,
+        checkpoint: str | os.PathLike[str] | None,
+        resume: bool,
+        num_workers: int,
+        **arguments: Any,
+    ) -> "Run":
+        """Checks everything that can be checked before anything is trained."""
+        if resume and checkpoint is None:
+            raise ValueError("resume=True needs checkpoint, the file to go on from")
+        settings = Settings(**arguments)
+        batch_size = settings.batch_size
+        if settings.patience is not None and validation_data is None:
+            raise ValueError("patience needs validation_data: early stopping watches their ELBO")
+        device = resolve_device(device)
+        if settings.precision == "bfloat16" and not has_bfloat16(device):
+            warnings.warn(
+                "this CPU has no instructions for bfloat16 and takes many times as long for it: use precision='full'",
+                stacklevel=3,
+            )
+        pair.to(device)
+        train = as_rows(x_train, device, num_workers=num_workers, name="x_train")
+        if train.num_rows == 0:
+            raise ValueError("x_train has no rows; expected at least one")
+        if pair.data_range is not None:
+            transform = pair.transform.settle(train.parts(), pair.data_range)
+            pair.transform = transform.to(device=pair.device, dtype=pair.dtype)
+        pair.check(train, "x_train", columns=True)
+        valid = None
+        if validation_data is not None:
+            valid = pair.check(validation_data, "validation_data", num_workers=num_workers)
+        if train.num_rows < batch_size * parallel.world_size():
+            on = f" on {parallel.world_size()} ranks" if parallel.world_size() > 1 else ""
+            raise ValueError(
+                f"x_train has {train.num_rows} rows, fewer than batch_size={batch_size}{on}: use a smaller batch_size"
+            )
+        path = None if checkpoint is None else Path(checkpoint)
+        run = cls(pair, train, valid, settings, path, progress=progress and parallel.rank() == 0)
+        if resume:
+            run.restore()
+        return run
+
+    def _split(self, order: Tensor) -> list[Tensor]:
+        """The rows of each step. Too few to leave every rank two, as batch norm needs, join the step before."""
+        parts = list(order.split(self.rows_in_step))
+        if len(parts) > 1 and len(parts[-1]) < 2 * parallel.world_size():
+            parts[-2:] = [torch.cat(parts[-2:])]
+        return parts
+
+    def _first_reference(self) -> dict[str, Tensor]:
+        return next(iter(self.data.references([torch.arange(self.settings.batch_size)])))
+
+    def _execution(self) -> Execution:
+        settings = self.settings
+        gradients = Gradients(
+            self.pair,
+            self.parameters,
+            self.data,
+            self.first,
+            self.structure,
+            settings.objective,
+            precision=settings.precision,
+        )
+        execution = Execution(gradients, self.optimizer, settings.max_grad_norm)
+        if (why := gradients.why_programs) is not None:
+            execution.how = f"eager: {why}"
+        else:
+            execution.stage(self.first, compile=settings.compile, num_steps=settings.epochs * self.steps)
+        return execution
+
+    def epochs(self) -> Iterator[dict[str, float]]:
+        """Trains what is left to train, an epoch at a time, and leaves the best weights in the pair."""
+        total, done = self.settings.epochs, len(self.history)
+        parallel.broadcast([*self.parameters.values(), *self.pair.state_dict().values()])
+        self._equal_buffers()
+        self.weights = self._copy_weights()
+        bar = tqdm(
+            total=total * self.steps,
+            initial=done * self.steps,
+            disable=not self.progress,
+            unit="step",
+            dynamic_ncols=True,
+        )
+        try:
+            with bar:
+                self.pair.train()
+                with self._in_force():
+                    self.execution = self._execution()
+                while len(self.history) < total:
+                    if self._out_of_patience():
+                        self.stopped = "early"
+                        break
+                    self.pair.train()
+                    with self._in_force(), self.interrupts:
+                        self._epoch(bar)
+                    self.pair.eval()
+                    yield dict(self.history[-1])
+        except KeyboardInterrupt:
+            self.stopped = "interrupted"
+        finally:
+            if self.best:
+                self._set_weights(self.best)
+            for parameter in self.parameters.values():
+                parameter.grad = None
+            self.pair.eval()
+
+    @contextmanager
+    def _in_force(self) -> Iterator[None]:
+        """The run's own random numbers, and parameters of modules kept out of Pyro's store."""
+        with _seeded(self.state, self.settings.seed, self.device) as state, local_parameters():
+            yield
+        self.state = state
+
+    def table(self) -> "pd.DataFrame":
+        """The history as a table, with how it ended."""
+        import pandas as pd
+
+        history = pd.DataFrame(self.history)
+        history.attrs = {
+            "stopped": self.stopped,
+            "best_epoch": self.best_epoch or None,
+            "execution": self.execution.how,
+            "closed_form": self.execution.eager.closed_form,
+        }
+        return history
+
+    def _out_of_patience(self) -> bool:
+        patience = self.settings.patience
+        return patience is not None and len(self.history) - self.best_epoch >= patience
+
+    def _epoch(self, bar: Any) -> None:
+        epoch = len(self.history) + 1
+        started = time.perf_counter()
+        order = torch.randperm(self.num_rows, generator=self.order)
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
+        learning_rate, progress, seen = self._learning_rate(), 0.0, 0
+        indices = self._split(order)
+        parallel.seed_other_ranks(self.settings.seed, epoch)
+        for step, (index, reference) in enumerate(zip(indices, self._references(indices), strict=True)):
+            if step % _STEPS_BETWEEN_AGREEMENTS == 0:
+                self.interrupts.agree(self.device)
+            progress = ((epoch - 1) * self.steps + step) / (self.settings.epochs * self.steps)
+            sums += self.execution.step(reference, progress, checked=epoch == 1 and step == 0)
+            if step in (0, self.steps - 1):
+                self._equal_buffers()
+            if self.settings.schedule != "plateau":
+                self.scheduler.step()
+            seen += len(index)
+            # Between redraws of the bar nothing is read back from the device.
+            if not bar.disable and time.time() - bar.last_print_t >= bar.mininterval:
+                bar.set_postfix_str(self._postfix(epoch, sums / seen, started, seen), refresh=False)
+            bar.update()
+        reconstruction, kl, auxiliary, objective = (sums / seen).tolist()
+        seconds = time.perf_counter() - started
+        if not math.isfinite(reconstruction - kl + auxiliary):
+            self._set_weights(self.weights)
+            raise FloatingPointError(
+                f"the ELBO became {reconstruction - kl} in epoch {epoch} (reconstruction {reconstruction}, KL {kl}); "
+                f"the weights are those of epoch {epoch - 1}: try a lower learning_rate, max_grad_norm=100, or a "
+                f"likelihood with a higher floor on its scale"
+            )
+        row = {"epoch": epoch, "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+        if self.structure.auxiliary:
+            row["auxiliary"] = auxiliary
+        row["objective"] = objective
+        if self.valid is not None:
+            row |= self._validate(self.valid)
+        weight = getattr(self.settings.objective, "weight", None)
+        self.history.append(
+            row
+            | ({} if weight is None else {"kl_weight": float(weight(progress))})
+            | {
+                "learning_rate": learning_rate,
+                "seconds": seconds,
+                "rows_per_second": seen / seconds,
+            }
+        )
+        self.weights = self._copy_weights()
+        if self.valid is not None and row["validation_elbo"] > self.best_elbo:
+            self.best, self.best_elbo, self.best_epoch = self.weights, row["validation_elbo"], epoch
+        if self.settings.schedule == "plateau":
+            self.scheduler.step(row.get("validation_elbo", row["elbo"]))
+        if self.checkpoint is not None and parallel.rank() == 0:
+            self._write(self.checkpoint)
+
+    def _references(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Tensor] | None]:
+        """For each step's rows a reference to those of this rank; None where it has none, in the last step."""
+        ours = [share for index in indices if len(share := parallel.share(index))]
+        return itertools.chain(self.data.references(ours), itertools.repeat(None, len(indices) - len(ours)))
+
+    def _equal_buffers(self) -> None:
+        """Gives all ranks what the first has learned from its rows besides the weights."""
+        parallel.broadcast(self.pair.buffers())
+
+    def _learning_rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _validate(self, valid: Rows) -> dict[str, float]:
+        # The same noise after every epoch: the weights alone make the difference.
+        terms = elbo_per_row(
+            self.pair, valid, num_rows=self.num_rows, seed=self.settings.seed, structure=self.structure
+        )
+        reconstruction, kl = parallel.from_first_rank([float(term.double().mean()) for term in terms])
+        return {
+            "validation_elbo": reconstruction - kl,
+            "validation_reconstruction": reconstruction,
+            "validation_kl": kl,
+        }
+
+    def _postfix(self, epoch: int, means: Tensor, started: float, seen: int) -> str:
+        reconstruction, kl, *_ = means.tolist()
+        rate = seen / (time.perf_counter() - started)
+        return (
+            f"epoch {epoch}/{self.settings.epochs}, ELBO {reconstruction - kl:.2f}, "
+            f"reconstruction {reconstruction:.2f}, KL {kl:.2f} nats, lr {self._learning_rate():.1e}, {rate:,.0f} rows/s"
+        )
+
+    def _store_parameters(self) -> dict[str, Tensor]:
+        return {name: p for name, p in self.parameters.items() if name.startswith(STORE)}
+
+    def _copy_weights(self) -> dict[str, Tensor]:
+        state = {**self.pair.state_dict(), **self._store_parameters()}
+        return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+    def _set_weights(self, weights: dict[str, Tensor]) -> None:
+        store = self._store_parameters()
+        with torch.no_grad():
+            for name, parameter in store.items():
+                parameter.copy_(weights[name])
+        self.pair.load_state_dict({name: tensor for name, tensor in weights.items() if name not in store})
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same when the run goes on, as JSON data."""
+        return {**self.settings.identity(), "num_rows": self.num_rows}
+
+    def _write(self, path: Path) -> None:
+        moments, optimizer = pack_optimizer(self.optimizer)
+        write_checkpoint(
+            Checkpoint(
+                tensors={
+                    "weights": self.weights,
+                    "best": self.best,
+                    "moments": moments,
+                    "random": get_random_state(self.device),
+                    "order": {"state": self.order.get_state()},
+                },
+                numbers={
+                    "identity": self._identity(),
+                    "optimizer": optimizer,
+                    "scheduler": self.scheduler.state_dict(),
+                    "history": self.history,
+                    "best_epoch": self.best_epoch,
+                    "best_elbo": self.best_elbo,
+                },
+            ),
+            path,
+        )
+
+    def restore(self) -> None:
+        """Goes back to the state in the checkpoint.
+
+        Raises:
+            ValueError: if it belongs to another run.
+        """
+        assert self.checkpoint is not None
+        saved = read_checkpoint(self.checkpoint)
+        for name, value in self._identity().items():
+            before = saved.numbers["identity"].get(name)
+            if before != value:
+                raise ValueError(
+                    f"{self.checkpoint} is of a run with {name}={before}, found {name}={value}: "
+                    f"go on with the same settings and data"
+                )
+        try:
+            self._set_weights(saved.tensors["weights"])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"{self.checkpoint} is of another model ({' '.join(str(error).split())})") from error
+        unpack_optimizer(self.optimizer, saved.tensors.get("moments", {}), saved.numbers["optimizer"])
+        self.scheduler.load_state_dict(saved.numbers["scheduler"])
+        self.history = saved.numbers["history"]
+        if self.settings.schedule != "plateau":  # another number of ranks takes another number of steps
+            self.scheduler.last_epoch = len(self.history) * self.steps
+        self.best_epoch, self.best_elbo = saved.numbers["best_epoch"], saved.numbers["best_elbo"]
+        self.weights = self._copy_weights()
+        self.best = {name: tensor.to(self.device) for name, tensor in saved.tensors.get("best", {}).items()}
+        self.order.set_state(saved.tensors["order"]["state"])
+        assert self.state is not None
+        self.state["torch"] = saved.tensors["random"]

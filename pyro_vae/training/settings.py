@@ -1,0 +1,110 @@
+"""What a training run goes by: its arguments, checked, and the optimiser and schedule that they name."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import lr_scheduler
+
+from pyro_vae._support.names import lookup
+from pyro_vae.inference.objectives import Elbo, as_objective
+from pyro_vae.training.execution import Compile
+from pyro_vae.training.step import Precision
+
+__all__ = ["OptimizerFactory", "Schedule", "Settings", "resolve_device"]
+
+Schedule = Literal["cosine", "constant", "plateau"]
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
+
+
+def _late_cosine(done: float) -> float:
+    """One for half of the run, then down to zero: a fall from the start leaves short runs half trained."""
+    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, max(0.0, 2 * done - 1)))
+
+
+_SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, int], Any]] = {
+    "cosine": lambda optimizer, steps: lr_scheduler.LambdaLR(optimizer, lambda step: _late_cosine(step / steps)),
+    "constant": lambda optimizer, steps: lr_scheduler.ConstantLR(optimizer, factor=1.0),
+    "plateau": lambda optimizer, steps: lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=5),
+}
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device that a name stands for; ``"auto"`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"cannot use device {str(device)!r} ({reason}); use auto, cpu or cuda") from error
+    return device
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run goes by, checked. The arguments are those of :func:`~pyro_vae.fit`."""
+
+    objective: Any
+    optimizer: OptimizerFactory
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    schedule: Schedule
+    max_grad_norm: float | None
+    patience: int | None
+    seed: int
+    precision: Precision
+    compile: Compile
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}")
+        for name in ("learning_rate", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, found {value}")
+        object.__setattr__(self, "objective", Elbo() if self.objective is None else as_objective(self.objective))
+        lookup(self.schedule, _SCHEDULES, "schedule")
+        lookup(self.precision, ("full", "tf32", "bfloat16"), "precision")
+        if self.compile not in ("auto", True, False):
+            raise ValueError(f"compile must be 'auto', True or False, found {self.compile!r}")
+        if not callable(self.optimizer):
+            raise TypeError(f"optimizer is {self.optimizer!r}; expected a class of torch.optim, or a function like one")
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when a run goes on, as JSON data."""
+        named = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        pyros = type(self.objective).__qualname__  # whose objects print with their address
+        plain = repr(self.objective)
+        return named | {
+            "objective": plain if " at 0x" not in plain else pyros,
+            "optimizer": getattr(self.optimizer, "__qualname__", type(self.optimizer).__qualname__),
+        }
+
+    def make_optimizer(self, parameters: Sequence[Tensor], device: torch.device) -> torch.optim.Optimizer:
+        """The optimiser; Adam's kernel does all of a step in one call."""
+        if self.optimizer is not torch.optim.Adam:
+            return self.optimizer(parameters, lr=self.learning_rate)
+        on_gpu = device.type == "cuda"
+        return torch.optim.Adam(
+            parameters,
+            # A graph that was captured sees a tensor change, and a number not.
+            lr=torch.full((), self.learning_rate, device=device) if on_gpu else self.learning_rate,
+            fused=on_gpu or device.type == "cpu",
+            capturable=on_gpu,
+        )
+
+    def make_scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
+        """What sets the step size, in a run of so many steps."""
+        return _SCHEDULES[self.schedule](optimizer, steps)
