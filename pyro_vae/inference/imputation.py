@@ -82,7 +82,7 @@ def _resample(
     index = torch.multinomial(log_weights.softmax(0).T, num_samples, replacement=True).T  # (S, N)
     chosen = {}
     for name in draws[0].latents:
-        if name not in structure.latents:
+        if name in structure.extra:
             continue
         values = torch.stack([draw.latents[name] for draw in draws])
         rows = values.dim() - 1 - draws[0].event_dims[name]  # the dimension of rows

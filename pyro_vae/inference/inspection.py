@@ -7,9 +7,11 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
@@ -35,6 +37,9 @@ __all__ = ["inspect_pair"]
 
 Program = Callable[..., Any]
 
+# What programs raise where they do not fit the rows, a TypeError and NotImplementedError (a RuntimeError) among them.
+_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
 
 def inspect_pair(model: Program, guide: Program, batch: Batch, *, count_bytes: bool = False) -> Structure:
     """Looks at a pair of programs on a few rows.
@@ -42,7 +47,7 @@ def inspect_pair(model: Program, guide: Program, batch: Batch, *, count_bytes: b
     Args:
         model: The generative program.
         guide: The inference program.
-        batch: Rows; a few of them are used.
+        batch: Rows. All are run once, a few of them several times.
         count_bytes: Find out how much memory a draw takes.
 
     Returns:
@@ -51,15 +56,31 @@ def inspect_pair(model: Program, guide: Program, batch: Batch, *, count_bytes: b
     Raises:
         ContractError: if the programs break the contract, with the clause in one sentence.
     """
-    batch = batch[torch.arange(3, device=batch.x.device) % len(batch)]
-    with evaluating(model, guide):
-        guide_trace = _traced(guide, "guide", batch)
-        model_trace = _traced(poutine.replay(model, trace=guide_trace), "model", batch)
-        structure = _structure(model_trace, guide_trace, guide, batch)
-        structure = _vectorisation(structure, model, guide, batch)
+    few = batch[torch.arange(3, device=batch.x.device) % len(batch)]
+    with evaluating(model, guide), _passing_parameters():
+        # All rows, where there are more: how many steps a sequence has may depend on them.
+        whole = batch if len(batch) > len(few) else few
+        with _passing_parameters():
+            guide_trace, model_trace = _traces(model, guide, whole)
+        structure = _structure(model_trace, guide_trace, guide, whole)
+        _check_parameters(model, guide, few)
+        structure = _vectorisation(structure, model, guide, few)
         if count_bytes:
-            structure = replace(structure, bytes_per_draw=_bytes_per_draw(structure, model, guide, batch))
+            structure = replace(structure, bytes_per_draw=_bytes_per_draw(structure, model, guide, few))
     return structure
+
+
+@contextmanager
+def _passing_parameters() -> Iterator[None]:
+    """Forgets what programs put into Pyro's parameter store: a look at a few rows leaves nothing behind."""
+    store = pyro.get_param_store()
+    with store.scope(store.get_state()):
+        yield
+
+
+def _traces(model: Program, guide: Program, batch: Batch) -> tuple[Any, Any]:
+    guide_trace = _traced(guide, "guide", batch)
+    return guide_trace, _traced(poutine.replay(model, trace=guide_trace), "model", batch)
 
 
 def _traced(program: Program, which: str, batch: Batch) -> Any:
@@ -67,10 +88,48 @@ def _traced(program: Program, which: str, batch: Batch) -> Any:
         return poutine.trace(program).get_trace(batch.x, **batch.arguments)
     except TypeError as error:
         if "argument" not in str(error):
-            raise
+            raise _failed(which, batch, error) from error
         raise ContractError(
             f"the {which} does not take what the contract gives it, rows and {_listed(batch.arguments)}: {error}"
         ) from error
+    except _ERRORS as error:
+        raise _failed(which, batch, error) from error
+
+
+def _failed(which: str, batch: Batch, error: Exception) -> ContractError:
+    if isinstance(error, ContractError):
+        return error
+    return ContractError(
+        f"the {which} fails on {len(batch)} rows of {batch.x.dtype}, and must run on any number of them: "
+        f"{type(error).__name__}: {_first_line(error)}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """What is wrong, without the shapes of the trace that Pyro adds."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300]
+
+
+def _check_parameters(model: Program, guide: Program, few: Batch) -> None:
+    """Refuses parameters with an entry for each row: they would be of other rows in every batch.
+
+    What was in Pyro's store before has the shape it was made with; there the program itself fails.
+    """
+    shapes = []
+    for rows in (len(few), len(few) - 1):
+        with _passing_parameters():
+            traces = _traces(model, guide, few[:rows])
+        for which, trace in zip(("guide", "model"), traces, strict=True):
+            _check_plates(which, sample_sites(trace), rows)
+        nodes = {name: node for trace in traces for name, node in trace.nodes.items() if node["type"] == "param"}
+        shapes.append({name: tuple(node["value"].shape) for name, node in nodes.items()})
+    for name, shape in shapes[0].items():
+        if shapes[1].get(name, shape) != shape:
+            raise ContractError(
+                f"the parameter {name!r} has an entry for each row, shape {shape} for {len(few)} of them, and so knows "
+                f"the rows of one batch alone: compute it from x, such as by a network"
+            )
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -99,10 +158,12 @@ def _structure(model_trace: Any, guide_trace: Any, guide: Program, batch: Batch)
                 f"{', '.join(latents) or 'none'}"
             )
     own = [name for name, latent in latents.items() if latent.is_local]
-    if isinstance(guide, AutoGuide) and own:
+    unwrapped = getattr(guide, "__wrapped__", guide)
+    if isinstance(unwrapped, AutoGuide) and own:
         raise ContractError(
-            f"the guide is a {type(guide).__name__}, which has parameters of its own for each row of {own[0]!r}, and "
-            f"so knows the rows of one batch alone: write a guide that reads x, or use the autoguide for global latents"
+            f"the guide is a {type(unwrapped).__name__}, which has parameters of its own for each row of {own[0]!r}, "
+            f"and so knows the rows of one batch alone: write a guide that reads x, or use the autoguide for global "
+            f"latents"
         )
     if not any(site["is_observed"] for site in model.values()):
         raise ContractError("the model observes nothing when it is given rows: pass obs=x at the site 'x'")
@@ -115,6 +176,11 @@ def _structure(model_trace: Any, guide_trace: Any, guide: Program, batch: Batch)
         if frame.name != "data" and frame.full_size is not None and frame.size < frame.full_size
     }
     return Structure(latents, observed, tuple(auxiliary), tuple(extra), tuple(subsampled), max(depths, default=1))
+
+
+def _some(names: list[str]) -> str:
+    """Names, but not a hundred of them."""
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
 def _latent(name: str, site: Any, in_guide: Any) -> Latent:
@@ -168,7 +234,7 @@ def _check_plates(which: str, sites: Mapping[str, Any], rows: int) -> None:
         observed = [name for name, site in sites.items() if site["is_observed"]]
         if observed:
             raise ContractError(
-                f"the model observes {', '.join(observed)} outside of a plate named 'data': put every site of a row "
+                f"the model observes {_some(observed)} outside of a plate named 'data': put every site of a row "
                 f"into pyro.plate('data', len(x), dim=-1)"
             )
 
@@ -197,7 +263,10 @@ def _vectorisation(structure: Structure, model: Program, guide: Program, batch: 
     Programs that mix up draws and rows need not fail: their numbers tell.
     """
     draws = 2
-    alone = [run_pair(model, guide, batch, structure, enumerate_guide=False) for _ in range(draws)]
+    try:
+        alone = [run_pair(model, guide, batch, structure, enumerate_guide=False) for _ in range(draws)]
+    except _ERRORS as error:
+        raise _failed("pair", batch, error) from error
     try:
         together = {
             name: _stacked([run.latents[name] for run in alone], structure, alone[0].event_dims[name])
@@ -213,8 +282,7 @@ def _vectorisation(structure: Structure, model: Program, guide: Program, batch: 
                 if not torch.allclose(found, expected, rtol=rtol, atol=atol, equal_nan=True):
                     raise ValueError(f"log-probabilities at {name!r} differ from those at one draw at a time")
     except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        return replace(structure, vectorised=False, reason=reason)
+        return replace(structure, vectorised=False, reason=_first_line(error))
     return structure
 
 

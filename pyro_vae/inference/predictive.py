@@ -26,7 +26,14 @@ from tqdm.auto import tqdm
 
 from pyro_vae._support import files
 from pyro_vae.inference.batch import ELEMENTS, Batch
-from pyro_vae.inference.structure import Structure, is_discrete, is_local, sample_sites, vectorised_frames
+from pyro_vae.inference.structure import (
+    Structure,
+    is_discrete,
+    is_local,
+    is_unobserved_part,
+    sample_sites,
+    vectorised_frames,
+)
 from pyro_vae.programs.running import evaluating
 
 __all__ = [
@@ -162,7 +169,8 @@ def posterior_latents(
     drawn: list[Draws] = []
     for _ in range(num_samples):
         sites = sample_sites(poutine.trace(program).get_trace(batch.x, **batch.arguments))
-        latents = {name: site["value"] for name, site in sites.items() if name in structure.latents}
+        own = {*structure.auxiliary, *structure.extra}
+        latents = {name: site["value"] for name, site in sites.items() if name not in own}
         drawn.append({**latents, **enumerated_latents(model, latents, batch, structure, middle=middle)})
     return {name: torch.stack([latents[name] for latents in drawn]) for name in drawn[0]}
 
@@ -171,15 +179,15 @@ def enumerated_latents(
     model: Program, latents: Draws, batch: Batch, structure: Structure, *, middle: bool = False
 ) -> Draws:
     """One draw of all latents that the model enumerates, from their posterior given the others."""
-    names = structure.enumerated("model")
-    if not names:
+    if not structure.enumerated("model"):
         return {}
     given = poutine.condition(model, latents)  # inside: infer_discrete hides what is outside of it
     program = infer_discrete(given, first_available_dim=structure.particle_dim, temperature=0 if middle else 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sites = sample_sites(poutine.trace(program).get_trace(batch.x, **batch.arguments))
-    return {name: sites[name]["value"] for name in names}
+    drawn = [name for name, site in sites.items() if not site["is_observed"] and not is_unobserved_part(name, sites)]
+    return {name: sites[name]["value"] for name in drawn}
 
 
 def predict_from_latents(

@@ -1,0 +1,200 @@
+"""Programs of the kinds that Pyro's examples show, which once were trained or judged as something else."""
+
+import functools
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from torch import nn
+
+from pyro_vae import Elbo, Pair, fit
+from pyro_vae.inference.sites import run_pair
+from pyro_vae.inference.structure import ContractError
+
+
+def rows_of(x, batch_size):
+    return batch_size if x is None else len(x)
+
+
+def at_bats_model(x=None, *, at_bats, batch_size=None):
+    with pyro.plate("data", len(at_bats)):
+        phi = pyro.sample("phi", dist.Uniform(torch.tensor(0.0), torch.tensor(1.0)))
+        pyro.sample("x", dist.Binomial(at_bats, phi), obs=x)
+
+
+def at_bats_guide(x, *, at_bats):
+    one = pyro.param("one", torch.tensor(1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("phi", dist.Beta(one + x, one + at_bats - x))
+
+
+def test_a_range_that_is_each_row_s_own_is_not_taken_for_that_of_all():
+    pair = Pair(at_bats_model, at_bats_guide)
+    data = {"x": torch.tensor([3.0, 30.0, 12.0]), "at_bats": torch.tensor([10.0, 40.0, 15.0])}
+    draws = pair.draws(pair.batch(data))  # the guide is exact, so each draw's weight is the evidence
+    assert torch.allclose(draws.log_weights[0], -(data["at_bats"] + 1).log(), atol=1e-4)
+    with pytest.raises(ValueError, match=r"0\.5.*whole numbers from"):
+        pair.check({"x": torch.tensor([0.5]), "at_bats": torch.tensor([10.0])})
+
+
+STEPS, STATES = 4, 3
+
+
+def hidden_markov(x=None, *, lengths=None, batch_size=None):
+    """As many steps as the longest sequence of the batch has, as in Pyro's hmm.py."""
+    n = rows_of(x, batch_size)
+    lengths = torch.full((n,), STEPS) if lengths is None else lengths
+    logits = torch.arange(9.0).reshape(3, 3).sin()
+    locs = torch.tensor([-1.0, 0.0, 2.0])
+    with pyro.plate("data", n):
+        state = 0
+        for t in pyro.markov(range(int(lengths.max()))):
+            with poutine.mask(mask=t < lengths):
+                state = pyro.sample(
+                    f"state_{t}", dist.Categorical(logits=logits[state]), infer={"enumerate": "parallel"}
+                )
+                pyro.sample(f"x_{t}", dist.Normal(locs[state], 1.0), obs=None if x is None else x[:, t])
+
+
+def forward_algorithm(x, lengths):
+    transition = torch.arange(9.0).reshape(3, 3).sin().log_softmax(-1)
+    emission = dist.Normal(torch.tensor([-1.0, 0.0, 2.0]), 1.0).log_prob(x[..., None])
+    found = []
+    for row, length in zip(emission, lengths.tolist(), strict=True):
+        alpha = transition[0] + row[0]
+        for t in range(1, length):
+            alpha = (alpha[:, None] + transition).logsumexp(0) + row[t]
+        found.append(alpha.logsumexp(0))
+    return torch.stack(found)
+
+
+def test_the_number_of_steps_may_depend_on_the_rows():
+    pair = Pair(hidden_markov, lambda x: None)
+    x, lengths = torch.randn(8, STEPS), torch.tensor([1, 2, 1, 3, 4, 4, 2, 1])
+    batch = pair.batch({"x": x, "lengths": lengths})
+    few = pair.structure(batch[:3])  # of sequences that end earlier
+    whole = pair.structure(batch)
+    assert f"state_{STEPS - 1}" in whole.latents
+    assert f"state_{STEPS - 1}" not in few.latents
+    for structure in (few, whole):
+        assert torch.allclose(pair.draws(batch, structure).elbo[0], forward_algorithm(x, lengths), atol=1e-4)
+
+
+def normal_model(x=None, *, batch_size=None):
+    with pyro.plate("data", rows_of(x, batch_size)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def test_parameters_of_each_row_are_refused_and_leave_nothing_behind():
+    def guide(x):
+        loc = pyro.param("loc", lambda: torch.zeros(len(x)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    pyro.clear_param_store()
+    with pytest.raises(ContractError, match=r"the parameter 'loc' has an entry for each row, shape \(3,\)"):
+        fit(Pair(normal_model, guide), torch.randn(20), batch_size=20, epochs=1, progress=False)
+    assert not list(pyro.get_param_store())
+
+
+def test_a_plate_that_fits_one_number_of_rows_alone_is_refused():
+    def guide(x):
+        with pyro.plate("data", 8):
+            pyro.sample("z", dist.Normal(torch.zeros(8), 1.0))
+
+    pair = Pair(normal_model, guide)
+    with pytest.raises(ContractError, match="the guide's plate 'data' has 8 elements where there are 3 rows"):
+        pair.structure(pair.batch(torch.randn(8)))
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("guide", "the guide fails on 20 rows of .*, and must run on any number of them: RuntimeError: The size of"),
+        ("density", "the pair fails on 3 rows of .* ValueError: Error while computing log_prob at site 'z': Expected"),
+    ],
+)
+def test_programs_that_fail_are_refused_by_one_sentence(where, expected):
+    def model(x=None, *, batch_size=None):
+        with pyro.plate("data", rows_of(x, batch_size)):
+            z = pyro.sample("z", dist.HalfNormal(1.0) if where == "density" else dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        loc = torch.zeros(8) + x if where == "guide" else -10 - x.abs()
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    pair = Pair(model, guide)
+    with pytest.raises(ContractError, match=expected) as caught:
+        pair.structure(pair.batch(torch.randn(20)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loop_over_rows_is_refused_without_the_names_of_all():
+    def model(x=None, *, batch_size=None):
+        f = pyro.sample("f", dist.Beta(10.0, 10.0))
+        for i in range(rows_of(x, batch_size)):
+            pyro.sample(f"obs_{i}", dist.Bernoulli(f), obs=None if x is None else x[i])
+
+    def guide(x):
+        pyro.sample("f", dist.Beta(torch.tensor(10.0), 10.0))
+
+    pair = Pair(model, guide)
+    with pytest.raises(ContractError, match="observes obs_0, obs_1, obs_2 and 97 more outside of a plate"):
+        pair.structure(pair.batch(torch.ones(100)))
+
+
+def test_an_autoguide_of_local_latents_is_refused_where_the_model_takes_arguments():
+    guide = AutoNormal(at_bats_model)
+    data = {"x": torch.tensor([3.0, 30.0, 12.0]), "at_bats": torch.tensor([10.0, 40.0, 15.0])}
+    pair = Pair(at_bats_model, guide)
+    with pytest.raises(ContractError, match="the guide is a AutoNormal"):
+        pair.structure(pair.batch(data))
+
+
+@pytest.mark.parametrize("has_rsample", [True, False])
+def test_a_factor_in_a_guide_is_a_loss_whatever_it_says_of_draws(has_rsample):
+    """As in scanvi.py, where a loss of the guide is said not to come of draws that can be differentiated through."""
+    net = nn.Linear(1, 2)
+
+    def guide(x, has_rsample=has_rsample):
+        loc, other = net(x[:, None]).unbind(-1)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.factor("loss", 0.1 * (other + z).square(), has_rsample=has_rsample)
+
+    pair, x = Pair(normal_model, guide), torch.randn(20)
+    batch = pair.batch(x)
+    structure, parameters = pair.structure(batch), list(net.parameters())
+    pyro.set_rng_seed(0)
+    ours = Elbo()(run_pair(*pair.programs, batch, structure), torch.tensor(0.0)).mean()
+    pyro.set_rng_seed(0)
+    plain = functools.partial(guide, has_rsample=True)
+    loss = Trace_ELBO(max_plate_nesting=1).differentiable_loss(normal_model, plain, x) / len(x)
+    found = torch.autograd.grad(ours, parameters)
+    for a, b in zip(found, torch.autograd.grad(-loss, parameters), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_partial_guide_trains():
+    def guide(x, index):
+        loc = pyro.param(f"loc_{index}", torch.tensor(0.5))
+        pyro.sample("z", dist.Normal(loc, 1.0))
+
+    def model(x=None, *, batch_size=None):
+        z = pyro.sample("z", dist.Normal(0.0, 5.0))
+        with pyro.plate("data", rows_of(x, batch_size)):
+            pyro.sample("x", dist.Normal(z * z, 1.0), obs=x)
+
+    pyro.clear_param_store()
+    history = fit(
+        Pair(model, functools.partial(guide, index=0)), torch.randn(40) + 4, batch_size=20, epochs=2, progress=False
+    )
+    assert len(history) == 2
+    assert "loc_0" in list(pyro.get_param_store())
