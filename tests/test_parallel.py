@@ -15,20 +15,20 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_vae import Pair, fit, load, mlp_vae
+from pyro_vae import Elbo, Pair, fit, load, mlp_vae
 from pyro_vae.data.rows import as_rows
-from pyro_vae.likelihoods import Poisson
+from pyro_vae.likelihoods import Normal, Poisson
 from pyro_vae.training import parallel
 from pyro_vae.training.execution import Execution
 from pyro_vae.training.step import Gradients
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"epochs": 4, "seed": 3, "device": "cpu", "progress": False, "compile": False}
-# The last step of an epoch has 13 rows for two ranks; 1 row, and none for the second; 2 rows
+# The last step of an epoch has 13 rows for two ranks; 33, since a row alone joins the step before; 4 rows
 FIXED = {
     "uneven": {"num_rows": 77, "max_grad_norm": 0.5},
-    "empty": {"num_rows": 65, "kl_warmup": 2},
-    "compiled": {"num_rows": 66, "compile": True},
+    "one left over": {"num_rows": 65, "objective": Elbo(kl_warmup=0.5)},
+    "compiled": {"num_rows": 68, "compile": True},
 }
 
 
@@ -81,12 +81,23 @@ def gradients_of_first_step(batch_size):
     """The gradient that a step on the first rows of all ranks leaves, before Adam has seen it."""
     pair, data = fixed_pair(), as_rows(fixed_data(32), torch.device("cpu"))
     named = {n: p for n, p in pair.named_parameters() if p.requires_grad}
-    execution = Execution(
-        Gradients(pair, named, data, ("index",)), torch.optim.Adam(named.values(), lr=torch.tensor(0.0))
-    )
+    example = {"index": torch.arange(batch_size)}
+    structure = pair.structure(pair.prepare(data.resolve(example)))
+    gradients = Gradients(pair, named, data, example, structure, Elbo())
+    execution = Execution(gradients, torch.optim.Adam(named.values(), lr=torch.tensor(0.0)))
     index = parallel.share(torch.arange(batch_size * parallel.world_size()))
     execution.step({"index": index}, 0.3)
     return {name: parameter.grad.clone() for name, parameter in named.items()}
+
+
+def train_normed(num_rows):
+    """Batch norm, which has no variance of one row; rows are left over."""
+    torch.manual_seed(0)
+    vae = mlp_vae((3,), latent_dim=2, hidden_dims=(8,), likelihood=Normal())
+    vae.encoder.network = nn.Sequential(nn.BatchNorm1d(3), vae.encoder.network)
+    x = torch.randn(num_rows, 3, generator=torch.Generator().manual_seed(4))
+    history = fit(vae, x, batch_size=16, **SETTINGS)
+    return len(history), vae.state_dict()
 
 
 def counts():
@@ -126,6 +137,7 @@ def worker(rank, folder, port):
             "shares": parallel.share(torch.arange(7)),
             "gradients": gradients_of_first_step(16),
             **{name: train_fixed(batch_size=16, seed=rank, **case) for name, case in FIXED.items()},
+            "normed": [train_normed(num_rows) for num_rows in (65, 66, 67)],
             "whole": train_noisy(None),
             "stopped": train_noisy(folder / "two", stop_at=4),
         }
@@ -183,6 +195,12 @@ def test_weights_and_history_are_those_of_one_process(two, case):
         assert_same(found, state, rtol=1e-7, atol=1e-9)
         np.testing.assert_allclose(rows, history, rtol=1e-7)
         assert attributes["execution"] == ("compiled" if case == "compiled" else "eager, as asked")
+
+
+def test_no_rank_is_left_with_a_single_row(two):
+    for ours, theirs in zip(*(results["normed"] for results in two[0]), strict=True):
+        assert ours[0] == SETTINGS["epochs"]
+        assert_same(ours[1], theirs[1])
 
 
 def test_noise_differs_between_ranks_and_epochs(two):
