@@ -3,13 +3,15 @@
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from pyro_vae import Pair, evaluate, fit, mlp_vae
 from pyro_vae.data.rows import Resident, Streamed, as_rows
 from pyro_vae.likelihoods import Bernoulli, Normal
+from pyro_vae.training.elbo import elbo_per_row
 from pyro_vae.transforms import Auto, Binarize, Standardize
 
 CPU = torch.device("cpu")
@@ -111,12 +113,11 @@ def test_what_is_streamed_is_evaluated_to_the_numbers_of_what_is_resident(memmap
     labelled = [Labelled()[i] for i in range(50)]
     stacked = {name: torch.stack([item[name] for item in labelled]) for name in ("x", "mask")}
     normal = mlp_vae((3,), 1, hidden_dims=(), likelihood=Normal())
-    by_keyword = evaluate(normal, stacked["x"], mask=stacked["mask"])
-    assert evaluate(normal, Labelled(), num_workers=num_workers) == by_keyword
-    assert evaluate(normal, stacked) == by_keyword
-    assert by_keyword["bits_per_dim"] == pytest.approx(-by_keyword["elbo"] / (2.5 * np.log(2)))
-    with pytest.raises(ValueError, match="brings its own keyword arguments: put mask in it"):
-        evaluate(normal, Labelled(), mask=stacked["mask"])
+    masked = evaluate(normal, stacked)
+    assert evaluate(normal, Labelled(), num_workers=num_workers) == masked
+    assert masked["bits_per_dim"] == pytest.approx(-masked["elbo"] / (2.5 * np.log(2)))
+    reconstruction, kl = elbo_per_row(normal, normal.check(stacked))
+    assert masked["elbo"] == pytest.approx(float((reconstruction - kl).double().mean()), rel=1e-6)
 
 
 def test_prediction_takes_a_file_in_parts(tmp_path):
@@ -179,7 +180,7 @@ def test_a_data_set_trains_with_its_keyword_arguments():
 def test_mistakes_in_streamed_rows_are_found_before_training(memmap, tmp_path):
     mapped, _ = memmap
     vae = mlp_vae((4, 4), 2, likelihood=Bernoulli())
-    with pytest.raises(ValueError, match=r"x_train\[0:200\] has values from 0 to 16"):
+    with pytest.raises(ValueError, match="x_train has values from 0 to 16"):
         fit(vae, mapped, num_workers=0)
     gaps = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
     gaps[:, 1] = np.nan
@@ -194,6 +195,103 @@ def test_mistakes_in_streamed_rows_are_found_before_training(memmap, tmp_path):
         fit(
             mlp_vae((4, 4), 2, likelihood=Bernoulli(), transform=Binarize(0, 16)), mapped, batch_size=300, num_workers=0
         )
+
+
+def test_a_mistake_far_into_the_rows_is_told_with_the_rows_that_it_is_in(tmp_path):
+    x = np.zeros((3000, 700), np.float32)
+    x[2990, 5] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    vae = mlp_vae((700,), 1, hidden_dims=(), likelihood=Normal())
+    for rows in (x, np.load(tmp_path / "x.npy", mmap_mode="r")):
+        with pytest.raises(ValueError, match=r"x_train\[\d+:\d+\] has 1 NaN or infinite value") as refused:
+            fit(vae, rows, num_workers=0)
+        first = int(str(refused.value).split("[")[1].split(":")[0])
+        assert f"the first at index ({2990 - first}, 5)" in str(refused.value)
+
+
+# What any tool's x may be
+
+
+def forms_of(x, tmp_path):
+    """The same rows in every form that is taken."""
+    sparse = pytest.importorskip("scipy.sparse")
+    np.save(tmp_path / "forms.npy", x)
+    mapped = np.load(tmp_path / "forms.npy", mmap_mode="r")
+    tensor = torch.from_numpy(x)
+    plain = {
+        "tensor": tensor,
+        "array": x,
+        "list": x.tolist(),
+        "DataFrame": pd.DataFrame(x),
+        "sparse": sparse.csr_matrix(x),
+        "memory map": mapped,
+        "TensorDataset": TensorDataset(tensor),
+        "data set": Subset(TensorDataset(tensor), range(len(x))),
+    }
+    return plain | {f"mapping of a {name}": {"x": rows} for name, rows in plain.items() if "set" not in name.lower()}
+
+
+def test_rows_in_every_form_are_the_same_rows(tmp_path):
+    x = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    for name, form in forms_of(x, tmp_path).items():
+        rows = as_rows(form, CPU, num_workers=0)
+        assert rows.num_rows == 30, name
+        assert rows.num_elements == 4
+        for size in (7, 30, 100):
+            chunks = list(rows.chunks(size))
+            assert [len(chunk["x"]) for chunk in chunks] == [min(size, 30 - start) for start in range(0, 30, size)]
+            np.testing.assert_allclose(torch.cat([chunk["x"] for chunk in chunks]), x, rtol=1e-6)
+        (batch,) = rows.batches([torch.tensor([4, 29, 4])])
+        np.testing.assert_allclose(batch["x"], x[[4, 29, 4]], rtol=1e-6)
+        assert as_rows(rows, CPU) is rows
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_arguments_have_a_row_each_or_are_the_same_for_all(memmap, streamed):
+    mapped, x = memmap
+    constants = {"nothing": None, "flag": True, "temperature": 0.5, "kind": "a", "weight": torch.tensor(2.0)}
+    labels = pd.Series(np.arange(200), name="labels")
+    rows = as_rows({"x": mapped if streamed else x, "labels": labels, **constants}, CPU, num_workers=0)
+    assert isinstance(rows, Streamed if streamed else Resident)
+    assert dict(rows.constants) == constants
+    for batch in (*rows.batches([torch.tensor([9, 4])]), next(rows.chunks(2))):
+        assert {name: batch[name] for name in constants} == constants
+        assert len(batch["x"]) == len(batch["labels"]) == 2
+    reference = next(iter(rows.references([torch.tensor([9, 4])])))
+    assert not reference.keys() & constants.keys()
+    resolved = rows.resolve(reference)
+    assert resolved["labels"].tolist() == [9, 4]
+    assert resolved["temperature"] == 0.5
+    assert np.array_equal(resolved["x"], x[[9, 4]])
+    assert [first for _, first in rows.numbered(64)] == [0, 64, 128, 192]
+
+
+@pytest.mark.parametrize(
+    ("form", "sentence"),
+    [
+        (
+            DataLoader(TensorDataset(torch.zeros(4, 2))),
+            "is a DataLoader, and every tool makes its own batches: give its",
+        ),
+        (pd.DataFrame({"a": [1.0, 2.0], "b": ["x", "y"]}), "is a DataFrame whose column 'b' holds .*, not numbers"),
+        ({"labels": torch.zeros(4)}, "has no entry 'x', only labels"),
+        ({}, "has no entry 'x', only none"),
+        ({"x": torch.zeros(4, 2), "y": torch.zeros(3)}, "has 4 rows in 'x' and 3 in 'y': give as many in each"),
+        ("rows", "is a str that cannot be read as rows of numbers"),
+        ([[1.0], [1.0, 2.0]], "is a list that cannot be read as rows of numbers"),
+        (np.array(["a"]), "is a ndarray that cannot be read as rows of numbers"),
+    ],
+)
+def test_what_are_no_rows_is_refused_in_one_sentence(form, sentence):
+    with pytest.raises(ValueError, match=f"x_train {sentence}") as refused:
+        as_rows(form, CPU, name="x_train")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_data_set_of_tuples_is_refused_in_one_sentence():
+    rows = as_rows(TensorDataset(torch.zeros(4, 2), torch.zeros(4)), CPU, num_workers=0)
+    with pytest.raises(ValueError, match="items are tuples of 2, and nothing says what each part is: let its items be"):
+        next(rows.chunks(2))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
