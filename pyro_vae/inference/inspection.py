@@ -64,6 +64,7 @@ def inspect_pair(model: Program, guide: Program, batch: Batch, *, count_bytes: b
             guide_trace, model_trace = _traces(model, guide, whole)
         structure = _structure(model_trace, guide_trace, guide, whole)
         _check_parameters(model, guide, few)
+        _check_enumeration(structure, model, guide, few)
         structure = _vectorisation(structure, model, guide, few)
         if count_bytes:
             structure = replace(structure, bytes_per_draw=_bytes_per_draw(structure, model, guide, few))
@@ -130,6 +131,25 @@ def _check_parameters(model: Program, guide: Program, few: Batch) -> None:
                 f"the parameter {name!r} has an entry for each row, shape {shape} for {len(few)} of them, and so knows "
                 f"the rows of one batch alone: compute it from x, such as by a network"
             )
+
+
+def _check_enumeration(structure: Structure, model: Program, guide: Program, batch: Batch) -> None:
+    """Runs both programs with what the guide enumerates, as training does.
+
+    Refuses a latent that comes before others in the guide, and after them in the model.
+    """
+    if not structure.enumerated("guide"):
+        return
+    try:
+        run_pair(model, guide, batch, structure)
+    except _ERRORS as error:
+        names = ", ".join(structure.enumerated("guide"))
+        if "Enumeration dim conflict" not in str(error):
+            raise _failed("pair", batch, error) from error
+        raise ContractError(
+            f"the guide enumerates {names} and draws latents that depend on it, on which it depends in the model: let "
+            f"both programs come to their latents in one order, or draw it without infer={{'enumerate': 'parallel'}}"
+        ) from error
 
 
 def _listed(names: Iterable[str]) -> str:
