@@ -111,7 +111,9 @@ def pyros_estimators(spec):
         return [] if spec.auxiliary or "factor" in spec.extras else [(Trace_ELBO, "sampled")]
     found = [(Trace_ELBO, "sampled")]
     in_order = [s.name for s in spec.latents] == list(spec.guide_order)
-    if in_order and "factor" not in spec.extras:
+    # It wants the KL in the shape of the guide's site, which one that depends on the sum of its words does not have.
+    of_words = any(spec.site(p).frame == "word" for s in spec.latents if s.frame == "row" for p in s.parents)
+    if in_order and not of_words and "factor" not in spec.extras:
         found.append((TraceMeanField_ELBO, "auto"))
     return found
 
