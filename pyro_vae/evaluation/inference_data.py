@@ -170,7 +170,7 @@ def _observed(batch: Batch, structure: Structure) -> dict[str, Tensor]:
     """What the model observes beside ``x``, NaN where it is missing."""
     found = {}
     for name, argument in structure.observed.items():
-        if name != "x" and argument in batch.context:
+        if name != "x" and argument is not None and argument in batch.context:
             value, seen = batch.context[argument], batch.context.get(f"{argument}_mask")
             found[name] = value if seen is None else torch.where(seen, value, math.nan)
     return found

@@ -74,7 +74,7 @@ class Simulator:
         """As many rows as are given, from the model alone; gradients and modes are the caller's business."""
         found = self._simulated(self._forward(given), given)
         # A mask that is given acts where there are data.
-        program = poutine.condition(self.pair.programs[0], found.latents)
+        program = poutine.condition(self.pair.programs[0], dict(found.latents))
         sites = sample_sites(poutine.trace(program).get_trace(found.batch.x, **found.batch.arguments))
         masks = {name: _mask(sites[name]) for name in found.latents if name in sites}
         return replace(found, masks={name: mask for name, mask in masks.items() if mask is not None})

@@ -95,11 +95,9 @@ class Job:
     def given(self, num_rows: int) -> tuple[dict[str, Any], int]:
         """Keyword arguments that rows can be drawn under, and for how many rows there are some.
 
-        What the model observes is left out, for it is drawn, and so is ``mask``.
+        What the model observes is left out, for it is drawn.
         """
-        left_out = {"x", "mask", *self.structure.observed.values()}
-        left_out |= {f"{name}_mask" for name in left_out if name}
-        names = self.some(1).keys() - left_out
+        names = self.some(1).keys() - {"x", *self.structure.observed.values()}
         if not names - self.rows.constants.keys():
             return {name: self.rows.constants[name] for name in names}, num_rows
         rows = self.some(num_rows)

@@ -51,7 +51,7 @@ class Threshold:
         return getattr(self, level).format(**self.limits)
 
     def __str__(self) -> str:
-        said = {"fine": "Fine", "look": "worth a look", "wrong": "wrong"}
+        said: dict[Level, str] = {"fine": "Fine", "look": "worth a look", "wrong": "wrong"}
         parts = [f"{name}: {text}" for level, name in said.items() if (text := self.in_words(level))]
         return f"{self.what[0].upper()}{self.what[1:]}. {'; '.join(parts)}."
 
