@@ -111,7 +111,7 @@ def main(
     Under torchrun --nproc-per-node K: on K GPUs, or K processes on CPUs, together.
     """
     with process_group(resolve_device(device)), contextlib.ExitStack() as stack:
-        if rank() > 0:  # one speaks for all
+        if rank() > 0:  # rank 0 prints
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         chosen = choose_run(context, data, data_root, network, likelihood, out, resume) if rank() == 0 else None
         settings, folder = from_first_rank(chosen)

@@ -16,7 +16,7 @@ CHUNK = 2**20  # elements looked at together, so that memory stays flat: 4 MiB i
 
 
 def as_tensor(x: Any) -> Tensor:
-    """A tensor of whatever holds numbers, without a copy where that can be, and without a word on read-only memory."""
+    """A tensor of whatever holds numbers: without a copy where possible, and without a warning of read-only memory."""
     if isinstance(x, FileRows):
         x = x.read()
     with warnings.catch_warnings():

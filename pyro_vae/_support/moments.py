@@ -10,7 +10,7 @@ __all__ = ["Moments"]
 
 
 class Moments:
-    r"""Count, mean, variance and extremes of each element over rows seen so far; NaN is left out of account.
+    r"""Count, mean, variance and extremes of each element over rows seen so far; NaN is ignored.
 
     .. math:: n = n_a + n_b, \quad m = m_a + \delta \frac{n_b}{n}, \quad
         S = S_a + S_b + \delta^2 \frac{n_a n_b}{n}, \qquad \delta = m_b - m_a

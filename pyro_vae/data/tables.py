@@ -162,11 +162,11 @@ class Schema:
         """Tells what each column holds from its entries.
 
         True and false, and any two distinct values, are ``binary``. Text and pandas categoricals are ``category``.
-        Whole numbers from 0 are ``count``, be they integers or floats that missing entries made of them; other floats
+        Whole numbers from 0 are ``count``, integers or floats that missing entries made of them; other floats
         are ``positive`` if they are all above 0; everything else, and a number that never changes, is ``real``.
 
         Args:
-            frame: The table that a model is to be trained on. Its index is no part of it.
+            frame: The table that a model is to be trained on. Its index is ignored.
             kinds: Kinds by column, where the above is not what is meant: a number that stands for a level, say.
 
         Raises:
