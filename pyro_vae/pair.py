@@ -239,7 +239,10 @@ class Pair(nn.Module):
         with forked_random_state(self.device), evaluating(self.model):
             trace = poutine.trace(self.programs[0]).get_trace(batch_size=2, **two.forward)
         predictive.check_sites(trace, ("x",))
-        return trace.nodes["x"]
+        site = trace.nodes["x"]
+        if not any(frame.name == "data" and (frame.dim, frame.size) == (-1, 2) for frame in site["cond_indep_stack"]):
+            raise ValueError("the plate 'data' is not that of rows, as the look at the pair will tell")
+        return site
 
     def _to_device(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         given = {}
