@@ -325,12 +325,14 @@ def draw_spec(seed):
         parents = [p.name for p in finished if _may_depend(site, p) and chance(0.6)]
         finished.append(Site(site.name, site.family, site.frame, tuple(parents), (), site.how))
     order = [s for s in finished if s.how != "model"]
-    if chance(0.3):
+    if chance(0.3) and not any(s.how == "guide" for s in order):  # what is enumerated keeps the model's order
         draw.shuffle(order)
         order.sort(key=lambda s: s.frame in ("row", "word"))
     before, guide_parents = [], {}
     for site in order:
-        guide_parents[site.name] = tuple(p.name for p in before if _may_depend(site, p) and chance(0.4))
+        # A plate says that its elements do not meet again, and the score function counts on it.
+        meet = [p for p in before if _may_depend(site, p) and not (p.scored and p.frame == "word" != site.frame)]
+        guide_parents[site.name] = tuple(p.name for p in meet if chance(0.4))
         before.append(site)
     finished = [Site(s.name, s.family, s.frame, s.parents, guide_parents.get(s.name, ()), s.how) for s in finished]
 
