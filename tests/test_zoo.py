@@ -8,7 +8,7 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from zoo import ZOO
 from zoo.predictions import forward_draws, own_rows, rows_first
-from zoo.program import first
+from zoo.program import first, without_nan
 from zoo.reference import elbo_draws, evaluation_mode, importance, modules_of, sites_of, taken
 
 LOCAL = [name for name, program in ZOO.items() if program.build().log_evidence is not None]
@@ -20,7 +20,7 @@ def prepared(name, num=12):
     program = ZOO[name]
     programs, data = program.build(), first(program.rows(), num)
     if program.pair.get("missing") == "nan":
-        data = {**data, "x": data["x"].nan_to_num(), "mask": ~data["x"].isnan()}
+        data = without_nan(data)
     return program, programs, data
 
 

@@ -24,13 +24,14 @@ def gaussian_mixture() -> Programs:
     start = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
 
     @config_enumerate
-    def model(x=None, *, batch_size=None):
+    def model(x=None, *, mask=None, batch_size=None):
         weights = pyro.param("weights", torch.ones(3) / 3, constraint=dist.constraints.simplex)
         locs = pyro.param("locs", start)
         scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
         with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
             component = pyro.sample("component", dist.Categorical(weights))
-            return pyro.sample("x", dist.Normal(locs[component], scale).to_event(1), obs=x)
+            p_x = dist.Normal(locs[component], scale)
+            return pyro.sample("x", (p_x if mask is None else p_x.mask(mask)).to_event(1), obs=x)
 
     def guide(x):
         pass
@@ -39,14 +40,21 @@ def gaussian_mixture() -> Programs:
         weights, locs = stored("weights", torch.ones(3) / 3), stored("locs", start)
         scale = stored("scale", torch.tensor(1.0)).double()
         p_x = torch.distributions.Normal(locs.double(), scale)
-        return weights.double().log() + p_x.log_prob(data["x"].double()[:, None]).sum(-1)
+        log_prob = p_x.log_prob(data["x"].double()[:, None])
+        log_prob = log_prob * data["mask"][:, None] if "mask" in data else log_prob
+        return weights.double().log() + log_prob.sum(-1)
 
     def posterior(data):
         weights = joint(data).softmax(-1)
         mean = weights @ torch.arange(3.0).double()
         return {"component": (mean, (weights @ torch.arange(3.0).double().square() - mean**2).sqrt())}
 
-    return Programs(model, guide, log_evidence=lambda data: joint(data).logsumexp(-1), posterior=posterior)
+    def imputed(data):
+        return {"x": joint(data).softmax(-1) @ stored("locs", start).double()}
+
+    return Programs(
+        model, guide, log_evidence=lambda data: joint(data).logsumexp(-1), posterior=posterior, imputed=imputed
+    )
 
 
 def clusters() -> Data:
@@ -279,14 +287,14 @@ def zero_inflated() -> Programs:
     encoder = nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 2))
     gate = nn.Parameter(torch.tensor(-1.0))
 
-    def model(x=None, *, batch_size=None):
+    def model(x=None, *, mask=None, batch_size=None):
         with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
             counts = dist.ZeroInflatedPoisson(decoder(z).exp(), gate_logits=gate)
-            return pyro.sample("x", counts.to_event(1), obs=x)
+            return pyro.sample("x", (counts if mask is None else counts.mask(mask)).to_event(1), obs=x)
 
-    def guide(x):
-        loc, log_scale = encoder(x.log1p()).chunk(2, -1)
+    def guide(x, *, mask=None):
+        loc, log_scale = encoder(x.log1p() if mask is None else x.log1p() * mask).chunk(2, -1)
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
@@ -298,7 +306,13 @@ def zero_inflated() -> Programs:
             x = data["x"].double()[:, None]
             poisson = x * rate.log() - rate - torch.lgamma(x + 1)
             at_zero = (zero + (1 - zero) * (-rate).exp()).log()
-            return torch.where(x == 0, at_zero, (1 - zero).log() + poisson).sum(-1)
+            log_prob = torch.where(x == 0, at_zero, (1 - zero).log() + poisson)
+            return (log_prob * data["mask"][:, None] if "mask" in data else log_prob).sum(-1)
+
+    def imputed(data):
+        weights = (log_likelihood(data) + grid.log_mass).softmax(-1)
+        with torch.no_grad():
+            return {"x": weights @ ((1 - gate.sigmoid()) * decoder(grid.points).exp()).double()}
 
     def moments(data):
         with torch.no_grad():
@@ -312,6 +326,7 @@ def zero_inflated() -> Programs:
         log_evidence=lambda data: grid.log_evidence(log_likelihood(data)),
         posterior=lambda data: {"z": grid.posterior(log_likelihood(data))},
         moments=moments,
+        imputed=imputed,
     )
 
 

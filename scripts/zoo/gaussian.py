@@ -323,7 +323,7 @@ def missing_entries() -> Programs:
         log_evidence=lambda data: exact().log_evidence(*seen(data)),
         posterior=lambda data: {"z": exact().posterior(*seen(data))},
         moments=lambda data: exact().moments(),
-        imputed=lambda data: exact().imputed(*seen(data)),
+        imputed=lambda data: {"x": exact().imputed(*seen(data))},
     )
 
 
@@ -331,6 +331,47 @@ def missing_rows() -> Data:
     x = rows()["x"]
     missing = (torch.rand(x.shape) < 0.3) & (torch.arange(4) > 0)  # the first entry is always there
     return {"x": torch.where(missing, torch.nan, x)}
+
+
+def gaps_beside() -> Programs:
+    """The gaps are in y, a keyword argument, and the programs are given a mask of its entries."""
+    to_x, to_y, encoder = nn.Linear(2, 4), nn.Linear(2, 2), nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+
+    def model(x=None, *, y=None, y_mask=None, batch_size=None):
+        with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            p_y = dist.Normal(to_y(z), 0.5)
+            pyro.sample("y", (p_y if y_mask is None else p_y.mask(y_mask)).to_event(1), obs=y)
+            return pyro.sample("x", dist.Normal(to_x(z), 0.5).to_event(1), obs=x)
+
+    def guide(x, *, y, y_mask):
+        loc, log_scale = encoder(torch.cat([x, y * y_mask, y_mask.to(x.dtype)], -1)).chunk(2, -1)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    def exact() -> Gaussian:
+        return Gaussian(torch.cat([to_x.weight, to_y.weight]), torch.cat([to_x.bias, to_y.bias]), 0.5)
+
+    def joined(data):
+        seen = ~data["y"].isnan() & data.get("y_mask", torch.ones_like(data["y"], dtype=torch.bool))
+        both = torch.cat([torch.ones_like(data["x"], dtype=torch.bool), seen], -1)
+        return torch.cat([data["x"], data["y"].nan_to_num()], -1), both
+
+    return Programs(
+        model,
+        guide,
+        log_evidence=lambda data: exact().log_evidence(*joined(data)),
+        posterior=lambda data: {"z": exact().posterior(*joined(data))},
+        moments=lambda data: tuple(value[:4] for value in exact().moments()),
+        imputed=lambda data: {"y": exact().imputed(*joined(data))[:, 4:]},
+    )
+
+
+def gaps_beside_rows() -> Data:
+    z = draws(300, 2)
+    y = z.flip(-1) + 0.5 * draws(300, 2)
+    gaps = torch.rand(y.shape) < 0.4
+    return {"x": z @ _WEIGHT.T + _LOC + 0.5 * draws(300, 4), "y": torch.where(gaps, torch.nan, y)}
 
 
 def gaps_by_obs_mask() -> Programs:
@@ -479,6 +520,14 @@ PROGRAMS = [
     Program("two-headed", "x, and y as a keyword argument, observed", two_headed, two_headed_rows, observed=("y",)),
     Program("multimodal", "half of y missing by poutine.mask; methods", multimodal, multimodal_rows, observed=("y",)),
     Program("missing entries", "NaN as missing, and a mask", missing_entries, missing_rows, pair={"missing": "nan"}),
+    Program(
+        "gaps beside x",
+        "NaN in y, a keyword argument, and its mask",
+        gaps_beside,
+        gaps_beside_rows,
+        pair={"missing": "nan"},
+        observed=("y", "y_mask"),
+    ),
     Program("obs_mask", "gaps of y are latents, by obs_mask=", gaps_by_obs_mask, obs_mask_rows, observed=("y",)),
     Program("gaussian process", "short series, MultivariateNormal; pyro.param", gaussian_process, series),
     Program("student-t", "heavy tails; pyro.param", student_t, heavy_rows),

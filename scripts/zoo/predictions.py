@@ -138,15 +138,12 @@ def mean_ranks(
     given = {name: value for name, value in data.items() if name not in ("x", "mask", *observed.values())}
     truth = forward_draws(model, num, given)
     simulated = {argument: truth.nodes[site]["value"] for site, argument in observed.items()}
-    rows = {**given, **simulated, "x": rows_first(truth.nodes["x"]["value"], num)}
-    below: dict[str, Tensor] = {}
+    masks = {f"{name}_mask": torch.ones_like(value, dtype=torch.bool) for name, value in simulated.items()}
+    rows = {**given, **simulated, **masks, "x": rows_first(truth.nodes["x"]["value"], num)}
+    names, below = sites_of(model, guide, rows).latent, {}
     for _ in range(num_draws):
-        with evaluation_mode(model, guide):
-            drawn = trace(guide, rows["x"], **taken(guide, rows))
-        for name, site in drawn.nodes.items():
-            if site["type"] != "sample" or site["is_observed"] or name not in truth.nodes:
-                continue
-            value, true = site["value"].double(), truth.nodes[name]["value"].double()
+        for name, drawn in _latents(model, guide, rows, names, centre=False).items():
+            value, true = drawn.double(), truth.nodes[name]["value"].double()
             part = (value < true).double() + 0.5 * (value == true)
             below[name] = below.get(name, torch.zeros_like(part)) + part
     found = {}

@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor
 
-__all__ = ["Data", "Program", "Programs", "draws", "first", "stored"]
+__all__ = ["Data", "Program", "Programs", "draws", "first", "stored", "without_nan"]
 
 Data = dict[str, Any]  # "x" and the programs' keyword arguments
 
@@ -26,7 +26,7 @@ class Programs:
         posterior: Data to the mean and standard deviation of each latent site given the row, ``(N, *event)``; without
             N where the site is global.
         moments: Data, of which x is ignored, to the mean and standard deviation of x, ``(N, *E)`` or ``(*E,)``.
-        imputed: Data to the mean of x given the row's observed entries, ``(N, *E)``.
+        imputed: Data to the mean of each site with gaps given the row's observed entries, ``(N, *E)``.
     """
 
     model: Callable[..., Any]
@@ -34,7 +34,7 @@ class Programs:
     log_evidence: Callable[[Data], Tensor] | None = None
     posterior: Callable[[Data], dict[str, tuple[Tensor, Tensor]]] | None = None
     moments: Callable[[Data], tuple[Tensor, Tensor]] | None = None
-    imputed: Callable[[Data], Tensor] | None = None
+    imputed: Callable[[Data], dict[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,15 @@ def stored(name: str, start: Tensor) -> Tensor:
     """What Pyro's parameter store holds under a name, or the value that a program would start from."""
     store = pyro.get_param_store()
     return store[name].detach() if name in list(store) else start
+
+
+def without_nan(data: Data) -> Data:
+    """The data with 0 in the place of NaN, and a mask that says where: of x as ``mask``, of y as ``y_mask``."""
+    filled = dict(data)
+    for name, value in data.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):
+            filled[name], filled["mask" if name == "x" else f"{name}_mask"] = value.nan_to_num(), ~value.isnan()
+    return filled
 
 
 def draws(*shape: int) -> Tensor:

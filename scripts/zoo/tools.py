@@ -20,7 +20,7 @@ from torch import Tensor
 from pyro_vae import Pair, evaluation, fit, load
 from zoo import predictions, reference
 from zoo.checks import Disagreement, agree, below, equal, error_of, same_draws
-from zoo.program import Data, Program, Programs, first
+from zoo.program import Data, Program, Programs, first, without_nan
 
 __all__ = ["TOOLS", "Trial"]
 
@@ -77,9 +77,7 @@ class Trial:
     def as_programs_take(self, data: Data) -> Data:
         """Rows in floating point, NaN replaced and with a mask where it means that an entry is missing."""
         x = data["x"].to(torch.get_default_dtype())
-        if self.program.pair.get("missing") == "nan":
-            return {**data, "x": x.nan_to_num(), "mask": ~x.isnan()}
-        return {**data, "x": x}
+        return without_nan({**data, "x": x}) if self.program.pair.get("missing") == "nan" else {**data, "x": x}
 
     def given(self, data: Data, num: int) -> dict[str, Any]:
         """Keyword arguments of a run without data: those that hold no observations, for so many rows."""
@@ -295,7 +293,7 @@ def evaluate_(trial: Trial) -> str:
 def evidence(trial: Trial) -> str:
     """The log evidence of each row by weighted draws, and the exact one, or that of Pyro's own draws."""
     rows = first(trial.data, 30)
-    found = evaluation.log_evidence(trial.pair, rows, num_particles=1000)
+    found = evaluation.log_evidence(trial.pair, rows, num_particles=300)
     exact = trial.evidence(rows)
     if exact is None:
         exact = torch.tensor(
@@ -364,7 +362,8 @@ def calibration(trial: Trial) -> str:
     options: dict[str, Any] = {"given": given} if given else {}
     found = evaluation.simulation_based_calibration(trial.pair, num, 39, **options)
     arguments = {"labels": "label"}
-    observed = {arguments.get(name, name): name for name in trial.program.observed}
+    names = [name for name in trial.program.observed if not name.endswith("_mask")]
+    observed = {arguments.get(name, name): name for name in names}
     expected = predictions.mean_ranks(trial.model, trial.guide, {**given, "x": trial.prepared["x"]}, observed, 39)
     texts = []
     for name, ranks in found.ranks.items():
@@ -407,19 +406,20 @@ def nuts(trial: Trial) -> str:
 
 def impute(trial: Trial) -> str:
     """Missing entries given those that are there: their mean is the exact one."""
-    rows = first(trial.data, 30)
-    if trial.program.pair.get("missing") != "nan":
-        mask = torch.arange(rows["x"].numel()).reshape(rows["x"].shape) % 3 > 0
-        rows = {**rows, "mask": mask}
-    found = trial.pair.impute(rows, 200, num_particles=1000)
-    seen = rows.get("mask", ~rows["x"].isnan())
-    equal("observed entries", found[:, seen], rows["x"][seen].expand(200, -1))
+    rows, site = first(trial.data, 30), "x"
+    if trial.program.pair.get("missing") == "nan":
+        site = next(name for name, value in rows.items() if bool(value.isnan().any()))
+    else:
+        rows["mask"] = torch.arange(rows["x"].numel()).reshape(rows["x"].shape) % 3 > 0
+    found = trial.pair.impute(rows, 200, num_particles=300, sites=(site,))[site]
+    seen = rows.get("mask", ~rows[site].isnan())
+    equal("observed entries", found[:, seen], rows[site][seen].expand(200, -1))
     if trial.programs.imputed is None:
         return ""
     with torch.no_grad():
-        exact = trial.programs.imputed(rows)
+        exact = trial.programs.imputed(rows)[site]
     draws = found[:, ~seen].double()
-    return agree("imputed mean", draws.mean(0), exact[~seen], draws.std(0) * math.sqrt(1 / 200 + 1 / 200))
+    return agree("imputed mean", draws.mean(0), exact[~seen], draws.std(0) * math.sqrt(1 / 200 + 1 / 100))
 
 
 def save_and_open(trial: Trial) -> str:
