@@ -13,6 +13,7 @@ from linear_gaussian import LinearGaussian
 from pairs import discrete_pair, function_pair, labelled_pair, mixture_pair, pyro_module_pair
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
 
 from pyro_vae import Elbo, Pair, conv_vae, mlp_vae
 from pyro_vae.inference.objectives import as_objective
@@ -265,6 +266,26 @@ def test_a_latent_whose_prior_a_sum_over_values_joins_has_no_closed_form():
     torch.testing.assert_close(closed.reconstruction, draws.reconstruction)
     with pytest.raises(ValueError, match="the prior of z depends on a latent that is summed over"):
         ours(Elbo(kl="analytic"))
+
+
+def test_a_point_with_a_density_keeps_it_in_the_closed_form():
+    """As AutoNormal has for a positive latent; Pyro's own KL leaves the density out."""
+
+    def model(x=None, *, batch_size=None):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+        with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
+            return pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+
+    ours = Ours(Pair(model, AutoNormal(model)), torch.randn(5))
+    draws = ours.draws()
+    closed = draws.with_closed_forms(required=True)
+    assert closed.closed_form == ("scale",)
+    torch.testing.assert_close(closed.elbo, draws.elbo)
+    unconstrained, scale = draws.latents["scale_unconstrained"], draws.latents["scale"]
+    loc = ours.pair.guide.median()["scale"].log()
+    log_q = dist.Normal(loc, 0.1).log_prob(unconstrained) - unconstrained
+    prior = dist.LogNormal(0.0, 0.5).log_prob(scale)
+    torch.testing.assert_close(closed.rate[0], ((log_q - prior) / 5).expand(5))
 
 
 def test_particles_come_row_by_row():

@@ -449,7 +449,7 @@ class _Run:
                     why = f"the prior of {name} depends on a latent that is summed over"
                     continue
                 try:
-                    value = kl_divergence(site["fn"], self.model[name]["fn"])
+                    value = _kl(site, self.model[name])
                 except NotImplementedError:
                     why = f"none is known at {name}"
                     continue
@@ -546,6 +546,15 @@ class _Run:
                 depth = tuple(range(-min(values.dim(), self.nesting), -1))
                 costs.append(values.sum(depth, keepdim=True) if depth else values)
         return _sum(found), _sum(costs)
+
+
+def _kl(site: Any, prior: Any) -> Tensor:
+    base = site["fn"]
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    if isinstance(base, dist.Delta):  # a point has no other draw; Pyro's KL would leave out its density
+        return site["fn"].log_prob(site["value"]) - prior["fn"].log_prob(site["value"])
+    return kl_divergence(site["fn"], prior["fn"])
 
 
 def _subsampling(site: Any) -> tuple[float, float]:
