@@ -12,10 +12,10 @@ from torch import nn
 
 from pyro_vae import Pair, conv_vae, fit, mlp_vae
 from pyro_vae.data.rows import as_rows
+from pyro_vae.inference.objectives import Elbo
 from pyro_vae.likelihoods import Bernoulli, Normal, Poisson
 from pyro_vae.programs import local_parameters
-from pyro_vae.training import execution
-from pyro_vae.training import fit as training
+from pyro_vae.training import execution, run
 from pyro_vae.training.step import Gradients
 from pyro_vae.transforms import Binarize
 
@@ -39,13 +39,13 @@ CASES = {
     "counts": (
         lambda: mlp_vae((6,), 2, hidden_dims=(8,), likelihood=Poisson()),
         lambda: torch.poisson(torch.full((150, 6), 40.0)),
-        {"kl_warmup": 1},
+        {"objective": Elbo(kl_warmup=0.5)},
     ),
     "running averages": (normalised_vae, lambda: torch.randn(150, 1, 8, 8), {}),
-    "mixture prior": (pairs.mixture_pair, lambda: torch.randn(150, 4), {"num_particles": 3}),
-    "functions": (pairs.function_pair, lambda: torch.randn(150), {"kl_weight": 0.5}),
+    "mixture prior": (pairs.mixture_pair, lambda: torch.randn(150, 4), {"objective": Elbo(3)}),
+    "functions": (pairs.function_pair, lambda: torch.randn(150), {"objective": Elbo(kl_weight=0.5)}),
     "score function": (pairs.discrete_pair, lambda: torch.randn(150), {}),
-    "PyroModules": (pairs.pyro_module_pair, lambda: torch.randn(150, 3), {"kl": "analytic"}),
+    "PyroModules": (pairs.pyro_module_pair, lambda: torch.randn(150, 3), {"objective": Elbo(kl="analytic")}),
     "labels": (pairs.labelled_pair, lambda: {"x": torch.randn(150), "labels": torch.arange(150) % 2}, {}),
 }
 
@@ -79,7 +79,8 @@ def test_the_gradient_is_that_of_pyros_own_estimator(kl, float64):
     x = torch.randn(20, 5)
     rows = as_rows(x, torch.device("cpu"))
     reference = next(iter(rows.references([torch.arange(20)])))
-    gradients = Gradients(vae, dict(vae.named_parameters()), rows, reference, kl=kl)
+    structure = vae.structure(vae.prepare({"x": x}))
+    gradients = Gradients(vae, dict(vae.named_parameters()), rows, reference, structure, Elbo(kl=kl))
     with local_parameters():
         torch.manual_seed(1)
         sums, *found = gradients(torch.ones(()), *reference.values())
@@ -207,17 +208,20 @@ def test_products_in_bfloat16_leave_distributions_in_float32():
     x = torch.randn(64, 3)
     rows = as_rows(x, torch.device("cpu"))
     reference = next(iter(rows.references([torch.arange(64)])))
+    structure = pair.structure(pair.prepare({"x": x}))
+    seen.clear()
     for precision in ("full", "bfloat16"):
         torch.manual_seed(0)
-        Gradients(pair, dict(pair.named_parameters()), rows, reference, precision=precision)(
-            torch.ones(()), *reference.values()
+        gradients = Gradients(
+            pair, dict(pair.named_parameters()), rows, reference, structure, Elbo(), precision=precision
         )
+        gradients(torch.ones(()), *reference.values())
     assert [dtype for dtype, _ in seen] == [torch.float32, torch.float32]
     assert seen[0][1] < 1e-6 < 1e-4 < seen[1][1] < 3e-2
 
 
 def test_bfloat16_without_instructions_for_it_is_warned_of(monkeypatch):
-    monkeypatch.setattr(training, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(run, "has_bfloat16", lambda device: False)
     with pytest.warns(UserWarning, match="use precision='full'"):
         fit(bits_vae(), torch.rand(8, 12), epochs=1, batch_size=8, progress=False, precision="bfloat16", device="cpu")
 

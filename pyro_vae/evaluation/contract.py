@@ -6,7 +6,7 @@ from typing import Any
 
 from pyro import poutine
 
-from pyro_vae.data.rows import Inputs
+from pyro_vae.data.rows import Inputs, Rows
 from pyro_vae.inference import predictive
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.structure import ContractError, Structure, sample_sites
@@ -95,14 +95,14 @@ def check_pair(pair: Pair, x: Inputs) -> Contract:
     rows = pair.check(x)
     with forked_random_state(pair.device):
         batch = pair.prepare(next(rows.chunks(min(8, rows.num_rows))))
-        return _Look(pair, batch).contract()
+        return _Look(pair, rows, batch).contract()
 
 
 class _Look:
     """One look at a pair."""
 
-    def __init__(self, pair: Pair, batch: Batch) -> None:
-        self.pair, self.batch = pair, batch
+    def __init__(self, pair: Pair, rows: Rows, batch: Batch) -> None:
+        self.pair, self.rows, self.batch = pair, rows, batch
         self.structure: Structure | None = None
         self.forward: str | None = None  # why the model does not run without data
         self.drawn: list[str] = []
@@ -207,9 +207,12 @@ class _Look:
         yield "save", "works"
 
     def _fit(self) -> str:
-        from pyro_vae.training.execution import why_not_lowered
+        from pyro_vae.training.lowerable import why_not_lowered  # which brings in the tracer
 
-        reason = why_not_lowered(self.pair, self.batch, self._known())
+        try:
+            reason = why_not_lowered(self.pair, self.rows, self._known())
+        except ValueError as error:
+            return f"refused: {error}"
         return "works, compiled where steps repay it" if reason is None else f"works, on the programs: {reason}"
 
     def _impute(self) -> str:

@@ -3,22 +3,33 @@
 A Pyro program costs Python at every statement, and its effects are the same at every step. So the function that runs
 the programs and takes the ELBO and its gradient is traced once, as the operations that it did on tensors. Those are
 compiled together by Inductor, with the noise that the function itself would draw: both come to the same numbers.
+
+A value that the function reads out of a tensor, to go on with in Python, would be a constant of the graph. Where it may
+be another the next time, the function is not traced, and the reason says which operation read it, and where.
 """
 
 import contextlib
 import logging
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-__all__ = ["CannotStageError", "captured", "compiled", "compiler_missing"]
+from pyro_vae.training.code import is_library
+
+__all__ = ["CannotStageError", "Trace", "captured", "compile_trace", "compiled", "compiler_missing", "trace"]
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -35,14 +46,105 @@ def compiler_missing() -> str | None:
     return None if any(shutil.which(name) for name in candidates) else "there is no C++ compiler (g++ or clang++)"
 
 
+@dataclass
+class Trace:
+    """What a function did, as a graph.
+
+    Args:
+        graph: Takes the function's inputs, then the tensors of ``held``.
+        held: Tensors that the function found outside, such as parameters and buffers.
+        read: Those of them whose values it read, with copies: the graph is right while they stay as they are.
+    """
+
+    graph: GraphModule
+    held: list[Tensor] = field(default_factory=list)
+    read: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def outdated(self) -> tuple[int, ...] | None:
+        """The shape of a tensor whose value was read and has changed since; None if all are as they were."""
+        return next((tuple(now.shape) for now, then in self.read if not torch.equal(now, then)), None)
+
+    def difference(self, other: "Trace") -> str | None:
+        """What another trace of the same function did otherwise, in a few words; None if nothing."""
+        ours, theirs = list(self.graph.graph.nodes), list(other.graph.graph.nodes)
+        places = {id(node): number for number, node in enumerate(theirs)}
+        for number, (a, b) in enumerate(zip(ours, theirs, strict=False)):
+            if (a.op, a.target) != (b.op, b.target) and a.op != "placeholder":
+                return f"{_name(b)} in the place of {_name(a)}"
+            places[id(a)] = number
+            if (values := _difference((a.args, a.kwargs), (b.args, b.kwargs), places)) is not None:
+                return f"{_name(a)} of {values}"
+        if len(ours) != len(theirs):
+            return f"{len(theirs)} operations in the place of {len(ours)}"
+        for a, b in zip(self.held, other.held, strict=True):
+            if not _same_place(a, b) and not (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)):
+                return f"a tensor of shape {tuple(b.shape)} has other values"
+        return None
+
+
+def trace(function: Function, inputs: Sequence[Tensor], *, changing: Sequence[Tensor] = ()) -> Trace:
+    """Runs a function once and notes what it did.
+
+    Args:
+        function: Takes tensors, returns a tuple of tensors. It may draw random numbers and update buffers then as
+            always: putting those back is the caller's part.
+        inputs: An example. The graph takes tensors of these shapes and types.
+        changing: Tensors outside of it whose values may not be read either, because they change.
+
+    Raises:
+        CannotStageError: if it reads values of its inputs or of ``changing``, or has operations that no graph has.
+    """
+    read: list[tuple[Tensor, Tensor]] = []
+
+    def watched(*inputs: Tensor) -> tuple[Tensor, ...]:
+        values = _Values(get_proxy_mode(), changing, read)
+        with _Operations(values), _Functions(values):
+            return function(*inputs)
+
+    with _quiet():
+        try:
+            graph = make_fx(watched, decomposition_table=_CHEAP_LOGARITHMS)(*inputs)
+        except CannotStageError:
+            raise
+        except Exception as error:
+            raise CannotStageError(_reason(error)) from error
+    for tensor, before in read:
+        if not torch.equal(tensor, before):
+            raise CannotStageError("the program reads the value of a tensor that it changes")
+    return Trace(graph, _tensors_as_inputs(graph), read)
+
+
+def compile_trace(trace: Trace, inputs: Sequence[Tensor]) -> Function:
+    """The function that was traced, compiled by Inductor.
+
+    Raises:
+        CannotStageError: if it does not compile.
+    """
+    from torch._inductor import compile as compile_graph
+    from torch._inductor import config
+
+    held = trace.held
+    with _quiet():
+        try:
+            with torch.no_grad(), config.patch(fallback_random=True):
+                run: Any = compile_graph(trace.graph, [*inputs, *held])
+        except Exception as error:
+            raise CannotStageError(f"it does not compile: {_reason(error)}") from error
+
+    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return tuple(run(*tensors, *held))
+
+    return call
+
+
 def compiled(function: Function, inputs: Sequence[Tensor]) -> Function:
     """The function as one compiled graph.
 
     Args:
-        function: Takes tensors, returns a tuple of tensors. Other tensors that it uses, such as parameters and
-            buffers, are used by the graph too, with the values that they have when it runs. It is run once, and may
-            draw random numbers and update buffers then as always: putting those back is the caller's part.
-        inputs: An example. The graph takes tensors of these shapes and types.
+        function: As in :func:`trace`. Other tensors that it uses, such as parameters and buffers, are used by the graph
+            too, with the values that they have when it runs.
+        inputs: An example.
 
     Raises:
         CannotStageError: if what the function does depends on the values of tensors, or it does not compile.
@@ -52,26 +154,7 @@ def compiled(function: Function, inputs: Sequence[Tensor]) -> Function:
         >>> double(torch.ones(3))
         (tensor([2., 2., 2.]),)
     """
-    from torch._inductor import compile as compile_graph
-    from torch._inductor import config
-
-    with _quiet():
-        try:
-            graph = make_fx(function, decomposition_table=_CHEAP_LOGARITHMS)(*inputs)
-        except Exception as error:
-            raise CannotStageError(_reason(error)) from error
-        held = _tensors_as_inputs(graph)
-        try:
-            with torch.no_grad(), config.patch(fallback_random=True):
-                run: Any = compile_graph(graph, [*inputs, *held])
-        except Exception as error:
-            raise CannotStageError(f"it does not compile: {_reason(error)}") from error
-
-    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            return tuple(run(*tensors, *held))
-
-    return call
+    return compile_trace(trace(function, inputs), inputs)
 
 
 def captured(function: Function, inputs: Sequence[Tensor]) -> Function:
@@ -99,6 +182,177 @@ def captured(function: Function, inputs: Sequence[Tensor]) -> Function:
         return outputs
 
     return call
+
+
+class _Values:
+    """Says of tensors in a function that is being traced whether their values may be read.
+
+    They may where they come of constants alone: of numbers in the program, or of tensors outside of it that stay as
+    they are, which are then noted as read.
+    """
+
+    def __init__(self, mode: Any, changing: Sequence[Tensor], read: list[tuple[Tensor, Tensor]]) -> None:
+        self._tracer, self._read = mode.tracer, read
+        self._changing = {_storage(tensor) for tensor in changing}
+        self._constant: set[int] = set()  # storages that the function made of constants
+        self._used: dict[int, Tensor] = {}  # tensors from outside that went into them
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor's values are the same at every run."""
+        if self._is_outside(tensor):
+            return not tensor.requires_grad and _storage(tensor) not in self._changing
+        return _storage(tensor) in self._constant
+
+    def _is_outside(self, tensor: Tensor) -> bool:
+        return get_proxy_slot(tensor, self._tracer, None) is None
+
+    def known(self, tensor: Tensor, what: str) -> Tensor:
+        """A tensor whose values are about to be read.
+
+        Raises:
+            CannotStageError: if they may not.
+        """
+        if not self.is_constant(tensor):
+            if self._is_outside(tensor):
+                raise _refusal("reads the value of a parameter or a buffer, which changes", what)
+            raise _refusal("reads the value of a tensor that depends on inputs, parameters or noise", what)
+        with _disable_current_modes():
+            for other in [tensor] if self._is_outside(tensor) else self._used.values():
+                self._read.append((other, other.detach().clone()))
+        return tensor.detach() if tensor.requires_grad else tensor
+
+    def note(self, func: Any, tensors: Sequence[Tensor], out: Any) -> None:
+        """Follows an operation from the tensors that it takes to those that it makes or changes."""
+        constant = torch.Tag.nondeterministic_seeded not in func.tags and all(map(self.is_constant, tensors))
+        if constant:
+            self._used |= {id(tensor): tensor for tensor in tensors if self._is_outside(tensor)}
+        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if func._schema.is_mutable:
+            made += tensors
+        for tensor in made:
+            (self._constant.add if constant else self._constant.discard)(_storage(tensor))
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+_SHAPES = {  # what their results' shapes come from, beside those that torch marks
+    torch.ops.aten._pack_padded_sequence.default: "the lengths of packed sequences",
+}
+
+
+class _Operations(TorchDispatchMode):
+    """Looks at each operation before it is traced."""
+
+    def __init__(self, values: _Values) -> None:
+        super().__init__()
+        self._values = values
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        if isinstance(kwargs.get("generator"), torch.Generator):
+            raise _refusal("draws from a torch.Generator of its own", name)
+        if torch.Tag.data_dependent_output in func.tags:
+            what = {"_local_scalar_dense": "item", "is_nonzero": "bool"}.get(name, name)
+            args, kwargs = tree_map_only(Tensor, lambda tensor: self._values.known(tensor, what), (args, kwargs))
+            with _disable_current_modes():
+                return func(*args, **kwargs)
+        if name in ("index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"):
+            args = (args[0], [self._without_mask(index, name) for index in args[1]], *args[2:])
+        elif torch.Tag.dynamic_output_shape in func.tags or func in _SHAPES:
+            self._refuse_shapes(func, args, kwargs)
+        out = func(*args, **kwargs)
+        self._values.note(func, [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)], out)
+        return out
+
+    def _without_mask(self, index: Any, name: str) -> Any:
+        """A mask that stays as it is by the places where it is true; one that varies gives shapes that vary."""
+        if not isinstance(index, Tensor) or index.dtype not in (torch.bool, torch.uint8):
+            return index
+        if self._values.is_constant(index) and index.dim() == 1:
+            index = self._values.known(index, "a mask")
+            with _disable_current_modes():
+                return index.nonzero()[:, 0]
+        if name.endswith("index"):
+            raise _refusal("has shapes that depend on the values of a tensor", "a mask; torch.where keeps shapes")
+        return index  # what is written has the shape of what is there
+
+    def _refuse_shapes(self, func: Any, args: Any, kwargs: Any) -> None:
+        name = func.overloadpacket.__name__
+        if name == "repeat_interleave" and kwargs.get("output_size") is not None:
+            return
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and not self._values.is_constant(leaf):
+                raise _refusal("has shapes that depend on the values of a tensor", _SHAPES.get(func, name.strip("_")))
+
+
+_READERS = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr}
+_READERS |= {Tensor.__deepcopy__, Tensor.__reduce_ex__}
+
+
+class _Functions(TorchFunctionMode):
+    """Looks at functions that no operation shows: what reads a tensor's memory, what has a form without reading."""
+
+    def __init__(self, values: _Values) -> None:
+        super().__init__()
+        self._values = values
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _READERS:
+            known = self._values.known(args[0], getattr(func, "__name__", ""))
+            with torch._C.DisableTorchFunction(), _disable_current_modes():
+                return func(known, *args[1:], **kwargs)
+        if func is F.one_hot:
+            return _one_hot(func, *args, **kwargs)
+        if func in (F.ctc_loss, torch.ctc_loss, torch.tensor_split, Tensor.tensor_split):
+            for leaf in tree_leaves((args[1:], kwargs)):
+                if isinstance(leaf, Tensor) and leaf.dtype in (torch.int32, torch.int64):
+                    self._values.known(leaf, getattr(func, "__name__", ""))
+        return func(*args, **kwargs)
+
+
+def _one_hot(func: Any, tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """One-hot vectors without a look at the largest class, where the number of classes is given."""
+    if num_classes <= 0:
+        return func(tensor, num_classes)
+    zeros = tensor.new_zeros((*tensor.shape, num_classes))
+    return zeros.scatter(-1, tensor.unsqueeze(-1), 1)
+
+
+def _refusal(does: str, what: str) -> CannotStageError:
+    """The error, with the function of the user's that does it, and the line."""
+    frame = sys._getframe(1)
+    while frame is not None and is_library(frame.f_code.co_filename):
+        frame = frame.f_back
+    if frame is None:
+        return CannotStageError(f"the program {does} ({what})")
+    file = frame.f_code.co_filename.replace("\\", "/").rpartition("/")[2]
+    return CannotStageError(f"{frame.f_code.co_qualname} {does} ({what}, {file}, line {frame.f_lineno})")
+
+
+def _name(node: Node) -> str:
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(node.target) if packet is None else packet.__name__
+
+
+def _difference(a: Any, b: Any, places: dict[int, int]) -> str | None:
+    """The first pair of arguments that are not the same, as ``b in the place of a``."""
+    if isinstance(a, Node) and isinstance(b, Node):
+        return None if places.get(id(a)) == places[id(b)] else "another result"
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        return next((d for x, y in zip(a, b, strict=True) if (d := _difference(x, y, places)) is not None), None)
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return next((d for key in a if (d := _difference(a[key], b[key], places)) is not None), None)
+    same = type(a) is type(b) and (a == b or (a != a and b != b))
+    return None if same else f"{b!r:.40} in the place of {a!r:.40}"
+
+
+def _same_place(a: Tensor, b: Tensor) -> bool:
+    places = ((t.untyped_storage().data_ptr(), t.storage_offset(), t.shape, t.stride(), t.dtype) for t in (a, b))
+    return bool(next(places) == next(places))
 
 
 def _tensors_as_inputs(graph: GraphModule) -> list[Tensor]:

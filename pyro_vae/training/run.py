@@ -173,7 +173,12 @@ class Run:
         if (why := gradients.why_programs) is not None:
             execution.how = f"eager: {why}"
         else:
-            execution.stage(self.first, compile=settings.compile, num_steps=settings.epochs * self.steps)
+            execution.stage(
+                self.first,
+                compile=settings.compile,
+                num_steps=settings.epochs * self.steps,
+                steps_done=len(self.history) * self.steps,
+            )
         return execution
 
     def epochs(self) -> Iterator[dict[str, float]]:
@@ -244,11 +249,12 @@ class Run:
         learning_rate, progress, seen = self._learning_rate(), 0.0, 0
         indices = self._split(order)
         parallel.seed_other_ranks(self.settings.seed, epoch)
+        self.execution.begin_epoch(indices, self._references, sums)
         for step, (index, reference) in enumerate(zip(indices, self._references(indices), strict=True)):
             if step % _STEPS_BETWEEN_AGREEMENTS == 0:
                 self.interrupts.agree(self.device)
             progress = ((epoch - 1) * self.steps + step) / (self.settings.epochs * self.steps)
-            sums += self.execution.step(reference, progress, checked=epoch == 1 and step == 0)
+            self.execution.step(reference, progress, checked=epoch == 1 and step == 0)
             if step in (0, self.steps - 1):
                 self._equal_buffers()
             if self.settings.schedule != "plateau":

@@ -1,0 +1,195 @@
+"""Whether a graph is what the programs do: both are run on the same rows with the same noise, and compared."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.util import get_rng_state, set_rng_state
+from torch import Tensor
+
+from pyro_vae.data.rows import Streamed
+from pyro_vae.training.hidden_state import Watch
+from pyro_vae.training.pictures import State
+from pyro_vae.training.rounding import RoundingErrors, agree
+from pyro_vae.training.step import Gradients
+
+__all__ = ["UNSEEN", "Checker", "Kept", "Observation", "Results"]
+
+UNSEEN = "what the programs do depends on more than their tensors, and their graph has other numbers"
+
+Results = tuple[Tensor, ...]  # the sums, then the gradients
+
+_TOLERANCE = {"tf32": 5e-3, "bfloat16": 1e-2}  # of norms, relatively; else it is that of the numbers' type
+
+
+@dataclass
+class Observation:
+    """One run of the programs, and what of their state it changed that it should not, in a sentence."""
+
+    results: Results
+    before: State
+    after: State
+    reason: str | None
+
+
+@dataclass
+class Kept:
+    """Random states, and values of tensors, as they were."""
+
+    random: dict[str, Any]
+    cuda: Tensor | None
+    tensors: list[tuple[Tensor, Tensor]]
+
+    @property
+    def values(self) -> list[Tensor]:
+        """The tensors' values."""
+        return [value for _, value in self.tensors]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Makes them so again."""
+        set_rng_state(self.random)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda)
+        for tensor, before in self.tensors:
+            tensor.copy_(before)
+
+
+class Checker:
+    """Runs programs beside their graph.
+
+    Args:
+        gradients: What a step computes, by the programs.
+        optimizer: What their results go to.
+    """
+
+    def __init__(self, gradients: Gradients, optimizer: torch.optim.Optimizer) -> None:
+        self.eager, pair = gradients, gradients.pair
+        rows: Any = gradients.rows
+        reads_here = isinstance(rows, Streamed) and rows.num_workers == 0
+        self.watch = Watch(
+            {
+                "the model": pair.model,
+                "the guide": pair.guide,
+                "the transform": pair.transform,
+                "the objective": getattr(gradients, "objective", None),
+                "the pair": pair,
+                "the parameter store": pyro.get_param_store(),
+            },
+            beside=[optimizer, rows.dataset if reads_here else None],  # hooks and readers can count, too
+        )
+        self._changing: dict[int, Tensor] = {}
+
+    @property
+    def changing(self) -> list[Tensor]:
+        """Tensors that running the programs was seen to change in place."""
+        return list(self._changing.values())
+
+    def keep(self) -> Kept:
+        """Everything that running the programs changes by right."""
+        tensors = {id(tensor): tensor for tensor in (*self.eager.pair.buffers(), *self.changing)}
+        on_gpu = self.eager.pair.device.type == "cuda"
+        return Kept(
+            get_rng_state(),
+            torch.cuda.get_rng_state(self.eager.pair.device) if on_gpu else None,
+            [(tensor, tensor.detach().clone()) for tensor in tensors.values()],
+        )
+
+    @contextmanager
+    def putting_back(self) -> Iterator[Kept]:
+        """Puts all that back in the end."""
+        kept = self.keep()
+        try:
+            yield kept
+        finally:
+            kept.put_back()
+
+    def observe(self, inputs: Sequence[Tensor], *, judged: bool, checked: bool = False) -> Observation:
+        """Runs the programs once, watched.
+
+        Args:
+            inputs: Of the gradients.
+            judged: Whether what the run changes counts; the first run may make what later ones find, as a cache.
+            checked: With Pyro's checks of shapes and supports.
+        """
+        before = self.watch.state()
+        with pyro.validation_enabled(is_validate=checked):
+            results = self.watch.run(self.eager, *inputs)
+        after = self.watch.state()
+        self._changing |= {id(tensor): tensor for tensor in before.updated(after)}
+        reason = self.watch.reason(before, after) if judged else None
+        if not judged:
+            self.watch.forget()
+        return Observation(results, before, after, reason)
+
+    def compare(self, graph: Callable[..., Results], inputs: Sequence[Tensor]) -> tuple[Results | None, str | None]:
+        """Takes the graph's results, if they are the programs'.
+
+        Returns:
+            The results, with everything as the graph leaves it; or None and the reason, with everything as it was.
+        """
+        kept = self.keep()
+        before = self.watch.state()
+        results, reason = self._compare(graph, inputs, kept)
+        if results is None:
+            kept.put_back()
+            after = self.watch.state()
+            reason = self.watch.reason(before, after) or reason
+            before.put_back()
+            return None, reason
+        if (changed := self.watch.reason(before, self.watch.state())) is not None:
+            kept.put_back()
+            before.put_back()
+            return None, changed
+        return results, None
+
+    def expected(self, inputs: Sequence[Tensor]) -> tuple[Results | None, str | None]:
+        """What the programs come to, with everything as it was before; or None and the reason."""
+        before = self.watch.state()
+        with self.putting_back(), pyro.validation_enabled(is_validate=False):
+            results = self.eager(*inputs)
+        if (reason := self.watch.reason(before, self.watch.state())) is not None:
+            before.put_back()
+            return None, reason
+        return results, None
+
+    def _compare(
+        self, graph: Callable[..., Results], inputs: Sequence[Tensor], kept: Kept
+    ) -> tuple[Results | None, str | None]:
+        found = self._same(graph, inputs, kept)
+        if found is not None:
+            return found, None
+        # A draw by rejection may come out otherwise by one rounding error: twice, it does not.
+        kept.put_back()
+        torch.rand(1, device=self.eager.pair.device)
+        if self._same(graph, inputs, self.keep()) is None:
+            return None, UNSEEN
+        kept.put_back()
+        return graph(*inputs), None
+
+    def _same(self, graph: Callable[..., Results], inputs: Sequence[Tensor], start: Kept) -> Results | None:
+        expected = self._outcome(self.eager, inputs)
+        random = torch.get_rng_state()
+        start.put_back()
+        results = graph(*inputs)
+        after = self.keep()
+        found = [*results[0].unbind(), *results[1:], *after.values]
+        if not torch.equal(random, torch.get_rng_state()):
+            return None
+
+        def again(errors: RoundingErrors) -> list[Tensor]:
+            start.put_back()
+            return self._outcome(self.eager, inputs, errors)
+
+        same = agree(found, expected, again, tolerance=_TOLERANCE.get(self.eager.precision))
+        after.put_back()
+        return results if same else None
+
+    def _outcome(self, function: Callable[..., Results], inputs: Sequence[Tensor], mode: Any = None) -> list[Tensor]:
+        """Sums, gradients, and what is changed in place."""
+        with pyro.validation_enabled(is_validate=False), mode or nullcontext():
+            sums, *gradients = function(*inputs)
+        return [*sums.unbind(), *gradients, *self.keep().values]
