@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
-from exact_pairs import (
+from exact_guides import (
     LOCAL,
     conditional,
     half_observed,

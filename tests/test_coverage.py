@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
-from exact_pairs import LOCAL, half_observed, two_observed
+from exact_guides import LOCAL, half_observed, two_observed
 from linear_gaussian import LinearGaussian
 from pairs import function_pair, labelled_pair
 

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
-from exact_pairs import EXACT, sequences, shared_mean, two_observed
+from exact_guides import EXACT, sequences, shared_mean, two_observed
 from linear_gaussian import LinearGaussian
 from pairs import function_pair, labelled_pair
 
@@ -187,15 +187,14 @@ def test_globals_of_the_prior_predictive_are_from_the_prior_and_those_of_the_pos
 
 
 @pytest.mark.parametrize("make", EXACT, ids=lambda make: make.__name__)
-@pytest.mark.parametrize("kind", ["prior", "posterior"])
-def test_programs_that_are_not_ours_fit_their_own_data_and_no_others(make, kind):
-    """Posterior predictive means are known: the mean of x given z, averaged over the exact posterior."""
-    exact = make(300)
-    check = predictive_check(exact.pair, exact.data, kind=kind, num_replications=99)
-    assert check.joint_p_value > 0.005
-    spread = exact.data["x"][~exact.data["x"].isnan()].std()
-    wrong = {**exact.data, "x": 10 * spread + exact.data["x"] * 0.1}
-    assert predictive_check(exact.pair, wrong, kind="prior", num_replications=99).joint_p_value <= 0.021
+def test_programs_that_are_not_ours_fit_their_own_data_and_no_others(make):
+    exact = make(200)
+    for kind, count in (("prior", 99), ("posterior", 39)):
+        check = predictive_check(exact.pair, exact.data, kind=kind, num_replications=count)
+        assert check.joint_p_value > 0.011
+    spread = float(exact.data["x"][~exact.data["x"].isnan()].std())
+    wrong = {**exact.data, "x": 10 * spread + 0.1 * exact.data["x"]}
+    assert predictive_check(exact.pair, wrong, kind="prior", num_replications=99).joint_p_value == 0.01
 
 
 def test_what_is_observed_beside_x_is_drawn_with_it():

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact_pairs import EXACT, shared_mean, two_levels
+from exact_guides import EXACT, shared_mean, two_levels
 from linear_gaussian import LinearGaussian, resident
 from pairs import function_pair
 

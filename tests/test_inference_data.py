@@ -5,7 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact_pairs import EXACT, conditional, half_observed, mixture, two_observed, words
+from exact_guides import EXACT, conditional, half_observed, mixture, two_observed, words
 from linear_gaussian import LinearGaussian
 from pairs import function_pair, labelled_pair
 
@@ -211,7 +211,7 @@ def test_gaps_and_arguments_of_every_kind():
     labelled = conditional(8)
     constant = to_inference_data(labelled.pair, labelled.data, num_samples=3).constant_data
     assert set(constant.data_vars) == {"labels", "width"}
-    assert float(constant["width"]) == 0.5
+    assert constant["width"].item() == 0.5
     assert constant["labels"].dims == ("row",)
 
 

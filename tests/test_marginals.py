@@ -4,7 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact_pairs import mixture
+from exact_guides import mixture
 
 from pyro_vae import Elbo, Pair, evaluate
 from pyro_vae.inference.sites import run_pair

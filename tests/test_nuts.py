@@ -5,7 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact_pairs import conditional, mixture, scaled, sequences, shared_mean, two_levels, words
+from exact_guides import conditional, mixture, scaled, sequences, shared_mean, two_levels, words
 from linear_gaussian import LinearGaussian
 from pairs import discrete_pair
 from pyro.ops.stats import split_gelman_rubin

@@ -12,7 +12,7 @@ import cli
 import pyro
 import pytest
 import torch
-from exact_pairs import EXACT, components_alone, conditional, two_levels, two_observed
+from exact_guides import EXACT, components_alone, conditional, two_levels, two_observed
 from linear_gaussian import LinearGaussian
 from pairs import discrete_pair, function_pair
 
