@@ -27,9 +27,11 @@ def python_session(text):
     return session
 
 
-def test_the_python_runs_from_top_to_bottom(tmp_path, monkeypatch):
+def test_the_python_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     session = python_session(README)
+    printed = capsys.readouterr().out.splitlines()
+    assert {line for line in blocks("text")[0].splitlines() if line != "…"} <= set(printed)
     assert session["x_like"].shape == (5, 359, 8, 8)
     assert session["threes"].shape == (16, 64)
     assert {name: draws.shape for name, draws in session["both"].items()} == {"z": (16, 4), "x": (16, 64)}
