@@ -19,7 +19,7 @@ def error_of(values: Tensor) -> float:
 
 def agree(what: str, found: Tensor | float, expected: Tensor | float, error: Tensor | float, limit: float = 5.0) -> str:
     """Two estimates differ by no more than a few of their standard errors, in the worst place."""
-    found, expected = torch.as_tensor(found).double(), torch.as_tensor(expected).double()
+    found, expected = (torch.as_tensor(value).detach().double() for value in (found, expected))
     error = torch.as_tensor(error).double().expand_as(found)
     floor = 1e-4 * (1 + expected.abs())
     scores = (found - expected).abs() / (error.square() + floor.square()).sqrt()
@@ -35,7 +35,7 @@ def agree(what: str, found: Tensor | float, expected: Tensor | float, error: Ten
 
 def equal(what: str, found: Tensor | float, expected: Tensor | float, tolerance: float = 1e-4) -> str:
     """Two numbers are the same up to rounding."""
-    found, expected = torch.as_tensor(found).double(), torch.as_tensor(expected).double()
+    found, expected = (torch.as_tensor(value).detach().double() for value in (found, expected))
     if found.shape != expected.shape:
         raise Disagreement(f"{what}: shape {tuple(found.shape)} where {tuple(expected.shape)} is right")
     off = (found - expected).abs() / (1 + expected.abs())
@@ -65,7 +65,7 @@ def same_draws(what: str, found: Tensor, expected: Tensor, between: Tensor | flo
         expected: Those of a second way.
         between: Variance of the difference of their means that comes from what each set shares.
     """
-    found, expected = found.double(), expected.double()
+    found, expected = found.detach().double(), expected.detach().double()
     if found.shape[1:] != expected.shape[1:]:
         raise Disagreement(f"{what}: shape {tuple(found.shape[1:])} where {tuple(expected.shape[1:])} is right")
     if not bool(found.isfinite().all()):

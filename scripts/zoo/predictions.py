@@ -13,7 +13,16 @@ from torch import Tensor
 from zoo.program import Data
 from zoo.reference import evaluation_mode, is_discrete, sites_of, taken, trace, unscaled
 
-__all__ = ["assignments", "forward_draws", "mean_ranks", "middle", "own_rows", "posterior_draws", "rows_first"]
+__all__ = [
+    "assignments",
+    "at_the_middle",
+    "forward_draws",
+    "mean_ranks",
+    "middle",
+    "own_rows",
+    "posterior_draws",
+    "rows_first",
+]
 
 
 def rows_first(value: Tensor, num: int) -> Tensor:
@@ -71,7 +80,7 @@ def _chosen(found: list[dict[str, Tensor]], index: Tensor) -> dict[str, Tensor]:
 
 
 class _Middle(Messenger):
-    """Every draw is the mean of its distribution, or its most probable value."""
+    """Every draw is the mean of its distribution, if need be that of 256 draws, or its most probable value."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["done"] or type(msg["fn"]).__name__ == "_Subsample":
@@ -82,15 +91,26 @@ class _Middle(Messenger):
             values = fn.enumerate_support()
             msg["value"] = values.gather(0, fn.log_prob(values).argmax(0, keepdim=True))[0]
         else:
-            msg["value"] = fn.mean
+            try:
+                msg["value"] = fn.mean
+            except NotImplementedError:  # of a flow
+                msg["value"] = fn((256,)).mean(0)
         msg["done"] = True
+
+
+def at_the_middle(guide: Any, data: Data) -> Any:
+    """A trace of the guide with every draw at its middle."""
+    with evaluation_mode(guide):
+        return trace(_Middle()(guide), data["x"], **taken(guide, data))
 
 
 def _latents(model: Any, guide: Any, data: Data, names: Sequence[str], *, centre: bool) -> dict[str, Tensor]:
     """Values of all latents, by the guide and, of those that the model sums out, by their posterior."""
-    program = _Middle()(guide) if centre else guide
-    with evaluation_mode(model, guide):
-        traced = trace(program, data["x"], **taken(guide, data))
+    if centre:
+        traced = at_the_middle(guide, data)
+    else:
+        with evaluation_mode(guide):
+            traced = trace(guide, data["x"], **taken(guide, data))
     drawn = {name: site["value"] for name, site in traced.nodes.items() if name in names}
     if all(name in drawn for name in names):
         return drawn

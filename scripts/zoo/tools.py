@@ -90,7 +90,7 @@ class Trial:
 
     def evidence(self, data: Data) -> Tensor | None:
         """The exact log evidence of rows as a user has them."""
-        if self.programs.log_evidence is None or self.sites.point:
+        if self.programs.log_evidence is None:
             return None
         with torch.no_grad():
             return self.programs.log_evidence(data)
@@ -219,12 +219,12 @@ def reconstruct(trial: Trial) -> str:
     """The mean of x at the middle of every latent."""
     rows = first(trial.data, 40)
     found = trial.pair.reconstruct(rows)
-    try:
-        expected = predictions.middle(trial.model, trial.guide, trial.as_programs_take(rows), trial.given(rows, 40))
-    except NotImplementedError:  # a flow knows no mean
-        near, far = (float((value - rows["x"]).square().mean()) for value in (found, rows["x"].mean(0)))
-        return below("squared error, and that of the mean row", near, far, 0.0)
-    return equal("mean of x", found, expected)
+    prepared, given = trial.as_programs_take(rows), trial.given(rows, 40)
+    # Latents whose mean is not known are at that of some draws, and differ from time to time.
+    several = torch.stack([predictions.middle(trial.model, trial.guide, prepared, given) for _ in range(8)]).double()
+    if bool((several[0] == several).all()):
+        return equal("mean of x", found, several[0])
+    return agree("mean of x", found, several.mean(0), several.std(0) * math.sqrt(1 + 1 / 8) + 1e-3, limit=8.0)
 
 
 def encode(trial: Trial) -> str:
@@ -237,11 +237,8 @@ def encode(trial: Trial) -> str:
         with torch.no_grad():
             exact = trial.programs.posterior(prepared)
     for name in local or trial.sites.latent[:1]:
-        pyro.set_rng_seed(5)
         found = trial.pair.encode(rows, site=name)
-        pyro.set_rng_seed(5)
-        with reference.evaluation_mode(trial.model, trial.guide):
-            site = reference.trace(trial.guide, prepared["x"], **reference.taken(trial.guide, prepared)).nodes.get(name)
+        site = predictions.at_the_middle(trial.guide, prepared).nodes.get(name)
         if site is not None:
             value = site["value"]
             if isinstance(site["fn"], dist.Delta) and name not in trial.sites.point:
@@ -284,6 +281,7 @@ def evaluate_(trial: Trial) -> str:
     evidence = trial.evidence(trial.data)
     if evidence is not None:
         trial.numbers["exact"] = float(evidence.mean())
+    if evidence is not None and not trial.sites.point:  # at a point it is the joint density, and no bound
         text += "; " + below("ELBO", float(found.mean()), float(evidence.mean()), error_of(found))
     metrics = evaluation.evaluate(trial.pair, trial.data)
     equal("elbo = -distortion - rate", metrics["elbo"], -metrics["distortion"] - metrics["rate"])
