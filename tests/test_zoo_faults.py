@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
@@ -198,3 +198,20 @@ def test_a_partial_guide_trains():
     )
     assert len(history) == 2
     assert "loc_0" in list(pyro.get_param_store())
+
+
+@config_enumerate
+def mixture(x=None, *, batch_size=None):
+    with pyro.plate("components", 2):
+        locs = pyro.sample("locs", dist.Normal(0.0, 10.0))
+    with pyro.plate("data", rows_of(x, batch_size)):
+        which = pyro.sample("which", dist.Categorical(torch.ones(2)))
+        pyro.sample("x", dist.Normal(locs[which], 1.0), obs=x)
+
+
+def test_an_autoguide_of_globals_goes_with_local_latents_that_are_summed_over():
+    guide = AutoNormal(poutine.block(mixture, hide=["which"]))
+    pair = Pair(mixture, guide)
+    structure = pair.structure(pair.batch(torch.randn(5)))
+    assert structure.enumerated("model") == ["which"]
+    assert pair.sample(7).shape == (7,)

@@ -177,7 +177,7 @@ def _structure(model_trace: Any, guide_trace: Any, guide: Program, batch: Batch)
                 f"the guide samples {name!r}, which is no latent of the model: its latents are "
                 f"{', '.join(latents) or 'none'}"
             )
-    own = [name for name, latent in latents.items() if latent.is_local]
+    own = [name for name, latent in latents.items() if latent.is_local and name in guided]
     unwrapped = getattr(guide, "__wrapped__", guide)
     if isinstance(unwrapped, AutoGuide) and own:
         raise ContractError(
