@@ -194,7 +194,6 @@ class _Run:
         self.num_chains, self.num_leapfrog = num_chains, num_leapfrog
         self.memory = int(memory_mib * 2**20)
         self.structure: Structure | None = None
-        self.layout: dict[str, slice] = {}
         self.lowers: list[Tensor] = []
         self.errors: list[Tensor] = []
         self.uppers: list[Tensor] = []
@@ -207,32 +206,38 @@ class _Run:
             self.structure = self.pair.structure(batch, count_bytes=True)
             self.structure.require_local()
             warn_if_in_turn(self.structure)
-            self.layout = latent_layout(self.pair, self.structure, batch, self.start)
-            if not self.layout:  # the weights are exact
-                self.temperatures = [0.0, 1.0]
         chains = max(self.num_chains, _PILOT_CHAINS)
         at_once = max(1, self.memory // (2 * self.structure.bytes_per_draw * chains))  # twice, for the gradient
         with pyro.validation_enabled(is_validate=False):  # the programs were looked at with it
+            whole = self._density(self.structure, batch)
             true_u = None
             if simulated is not None:
                 self.simulated = batch
-                whole = LatentDensity(self.pair, self.structure, batch, self.layout, self.start)
-                true_u = whole.flatten({name: simulated.latents[name] for name in self.layout}, None)
+                true_u = whole.flatten({name: simulated.latents[name] for name in whole.layout}, None)
             for first in range(0, len(batch), at_once):
                 here = slice(first, first + at_once)
-                density = LatentDensity(self.pair, self.structure, batch[here], self.layout, self.start)
-                self._add(density, None if true_u is None else true_u[:, here])
+                density = self._density(self.structure, batch[here])  # its rows may have fewer latents, such as steps
+                u = None
+                if true_u is not None:
+                    parts = [true_u[:, here, whole.layout[name]] for name in density.layout]
+                    u = torch.cat(parts, -1) if parts else true_u[:, here, :0]
+                self._add(density, u)
+
+    def _density(self, structure: Structure, batch: Batch) -> LatentDensity:
+        layout = latent_layout(self.pair, structure, batch, self.start)
+        return LatentDensity(self.pair, structure, batch, layout, self.start)
 
     def _add(self, density: LatentDensity, true_u: Tensor | None) -> None:
-        moves = _pilot(density, self.temperatures, self.num_leapfrog)
-        weights, rate = _anneal(density, density.draw(self.num_chains), self.temperatures, moves)
+        temperatures = self.temperatures if density.layout else [0.0, 1.0]  # then weights are exact
+        moves = _pilot(density, temperatures, self.num_leapfrog)
+        weights, rate = _anneal(density, density.draw(self.num_chains), temperatures, moves)
         lower, error, _ = log_mean_exp(weights)
         self.lowers.append(lower + density.batch.log_jacobian.double())
         self.errors.append(error)
         self.rates.append(rate * len(lower))
         if true_u is not None:
             u = true_u.expand(self.num_chains, -1, -1)
-            weights, _ = _anneal(density, u, self.temperatures, moves, reverse=True)
+            weights, _ = _anneal(density, u, temperatures, moves, reverse=True)
             self.uppers.append(-log_mean_exp(-weights)[0])
 
     def bounds(self) -> AnnealedBounds:
@@ -276,9 +281,11 @@ class _Moves:
 def _pilot(density: LatentDensity, temperatures: list[float], num_leapfrog: int) -> _Moves:
     """A forward run of chains of its own, which finds step sizes for every row and temperature."""
     u = density.draw(_PILOT_CHAINS)
+    inner, steps = temperatures[1:-1], []
+    if not inner:
+        return _Moves(torch.ones_like(u[0]), steps, num_leapfrog)
     scale = u.std(0).nan_to_num(1.0).clamp_min(1e-6)
     step = torch.full_like(scale[:, 0], 0.5)
-    inner, steps = temperatures[1:-1], []
     point = density.at(u)
     repeats = math.ceil(_PILOT_TRANSITIONS / max(1, len(inner)))
     for t in inner:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.rows import Inputs
+from pyro_vae.evaluation.latent_density import require_weights
 from pyro_vae.inference.batch import Batch, rows_that_fit
 from pyro_vae.inference.sites import run_pair
 from pyro_vae.inference.structure import Structure
@@ -110,8 +111,8 @@ def log_evidence(
         The estimates with their errors, see :class:`Evidence`.
 
     Raises:
-        ValueError: if data or arguments do not fit; if a latent lies outside the plate ``"data"``, or the programs
-            break the contract in another way.
+        ValueError: if data or arguments do not fit; if a latent lies outside the plate ``"data"``, or the guide sets
+            one to a point; if the programs break the contract in another way.
         FloatingPointError: if a weight is NaN.
 
     Warns:
@@ -258,6 +259,7 @@ class _Weigh:
         self.pair, self.num_particles = pair, num_particles
         self.structure = pair.structure(batch, count_bytes=True)
         self.structure.require_local()
+        require_weights(pair, self.structure, batch[:1])
         warn_if_in_turn(self.structure)
         draws = max(1, int(memory_mib * _MIB) // self.structure.bytes_per_draw)
         parts = math.ceil(num_particles / draws) if self.structure.vectorised else num_particles

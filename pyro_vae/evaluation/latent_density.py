@@ -1,7 +1,7 @@
 """The latents of each row as one vector of real numbers, and a pair's densities and their gradients there."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from pyro_vae.inference.sites import Draws, run_pair
 from pyro_vae.inference.structure import Fixed, Structure, is_discrete, sample_sites, under_particles
 from pyro_vae.pair import Pair
 
-__all__ = ["LatentDensity", "Point", "Start", "latent_layout"]
+__all__ = ["LatentDensity", "Point", "Start", "latent_layout", "require_weights"]
 
 Program = Callable[..., Any]
 Start = Literal["guide", "prior"]
@@ -83,17 +83,7 @@ class LatentDensity:
 
     def _run(self, model: Program, guide: Program, num_chains: int | None) -> Draws:
         """Draws of two programs, either of which may be nothing, without what belongs to all rows."""
-        latents = self.structure.latents
-        if model is _nothing:
-            latents = {name: latent for name, latent in latents.items() if latent.enumerated != "model"}
-        draws = run_pair(
-            model,
-            guide,
-            self.batch,
-            replace(self.structure, latents=latents),
-            num_particles=num_chains,
-            enumerate_guide=False,
-        )
+        draws = run_pair(model, guide, self.batch, self.structure, num_particles=num_chains, enumerate_guide=False)
         return draws.where(lambda term: term.is_local)
 
     def flatten(self, latents: Mapping[str, Tensor], num_chains: int | None) -> Tensor:
@@ -128,7 +118,7 @@ class LatentDensity:
             parts = [self._log_probs(part, c) for part, c in zip(u.split(len(u) // len(counts)), counts, strict=True)]
             log_start, log_joint = (torch.cat(values) for values in zip(*parts, strict=True))
             if not self.layout:
-                return Point(u.detach(), log_start, log_joint, u.detach(), u.detach())
+                return Point(u.detach(), log_start.detach(), log_joint.detach(), u.detach(), u.detach())
             grad_start, grad_joint = (
                 torch.autograd.grad(values.sum(), u, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
                 for values in (log_start, log_joint)
@@ -144,15 +134,11 @@ class LatentDensity:
                 f"the support of the latent {mapped.blurred!r} depends on one that the model enumerates, so that no "
                 f"map leads to it from real numbers"
             )
-        with Fixed(mapped.values):
-            if not self.layout:
-                log_start = torch.zeros_like(joint.elbo)
-            elif self.start == "guide":
+        if not self.layout or self.start == "prior":
+            log_start = -joint.where(lambda term: term.kind == "prior").rate
+        else:
+            with Fixed(mapped.values):
                 log_start = self._run(_nothing, guide, num_chains).where(lambda term: term.kind == "guide").rate
-            elif set(joint.log_prior) >= set(self.layout):
-                log_start = -joint.where(lambda term: term.kind == "prior").rate
-            else:  # a latent beside enumerated ones, with which it is summed over
-                log_start = self._run(poutine.block(model, hide=[*self.structure.observed]), _nothing, num_chains).elbo
         return log_start + mapped.log_jacobian, joint.elbo + mapped.log_jacobian
 
 
@@ -163,9 +149,18 @@ def _nothing(*_: Any, **__: Any) -> None:
 def _support(fn: Any) -> Any:
     """A distribution's support; all real numbers, where it names none, as some flows do."""
     try:
-        return fn.support
+        return _plain(fn.support)
     except (NotImplementedError, AttributeError):
         return constraints.independent(constraints.real, fn.event_dim)
+
+
+def _plain(support: Any) -> Any:
+    """A support to which torch knows a map, where it is a mixture's: that of its components."""
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+        return _plain(support.base_constraint)
+    if isinstance(support, constraints.independent):
+        return constraints.independent(_plain(support.base_constraint), support.reinterpreted_batch_ndims)
+    return support
 
 
 class _Mapped(Messenger):
@@ -253,7 +248,33 @@ def _check_guide(pair: Pair, structure: Structure, batch: Batch) -> None:
             f"the guide draws the auxiliary {structure.extra[0]!r}, so that it has no density of the latents alone: "
             f"use start='prior'"
         )
+    for name in _point_masses(pair, structure, batch):
+        raise ValueError(f"the guide has no density at {name!r}, which it sets to a point: use start='prior'")
+
+
+def require_weights(pair: Pair, structure: Structure, batch: Batch) -> None:
+    """Refuses a guide whose draws cannot be weighted, since they have no density of the latents.
+
+    A guide may draw an auxiliary and set all latents to functions of it, as Pyro's autoguides do, with the density in
+    ``Delta(..., log_density=...)``.
+
+    Raises:
+        ValueError: naming the first such site, and what to do.
+    """
+    points = _point_masses(pair, structure, batch)
+    if points and not structure.extra:
+        raise ValueError(
+            f"the guide sets {points[0]!r} to a point and has no density there, so that its draws cannot be weighted: "
+            f"let it draw {points[0]!r} from a distribution, or use ais_bounds(start='prior')"
+        )
+    if structure.extra and len(points) < len(structure.guided):
+        raise ValueError(
+            f"the guide draws the auxiliary {structure.extra[0]!r}, which the model does not have, so that its draws "
+            f"have no density of the latents alone: let the model draw it too, or use ais_bounds(start='prior')"
+        )
+
+
+def _point_masses(pair: Pair, structure: Structure, batch: Batch) -> list[str]:
+    """The latents that the guide sets to a point."""
     sites = sample_sites(poutine.trace(pair.programs[1]).get_trace(batch.x, **batch.arguments))
-    for name in structure.guided:
-        if _is_point_mass(sites[name]["fn"]):
-            raise ValueError(f"the guide has no density at {name!r}, which it sets to a point: use start='prior'")
+    return [name for name in structure.guided if name in sites and _is_point_mass(sites[name]["fn"])]
