@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyro_vae import fit, mlp_vae
+from pyro_vae import Elbo, fit, mlp_vae
 from pyro_vae.evaluation import plot_rate_distortion, rate_distortion_curve
 from pyro_vae.likelihoods import Normal
 
@@ -50,10 +50,11 @@ def test_linear_models_reach_the_rate_distortion_function_of_a_normal_source():
 
 def test_warm_up_rises_to_the_weight():
     vae = mlp_vae((2,), 1, hidden_dims=(), likelihood=Normal())
-    history = fit(vae, torch.randn(64, 2), epochs=3, batch_size=32, kl_warmup=2, kl_weight=4.0, progress=False)
+    objective = Elbo(kl_weight=4.0, kl_warmup=2 / 3)
+    history = fit(vae, torch.randn(64, 2), objective=objective, epochs=3, batch_size=32, progress=False)
     assert history["kl_weight"].tolist() == pytest.approx([1.0, 3.0, 4.0])
     with pytest.raises(ValueError, match="kl_weight must be a finite number from 0, found -1"):
-        fit(vae, torch.randn(64, 2), batch_size=32, kl_weight=-1.0)
+        Elbo(kl_weight=-1.0)
 
 
 def test_no_weights_or_negative_ones_are_refused():

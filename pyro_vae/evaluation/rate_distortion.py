@@ -1,28 +1,33 @@
 r"""What a model can say about a row in how many nats: the curve of rate and distortion over β."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 
+from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.summary import evaluate
-from pyro_vae.pair import Array, Pair
-from pyro_vae.programs import forked_random_state
+from pyro_vae.inference.objectives import Elbo, as_objective
+from pyro_vae.pair import Pair
+from pyro_vae.programs.running import forked_random_state
 from pyro_vae.training.fit import fit
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["rate_distortion_curve"]
 
 
 def rate_distortion_curve(
     make_pair: Callable[[], Pair],
-    x_train: Array,
-    x_test: Array,
+    x_train: Inputs,
+    x_test: Inputs,
     betas: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0),
     fit_arguments: Mapping[str, Any] | None = None,
     *,
     seed: int = 0,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     r"""Trains one model for each β and measures its rate and distortion on rows that it was not trained on.
 
     With β as the weight of the KL, training minimises :math:`D + \beta R`, with the rate
@@ -33,10 +38,11 @@ def rate_distortion_curve(
 
     Args:
         make_pair: Makes a new, untrained pair; called once for each β, from the same random state.
-        x_train: Rows to train on, ``(N, *E)`` in the user's units.
-        x_test: Rows to measure on.
+        x_train: Rows to train on, as :func:`~pyro_vae.fit` takes them.
+        x_test: Rows to measure on, likewise.
         betas: Weights of the KL, from 0 up.
-        fit_arguments: Further arguments of :func:`~pyro_vae.fit`.
+        fit_arguments: Further arguments of :func:`~pyro_vae.fit`. Its ``objective`` must be an
+            :class:`~pyro_vae.Elbo`, by default ``Elbo()``, whose ``kl_weight`` becomes β.
         seed: Seeds ``make_pair``, training and measurement.
 
     Returns:
@@ -45,6 +51,7 @@ def rate_distortion_curve(
 
     Raises:
         ValueError: if there is no β, or one is negative.
+        TypeError: if the objective is not an ``Elbo``.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -57,14 +64,20 @@ def rate_distortion_curve(
 
     Source: Alemi et al., *Fixing a Broken ELBO*, 2018; Higgins et al., *beta-VAE*, 2017.
     """
+    import pandas as pd
+
     betas = [float(beta) for beta in betas]
     if not betas or not min(betas) >= 0:
         raise ValueError(f"betas must be numbers from 0, at least one; found {betas}")
+    arguments = {"seed": seed, **(fit_arguments or {})}
+    objective = as_objective(arguments.pop("objective", None) or Elbo())
+    if not isinstance(objective, Elbo):
+        raise TypeError(f"the objective must be an Elbo, whose KL is given the weight β; found {objective!r}")
     records = []
     for beta in betas:
         with forked_random_state(torch.device("cpu")):
             torch.manual_seed(seed)
             pair = make_pair()
-        fit(pair, x_train, **{"seed": seed, **(fit_arguments or {}), "kl_weight": beta})
+        fit(pair, x_train, objective=replace(objective, kl_weight=beta), **arguments)
         records.append({"beta": beta, **evaluate(pair, x_test, seed=seed)})
     return pd.DataFrame(records)
