@@ -67,11 +67,12 @@ def gaps(job: Job, section: Section) -> None:
     num_rows, steps = job.size.gaps
     rows = job.some(num_rows)
     refined = refine(job.pair, rows, steps=steps, seed=job.seed)
-    evidence = log_evidence(refined, rows, num_particles=job.size.particles, seed=job.seed)
+    known = refined.rows()
+    evidence = log_evidence(refined, known, num_particles=job.size.particles, seed=job.seed)
     found = gaps_of(job.pair, rows, evidence.log_evidence, refined=refined, seed=job.seed)
     mean = found.summary()
     amortisation, approximation = mean["amortisation"], mean["approximation"]
-    rate = float(evaluate(refined, rows, seed=job.seed)["rate"])
+    rate = float(evaluate(refined, known, seed=job.seed)["rate"])
     threshold = THRESHOLDS["amortisation"]
     section.about = (
         f"The guide's family was fitted again to each of {len(rows['x'])} rows. What that recovers is the gap of "
