@@ -24,7 +24,7 @@ from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.imputation import draw_imputations
 from pyro_vae.inference.inspection import inspect_pair
 from pyro_vae.inference.sites import Draws, enumerated_logits, run_pair
-from pyro_vae.inference.structure import ContractError, Structure, is_local, sample_sites
+from pyro_vae.inference.structure import PROGRAM_ERRORS, ContractError, Structure, is_local, sample_sites
 from pyro_vae.programs.arguments import accepted, check_arguments, check_values
 from pyro_vae.programs.ownership import Owned
 from pyro_vae.programs.running import evaluating, forked_random_state, site_distribution
@@ -221,7 +221,7 @@ class Pair(nn.Module):
         """Finds shape and support of a row by drawing one, where the model can."""
         try:
             site = self._any_row(arguments)
-        except (ValueError, TypeError, RuntimeError):
+        except PROGRAM_ERRORS:
             return
         if self.event_shape is None:
             self.event_shape = tuple(predictive.rows_first(site, site["value"]).shape[1:])
@@ -347,16 +347,18 @@ class Pair(nn.Module):
             site: Name of the latent; by default the only one there is, or ``"z"``.
 
         Returns:
-            The guide's distribution at that site. Of a latent that the model enumerates it is the posterior
-            :math:`p(k \mid x)`, averaged over draws of the guide if there are other latents.
+            The guide's distribution at that site, given the middle of what it draws before. Of a latent that the model
+            enumerates it is the posterior :math:`p(k \mid x)`, averaged over draws of the guide if there are other
+            latents.
         """
         batch = self.batch(x)
         structure = self.structure(batch)
         name = structure.site(site)
         if structure.latents[name].enumerated == "model":
             return self._enumerated_posterior(batch, structure, name)
-        with evaluating(self.guide):
-            return site_distribution(self.programs[1], name, batch.x, **batch.arguments)
+        with forked_random_state(self.device), evaluating(self.guide):
+            torch.manual_seed(0)
+            return site_distribution(predictive.at_centre(self.programs[1]), name, batch.x, **batch.arguments)
 
     def _enumerated_posterior(self, batch: Batch, structure: Structure, name: str) -> TorchDistribution:
         others = [latent for latent in structure.guided if structure.latents[latent].is_local]
@@ -420,16 +422,17 @@ class Pair(nn.Module):
         return batch
 
     def _latents(self, z: Tensor | Mapping[str, Tensor], given: Given | None) -> tuple[dict[str, Tensor], int]:
-        """Values of every latent of the model that is in the plate ``"data"``, and the number of rows."""
+        """Values of every latent of the model, and the number of rows."""
         values = dict(z) if isinstance(z, Mapping) else {"": z}
         values = {name: as_tensor(value).to(self.device) for name, value in values.items()}
         values = {n: v.to(self.dtype) if v.is_floating_point() else v for n, v in values.items()}
-        rows = len(next(iter(values.values())))
-        own = self._given(given, rows).forward
+        given = self._to_device(given or {})
+        by_row = [value for value in given.values() if isinstance(value, Tensor) and value.dim() > 0]
+        arguments = self._given(given, len(by_row[0]) if by_row else 1)
         with forked_random_state(self.device), evaluating(self.model):
-            sites = sample_sites(poutine.trace(self.programs[0]).get_trace(batch_size=rows, **own))
-        arguments = accepted(self.model) or set()
-        names = [n for n, site in sites.items() if n != "x" and n not in arguments and not site["is_observed"]]
+            sites = sample_sites(predictive.forward_trace(self.programs[0], len(arguments), arguments.forward))
+        held = accepted(self.model) or set()
+        names = [n for n, site in sites.items() if n != "x" and n not in held and not site["is_observed"]]
         local = [name for name in names if is_local(sites[name])]
         if "" in values:
             if len(local) != 1:
@@ -442,6 +445,14 @@ class Pair(nn.Module):
             raise ValueError(f"the latent {missing[0]!r} has no value: give one for each of {', '.join(local)}")
         if unknown := [name for name in values if name not in names]:
             raise ValueError(f"the model has no latent {unknown[0]!r}: its latents are {', '.join(names) or 'none'}")
+        rows = len(arguments)
+        if local:
+            event_dim = sites[local[0]]["fn"].event_dim
+            shape = values[local[0]].shape
+            if len(shape) <= event_dim:
+                raise ValueError(f"{local[0]!r} has shape {tuple(shape)}: give a value for each row, (N, ...)")
+            rows = shape[-1 - event_dim]
+        own = self._given(given, rows).forward
         others = [name for name in names if name not in values]
         if others:
             values |= {n: v[0] for n, v in self._global_latents(others, 1, own, middle=True).items()}
@@ -453,6 +464,7 @@ class Pair(nn.Module):
         """Values of global latents from the guide, ``(num, *event)`` each, which no rows are needed for."""
         model, guide = self.programs
         program = predictive.at_centre(guide) if middle else guide
+        taken = accepted(self.guide) or set()
         with evaluating(self.model, self.guide):
             two = Batch.of(torch.zeros(1, 0), arguments)[torch.zeros(2, dtype=torch.long)]
 
@@ -462,9 +474,13 @@ class Pair(nn.Module):
                 """Latents of the guide, run on rows that the model draws."""
                 with forked_random_state(self.device):  # the noise that follows is the guide's alone
                     torch.manual_seed(next(seeds))
-                    site: Any = poutine.trace(model).get_trace(batch_size=2, **two.forward).nodes["x"]
-                rows = predictive.rows_first(site, site["value"])
-                sites = sample_sites(poutine.trace(program).get_trace(rows, **two.arguments))
+                    trace = predictive.forward_trace(model, 2, two.forward)
+                predictive.check_sites(trace, ("x",))
+                local = {n: site for n, site in sample_sites(trace).items() if is_local(site)}
+                values = {n: predictive.rows_first(site, site["value"]) for n, site in local.items()}
+                rows = values.pop("x")
+                observed = {n: value for n, value in values.items() if n in taken and n not in two.arguments}
+                sites = sample_sites(poutine.trace(program).get_trace(rows, **{**two.arguments, **observed}))
                 if missing := [name for name in names if name not in sites]:
                     raise ContractError(
                         f"the guide does not sample the global latent {missing[0]!r}, so nothing was learned of it: "
@@ -525,7 +541,7 @@ class Pair(nn.Module):
         named = _sites(sites, out)
         first = batch[:1].forward
         with forked_random_state(self.device), evaluating(self.model):
-            trace = self._forward_trace(first)
+            trace = predictive.forward_trace(self.programs[0], 1, first)
         elements = (
             math.prod(self.event_shape)
             if self.event_shape
@@ -547,22 +563,6 @@ class Pair(nn.Module):
             progress=progress,
         )
         return drawn if sites is not None or out is not None else drawn["x"]
-
-    def _forward_trace(self, arguments: Mapping[str, Any]) -> Any:
-        """The trace of one row drawn by the model.
-
-        Raises:
-            ContractError: if the model does not run without data.
-        """
-        try:
-            return poutine.trace(self.programs[0]).get_trace(batch_size=1, **arguments)
-        except TypeError as error:
-            if "argument" not in str(error):
-                raise
-            raise ContractError(
-                f"the model does not run without data, as model(batch_size=1) with what is given ({error}): write it "
-                f"as model(x=None, *, batch_size=None), and give its other arguments by given="
-            ) from error
 
     def posterior_predictive(
         self,

@@ -143,6 +143,17 @@ def guide_that_leaves_out_a_latent():
     return model, lambda x: None
 
 
+@case("'y': it must sample every one, .*; or give y, which the model takes, beside the rows")
+def argument_that_is_not_given():
+    def model(x=None, *, y=None, batch_size=None):
+        with pyro.plate("data", rows_of(x, batch_size), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+            return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    return model, guide
+
+
 @case("the guide samples 'w', which is no latent of the model: its latents are z")
 def guide_that_samples_an_unknown_site():
     def with_another(x):

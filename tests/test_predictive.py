@@ -424,3 +424,14 @@ def test_the_latent_grid_holds_quantiles_of_the_prior():
     quantiles = torch.distributions.Normal(0.0, 1.0).icdf(torch.linspace(0.025, 0.975, 5))
     torch.testing.assert_close(grid[2, :, 0], quantiles)
     torch.testing.assert_close(grid[:, 3, 1], quantiles)
+
+
+def test_a_model_without_latents_draws_each_time_again():
+    def model(x=None, *, batch_size=None):
+        with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
+            return pyro.sample("x", dist.Normal(torch.tensor(2.0), 1.0), obs=x)
+
+    draws = Pair(model, lambda x: None).posterior_predictive(torch.randn(50), 40)
+    assert draws.shape == (40, 50)
+    assert len(draws.unique()) == 2000
+    assert float(draws.mean()) == pytest.approx(2.0, abs=5 / 2000**0.5)

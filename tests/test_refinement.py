@@ -53,7 +53,9 @@ def test_a_diagonal_guide_has_the_analytic_approximation_gap():
     found = gaps(lg.vae, x, lg.log_evidence(x), refined=refined, num_particles=4000)
     assert ((found.approximation - expected).abs() < 0.03 + 4 * found.approximation_se).all()
     assert found.summary()["approximation"] == pytest.approx(expected, abs=0.03)
-    torch.testing.assert_close(refined.encode(refined.rows()).stddev, precision.diag().rsqrt().expand(6, 2), rtol=0.1, atol=0)
+    torch.testing.assert_close(
+        refined.encode(refined.rows()).stddev, precision.diag().rsqrt().expand(6, 2), rtol=0.1, atol=0
+    )
 
 
 def test_refined_rows_are_known_by_number_in_any_order_and_others_are_refused():

@@ -1,6 +1,7 @@
 """Programs of the kinds that Pyro's examples show, which once were trained or judged as something else."""
 
 import functools
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -9,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal
+from pyro.ops.indexing import Vindex
 from torch import nn
 
 from pyro_vae import Elbo, Pair, fit
@@ -16,7 +18,7 @@ from pyro_vae.inference.sites import run_pair
 from pyro_vae.inference.structure import ContractError
 
 
-def rows_of(x, batch_size):
+def rows_of(x: Any, batch_size: Any) -> Any:
     return batch_size if x is None else len(x)
 
 
@@ -215,3 +217,70 @@ def test_an_autoguide_of_globals_goes_with_local_latents_that_are_summed_over():
     structure = pair.structure(pair.batch(torch.randn(5)))
     assert structure.enumerated("model") == ["which"]
     assert pair.sample(7).shape == (7,)
+
+
+def test_a_model_that_needs_its_data_is_refused_by_one_sentence():
+    def model(x=None, *, batch_size=None):
+        with pyro.plate("data", rows_of(x, batch_size)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(x.mean(), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0 * x, 1.0))
+
+    pair, x = Pair(model, guide), torch.randn(5)
+    for tool in (lambda: pair.sample(3), lambda: pair.reconstruct(x), lambda: pair.posterior_predictive(x)):
+        with pytest.raises(ContractError, match="the model does not run without data, as model") as caught:
+            tool()
+        assert "\n" not in str(caught.value)
+
+
+def test_global_latents_of_a_model_without_the_site_x_are_refused_by_one_sentence():
+    def model(x=None, *, batch_size=None):
+        rate = pyro.sample("rate", dist.Gamma(1.0, 1.0))
+        with pyro.plate("data", rows_of(x, batch_size)):
+            pyro.sample("x_0", dist.Poisson(rate), obs=x)
+
+    def guide(x):
+        pyro.sample("rate", dist.Gamma(torch.tensor(2.0), 1.0))
+
+    with pytest.raises(ValueError, match="the model has no site 'x': its sites are rate, x_0"):
+        Pair(model, guide).sample(3)
+
+
+def test_a_guide_that_takes_what_the_model_observes_gives_global_latents():
+    def model(x=None, *, y=None, batch_size=None):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", rows_of(x, batch_size)):
+            pyro.sample("x", dist.Normal(level, 1.0), obs=x)
+            pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+    def guide(x, *, y):
+        pyro.sample("level", dist.Normal(torch.tensor(50.0), 0.1) if len(y) == len(x) else None)
+
+    assert float(Pair(model, guide).sample(30).mean()) == pytest.approx(50.0, abs=2.0)
+
+
+def features(x=None, *, batch_size=None):
+    """Pyro's enumeration tutorial: a class of each row, and a table of words for each feature."""
+    table = torch.arange(2.0 * 4 * 3).reshape(2, 4, 3).cos().softmax(-1)
+    feature_plate = pyro.plate("feature_plate", 2, dim=-2)
+    with pyro.plate("data", rows_of(x, batch_size), dim=-1):
+        c = pyro.sample("c", dist.Categorical(torch.ones(4)), infer={"enumerate": "parallel"})
+        with feature_plate as index:
+            probs = Vindex(table)[index[..., None], c, :]
+            pyro.sample("x", dist.Categorical(probs), obs=None if x is None else x.transpose(0, 1))
+
+
+def test_the_posterior_of_a_class_whose_words_are_in_a_plate():
+    pair, x = Pair(features, lambda x: None), torch.randint(0, 3, (6, 2))
+    table = torch.arange(2.0 * 4 * 3).reshape(2, 4, 3).cos().softmax(-1)
+    likelihood = table[0].T[x[:, 0]] * table[1].T[x[:, 1]]
+    assert torch.allclose(pair.encode(x).probs, likelihood / likelihood.sum(-1, keepdim=True), atol=1e-5)
+
+
+def test_names_have_no_mean():
+    pair, x = Pair(features, lambda x: None), torch.randint(0, 3, (6, 2))
+    with pytest.raises(ContractError, match="the Categorical at 'x' has no mean: draw instead, by "):
+        pair.reconstruct(x)

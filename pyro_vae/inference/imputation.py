@@ -66,8 +66,7 @@ def draw_imputations(
             ]
             chosen |= {name: torch.stack([latents[name] for latents in drawn]) for name in drawn[0]}
         given = without_sites(batch, structure, sites)
-        found = predict_from_latents(model, chosen, len(batch), arguments=given, sites=sites)
-        found = {name: value.expand(num_samples, *value.shape[1:]) for name, value in found.items()}
+        found = predict_from_latents(model, chosen, len(batch), num_samples=num_samples, arguments=given, sites=sites)
     if finish and "x" in found:
         found["x"] = finish(found["x"])
     return found

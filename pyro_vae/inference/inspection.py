@@ -21,24 +21,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.sites import run_pair
 from pyro_vae.inference.structure import (
+    PROGRAM_ERRORS,
     ContractError,
     Fixed,
     Latent,
     Structure,
+    first_line,
     is_discrete,
     is_local,
     is_unobserved_part,
     sample_sites,
     vectorised_frames,
 )
+from pyro_vae.programs.arguments import accepted
 from pyro_vae.programs.running import evaluating
 
 __all__ = ["inspect_pair"]
 
 Program = Callable[..., Any]
-
-# What programs raise where they do not fit the rows, a TypeError and NotImplementedError (a RuntimeError) among them.
-_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def inspect_pair(model: Program, guide: Program, batch: Batch, *, count_bytes: bool = False) -> Structure:
@@ -62,7 +62,7 @@ def inspect_pair(model: Program, guide: Program, batch: Batch, *, count_bytes: b
         whole = batch if len(batch) > len(few) else few
         with _passing_parameters():
             guide_trace, model_trace = _traces(model, guide, whole)
-        structure = _structure(model_trace, guide_trace, guide, whole)
+        structure = _structure(model_trace, guide_trace, model, guide, whole)
         _check_parameters(model, guide, few)
         _check_enumeration(structure, model, guide, few)
         structure = _vectorisation(structure, model, guide, few)
@@ -93,7 +93,7 @@ def _traced(program: Program, which: str, batch: Batch) -> Any:
         raise ContractError(
             f"the {which} does not take what the contract gives it, rows and {_listed(batch.arguments)}: {error}"
         ) from error
-    except _ERRORS as error:
+    except PROGRAM_ERRORS as error:
         raise _failed(which, batch, error) from error
 
 
@@ -102,14 +102,8 @@ def _failed(which: str, batch: Batch, error: Exception) -> ContractError:
         return error
     return ContractError(
         f"the {which} fails on {len(batch)} rows of {batch.x.dtype}, and must run on any number of them: "
-        f"{type(error).__name__}: {_first_line(error)}"
+        f"{first_line(error)}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    """What is wrong, without the shapes of the trace that Pyro adds."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300]
 
 
 def _check_parameters(model: Program, guide: Program, few: Batch) -> None:
@@ -142,7 +136,7 @@ def _check_enumeration(structure: Structure, model: Program, guide: Program, bat
         return
     try:
         run_pair(model, guide, batch, structure)
-    except _ERRORS as error:
+    except PROGRAM_ERRORS as error:
         names = ", ".join(structure.enumerated("guide"))
         if "Enumeration dim conflict" not in str(error):
             raise _failed("pair", batch, error) from error
@@ -157,15 +151,16 @@ def _listed(names: Iterable[str]) -> str:
     return f"the keyword arguments {', '.join(names)}" if names else "no keyword arguments"
 
 
-def _structure(model_trace: Any, guide_trace: Any, guide: Program, batch: Batch) -> Structure:
+def _structure(model_trace: Any, guide_trace: Any, program: Program, guide: Program, batch: Batch) -> Structure:
     model, guided = sample_sites(model_trace), sample_sites(guide_trace)
     for which, sites in (("model", model), ("guide", guided)):
         _check_plates(which, sites, len(batch))
     latents: dict[str, Latent] = {}
+    taken = accepted(getattr(program, "__wrapped__", program)) or set()
     for name, site in model.items():
         if site["is_observed"] or (name not in guided and is_unobserved_part(name, model)):
             continue
-        latents[name] = _latent(name, site, guided.get(name))
+        latents[name] = _latent(name, site, guided.get(name), is_argument=name in taken)
     for name in guided.keys() & model.keys():
         if model[name]["is_observed"] and not guided[name]["is_observed"]:
             raise ContractError(f"the guide samples {name!r}, which the model observes: it may observe it as well")
@@ -203,12 +198,13 @@ def _some(names: list[str]) -> str:
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
-def _latent(name: str, site: Any, in_guide: Any) -> Latent:
+def _latent(name: str, site: Any, in_guide: Any, *, is_argument: bool) -> Latent:
     by_model = in_guide is None and site["infer"].get("enumerate") == "parallel"
     if in_guide is None and not by_model:
+        given = f"; or give {name}, which the model takes, beside the rows" if is_argument else ""
         raise ContractError(
             f"the guide does not sample the model's latent {name!r}: it must sample every one, but those that the "
-            f"model enumerates (infer={{'enumerate': 'parallel'}})"
+            f"model enumerates (infer={{'enumerate': 'parallel'}}){given}"
         )
     by_guide = in_guide is not None and in_guide["infer"].get("enumerate") == "parallel"
     if (by_model or by_guide) and site["infer"].get("num_samples"):
@@ -285,7 +281,7 @@ def _vectorisation(structure: Structure, model: Program, guide: Program, batch: 
     draws = 2
     try:
         alone = [run_pair(model, guide, batch, structure, enumerate_guide=False) for _ in range(draws)]
-    except _ERRORS as error:
+    except PROGRAM_ERRORS as error:
         raise _failed("pair", batch, error) from error
     try:
         together = {
@@ -302,7 +298,7 @@ def _vectorisation(structure: Structure, model: Program, guide: Program, batch: 
                 if not torch.allclose(found, expected, rtol=rtol, atol=atol, equal_nan=True):
                     raise ValueError(f"log-probabilities at {name!r} differ from those at one draw at a time")
     except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError) as error:
-        return replace(structure, vectorised=False, reason=_first_line(error))
+        return replace(structure, vectorised=False, reason=first_line(error))
     return structure
 
 

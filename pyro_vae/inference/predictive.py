@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import infer_discrete
@@ -27,7 +28,10 @@ from tqdm.auto import tqdm
 from pyro_vae._support import files
 from pyro_vae.inference.batch import ELEMENTS, Batch
 from pyro_vae.inference.structure import (
+    PROGRAM_ERRORS,
+    ContractError,
     Structure,
+    first_line,
     is_discrete,
     is_local,
     is_unobserved_part,
@@ -41,6 +45,7 @@ __all__ = [
     "chunk_shape",
     "draw_posterior_predictive",
     "draw_prior_predictive",
+    "forward_trace",
     "interpolate_latents",
     "latent_grid",
     "posterior_latents",
@@ -118,14 +123,36 @@ class _MeanOf(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.sites and not msg["is_observed"]:
-            try:
-                msg["value"] = msg["fn"].mean
-            except NotImplementedError:
-                raise ValueError(
-                    f"the {type(msg['fn']).__name__} at {msg['name']!r} does not know its mean: draw instead, with "
-                    f"mean=False"
-                ) from None
-            msg["done"] = True
+            msg["value"], msg["done"] = _mean(msg["fn"], msg["name"]), True
+
+
+def _mean(fn: Any, name: str) -> Tensor:
+    """A distribution's mean.
+
+    Raises:
+        ContractError: if it does not know its mean, as a flow; or has none, as names and heavy tails have.
+    """
+    try:
+        mean = fn.mean
+    except NotImplementedError:
+        mean = None
+    if mean is None or bool(mean.isnan().any()):
+        lacks = "does not know its mean" if mean is None else "has no mean"
+        raise ContractError(
+            f"the {type(_innermost(fn)).__name__} at {name!r} {lacks}: draw instead, by posterior_predictive or sample "
+            f"with mean=False"
+        )
+    return mean
+
+
+def _innermost(fn: Any) -> Any:
+    while hasattr(fn, "base_dist") and type(fn).__name__ in (
+        "Independent",
+        "MaskedDistribution",
+        "ExpandedDistribution",
+    ):
+        fn = fn.base_dist
+    return fn
 
 
 def rows_first(site: Any, value: Tensor) -> Tensor:
@@ -181,13 +208,41 @@ def enumerated_latents(
     """One draw of all latents that the model enumerates, from their posterior given the others."""
     if not structure.enumerated("model"):
         return {}
-    given = poutine.condition(model, latents)  # inside: infer_discrete hides what is outside of it
+    gaps = [f"{n.removesuffix('_observed')}_unobserved" for n in structure.observed if n.endswith("_observed")]
+    seen = _ForInferDiscrete([name for name in gaps if name not in latents])
+    given = poutine.condition(seen(model), latents)  # inside: infer_discrete hides what is outside of it
     program = infer_discrete(given, first_available_dim=structure.particle_dim, temperature=0 if middle else 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sites = sample_sites(poutine.trace(program).get_trace(batch.x, **batch.arguments))
     drawn = [name for name, site in sites.items() if not site["is_observed"] and not is_unobserved_part(name, sites)]
-    return {name: sites[name]["value"] for name in drawn}
+    return {name: seen.one_hot.get(name, torch.as_tensor)(sites[name]["value"]) for name in drawn}
+
+
+class _ForInferDiscrete(Messenger):
+    """Gives a program a form that ``infer_discrete`` gets right.
+
+    Enumerated latents that are one-hot are numbers to it, for it knows no events. What ``obs_mask`` draws in the place
+    of missing values, sites named ``gaps``, says nothing of the latents that it is drawn from.
+    """
+
+    def __init__(self, gaps: Sequence[str]) -> None:
+        super().__init__()
+        self.gaps = frozenset(gaps)
+        self.one_hot: dict[str, Callable[[Tensor], Tensor]] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.gaps:
+            msg["mask"] = False
+        fn = _innermost(msg["fn"])
+        if isinstance(fn, dist.OneHotCategorical) and msg["infer"].get("enumerate") == "parallel":
+            numbers = torch.eye(fn.event_shape[0], dtype=fn.logits.dtype, device=fn.logits.device)
+            self.one_hot[msg["name"]] = lambda value: numbers[value]
+            msg["fn"] = dist.Categorical(logits=fn.logits)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.one_hot:  # last of all, so that the program alone sees it
+            msg["value"] = self.one_hot[msg["name"]](msg["value"])
 
 
 def predict_from_latents(
@@ -195,6 +250,7 @@ def predict_from_latents(
     latents: Draws,
     batch_size: int,
     *,
+    num_samples: int | None = None,
     mean: bool = False,
     arguments: Arguments | None = None,
     sites: Sequence[str] = ("x",),
@@ -206,6 +262,7 @@ def predict_from_latents(
         latents: For each latent site its values, ``(S, *plates, N, *event)``, or ``(S, *event)`` where the site is
             global; sites left out are drawn by the model.
         batch_size: Number of rows N.
+        num_samples: Draws S; by default as many as there are values, or one where there are no latents.
         mean: Return E[x | z] instead of draws.
         arguments: Keyword arguments of the program.
         sites: Names of the sites to draw.
@@ -214,7 +271,7 @@ def predict_from_latents(
         By site ``(S, N, *E)`` in the model's units.
     """
     program = _forward_program(model, sites, mean=mean)
-    num = len(next(iter(latents.values()))) if latents else 1
+    num = num_samples or (len(next(iter(latents.values()))) if latents else 1)
     with evaluating(model):
         drawn = [
             _forward(program, {name: value[i] for name, value in latents.items()}, batch_size, arguments or {}, sites)
@@ -229,10 +286,27 @@ def _forward_program(model: Program, sites: Sequence[str], *, mean: bool) -> Pro
 
 def _forward(program: Program, latents: Draws, batch_size: int, arguments: Arguments, sites: Sequence[str]) -> Draws:
     """One run without data, given some latents: the values of these sites, rows first."""
-    given = poutine.condition(program, latents) if latents else program
-    trace = poutine.trace(given).get_trace(batch_size=batch_size, **arguments)
+    trace = forward_trace(poutine.condition(program, latents) if latents else program, batch_size, arguments)
     check_sites(trace, sites)
     return {name: rows_first(trace.nodes[name], trace.nodes[name]["value"]) for name in sites}
+
+
+def forward_trace(model: Program, batch_size: int, arguments: Arguments) -> Any:
+    """The trace of a run without data.
+
+    Raises:
+        ContractError: if the model does not run so.
+    """
+    try:
+        return poutine.trace(model).get_trace(batch_size=batch_size, **arguments)
+    except ContractError:
+        raise
+    except PROGRAM_ERRORS as error:
+        raise ContractError(
+            f"the model does not run without data, as model(batch_size={batch_size}) with what is given "
+            f"({first_line(error)}): write it as model(x=None, *, batch_size=None), and give its other arguments by "
+            f"given="
+        ) from error
 
 
 def check_sites(trace: Any, sites: Sequence[str]) -> None:
@@ -390,8 +464,9 @@ def draw_posterior_predictive(
                 for first in range(0, num_samples, draws_at_once):
                     last = min(first + draws_at_once, num_samples)
                     latents = posterior_latents(model, guide, part, structure, last - first)
-                    drawn = predict_from_latents(model, latents, len(part), mean=mean, arguments=given, sites=sites)
-                    drawn = {n: v.expand(last - first, *v.shape[1:]) for n, v in drawn.items()}
+                    drawn = predict_from_latents(
+                        model, latents, len(part), num_samples=last - first, mean=mean, arguments=given, sites=sites
+                    )
                     if finish and "x" in drawn:
                         drawn["x"] = finish(drawn["x"])
                     yield (slice(first, last), slice(start, stop)), drawn

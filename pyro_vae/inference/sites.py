@@ -423,10 +423,10 @@ class _Run:
         if kind == "guide" and name not in self.enumerated:
             _, score_function, entropy = site["score_parts"]
             if not is_identically_zero(score_function):
-                # The value is log q; its gradient is that of the entropy term alone.
-                score, scaled = score_function, scaled.detach()
+                # The value is log q; its gradient is that of the entropy term alone, and of what the guide enumerates.
+                score, scaled = score_function, self.expected(by_value.detach())
                 if not is_identically_zero(entropy):
-                    gradient = self.expected(in_rows(entropy / data))
+                    gradient = self.expected(in_rows(entropy / data), fixed=True)
                     scaled = scaled + (gradient - gradient.detach())
         each = None
         if self.probabilities is not None:
@@ -625,8 +625,8 @@ def enumerated_logits(
     logits = packed.unpack(logits, run.model_trace.symbol_to_dim)
     dim = node["infer"]["_enumerate_dim"]
     logits = logits.unsqueeze(-1).transpose(-1, dim - 1)
-    while logits.dim() > 1 + structure.nesting + (num_particles is not None):
-        logits = logits.squeeze(0)
     names = {frame.dim: frame.size for frame in vectorised_frames(node)}
     batch_shape = [names.get(d, 1) for d in range(-max(map(abs, names)), 0)]
+    while logits.dim() > 1 + len(batch_shape):  # plates of other sites, of size 1 here
+        logits = logits.squeeze(0)
     return logits.expand(*batch_shape, size)

@@ -10,10 +10,12 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 __all__ = [
+    "PROGRAM_ERRORS",
     "ContractError",
     "Fixed",
     "Latent",
     "Structure",
+    "first_line",
     "is_discrete",
     "is_local",
     "is_unobserved_part",
@@ -27,8 +29,23 @@ PARTICLES = "particles"  # the plate of the draws
 Program = Callable[..., Any]
 
 
+# What programs raise where they do not fit what they are given; NotImplementedError is a RuntimeError.
+PROGRAM_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
 class ContractError(ValueError):
     """A clause of the contract that a pair of programs breaks, in one sentence."""
+
+
+def first_line(error: Exception) -> str:
+    r"""What is wrong, without the shapes of the trace that Pyro adds.
+
+    Example:
+        >>> first_line(ValueError("Error at site 'x':\nnot an integer\n    Trace Shapes:"))
+        "ValueError: Error at site 'x': not an integer"
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no more is known"]
+    return f"{type(error).__name__}: {' '.join(lines[: 2 if lines[0].endswith(':') else 1])[:300]}"
 
 
 @dataclass(frozen=True)

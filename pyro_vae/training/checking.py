@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae.data.rows import Streamed
 from pyro_vae.training.hidden_state import Watch
+from pyro_vae.training.lowering import CannotStageError, reason_of
 from pyro_vae.training.pictures import State
 from pyro_vae.training.rounding import RoundingErrors, agree
 from pyro_vae.training.step import Gradients
@@ -133,7 +134,10 @@ class Checker:
         """
         kept = self.keep()
         before = self.watch.state()
-        results, reason = self._compare(graph, inputs, kept)
+        try:
+            results, reason = self._compare(graph, inputs, kept)
+        except CannotStageError as error:
+            results, reason = None, str(error)
         if results is None:
             kept.put_back()
             after = self.watch.state()
@@ -174,7 +178,10 @@ class Checker:
         expected = self._outcome(self.eager, inputs)
         random = torch.get_rng_state()
         start.put_back()
-        results = graph(*inputs)
+        try:
+            results = graph(*inputs)
+        except Exception as error:
+            raise CannotStageError(f"their graph failed ({reason_of(error)})") from error
         after = self.keep()
         found = [*results[0].unbind(), *results[1:], *after.values]
         if not torch.equal(random, torch.get_rng_state()):

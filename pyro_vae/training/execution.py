@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pyro_vae.training import lowering
 from pyro_vae.training.checking import UNSEEN, Checker, Kept, Results
-from pyro_vae.training.lowering import CannotStageError, Trace, captured, compiler_missing
+from pyro_vae.training.lowering import CannotStageError, Trace, captured, compiler_missing, reason_of
 from pyro_vae.training.parallel import add_up, broadcast, world_size
 from pyro_vae.training.pictures import State
 from pyro_vae.training.rounding import agree
@@ -383,7 +383,14 @@ class Execution:
             return self._replayed(self._recording, inputs)
         if self._capture_in:
             return self._step_on_the_way_to_capture(inputs)
-        return self._update(self.gradients(*inputs), tensors)
+        try:
+            results = self.gradients(*inputs)
+        except Exception as error:  # if the rows are to blame, the programs will say so
+            if world_size() > 1:
+                raise
+            self._reason = f"their graph failed ({reason_of(error)})"
+            return self._go_back(inputs)
+        return self._update(results, tensors)
 
     @property
     def _last_whole(self) -> int:
@@ -557,6 +564,9 @@ class _Recording:
 
 def _held(trace: Trace, state: State) -> dict[int, Tensor]:
     """The tensors of the programs that a graph holds, by their address."""
-    storages = {tensor.untyped_storage().data_ptr() for tensor in trace.held}
-    reached = (tensor for tensor, _ in state.tensors.values() if tensor.layout is torch.strided)
-    return {id(tensor): tensor for tensor in reached if tensor.untyped_storage().data_ptr() in storages}
+
+    def place(tensor: Tensor) -> int:
+        return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
+
+    places = set(map(place, trace.held))
+    return {id(tensor): tensor for tensor, _ in state.tensors.values() if place(tensor) in places}

@@ -29,7 +29,16 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pyro_vae.training.code import is_library
 
-__all__ = ["CannotStageError", "Trace", "captured", "compile_trace", "compiled", "compiler_missing", "trace"]
+__all__ = [
+    "CannotStageError",
+    "Trace",
+    "captured",
+    "compile_trace",
+    "compiled",
+    "compiler_missing",
+    "reason_of",
+    "trace",
+]
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -62,7 +71,7 @@ class Trace:
 
     def outdated(self) -> tuple[int, ...] | None:
         """The shape of a tensor whose value was read and has changed since; None if all are as they were."""
-        return next((tuple(now.shape) for now, then in self.read if not torch.equal(now, then)), None)
+        return next((tuple(now.shape) for now, then in self.read if not _same_values(now, then)), None)
 
     def difference(self, other: "Trace") -> str | None:
         """What another trace of the same function did otherwise, in a few words; None if nothing."""
@@ -77,7 +86,7 @@ class Trace:
         if len(ours) != len(theirs):
             return f"{len(theirs)} operations in the place of {len(ours)}"
         for a, b in zip(self.held, other.held, strict=True):
-            if not _same_place(a, b) and not (a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)):
+            if not _same_place(a, b) and not _same_values(a, b):
                 return f"a tensor of shape {tuple(b.shape)} has other values"
         return None
 
@@ -107,9 +116,9 @@ def trace(function: Function, inputs: Sequence[Tensor], *, changing: Sequence[Te
         except CannotStageError:
             raise
         except Exception as error:
-            raise CannotStageError(_reason(error)) from error
+            raise CannotStageError(reason_of(error)) from error
     for tensor, before in read:
-        if not torch.equal(tensor, before):
+        if not _same_values(tensor, before):
             raise CannotStageError("the program reads the value of a tensor that it changes")
     return Trace(graph, _tensors_as_inputs(graph), read)
 
@@ -129,7 +138,7 @@ def compile_trace(trace: Trace, inputs: Sequence[Tensor]) -> Function:
             with torch.no_grad(), config.patch(fallback_random=True):
                 run: Any = compile_graph(trace.graph, [*inputs, *held])
         except Exception as error:
-            raise CannotStageError(f"it does not compile: {_reason(error)}") from error
+            raise CannotStageError(f"it does not compile: {reason_of(error)}") from error
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
@@ -173,7 +182,7 @@ def captured(function: Function, inputs: Sequence[Tensor]) -> Function:
         with torch.cuda.graph(graph):
             outputs = function(*static)
     except RuntimeError as error:
-        raise CannotStageError(_reason(error)) from error
+        raise CannotStageError(reason_of(error)) from error
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
         for place, tensor in zip(static, tensors, strict=True):
@@ -234,7 +243,7 @@ class _Values:
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
 _SHAPES = {  # what their results' shapes come from, beside those that torch marks
@@ -251,33 +260,33 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
+        name = _name_of(func.overloadpacket)
         if isinstance(kwargs.get("generator"), torch.Generator):
             raise _refusal("draws from a torch.Generator of its own", name)
         if torch.Tag.data_dependent_output in func.tags:
-            what = {"_local_scalar_dense": "item", "is_nonzero": "bool"}.get(name, name)
+            what = str({"_local_scalar_dense": "item", "is_nonzero": "bool"}.get(name, name))
             args, kwargs = tree_map_only(Tensor, lambda tensor: self._values.known(tensor, what), (args, kwargs))
             with _disable_current_modes():
                 return func(*args, **kwargs)
         if name in ("index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"):
-            args = (args[0], [self._without_mask(index, name) for index in args[1]], *args[2:])
+            args = (args[0], [part for index in args[1] for part in self._without_mask(index, name)], *args[2:])
         elif torch.Tag.dynamic_output_shape in func.tags or func in _SHAPES:
             self._refuse_shapes(func, args, kwargs)
         out = func(*args, **kwargs)
         self._values.note(func, [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)], out)
         return out
 
-    def _without_mask(self, index: Any, name: str) -> Any:
+    def _without_mask(self, index: Any, name: str) -> Sequence[Any]:
         """A mask that stays as it is by the places where it is true; one that varies gives shapes that vary."""
         if not isinstance(index, Tensor) or index.dtype not in (torch.bool, torch.uint8):
-            return index
-        if self._values.is_constant(index) and index.dim() == 1:
+            return [index]
+        if self._values.is_constant(index):
             index = self._values.known(index, "a mask")
             with _disable_current_modes():
-                return index.nonzero()[:, 0]
+                return index.nonzero(as_tuple=True)
         if name.endswith("index"):
             raise _refusal("has shapes that depend on the values of a tensor", "a mask; torch.where keeps shapes")
-        return index  # what is written has the shape of what is there
+        return [index]  # what is written has the shape of what is there
 
     def _refuse_shapes(self, func: Any, args: Any, kwargs: Any) -> None:
         name = func.overloadpacket.__name__
@@ -302,16 +311,24 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _READERS:
-            known = self._values.known(args[0], getattr(func, "__name__", ""))
+            known = self._values.known(args[0], _name_of(func))
             with torch._C.DisableTorchFunction(), _disable_current_modes():
                 return func(known, *args[1:], **kwargs)
         if func is F.one_hot:
             return _one_hot(func, *args, **kwargs)
+        if func is _IS_ALL_TRUE:  # of distributions that were told to check their arguments, which no graph does
+            return True
+        if func is torch.lstm:  # oneDNN's is one operation, whose gradient no graph has
+            with torch.backends.mkldnn.flags(enabled=False):
+                return func(*args, **kwargs)
         if func in (F.ctc_loss, torch.ctc_loss, torch.tensor_split, Tensor.tensor_split):
             for leaf in tree_leaves((args[1:], kwargs)):
                 if isinstance(leaf, Tensor) and leaf.dtype in (torch.int32, torch.int64):
-                    self._values.known(leaf, getattr(func, "__name__", ""))
+                    self._values.known(leaf, _name_of(func))
         return func(*args, **kwargs)
+
+
+_IS_ALL_TRUE: Any = torch._is_all_true  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _one_hot(func: Any, tensor: Tensor, num_classes: int = -1) -> Tensor:
@@ -322,15 +339,26 @@ def _one_hot(func: Any, tensor: Tensor, num_classes: int = -1) -> Tensor:
     return zeros.scatter(-1, tensor.unsqueeze(-1), 1)
 
 
+def _name_of(func: Any) -> str:
+    return str(func.__name__)
+
+
 def _refusal(does: str, what: str) -> CannotStageError:
-    """The error, with the function of the user's that does it, and the line."""
+    """The error, with the function of the user's that does it and the line, or the library's that it called."""
+    called = ""
     frame = sys._getframe(1)
-    while frame is not None and is_library(frame.f_code.co_filename):
+    while frame is not None and frame.f_code is not trace.__code__:
+        file, name = frame.f_code.co_filename.replace("\\", "/"), frame.f_code.co_qualname
+        if not is_library(file) and file != "<string>":  # what Python makes of a named tuple is in no file
+            what = f"{what}{called}, {file.rpartition('/')[2]}, line {frame.f_lineno}"
+            return CannotStageError(f"{name} {does} ({what})")
+        if not called and any(part in file for part in _PARTS_OF_PROGRAMS):
+            called = f" in {name}"
         frame = frame.f_back
-    if frame is None:
-        return CannotStageError(f"the program {does} ({what})")
-    file = frame.f_code.co_filename.replace("\\", "/").rpartition("/")[2]
-    return CannotStageError(f"{frame.f_code.co_qualname} {does} ({what}, {file}, line {frame.f_lineno})")
+    return CannotStageError(f"the program {does} ({what}{called})")
+
+
+_PARTS_OF_PROGRAMS = ("/pyro/distributions/", "/pyro/ops/", "/torch/distributions/", "/torch/nn/", "/zuko/")
 
 
 def _name(node: Node) -> str:
@@ -351,8 +379,15 @@ def _difference(a: Any, b: Any, places: dict[int, int]) -> str | None:
 
 
 def _same_place(a: Tensor, b: Tensor) -> bool:
+    if a.layout is not torch.strided or b.layout is not torch.strided:
+        return a is b
     places = ((t.untyped_storage().data_ptr(), t.storage_offset(), t.shape, t.stride(), t.dtype) for t in (a, b))
     return bool(next(places) == next(places))
+
+
+def _same_values(a: Tensor, b: Tensor) -> bool:
+    same = a.shape == b.shape and a.dtype == b.dtype and a.layout == b.layout and a.device == b.device
+    return same and a.layout is torch.strided and torch.equal(a, b)
 
 
 def _tensors_as_inputs(graph: GraphModule) -> list[Tensor]:
@@ -410,7 +445,7 @@ def _quiet() -> Iterator[None]:
         Distribution.set_default_validate_args(checks)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The first sentence of an error that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
+from torch.distributions.transforms import Transform
 
 from pyro_vae.training.code import Code
 
@@ -292,7 +293,10 @@ class Walk:
             self._leaf(label, "place", first)
             if first is label:
                 self.found.kept.append(thing)
-                _handler(kind)(self, label, thing)
+                try:
+                    _handler(kind)(self, label, thing)
+                except Exception:  # of something that is not what its type says
+                    self._leaf(label, "thing", thing)
 
     def _leaf(self, label: Label, kind: str, value: Any) -> None:
         self.found.leaves.setdefault((label, kind), value)
@@ -425,7 +429,7 @@ class Walk:
         self.follow(label, kind)
         space, slots = getattr(thing, "__dict__", None), _slots(thing)
         if isinstance(space, dict):
-            self._attributes(label, space, _derived(thing) if isinstance(thing, nn.Module) else ())
+            self._attributes(label, space, _derived(thing))
             self._restorable_mapping(space)
         for name, value in slots.items():
             self.follow(label.then(f".{name}"), value)
@@ -440,7 +444,7 @@ class Walk:
             self._leaf(label, "thing" if content is None else "content", thing if content is None else content)
 
     def _attributes(self, label: Label, space: Mapping[str, Any], skipped: tuple[str, ...] = ()) -> None:
-        shown = {n: v for n, v in space.items() if not n.startswith("_cached") and n not in skipped}
+        shown = {n: v for n, v in space.items() if n not in skipped}
         plain = {n: v for n, v in shown.items() if type(v) in _ATOMS}
         plain |= {n: None for n in _HOOKS & shown.keys() if not shown[n]}
         self._leaf(label, "attributes", dict.fromkeys(shown))
@@ -652,11 +656,12 @@ def _bytes(thing: Any) -> bytes | None:
         return None
 
 
-def _derived(module: nn.Module) -> tuple[str, ...]:
-    """Attributes that torch computes again from parameters before each use: those of weight and spectral norm."""
-    return tuple(
-        stem
-        for name in module._parameters
-        for suffix in ("_orig", "_g")
-        if (stem := name.removesuffix(suffix)) != name and stem in vars(module)
-    )
+def _derived(thing: Any) -> tuple[str, ...]:
+    """Attributes that torch and Pyro compute again before each use: caches of transforms, and normed weights."""
+    if not isinstance(thing, nn.Module | Transform):
+        return ()
+    names = tuple(name for name in vars(thing) if name.startswith("_") and "cache" in name)
+    if isinstance(thing, nn.Module):
+        stems = (n.removesuffix(end) for n in thing._parameters for end in ("_orig", "_g") if n.endswith(end))
+        names += tuple(stem for stem in stems if stem in vars(thing))
+    return names
