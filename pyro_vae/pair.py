@@ -361,8 +361,7 @@ class Pair(nn.Module):
             return site_distribution(predictive.at_centre(self.programs[1]), name, batch.x, **batch.arguments)
 
     def _enumerated_posterior(self, batch: Batch, structure: Structure, name: str) -> TorchDistribution:
-        others = [latent for latent in structure.guided if structure.latents[latent].is_local]
-        draws = _POSTERIOR_DRAWS if others else 1
+        draws = _POSTERIOR_DRAWS if structure.guided else 1
         with forked_random_state(self.device), evaluating(self.model, self.guide):
             torch.manual_seed(0)
             logits = [enumerated_logits(*self.programs, batch, structure, name) for _ in range(draws)]

@@ -196,10 +196,10 @@ class _Look:
         yield "sample", forward or "works"
         yield "posterior_predictive", forward or "works"
         yield "reconstruct", forward or "works"
-        yield "encode", _refusal(s.site) or "works"
+        yield "encode", self._encode(s)
         yield "evaluate", "works"
         yield "log_evidence", local or how
-        yield "ais_bounds", local or _refusal(lambda: _moved(s)) or how
+        yield "ais_bounds", local or _refusal(lambda: _moved(s, required=False)) or how
         yield "refine", local or ("works" if s.guided else "refused: the guide draws nothing that could be refined")
         yield "simulation_based_calibration", forward or local or "works"
         yield "nuts_posterior", _refusal(lambda: _moved(s)) or "works"
@@ -215,11 +215,26 @@ class _Look:
             return f"refused: {error}"
         return "works, compiled where steps repay it" if reason is None else f"works, on the programs: {reason}"
 
+    def _encode(self, structure: Structure) -> str:
+        if not structure.latents:
+            return "refused: the model has no latents"
+        try:
+            structure.site()
+        except ValueError:
+            return f"works, for the latent named by site=: {', '.join(structure.latents)}"
+        return "works"
+
     def _impute(self) -> str:
+        taken = [accepted(program) or set() for program in (self.pair.model, self.pair.guide)]
+        others = [name for name in self.batch.arguments if any(f"{name}_mask" in names for names in taken)]
+        gaps = [name.removesuffix("_observed") for name in self._known().observed if name.endswith("_observed")]
         for which in ("model", "guide"):
             names = accepted(getattr(self.pair, which))
             if names is not None and "mask" not in names:
-                return f"refused for gaps in x: the {which} takes no keyword argument mask"
+                why = f"for gaps in x: the {which} takes no keyword argument mask"
+                if others or gaps:
+                    return f"works for gaps in {', '.join([*others, *gaps])}, by sites=; refused {why}"
+                return f"refused {why}"
         return "works"
 
 
@@ -231,13 +246,13 @@ def _refusal(look: Callable[[], Any]) -> str | None:
     return None
 
 
-def _moved(structure: Structure) -> None:
-    """Refuses latents that gradients cannot move."""
+def _moved(structure: Structure, *, required: bool = True) -> None:
+    """Refuses latents that gradients cannot move, and, where one is required, that there is none."""
     free = [latent for latent in structure.latents.values() if latent.enumerated != "model"]
     for latent in free:
         if latent.is_discrete:
             raise ValueError(f"the latent {latent.name!r} is discrete, and cannot be moved along gradients")
-    if not free:
+    if required and not free:
         raise ValueError("the model has no continuous latent")
 
 

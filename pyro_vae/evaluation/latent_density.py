@@ -17,7 +17,7 @@ from pyro_vae.inference.sites import Draws, run_pair
 from pyro_vae.inference.structure import Fixed, Structure, is_discrete, sample_sites, under_particles
 from pyro_vae.pair import Pair
 
-__all__ = ["LatentDensity", "Point", "Start", "latent_layout", "require_weights"]
+__all__ = ["LatentDensity", "Point", "Start", "latent_layout", "require_weights", "support_of"]
 
 Program = Callable[..., Any]
 Start = Literal["guide", "prior"]
@@ -146,7 +146,7 @@ def _nothing(*_: Any, **__: Any) -> None:
     """A program without sites."""
 
 
-def _support(fn: Any) -> Any:
+def support_of(fn: Any) -> Any:
     """A distribution's support; all real numbers, where it names none, as some flows do."""
     try:
         return _plain(fn.support)
@@ -178,7 +178,7 @@ class _Mapped(Messenger):
         if msg["name"] not in self.layout or msg["is_observed"] or msg["done"]:
             return
         fn = msg["fn"]
-        transform = biject_to(_support(fn))
+        transform = biject_to(support_of(fn))
         batch = fn.batch_shape[-self.depth :]
         batch = batch if self.plated else (1, *batch)  # (C, *plates, N)
         event = transform.inverse_shape(fn.shape())[len(fn.batch_shape) :]
@@ -201,7 +201,7 @@ class _Mapped(Messenger):
 
 def _unconstrained(site: Any, shape: tuple[int, int], *, plated: bool) -> Tensor:
     """A latent site of the model as real numbers ``(C, N, d_i)``."""
-    u: Any = biject_to(_support(site["fn"])).inv(site["value"])
+    u: Any = biject_to(support_of(site["fn"])).inv(site["value"])
     num_batch = site["value"].dim() - site["fn"].event_dim
     u, num_batch = (u, num_batch) if plated else (u[None], num_batch + 1)
     return u.movedim(num_batch - 1, 1).reshape(*shape, -1)
@@ -229,7 +229,7 @@ def latent_layout(pair: Pair, structure: Structure, batch: Batch, start: Start) 
                 f"enumerate it (infer={{'enumerate': 'parallel'}}), or use log_evidence"
             )
         try:
-            biject_to(_support(site["fn"]))
+            biject_to(support_of(site["fn"]))
         except NotImplementedError:
             support = site["fn"].support
             raise ValueError(f"the latent {name!r} has the support {support}, to which no map is known") from None

@@ -12,10 +12,11 @@ from pyro.infer.autoguide.initialization import init_to_sample
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import biject_to
 
 from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.diagnostics import import_arviz
+from pyro_vae.evaluation.latent_density import support_of
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.sites import unscaled
 from pyro_vae.inference.structure import ContractError, is_discrete, is_local, sample_sites, vectorised_frames
@@ -170,19 +171,20 @@ def _look(program: Any, batch: Batch) -> tuple[Mapping[str, Any], dict[str, Any]
                 f"without subsampling"
             )
     settings: dict[str, Any] = {"max_plate_nesting": max((-frame.dim for frame in frames), default=0)}
-    supports = {name: _support(site["fn"]) for name, site in moved.items()}
-    if None in supports.values():  # Pyro wants to know of all of them, or of none
-        real = constraints.real
-        settings["transforms"] = {n: biject_to(real if s is None else s).inv for n, s in supports.items()}
+    settings["transforms"] = {name: _map(name, site["fn"]).inv for name, site in moved.items()}
     return moved, settings
 
 
-def _support(fn: Any) -> Any:
-    """A distribution's support; None where it does not say, as flows do: real numbers."""
+def _map(name: str, fn: Any) -> Any:
+    """The map from real numbers to a latent's support."""
+    support = support_of(fn)
     try:
-        return fn.support
-    except (NotImplementedError, AttributeError):
-        return None
+        return biject_to(support)
+    except NotImplementedError:
+        raise ValueError(
+            f"the latent {name!r} has the support {support}, to which no map leads from real numbers, so that NUTS "
+            f"cannot move it"
+        ) from None
 
 
 def _rows_first(site: Any, draws: Tensor) -> Tensor:
