@@ -7,6 +7,7 @@ from typing import Any
 from pyro import poutine
 
 from pyro_vae.data.rows import Inputs, Rows
+from pyro_vae.evaluation.latent_density import require_weights
 from pyro_vae.inference import predictive
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.structure import ContractError, Structure, sample_sites
@@ -186,7 +187,8 @@ class _Look:
 
     def _tools(self) -> Iterator[tuple[str, str]]:
         if self.structure is None:
-            yield "every tool", "refused: see above"
+            yield "every tool that runs the guide", "refused: see above"
+            yield "sample", (self.forward and f"refused: {self.forward}") or "works"
             return
         s = self.structure
         forward = self.forward and f"refused: {self.forward}"
@@ -198,8 +200,9 @@ class _Look:
         yield "reconstruct", forward or "works"
         yield "encode", self._encode(s)
         yield "evaluate", "works"
-        yield "log_evidence", local or how
-        yield "ais_bounds", local or _refusal(lambda: _moved(s, required=False)) or how
+        weights = local or self._weights(s)
+        yield "log_evidence", weights or how
+        yield "ais_bounds", weights or _refusal(lambda: _moved(s, required=False)) or how
         yield "refine", local or ("works" if s.guided else "refused: the guide draws nothing that could be refined")
         yield "simulation_based_calibration", forward or local or "works"
         yield "nuts_posterior", _refusal(lambda: _moved(s)) or "works"
@@ -214,6 +217,10 @@ class _Look:
         except ValueError as error:
             return f"refused: {error}"
         return "works, compiled where steps repay it" if reason is None else f"works, on the programs: {reason}"
+
+    def _weights(self, structure: Structure) -> str | None:
+        with evaluating(self.pair.model, self.pair.guide):
+            return _refusal(lambda: require_weights(self.pair, structure, self.batch))
 
     def _encode(self, structure: Structure) -> str:
         if not structure.latents:

@@ -296,7 +296,7 @@ def _vectorisation(structure: Structure, model: Program, guide: Program, batch: 
                 expected = torch.cat([getattr(run, what)[name] for run in alone])
                 rtol, atol = (1e-6, 1e-6) if found.dtype == torch.float64 else (1e-4, 1e-3)
                 if not torch.allclose(found, expected, rtol=rtol, atol=atol, equal_nan=True):
-                    raise ValueError(f"log-probabilities at {name!r} differ from those at one draw at a time")
+                    raise ContractError(f"log-probabilities at {name!r} differ from those at one draw at a time")
     except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError) as error:
         return replace(structure, vectorised=False, reason=first_line(error))
     return structure

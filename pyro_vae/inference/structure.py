@@ -45,7 +45,8 @@ def first_line(error: Exception) -> str:
         "ValueError: Error at site 'x': not an integer"
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no more is known"]
-    return f"{type(error).__name__}: {' '.join(lines[: 2 if lines[0].endswith(':') else 1])[:300]}"
+    text = " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300]
+    return text if isinstance(error, ContractError) else f"{type(error).__name__}: {text}"
 
 
 @dataclass(frozen=True)

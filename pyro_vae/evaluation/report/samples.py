@@ -68,6 +68,8 @@ def _real_and_drawn(job: Job) -> tuple[Tensor, Tensor]:
         if bool(real.isnan().any()):
             raise ValueError("distances between rows need every entry, and some are missing")
         drawn = job.pair.sample(num_rows, given=given).cpu().to(real.dtype)
+    if real.dim() == 1:  # a row is one number
+        real, drawn = real[:, None], drawn[:, None]
     return real, drawn
 
 
