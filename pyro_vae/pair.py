@@ -647,8 +647,8 @@ class Pair(nn.Module):
                 way[name] = torch.stack([value if step < steps / 2 else ahead for step in range(steps)])
                 continue
             dim = value.dim() - 1 - latent.event_dim
-            flat = [end.movedim(dim, 0).reshape(len(starts), -1) for end in (value, last[name])]
-            between = predictive.interpolate_latents(*flat, steps, path=path)
+            begin, end = (part.movedim(dim, 0).reshape(len(starts), -1) for part in (value, last[name]))
+            between = predictive.interpolate_latents(begin, end, steps, path=path)
             way[name] = between.reshape(steps, *value.movedim(dim, 0).shape).movedim(1, dim + 1)
         arguments = [starts.forward if step < steps / 2 else ends.forward for step in range(steps)]
         return torch.stack(

@@ -299,8 +299,8 @@ def forward_trace(model: Program, batch_size: int, arguments: Arguments) -> Any:
     """
     try:
         return poutine.trace(model).get_trace(batch_size=batch_size, **arguments)
-    except ContractError:
-        raise
+    except ContractError as error:
+        raise ContractError(str(error).splitlines()[0]) from None  # Pyro adds the shapes of all sites
     except PROGRAM_ERRORS as error:
         raise ContractError(
             f"the model does not run without data, as model(batch_size={batch_size}) with what is given "

@@ -161,7 +161,8 @@ class Structure:
 
 def sample_sites(trace: Any) -> dict[str, Any]:
     """The sample sites of a trace by name, but for those of subsampling and ``pyro.deterministic``."""
-    sites = {n: site for n, site in prune_subsample_sites(trace).nodes.items() if site["type"] == "sample"}
+    nodes: Any = prune_subsample_sites(trace).nodes
+    sites = {name: site for name, site in nodes.items() if site["type"] == "sample"}
     return {name: site for name, site in sites.items() if not site["infer"].get("_deterministic")}
 
 
