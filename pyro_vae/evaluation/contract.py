@@ -77,7 +77,7 @@ def check_pair(pair: Pair, x: Inputs) -> Contract:
         ValueError: if the rows themselves do not fit; what is wrong with programs is returned, and not raised.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import torch, pyro, pyro.distributions as dist
         >>> def model(x=None, *, batch_size=None):
         ...     with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
         ...         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
