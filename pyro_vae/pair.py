@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
@@ -21,11 +20,12 @@ from pyro_vae.data.checks import check_columns, check_rows, observed
 from pyro_vae.data.rows import Inputs, Rows, as_rows
 from pyro_vae.inference import predictive
 from pyro_vae.inference.batch import Batch
-from pyro_vae.inference.imputation import draw_imputations
+from pyro_vae.inference.imputation import draw_imputations, seen_by_obs_mask
 from pyro_vae.inference.inspection import inspect_pair
-from pyro_vae.inference.sites import Draws, enumerated_logits, run_pair
+from pyro_vae.inference.posterior import posterior_at
+from pyro_vae.inference.sites import Draws, run_pair
 from pyro_vae.inference.structure import PROGRAM_ERRORS, ContractError, Structure, is_local, sample_sites
-from pyro_vae.programs.arguments import accepted, check_arguments, check_values
+from pyro_vae.programs.arguments import accepted, check_arguments, check_mask, check_values
 from pyro_vae.programs.ownership import Owned
 from pyro_vae.programs.running import evaluating, forked_random_state, site_distribution
 from pyro_vae.programs.saving import argument_shapes, save_pair
@@ -37,7 +37,6 @@ File = str | os.PathLike[str]
 Given = Mapping[str, Any]
 
 _ROWS = 1024  # brought to the model's units at a time
-_POSTERIOR_DRAWS = 64  # of the other latents, over which the posterior of an enumerated one is averaged
 
 
 class Pair(nn.Module):
@@ -176,6 +175,8 @@ class Pair(nn.Module):
             called = f"{name}[{first}:{min(first + size, rows.num_rows)}]" if size < rows.num_rows else name
             here = self._checked(chunk, called)
             seen = self._seen(here, chunk)
+            if seen is not None and not bool(seen.all()):
+                check_mask(self.model)
             rows.num_observed += here.numel() if seen is None else int(seen.sum())
             if seen is not None:
                 somewhere = seen.any(0) if somewhere is None else somewhere | seen.any(0)
@@ -212,10 +213,11 @@ class Pair(nn.Module):
                 )
 
     def _may_have_gaps(self, name: str, chunk: Mapping[str, Any]) -> bool:
-        """Whether NaN in an argument is a missing entry, because the programs take its mask."""
+        """Whether NaN in an argument is a missing entry, because the model takes its mask, or the guide if it alone."""
         mask = f"{name}_mask"
-        takes = [names for program in (self.model, self.guide) if (names := accepted(program)) is not None]
-        return self.missing is not None and mask not in chunk and any(mask in names for names in takes)
+        by_model, by_guide = (accepted(program) or set() for program in (self.model, self.guide))
+        taken = mask in (by_model if name in by_model else by_guide)
+        return self.missing is not None and mask not in chunk and taken
 
     def _learn_range(self, arguments: Mapping[str, Any]) -> None:
         """Finds shape and support of a row by drawing one, where the model can."""
@@ -349,31 +351,15 @@ class Pair(nn.Module):
         Returns:
             The guide's distribution at that site, given the middle of what it draws before. Of a latent that the model
             enumerates it is the posterior :math:`p(k \mid x)`, averaged over draws of the guide if there are other
-            latents.
+            latents. Of one that the guide computes from draws of its own, as an autoguide does, it is an
+            :class:`~pyro.distributions.Empirical` one, of 1,000 draws.
         """
         batch = self.batch(x)
         structure = self.structure(batch)
         name = structure.site(site)
-        if structure.latents[name].enumerated == "model":
-            return self._enumerated_posterior(batch, structure, name)
-        with forked_random_state(self.device), evaluating(self.guide):
+        with forked_random_state(self.device):
             torch.manual_seed(0)
-            return site_distribution(predictive.at_centre(self.programs[1]), name, batch.x, **batch.arguments)
-
-    def _enumerated_posterior(self, batch: Batch, structure: Structure, name: str) -> TorchDistribution:
-        draws = _POSTERIOR_DRAWS if structure.guided else 1
-        with forked_random_state(self.device), evaluating(self.model, self.guide):
-            torch.manual_seed(0)
-            logits = [enumerated_logits(*self.programs, batch, structure, name) for _ in range(draws)]
-            fn = site_distribution(self.programs[0], name, batch.x, **batch.arguments)
-        probs = torch.stack([values.softmax(-1) for values in logits]).mean(0)
-        base = fn
-        while hasattr(base, "base_dist"):
-            base = base.base_dist
-        if isinstance(base, dist.Bernoulli):
-            return dist.Bernoulli(probs=probs[..., 1])
-        one_hot = isinstance(base, dist.OneHotCategorical)
-        return dist.OneHotCategorical(probs=probs) if one_hot else dist.Categorical(probs=probs)
+            return posterior_at(*self.programs, batch, structure, name)
 
     def decode(self, z: Tensor | Mapping[str, Tensor], *, given: Given | None = None) -> TorchDistribution:
         r"""The likelihood :math:`p(x \mid z)` at latents ``(N, L)``, in the model's units: batch ``(N,)``, event ``E``.
@@ -712,11 +698,15 @@ class Pair(nn.Module):
         here = slice(start, start + len(part))
         if name == "x":
             return _arithmetic(chunk["x"])[here], part.mask
-        argument = structure.observed.get(name) or structure.observed.get(f"{name}_observed")
+        in_part = f"{name}_observed" in structure.observed
+        argument = structure.observed[f"{name}_observed"] if in_part else structure.observed.get(name)
         if argument is None or argument not in chunk:
             return None, None
+        values = chunk[argument][here]
+        if in_part:
+            return values, seen_by_obs_mask(*self.programs, part, name)
         seen = part.context.get(f"{argument}_mask")
-        return chunk[argument][here], torch.ones_like(chunk[argument][here], dtype=torch.bool) if seen is None else seen
+        return values, torch.ones_like(values, dtype=torch.bool) if seen is None else seen
 
 
 def _taking(program: Callable[..., Any]) -> Callable[..., Any]:

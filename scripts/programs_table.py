@@ -77,7 +77,7 @@ def as_promised(trial: Trial, cells: Mapping[str, Cell]) -> Cell:
     """Whether ``check_pair`` says of each tool what the tool then did."""
     contract = evaluation.check_pair(trial.pair, trial.data)
     for tool, name in _PROMISES.items():
-        promise = contract.tools.get(name, contract.tools.get("every tool", ""))
+        promise = contract.tools.get(name) or contract.tools["every tool that runs the guide"]
         kind = "refuses" if promise.startswith("refused") else "works"
         if tool in cells and cells[tool].kind not in (kind, "fault"):
             return Cell("fault", f"check_pair says of {name}: {promise}; but it {cells[tool].kind} {cells[tool].text}")

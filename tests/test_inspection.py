@@ -234,12 +234,12 @@ def enumeration_by_samples():
     return model, lambda x: None
 
 
-@case("the guide is a AutoNormal, which has parameters of its own for each row of 'z', and so knows the rows of one")
+@case("the guide is an AutoNormal, which has parameters of its own for each row of 'z', and so knows the rows of one")
 def autoguide_over_local_latents():
     return model, AutoNormal(model)
 
 
-@case("the guide is a AutoLowRankMultivariateNormal, which has parameters of its own for each row of 'z'")
+@case("the guide is an AutoLowRankMultivariateNormal, which has parameters of its own for each row of 'z'")
 def autoguide_of_another_kind():
     return model, AutoLowRankMultivariateNormal(model)
 

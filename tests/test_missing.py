@@ -224,6 +224,19 @@ def test_what_cannot_be_learned_from_is_refused():
         vae.impute(torch.tensor([[1.0, nan, 2]]), num_particles=0)
 
 
+def test_a_model_that_does_not_leave_gaps_out_is_refused_them():
+    lg = LinearGaussian()
+    masked = pair_with_guide(lg)
+    x = lg.draw(5)
+    gaps = with_gaps(x)
+    blind = Pair(lambda x=None, *, batch_size=None: lg.vae.model(x, batch_size=batch_size), masked.guide, missing="nan")
+    assert evaluate(blind, x)["elbo"] == pytest.approx(evaluate(masked, x)["elbo"])
+    for rows in (gaps, {"x": x, "mask": ~gaps.isnan()}):
+        for tool in (evaluate, lambda pair, rows: fit(pair, rows, epochs=1), Pair.impute, Pair.encode):
+            with pytest.raises(TypeError, match="the model takes no 'mask' to leave them out: it takes no arguments"):
+                tool(blind, rows)
+
+
 def test_latents_of_all_rows_cannot_be_chosen_row_by_row():
     pair = function_pair()
     masked = Pair(

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ import pytest
 import torch
 from known_pairs import PARALLEL, Ladder, Mixture, Regression, TwoViews, Words, rows_of
 from pairs import labelled_pair
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide.initialization import init_to_value
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
@@ -298,6 +301,25 @@ def test_a_global_latent_has_the_guides_distribution():
     torch.testing.assert_close(q.mean, torch.tensor([2.0, -1.0]))
 
 
+@pytest.mark.parametrize("autoguide", [AutoNormal, AutoMultivariateNormal])
+def test_a_latent_that_the_guide_computes_from_its_own_draws_keeps_its_spread(autoguide):
+    def model(x=None, *, batch_size=None):
+        scale = pyro.sample("scale", dist.Gamma(2.0, 1.0))
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", rows_of(x, batch_size), dim=-1):
+            return pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
+
+    start = {"scale": torch.tensor(2.0), "loc": torch.ones(2)}
+    guide = autoguide(model, init_scale=0.3, init_loc_fn=init_to_value(values=start))
+    pair, x = Pair(model, guide), torch.randn(5, 2)
+    scale, loc = pair.encode(x, site="scale"), pair.encode(x, site="loc")
+    exact = dist.LogNormal(math.log(2), 0.3)
+    assert (scale.batch_shape, scale.event_shape, loc.event_shape) == ((), (), (2,))
+    assert abs(scale.mean - exact.mean) < 5 * exact.stddev / 1000**0.5
+    assert abs(scale.variance / exact.variance - 1) < 0.3
+    torch.testing.assert_close(loc.variance, torch.full((2,), 0.09), rtol=0.25, atol=0)
+
+
 # Means
 
 
@@ -546,6 +568,23 @@ def test_gaps_are_drawn_given_all_that_is_observed(by):
         assert ((found.mean(0) - mean[row] * views.slopes[gaps]).abs() < 5 * (variance / worth).sqrt()).all()
         if gaps.any():
             assert ((found.var(0) - variance).abs() < 5 * variance * (2 / worth) ** 0.5).all()
+
+
+def test_where_the_gaps_are_may_be_said_by_any_argument():
+    def model(x=None, *, y=None, there=None, batch_size=None):
+        data = pyro.plate("data", rows_of(x, batch_size), dim=-1)
+        with data, pyro.plate("steps", 2, dim=-2):
+            seen = None if there is None else there.mT
+            pyro.sample("y", dist.Normal(torch.zeros(3), 1.0).to_event(1), obs=None if y is None else y.transpose(0, 1), obs_mask=seen)
+        with data:
+            return pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    y, there = torch.full((4, 2, 3), 7.0), torch.tensor([[True, True], [True, False], [False, True], [False, False]])
+    pair = Pair(model, lambda x: None)
+    drawn = pair.impute({"x": torch.zeros(4), "y": y, "there": there}, 300, sites=("y",))["y"]
+    assert drawn.shape == (300, 4, 2, 3)
+    assert (drawn[:, there] == 7).all()
+    assert (drawn[:, ~there].mean(0).abs() < 5 / 300**0.5).all()
 
 
 def test_gaps_in_one_site_are_filled_alone():

@@ -15,6 +15,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 
 from pyro_vae import Elbo, Pair
+from pyro_vae.evaluation import log_evidence
 from pyro_vae.inference.sites import run_pair
 from pyro_vae.inference.structure import ContractError, Fixed
 
@@ -317,8 +318,47 @@ def test_scales_that_a_sum_over_values_cannot_have_are_refused(scales, sentence)
         pair.structure(pair.batch(torch.randn(4, 2)))
 
 
-def test_no_weights_of_single_draws_come_of_enumerated_ones():
-    spec, pair, _, _, batch, structure = prepared(3)
-    assert spec.latent("guide")
-    with pytest.raises(ValueError, match="weights are of single draws"):
-        drawn(pair, batch, structure, 3).log_weights  # noqa: B018
+@pytest.mark.parametrize("seed", [seed for seed in SEEDS if draw_spec(seed).latent("guide")])
+@torch.no_grad()
+def test_a_weight_is_the_sum_over_what_the_guide_enumerates_by_hand(seed):
+    spec, pair, programs, data, batch, structure = prepared(seed)
+    with pyro.validation_enabled(False):
+        draws = drawn(pair, batch, structure, 3, num_particles=DRAWS)
+    of_guide = [s for s in spec.guided if s.how == "guide"]
+    sign = {"likelihood": 1.0, "prior": 1.0, "guide": -1.0, "auxiliary": 0.0}
+    expected = torch.zeros(2, DRAWS, spec.num_rows)
+    for k in range(DRAWS):
+        for index in itertools.product(*(range(len(values_of(s.family))) for s in of_guide)):
+            at = {structure.particle_dim: k} | {structure.particle_dim - 1 - i: value for i, value in enumerate(index)}
+            hand = ByHand(programs, data, reader(draws.latents, draws.event_dims, at))
+            for row in range(spec.num_rows):
+                probability = math.prod(hand.probability(site, row) for site in of_guide)
+                terms = [(sign[kind] * value, scale) for (kind, _), (value, scale) in hand.terms(row).items()]
+                for number, total in enumerate((sum(v for v, _ in terms), sum(v * s for v, s in terms))):
+                    expected[number, k, row] += probability * math.exp(total)
+    for of, weights in zip((draws, draws.scaled), expected, strict=True):
+        torch.testing.assert_close(of.log_weights, weights.log())
+
+
+def test_values_that_the_guide_gives_no_probability_count_in_a_weight_all_the_same():
+    def model(x=None, *, batch_size=None):
+        with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.2, 0.5, 0.3])))
+            j = pyro.sample("j", dist.Categorical(torch.stack([0.7 - 0.2 * k, 0.3 + 0.2 * k], -1)))
+            return pyro.sample("x", dist.Normal(k.to(x) - 2 * j, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            each = {"enumerate": "parallel"}
+            pyro.sample("k", dist.Categorical(torch.tensor([1.0, 0.0, 0.0])), infer=each)
+            pyro.sample("j", dist.Categorical(torch.tensor([0.0, 1.0])), infer=each)
+
+    x = torch.tensor([-1.0, 2.5])
+    expected = sum(
+        p_k * p_j * dist.Normal(k - 2.0 * j, 1.0).log_prob(x).exp()
+        for k, p_k in enumerate([0.2, 0.5, 0.3])
+        for j, p_j in ((0, 0.7 - 0.2 * k), (1, 0.3 + 0.2 * k))
+    )
+    with pyro.validation_enabled(False):
+        found = log_evidence(Pair(model, guide), x, num_particles=1).log_evidence
+    torch.testing.assert_close(found, expected.log())

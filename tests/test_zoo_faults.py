@@ -156,7 +156,7 @@ def test_an_autoguide_of_local_latents_is_refused_where_the_model_takes_argument
     guide = AutoNormal(at_bats_model)
     data = {"x": torch.tensor([3.0, 30.0, 12.0]), "at_bats": torch.tensor([10.0, 40.0, 15.0])}
     pair = Pair(at_bats_model, guide)
-    with pytest.raises(ContractError, match="the guide is a AutoNormal"):
+    with pytest.raises(ContractError, match="the guide is an AutoNormal"):
         pair.structure(pair.batch(data))
 
 

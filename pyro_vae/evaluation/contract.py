@@ -8,11 +8,12 @@ from pyro import poutine
 
 from pyro_vae.data.rows import Inputs, Rows
 from pyro_vae.evaluation.latent_density import require_weights
+from pyro_vae.evaluation.simulation import Simulator
 from pyro_vae.inference import predictive
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.structure import ContractError, Structure, sample_sites
 from pyro_vae.pair import Pair
-from pyro_vae.programs.arguments import accepted
+from pyro_vae.programs.arguments import accepted, check_mask
 from pyro_vae.programs.running import evaluating, forked_random_state
 
 __all__ = ["Clause", "Contract", "check_pair"]
@@ -197,14 +198,14 @@ class _Look:
         yield "fit", self._fit()
         yield "sample", forward or "works"
         yield "posterior_predictive", forward or "works"
-        yield "reconstruct", forward or "works"
+        yield "reconstruct", forward or self._reconstruct() or "works"
         yield "encode", self._encode(s)
         yield "evaluate", "works"
         weights = local or self._weights(s)
         yield "log_evidence", weights or how
         yield "ais_bounds", weights or _refusal(lambda: _moved(s, required=False)) or how
         yield "refine", local or ("works" if s.guided else "refused: the guide draws nothing that could be refined")
-        yield "simulation_based_calibration", forward or local or "works"
+        yield "simulation_based_calibration", forward or local or _refusal(self._simulate) or "works"
         yield "nuts_posterior", _refusal(lambda: _moved(s)) or "works"
         yield "impute", forward or local or self._impute()
         yield "save", "works"
@@ -217,6 +218,12 @@ class _Look:
         except ValueError as error:
             return f"refused: {error}"
         return "works, compiled where steps repay it" if reason is None else f"works, on the programs: {reason}"
+
+    def _reconstruct(self) -> str | None:
+        return _refusal(lambda: self.pair.reconstruct(next(self.rows.chunks(1))))
+
+    def _simulate(self) -> None:
+        Simulator(self.pair, self.batch)
 
     def _weights(self, structure: Structure) -> str | None:
         with evaluating(self.pair.model, self.pair.guide):
@@ -232,23 +239,19 @@ class _Look:
         return "works"
 
     def _impute(self) -> str:
-        taken = [accepted(program) or set() for program in (self.pair.model, self.pair.guide)]
-        others = [name for name in self.batch.arguments if any(f"{name}_mask" in names for names in taken)]
+        taken = accepted(self.pair.model) or set()
+        others = [name for name in self.batch.arguments if f"{name}_mask" in taken]
         gaps = [name.removesuffix("_observed") for name in self._known().observed if name.endswith("_observed")]
-        for which in ("model", "guide"):
-            names = accepted(getattr(self.pair, which))
-            if names is not None and "mask" not in names:
-                why = f"for gaps in x: the {which} takes no keyword argument mask"
-                if others or gaps:
-                    return f"works for gaps in {', '.join([*others, *gaps])}, by sites=; refused {why}"
-                return f"refused {why}"
-        return "works"
+        why = _refusal(lambda: check_mask(self.pair.model))
+        if why and (others or gaps):
+            return f"works for gaps in {', '.join([*others, *gaps])}, by sites=; for gaps in x {why}"
+        return why or "works"
 
 
 def _refusal(look: Callable[[], Any]) -> str | None:
     try:
         look()
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         return f"refused: {error}"
     return None
 

@@ -85,7 +85,8 @@ def log_evidence(
 
     - Any scale that the programs put on their sites, by ``poutine.scale`` or by subsampling the plate ``"data"``, is
       left out; masks are kept.
-    - Latents that the model enumerates are summed over; those that the guide enumerates are drawn.
+    - Latents that the model enumerates are summed over. So are those that the guide enumerates: the weight is the sum
+      over their values y of :math:`p(x, y, z_y) / q(z_y \mid x, y)`.
     - All that the model observes of a row counts, keyword arguments too: with ``y`` observed beside ``x`` it is
       :math:`\log p(x, y)`. What is observed outside the plate ``"data"`` is conditioned on.
     - Sites that the guide observes, and factors in it, are left out.
@@ -240,7 +241,7 @@ def draw_log_weights(pair: Pair, batch: Batch, structure: Structure, num_particl
         structure: What the programs are made of.
         num_particles: Draws K for each row.
     """
-    draws = run_pair(*pair.programs, batch, structure, num_particles=num_particles, enumerate_guide=False)
+    draws = run_pair(*pair.programs, batch, structure, num_particles=num_particles)
     return draws.where(lambda term: term.is_local).log_weights
 
 

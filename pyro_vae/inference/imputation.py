@@ -4,15 +4,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.inference.batch import Batch
-from pyro_vae.inference.predictive import Finish, enumerated_latents, predict_from_latents, without_sites
+from pyro_vae.inference.predictive import (
+    Finish,
+    enumerated_latents,
+    predict_from_latents,
+    rows_first,
+    without_sites,
+)
 from pyro_vae.inference.sites import run_pair
 from pyro_vae.inference.structure import Structure
 from pyro_vae.programs.running import evaluating
 
-__all__ = ["draw_imputations"]
+__all__ = ["draw_imputations", "seen_by_obs_mask"]
 
 Program = Callable[..., Any]
 
@@ -88,3 +95,14 @@ def _resample(
         by_row = values.movedim(rows, 1)[index, torch.arange(len(batch), device=index.device)]
         chosen[name] = by_row.movedim(1, rows)
     return chosen
+
+
+def seen_by_obs_mask(model: Program, guide: Program, batch: Batch, name: str) -> Tensor:
+    """Which elements of a site are observed, by ``pyro.sample(name, ..., obs_mask=...)``, in the shape of its value."""
+    with evaluating(model, guide):
+        drawn = poutine.trace(guide).get_trace(batch.x, **batch.arguments)
+        traced = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(batch.x, **batch.arguments)
+    site: Any = traced.nodes[f"{name}_observed"]
+    value, mask = site["value"], torch.as_tensor(site["mask"], device=site["value"].device)
+    mask = mask.reshape(mask.shape + (1,) * site["fn"].event_dim)
+    return rows_first(site, mask.expand(value.shape))

@@ -153,6 +153,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def _structure(model_trace: Any, guide_trace: Any, program: Program, guide: Program, batch: Batch) -> Structure:
     model, guided = sample_sites(model_trace), sample_sites(guide_trace)
+    _check_autoguide(guide, [name for name in guided if name in model and is_local(model[name])])
     for which, sites in (("model", model), ("guide", guided)):
         _check_plates(which, sites, len(batch))
     latents: dict[str, Latent] = {}
@@ -172,14 +173,6 @@ def _structure(model_trace: Any, guide_trace: Any, program: Program, guide: Prog
                 f"the guide samples {name!r}, which is no latent of the model: its latents are "
                 f"{', '.join(latents) or 'none'}"
             )
-    own = [name for name, latent in latents.items() if latent.is_local and name in guided]
-    unwrapped = getattr(guide, "__wrapped__", guide)
-    if isinstance(unwrapped, AutoGuide) and own:
-        raise ContractError(
-            f"the guide is a {type(unwrapped).__name__}, which has parameters of its own for each row of {own[0]!r}, "
-            f"and so knows the rows of one batch alone: write a guide that reads x, or use the autoguide for global "
-            f"latents"
-        )
     if not any(site["is_observed"] for site in model.values()):
         raise ContractError("the model observes nothing when it is given rows: pass obs=x at the site 'x'")
     depths = [-(frame.dim or 0) for s in (*model.values(), *guided.values()) for frame in vectorised_frames(s)]
@@ -191,6 +184,16 @@ def _structure(model_trace: Any, guide_trace: Any, program: Program, guide: Prog
         if frame.name != "data" and frame.full_size is not None and frame.size < frame.full_size
     }
     return Structure(latents, observed, tuple(auxiliary), tuple(extra), tuple(subsampled), max(depths, default=1))
+
+
+def _check_autoguide(guide: Program, local: list[str]) -> None:
+    unwrapped = getattr(guide, "__wrapped__", guide)
+    if isinstance(unwrapped, AutoGuide) and local:
+        raise ContractError(
+            f"the guide is an {type(unwrapped).__name__}, which has parameters of its own for each row of "
+            f"{local[0]!r}, and so knows the rows of one batch alone: write a guide that reads x, or use the autoguide "
+            f"for global latents"
+        )
 
 
 def _some(names: list[str]) -> str:
@@ -297,6 +300,8 @@ def _vectorisation(structure: Structure, model: Program, guide: Program, batch: 
                 rtol, atol = (1e-6, 1e-6) if found.dtype == torch.float64 else (1e-4, 1e-3)
                 if not torch.allclose(found, expected, rtol=rtol, atol=atol, equal_nan=True):
                     raise ContractError(f"log-probabilities at {name!r} differ from those at one draw at a time")
+        if structure.enumerated("guide"):
+            run_pair(model, guide, batch, structure, num_particles=draws)
     except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError) as error:
         return replace(structure, vectorised=False, reason=first_line(error))
     return structure
@@ -311,7 +316,7 @@ def _stacked(values: list[Tensor], structure: Structure, event_dim: int) -> Tens
 def _bytes_per_draw(structure: Structure, model: Program, guide: Program, batch: Batch) -> int:
     draws = 16 if structure.vectorised else None
     with _CountBytes() as count:
-        run_pair(model, guide, batch, structure, num_particles=draws, enumerate_guide=False)
+        run_pair(model, guide, batch, structure, num_particles=draws)
     return max(1, math.ceil(count.total / ((draws or 1) * len(batch))))
 
 

@@ -16,7 +16,8 @@ tool, since all read traces here:
 - **Enumerated.** A latent that the model marks ``infer={"enumerate": "parallel"}`` is summed over, with all sites that
   depend on it. Latents among these are one entry of ``log_prior``, their marginal; the observed sites are one entry of
   ``log_likelihood``, what is left of the sum: log p(x | z) with the enumerated latent's posterior given z. One that the
-  guide marks so is summed over with the guide's probabilities (or drawn, where weights of single draws are needed).
+  guide marks so is summed over with the guide's probabilities: in the ELBO the mean of log-weights, in a weight that of
+  the weights themselves, sum over y of p(x, y, z_y) / q(z_y | x, y). Or it is drawn, where single draws are needed.
 - **Auxiliary.** What the guide observes and factors in the guide are losses of their own, no part of the ELBO. An
   observed site is maximised, as in CEVAE (Louizos et al., 2017); a factor has Pyro's sign: it counts as part of
   :math:`\log q`, so that it is minimised.
@@ -27,7 +28,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -59,6 +60,14 @@ Program = Callable[..., Any]
 Kind = Literal["likelihood", "prior", "guide", "auxiliary"]
 
 
+class ByValue(NamedTuple):
+    """What a site contributes for each value that the guide enumerates, ``(*values, K or 1, N or 1)``."""
+
+    rows: Tensor
+    scaled: Tensor
+    score: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Term:
     """What one site contributes.
@@ -72,7 +81,7 @@ class Term:
         cost: The scaled log-probability in the site's own shape, without gradient.
         score: Log-probability in the site's own shape, unscaled, of a guide's site whose draws cannot be differentiated
             through: the score function is its gradient.
-        by_value: ``scaled`` and ``score`` for each value that the guide enumerates, ``(*values, K, N)``.
+        by_value: ``rows``, ``scaled`` and ``score`` for each value that the guide enumerates, if it enumerates any.
     """
 
     name: str
@@ -82,12 +91,17 @@ class Term:
     frames: tuple[Any, ...]
     cost: Tensor
     score: Tensor | None = None
-    by_value: tuple[Tensor, Tensor | None] | None = None
+    by_value: ByValue | None = None
 
     @property
     def is_local(self) -> bool:
         """Whether it is in the plate ``"data"``."""
         return _frames_local(self.frames)
+
+    def as_scaled(self) -> "Term":
+        """The term with the programs' scales in all of its numbers."""
+        each = self.by_value and self.by_value._replace(rows=self.by_value.scaled)
+        return replace(self, rows=self.scaled, by_value=each)
 
 
 @dataclass(frozen=True)
@@ -162,17 +176,30 @@ class Draws:
     def log_weights(self) -> Tensor:
         """Log p(x, z) − log q(z | x) of each draw: the same number, as what importance weighting averages.
 
-        Raises:
-            ValueError: if the guide's values were enumerated, so that there are no single draws.
+        Values that the guide enumerates are summed over: it is then the logarithm of their mean weight, by the guide's
+        probabilities.
         """
-        if self._run is not None and self._run.probabilities is not None:
-            raise ValueError("weights are of single draws, and the guide's values were enumerated")
-        return self.elbo
+        if self._parts:
+            return torch.cat([part.log_weights for part in self._parts])
+        if self._run is None or self._run.probabilities is None:
+            return self.elbo
+        total, of_values = torch.zeros(()), self._run.log_probabilities
+        for term in self.terms:
+            if term.kind == "auxiliary" or term.by_value is None:
+                continue
+            value = term.by_value.rows
+            if term.kind != "guide":
+                total = total + value
+            elif term.name in of_values:  # what is left of it where the guide masks or scales it; else none, -inf too
+                total = total + torch.where(of_values[term.name] == value, 0.0, of_values[term.name] - value)
+            else:
+                total = total - value
+        return total.logsumexp(tuple(range(total.dim() - 2))).expand(self.shape)
 
     @property
     def scaled(self) -> "Draws":
         """The same draws with the scales that the programs put on their sites, as objectives take them."""
-        return self._with([replace(term, rows=term.scaled) for term in self.terms], lambda part: part.scaled)
+        return self._with([term.as_scaled() for term in self.terms], lambda part: part.scaled)
 
     def where(self, keep: Callable[[Term], bool]) -> "Draws":
         """The same draws with some of their terms: ``draws.where(lambda term: term.is_local)`` is without global sites.
@@ -245,10 +272,10 @@ class Draws:
         return [term.name for d in runs for term in d.terms if term.score is not None and not d._run.has_score_function]
 
     def _score_function_by_value(self, scored: list[Term], weight: Callable[[Term], float | Tensor]) -> Tensor:
-        cost = _sum([weight(term) * term.by_value[0] for term in self.terms if term.by_value]).detach()
+        cost = _sum([weight(term) * term.by_value.scaled for term in self.terms if term.by_value]).detach()
         total = cost.new_zeros(())
         for term in scored:
-            score = term.by_value[1] if term.by_value else None
+            score = term.by_value and term.by_value.score
             assert score is not None
             if term.is_local:
                 total = total + self._run.expected(cost * score, fixed=True).mean()
@@ -362,7 +389,11 @@ class _Run:
             for name, site in self.model.items()
             if name not in self.guide and _is_enumerated(site) and not self._is_left_to_the_model(name)
         ]
-        self.probabilities = self._probabilities()
+        # Of the values that the guide enumerates, ``(*values, K, N)``, whatever masks and scales say.
+        self.log_probabilities = {
+            name: self._in_rows(self.guide[name]["unscaled_log_prob"], local=True) for name in self.enumerated
+        }
+        self.probabilities = _sum(list(self.log_probabilities.values())).exp() if self.enumerated else None
         self.joined = self._joined_sites()
 
     def draws(self) -> Draws:
@@ -379,14 +410,6 @@ class _Run:
         latents = {name: site["value"] for name, site in self.guide.items() if not site["is_observed"]}
         event_dims = {name: self.guide[name]["fn"].event_dim for name in latents}
         return Draws(tuple(terms), latents, event_dims, self.shape, _run=self)
-
-    def _probabilities(self) -> Tensor | None:
-        """Of the values that the guide enumerates, ``(*values, K, N)``; whatever masks and scales say."""
-        total: Tensor | None = None
-        for name in self.enumerated:
-            log_prob = self._in_rows(self.guide[name]["unscaled_log_prob"], local=True)
-            total = log_prob if total is None else total + log_prob
-        return None if total is None else total.exp()
 
     def _in_rows(self, values: Tensor, *, local: bool, shared: bool = True) -> Tensor:
         """Values in a site's shape, summed over its plates but draws and rows: ``(*values, K or 1, N or 1)``."""
@@ -414,23 +437,25 @@ class _Run:
             return self._in_rows(values, local=local)
 
         cost = sign * site["log_prob"] / data if data != 1 or sign != 1 else site["log_prob"]
-        by_value = in_rows(cost)
-        scaled = self.expected(by_value)
-        rows = scaled
+        scaled_by_value = in_rows(cost)
+        scaled = self.expected(scaled_by_value)
+        by_value, rows = scaled_by_value, scaled
         if not plain:
-            rows = self.expected(in_rows(sign * scale_and_mask(site["unscaled_log_prob"], inner, site["mask"])))
+            by_value = in_rows(sign * scale_and_mask(site["unscaled_log_prob"], inner, site["mask"]))
+            rows = self.expected(by_value)
         score: Tensor | None = None
         if kind == "guide" and name not in self.enumerated:
             _, score_function, entropy = site["score_parts"]
             if not is_identically_zero(score_function):
                 # The value is log q; its gradient is that of the entropy term alone, and of what the guide enumerates.
-                score, scaled = score_function, self.expected(by_value.detach())
+                score, scaled = score_function, self.expected(scaled_by_value.detach())
                 if not is_identically_zero(entropy):
                     gradient = self.expected(in_rows(entropy / data), fixed=True)
                     scaled = scaled + (gradient - gradient.detach())
         each = None
         if self.probabilities is not None:
-            each = (by_value, None if score is None else self._in_rows(score, local=local, shared=False))
+            score_by_value = None if score is None else self._in_rows(score, local=local, shared=False)
+            each = ByValue(by_value, scaled_by_value, score_by_value)
         return Term(name, kind, rows, scaled, frames, cost.detach(), score, each)
 
     def closed_forms(self, priors: set[str], *, required: bool) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -517,11 +542,11 @@ class _Run:
         frames = {f.name: f for site in sites for f in vectorised_frames(site) if f.name in ("data", PARTICLES)}
 
         def term(names: list[str], kind: Kind, found: Tensor, costs: Tensor) -> Term:
-            by_value = found * (scale / data)
-            rows, scaled = self.expected(found) * inner, self.expected(by_value)
-            each = None if self.probabilities is None else (by_value, None)
+            each = ByValue(found * inner, found * (scale / data))
+            rows, scaled = self.expected(each.rows), self.expected(each.scaled)
             cost = (costs * (scale / data)).detach()
-            return Term(" & ".join(names), kind, rows, scaled, tuple(frames.values()), cost, by_value=each)
+            name, by_value = " & ".join(names), None if self.probabilities is None else each
+            return Term(name, kind, rows, scaled, tuple(frames.values()), cost, by_value=by_value)
 
         observed = [name for name in joined if self.model[name]["is_observed"]]
         drawn = [name for name in joined if name not in self.summed and name not in observed]

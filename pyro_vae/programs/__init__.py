@@ -15,7 +15,7 @@ The programs keep the contract that every tool of the library relies on, for a u
 The modules that a program uses may be kept anywhere (:mod:`pyro_vae.programs.ownership`).
 """  # noqa: D205
 
-from pyro_vae.programs.arguments import accepted, arguments_for, check_arguments, check_values
+from pyro_vae.programs.arguments import accepted, arguments_for, check_arguments, check_mask, check_values
 from pyro_vae.programs.latent import Guide, Model
 from pyro_vae.programs.ownership import Owned, loose_parameters, modules_of
 from pyro_vae.programs.parts import Decoder, Encoder
@@ -30,6 +30,7 @@ __all__ = [
     "accepted",
     "arguments_for",
     "check_arguments",
+    "check_mask",
     "check_values",
     "evaluating",
     "forked_random_state",

@@ -13,7 +13,7 @@ from torch import nn
 
 from pyro_vae._support.names import hinted, listed
 
-__all__ = ["accepted", "arguments_for", "check_arguments", "check_values"]
+__all__ = ["accepted", "arguments_for", "check_arguments", "check_mask", "check_values"]
 
 _THE_LIBRARYS = frozenset({"x", "batch_size"})
 
@@ -107,6 +107,27 @@ def check_arguments(model: Callable[..., Any], guide: Callable[..., Any], names:
             else:
                 known = f"the model takes {listed(by_model)}; the guide takes {listed(by_guide)}"
             raise TypeError(f"neither program takes {name!r}{hinted(name, by_model | by_guide, known)}")
+
+
+def check_mask(model: Callable[..., Any]) -> None:
+    """Makes sure that a model leaves missing entries out: that it takes their mask.
+
+    A guide need not: what it makes of a row with a value in the gap is still a distribution to draw from.
+
+    Raises:
+        TypeError: if it does not take ``mask``.
+
+    Example:
+        >>> check_mask(lambda x, labels=None: x)
+        Traceback (most recent call last):
+        ...
+        TypeError: entries are missing, and the model takes no 'mask' to leave them out: it takes labels
+    """
+    names = accepted(model)
+    if names is not None and "mask" not in names:
+        raise TypeError(
+            f"entries are missing, and the model takes no 'mask' to leave them out: it takes {listed(names)}"
+        )
 
 
 def check_values(programs: Iterable[Callable[..., Any]], arguments: Mapping[str, Any]) -> None:

@@ -406,6 +406,7 @@ def gaps_by_obs_mask() -> Programs:
         log_evidence=lambda data: exact().log_evidence(*joined(data)),
         posterior=lambda data: {"z": exact().posterior(*joined(data))},
         moments=lambda data: tuple(value[:3] for value in exact().moments()),
+        imputed=lambda data: {"y": exact().imputed(*joined(data))[:, 3]},
     )
 
 
@@ -527,8 +528,16 @@ PROGRAMS = [
         gaps_beside_rows,
         pair={"missing": "nan"},
         observed=("y", "y_mask"),
+        gaps=("y", "y_mask"),
     ),
-    Program("obs_mask", "gaps of y are latents, by obs_mask=", gaps_by_obs_mask, obs_mask_rows, observed=("y",)),
+    Program(
+        "obs_mask",
+        "gaps of y are latents, by obs_mask=",
+        gaps_by_obs_mask,
+        obs_mask_rows,
+        observed=("y",),
+        gaps=("y", "seen"),
+    ),
     Program("gaussian process", "short series, MultivariateNormal; pyro.param", gaussian_process, series),
     Program("student-t", "heavy tails; pyro.param", student_t, heavy_rows),
 ]

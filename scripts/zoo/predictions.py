@@ -16,6 +16,7 @@ from zoo.reference import evaluation_mode, is_discrete, sites_of, taken, trace, 
 __all__ = [
     "assignments",
     "at_the_middle",
+    "drawn",
     "forward_draws",
     "mean_ranks",
     "middle",
@@ -104,19 +105,21 @@ def at_the_middle(guide: Any, data: Data) -> Any:
         return trace(_Middle()(guide), data["x"], **taken(guide, data))
 
 
+def drawn(guide: Any, data: Data) -> Any:
+    """A trace of the guide."""
+    with evaluation_mode(guide):
+        return trace(guide, data["x"], **taken(guide, data))
+
+
 def _latents(model: Any, guide: Any, data: Data, names: Sequence[str], *, centre: bool) -> dict[str, Tensor]:
     """Values of all latents, by the guide and, of those that the model sums out, by their posterior."""
-    if centre:
-        traced = at_the_middle(guide, data)
-    else:
-        with evaluation_mode(guide):
-            traced = trace(guide, data["x"], **taken(guide, data))
-    drawn = {name: site["value"] for name, site in traced.nodes.items() if name in names}
-    if all(name in drawn for name in names):
-        return drawn
-    found, log_joint = assignments(model, drawn, data)
+    traced = at_the_middle(guide, data) if centre else drawn(guide, data)
+    guided = {name: site["value"] for name, site in traced.nodes.items() if name in names}
+    if all(name in guided for name in names):
+        return guided
+    found, log_joint = assignments(model, guided, data)
     index = log_joint.argmax(0) if centre else torch.distributions.Categorical(logits=log_joint.movedim(0, -1)).sample()
-    return {**drawn, **_chosen(found, index)}
+    return {**guided, **_chosen(found, index)}
 
 
 def _forward(model: Any, latents: Mapping[str, Tensor], data: Data, given: Mapping[str, Any]) -> Any:

@@ -49,6 +49,7 @@ class Program:
         fit: Arguments of ``fit`` that it needs to learn something in a second.
         pair: Arguments of ``Pair``.
         observed: Keyword arguments that are observations, beside x.
+        gaps: The site that has missing entries, and the argument that says where they are not.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Program:
     fit: Mapping[str, Any] = field(default_factory=dict)
     pair: Mapping[str, Any] = field(default_factory=dict)
     observed: tuple[str, ...] = ()
+    gaps: tuple[str, str] = ("x", "mask")
 
     def build(self, seed: int = 0) -> Programs:
         """The two programs with fresh parameters, Pyro's store emptied and all generators seeded."""

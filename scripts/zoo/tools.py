@@ -242,7 +242,9 @@ def encode(trial: Trial) -> str:
         if site is not None:
             value = site["value"]
             if isinstance(site["fn"], dist.Delta) and name not in trial.sites.point:
-                raise Disagreement(f"the posterior of {name} is a point, which is one draw of an auxiliary latent")
+                draws = torch.stack([predictions.drawn(trial.guide, prepared).nodes[name]["value"] for _ in range(400)])
+                texts.append(same_draws(name, found.sample(torch.Size((400,))), draws))
+                continue
             texts.append(equal(name, found.log_prob(value), site["fn"].log_prob(value)))
         elif name in exact:
             mean = found.probs @ torch.arange(found.probs.shape[-1]).to(found.probs.dtype)
@@ -356,9 +358,8 @@ def refinement(trial: Trial) -> str:
 def calibration(trial: Trial) -> str:
     """Ranks of what made simulated rows among draws of the guide: their mean is that of ranks by Pyro."""
     num = len(trial.data["x"])
-    given = trial.given(trial.data, num)
-    options: dict[str, Any] = {"given": given} if given else {}
-    found = evaluation.simulation_based_calibration(trial.pair, num, 39, **options)
+    given = {name: value for name, value in trial.data.items() if name not in ("x", "mask")}
+    found = evaluation.simulation_based_calibration(trial.pair, num, 39, given=given)
     arguments = {"labels": "label"}
     names = [name for name in trial.program.observed if not name.endswith("_mask")]
     observed = {arguments.get(name, name): name for name in names}
@@ -404,13 +405,11 @@ def nuts(trial: Trial) -> str:
 
 def impute(trial: Trial) -> str:
     """Missing entries given those that are there: their mean is the exact one."""
-    rows, site = first(trial.data, 30), "x"
-    if trial.program.pair.get("missing") == "nan":
-        site = next(name for name, value in rows.items() if bool(value.isnan().any()))
-    else:
-        rows["mask"] = torch.arange(rows["x"].numel()).reshape(rows["x"].shape) % 3 > 0
+    rows, (site, mask) = first(trial.data, 30), trial.program.gaps
+    seen = trial.as_programs_take(rows).get(mask)
+    if seen is None:
+        rows[mask] = seen = torch.arange(rows[site].numel()).reshape(rows[site].shape) % 3 > 0
     found = trial.pair.impute(rows, 200, num_particles=300, sites=(site,))[site]
-    seen = rows.get("mask", ~rows[site].isnan())
     equal("observed entries", found[:, seen], rows[site][seen].expand(200, -1))
     if trial.programs.imputed is None:
         return ""
