@@ -9,6 +9,10 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core for each worker, and for what it starts
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _fresh():
