@@ -575,7 +575,12 @@ def test_where_the_gaps_are_may_be_said_by_any_argument():
         data = pyro.plate("data", rows_of(x, batch_size), dim=-1)
         with data, pyro.plate("steps", 2, dim=-2):
             seen = None if there is None else there.mT
-            pyro.sample("y", dist.Normal(torch.zeros(3), 1.0).to_event(1), obs=None if y is None else y.transpose(0, 1), obs_mask=seen)
+            pyro.sample(
+                "y",
+                dist.Normal(torch.zeros(3), 1.0).to_event(1),
+                obs=None if y is None else y.transpose(0, 1),
+                obs_mask=seen,
+            )
         with data:
             return pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 

@@ -29,9 +29,7 @@ def test_agrees_with_a_second_way(tool, name):
             TOOLS[tool](trial)
 
 
-KNOWN = [
-    name for name in ZOO if ZOO[name].build().log_evidence and name not in ("vector-quantised", "local autoguide")
-]
+KNOWN = [name for name in ZOO if ZOO[name].build().log_evidence and name not in ("vector-quantised", "local autoguide")]
 FAR_OFF = ("two-headed", "student-t", "attention", "ProdLDA")  # guides that miss the posterior until they are trained
 
 

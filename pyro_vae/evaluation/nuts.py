@@ -18,7 +18,6 @@ from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.diagnostics import import_arviz
 from pyro_vae.evaluation.latent_density import support_of
 from pyro_vae.inference.batch import Batch
-from pyro_vae.inference.sites import unscaled
 from pyro_vae.inference.structure import ContractError, is_discrete, is_local, sample_sites, vectorised_frames
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import evaluating, forked_random_state
@@ -109,7 +108,7 @@ def nuts_posterior(
         )
     arviz = import_arviz()
     rows = next(pair.check(x).chunks(2**62))
-    program = _WithoutSubsampling()(unscaled(pair.programs[0]))
+    program = _Unscaled()(pair.programs[0])
     chains, num_divergences = [], 0
     with forked_random_state(pair.device), evaluating(pair.model):
         torch.manual_seed(seed)
@@ -119,7 +118,8 @@ def nuts_posterior(
             for chain in range(num_chains):
                 torch.manual_seed(seed + chain)
                 kernel = NUTS(program, max_tree_depth=max_tree_depth, init_strategy=init_to_sample, **settings)
-                mcmc = MCMC(kernel, num_samples, warmup_steps, num_chains=1, disable_progbar=True)
+                start = _start(program, batch, settings["transforms"])
+                mcmc = MCMC(kernel, num_samples, warmup_steps, start, num_chains=1, disable_progbar=True)
                 mcmc.run(batch.x, **batch.arguments)
                 chains.append({name: value.detach() for name, value in mcmc.get_samples().items() if name in moved})
                 num_divergences += len(mcmc.diagnostics()["divergences"]["chain 0"])
@@ -139,12 +139,13 @@ def nuts_posterior(
     )
 
 
-class _WithoutSubsampling(Messenger):
-    """Hides the indices that a plate of a larger data set draws for its rows, which NUTS would refuse."""
+class _Unscaled(Messenger):
+    """Takes all scales off, and hides the indices that a plate of a larger data set draws for its rows."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) and msg["name"] == "data":
-            msg["stop"] = True
+            msg["stop"] = True  # NUTS would refuse them
+        msg["scale"] = 1.0
 
 
 def _look(program: Any, batch: Batch) -> tuple[Mapping[str, Any], dict[str, Any]]:
@@ -173,6 +174,15 @@ def _look(program: Any, batch: Batch) -> tuple[Mapping[str, Any], dict[str, Any]
     settings: dict[str, Any] = {"max_plate_nesting": max((-frame.dim for frame in frames), default=0)}
     settings["transforms"] = {name: _map(name, site["fn"]).inv for name, site in moved.items()}
     return moved, settings
+
+
+def _start(program: Any, batch: Batch, transforms: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A draw from the prior, on real numbers.
+
+    Pyro's own has a value for each of a discrete latent's, which it sums over, at the latents that depend on that.
+    """
+    sites: Any = poutine.trace(program).get_trace(batch.x, **batch.arguments).nodes
+    return {name: transform(sites[name]["value"]).detach() for name, transform in transforms.items()}
 
 
 def _map(name: str, fn: Any) -> Any:

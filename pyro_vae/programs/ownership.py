@@ -23,16 +23,14 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from pyro_vae._support.libraries import LIBRARIES
+
 __all__ = ["Owned", "loose_parameters", "modules_of"]
 
 _MOST_OBJECTS = 10_000  # looked at for one program
 _MOST_ITEMS = 1_000  # looked at in one list, set or mapping
 
-_LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
-    *("einops", "jax", "lightning", "matplotlib", "numpy", "numpyro", "pandas", "PIL", "pyro", "pyro_vae", "pytest"),
-    *("pytorch_lightning", "safetensors", "scipy", "sklearn", "torch", "torchvision", "tqdm", "typing_extensions"),
-    "zuko",
-}
+_LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | LIBRARIES
 _PLAIN = (
     *(type(None), bool, int, float, complex, str, bytes, range, slice, np.ndarray, np.generic),
     *(torch.Size, torch.dtype, torch.device, torch.Generator, types.CodeType, types.BuiltinFunctionType),

@@ -22,11 +22,19 @@ def local_parameters() -> Iterator[None]:
     Modules hold their own parameters. In the global store they would be found by name, so that two modules of one
     name would share them, and they would outlive their module. Parameters made by a bare ``pyro.param`` have no other
     home: they are seen inside, and stay.
+
+    A parameter of another module that the store holds under a name that was used in here is forgotten: Pyro would put
+    it in the place of this module's own, without a word, where the program is next run by hand.
     """
     store = pyro.get_param_store()
-    with store.scope(_bare(store.get_state())) as state:
+    before = store.get_state()
+    with store.scope(_bare(before)) as state:
         yield
     store.set_state(_bare(state))
+    for name, value in state["params"].items():
+        other = before["params"].get(name)
+        if isinstance(other, nn.Parameter) and other is not value:
+            del store[name]
 
 
 def _bare(state: Any) -> Any:

@@ -13,6 +13,7 @@ from pyro_vae._support import files
 __all__ = [
     "Checkpoint",
     "get_random_state",
+    "numbers_of",
     "pack_optimizer",
     "read_checkpoint",
     "set_random_state",
@@ -85,11 +86,20 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
                 tensors[f"{index}/{name}"] = value
             else:
                 rest.setdefault(str(index), {})[name] = value
-    groups = [
-        {name: float(value) if isinstance(value, Tensor) else value for name, value in group.items()}
-        for group in state["param_groups"]
-    ]
-    return tensors, {"state": rest, "param_groups": groups}
+    return tensors, {"state": rest, "param_groups": numbers_of(state["param_groups"])}
+
+
+def numbers_of(state: Any) -> Any:
+    """Nested mappings and lists with numbers in the place of tensors, such as a learning rate, as JSON data."""
+    match state:
+        case Tensor():
+            return state.item()
+        case dict():
+            return {name: numbers_of(value) for name, value in state.items()}
+        case list() | tuple():
+            return [numbers_of(value) for value in state]
+        case _:
+            return state
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:

@@ -14,11 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Code", "is_library"]
+from pyro_vae._support.libraries import LIBRARIES
 
-# Libraries that keep no state which a program could lean on, or keep it where it is looked for.
-_LIBRARIES = ("torch", "torchvision", "functorch", "pyro", "pyroapi", "numpy", "scipy", "pandas", "sklearn", "zuko")
-_LIBRARIES += ("opt_einsum", "einops", "tqdm", "matplotlib", "sympy", "_pytest", "pytest", "pluggy", "pyro_vae")
+__all__ = ["Code", "is_library"]
 
 _SILENT = {"logging", "warnings", "traceback", "linecache"}  # may look at the clock for themselves
 
@@ -213,7 +211,7 @@ def is_library(file: str) -> bool:
 
 @functools.cache
 def _known_folders() -> tuple[str, ...]:
-    specs = [importlib.util.find_spec(name) for name in _LIBRARIES]
+    specs = [importlib.util.find_spec(name) for name in sorted(LIBRARIES)]
     return tuple(
         folder + os.sep
         for spec in specs

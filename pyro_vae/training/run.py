@@ -23,6 +23,7 @@ from pyro_vae.training import parallel
 from pyro_vae.training.checkpoints import (
     Checkpoint,
     get_random_state,
+    numbers_of,
     pack_optimizer,
     read_checkpoint,
     set_random_state,
@@ -361,7 +362,7 @@ class Run:
                 numbers={
                     "identity": self._identity(),
                     "optimizer": optimizer,
-                    "scheduler": self.scheduler.state_dict(),
+                    "scheduler": numbers_of(self.scheduler.state_dict()),
                     "history": self.history,
                     "best_epoch": self.best_epoch,
                     "best_elbo": self.best_elbo,
@@ -390,7 +391,10 @@ class Run:
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"{self.checkpoint} is of another model ({' '.join(str(error).split())})") from error
         unpack_optimizer(self.optimizer, saved.tensors.get("moments", {}), saved.numbers["optimizer"])
+        rates = getattr(self.scheduler, "base_lrs", None)  # tensors where the optimiser's are
         self.scheduler.load_state_dict(saved.numbers["scheduler"])
+        if rates is not None:
+            self.scheduler.base_lrs = rates
         self.history = saved.numbers["history"]
         if self.settings.schedule != "plateau":  # another number of ranks takes another number of steps
             self.scheduler.last_epoch = len(self.history) * self.steps

@@ -1,5 +1,6 @@
 """What a training run goes by: its arguments, checked, and the optimiser and schedule that they name."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ __all__ = ["OptimizerFactory", "Schedule", "Settings", "resolve_device"]
 
 Schedule = Literal["cosine", "constant", "plateau"]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
+
+_EXPECTED_OPTIMIZER = "expected a class of torch.optim, or a function called as one, optimizer(parameters, lr=...)"
 
 
 def _late_cosine(done: float) -> float:
@@ -80,7 +83,7 @@ class Settings:
         if self.compile not in ("auto", True, False):
             raise ValueError(f"compile must be 'auto', True or False, found {self.compile!r}")
         if not callable(self.optimizer):
-            raise TypeError(f"optimizer is {self.optimizer!r}; expected a class of torch.optim, or a function like one")
+            raise TypeError(f"optimizer is of type {type(self.optimizer).__name__}: {_EXPECTED_OPTIMIZER}")
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when a run goes on, as JSON data."""
@@ -93,9 +96,13 @@ class Settings:
         }
 
     def make_optimizer(self, parameters: Sequence[Tensor], device: torch.device) -> torch.optim.Optimizer:
-        """The optimiser; Adam's kernel does all of a step in one call."""
+        """The optimiser; Adam's kernel does all of a step in one call.
+
+        Raises:
+            TypeError: if that is not what ``optimizer`` makes.
+        """
         if self.optimizer is not torch.optim.Adam:
-            return self.optimizer(parameters, lr=self.learning_rate)
+            return self._made_by_user(parameters)
         on_gpu = device.type == "cuda"
         return torch.optim.Adam(
             parameters,
@@ -104,6 +111,23 @@ class Settings:
             fused=on_gpu or device.type == "cpu",
             capturable=on_gpu,
         )
+
+    def _made_by_user(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        made, why = None, ""
+        try:
+            made = self.optimizer(parameters, lr=self.learning_rate)
+        except (TypeError, KeyError) as error:
+            why = f" ({' '.join(str(error).split())})"
+        if not isinstance(made, torch.optim.Optimizer):
+            raise TypeError(
+                f"optimizer is {self.optimizer!r}, which makes no optimiser of torch.optim{why}: {_EXPECTED_OPTIMIZER}"
+            )
+        if inspect.signature(made.step).parameters["closure"].default is inspect.Parameter.empty:
+            raise TypeError(
+                f"{type(made).__name__} evaluates the objective several times in a step, whose noise is new each time: "
+                f"take one that steps once for each gradient, such as Adam or SGD"
+            )
+        return made
 
     def make_scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
         """What sets the step size, in a run of so many steps."""

@@ -1,9 +1,10 @@
 """The objective of a batch and its gradient, as one function of tensors: what a training step computes."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
+import pyro
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -118,13 +119,28 @@ class Gradients:
         if hasattr(self.objective, "differentiable_loss"):
             loss = self.objective.differentiable_loss(model, guide, batch.x, **batch.arguments)
             loss.backward()
+            loss = loss.detach()
         else:
-            loss = self.objective.loss_and_grads(model, guide, batch.x, **batch.arguments)
+            loss = self.objective.loss_and_grads(model, self._with_parameter(guide), batch.x, **batch.arguments)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad / len(batch) for p in self.parameters]
         objective = batch.x.new_full((len(batch),), -float(loss) / len(batch))
         with torch.no_grad(), forked_random_state(self.pair.device):
             draws = run_pair(model, guide, batch, self.structure, num_rows=self.rows.num_rows)
         return (self._sums(draws, objective, batch), *gradients)
+
+    def _with_parameter(self, guide: Callable[..., Any]) -> Callable[..., Any]:
+        """The guide with a statement of one parameter: Pyro goes backward only where the programs make such statements.
+
+        Modules that are called without ``pyro.module`` make none.
+        """
+        of_modules = [parameter for parameter in self.parameters if isinstance(parameter, torch.nn.Parameter)]
+
+        def stating(*args: Any, **kwargs: Any) -> Any:
+            for parameter in of_modules[:1]:
+                pyro.param("a parameter of the pair's modules", parameter)
+            return guide(*args, **kwargs)
+
+        return stating
 
 
 _PRODUCTS = {
