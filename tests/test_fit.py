@@ -110,18 +110,26 @@ def test_an_objective_of_pyros_that_has_no_equal_here_runs_as_it_is(objective, m
     ids=["Trace_ELBO", "TraceMeanField_ELBO", "TraceEnum_ELBO"],
 )
 @pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
-@pytest.mark.parametrize("compile", [False, True])
-def test_an_objective_of_pyros_that_has_an_equal_here_trains_as_that(pyros, ours, compile):
+def test_an_objective_of_pyros_that_has_an_equal_here_trains_as_that(pyros, ours):
     pair, other = two(lambda: LinearGaussian().vae)
     x = LinearGaussian().draw(40)
-    history = fit(pair, x, objective=pyros, compile=compile, **SETTINGS)
-    equal = fit(other, x, objective=ours, compile=compile, **SETTINGS)
+    history = fit(pair, x, objective=pyros, **SETTINGS)
+    equal = fit(other, x, objective=ours, **SETTINGS)
     assert history["elbo"].equals(equal["elbo"])
     assert history.attrs == equal.attrs
-    assert history.attrs["execution"].startswith("compiled" if compile else "eager")
     third, fourth = two(lambda: LinearGaussian().vae)
-    fit(third, x, objective=pyros, compile=compile, **SETTINGS)
+    fit(third, x, objective=pyros, **SETTINGS)
     assert_equal_weights(third, by_hand(fourth, x, pyros, torch.optim.Adam), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.usefixtures("float64")
+def test_an_objective_of_pyros_that_has_an_equal_here_is_compiled():
+    pyros = Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1)
+    pair, other = two(lambda: LinearGaussian().vae)
+    x = LinearGaussian().draw(48)
+    history = fit(pair, x, objective=pyros, compile=True, **SETTINGS)
+    assert history.attrs["execution"].startswith("compiled")
+    assert_equal_weights(pair, by_hand(other, x, pyros, torch.optim.Adam), rtol=1e-6, atol=1e-8)
 
 
 # Optimisers
@@ -146,7 +154,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("compile", [False, True])
 def test_an_optimiser_takes_the_steps_that_it_takes_by_hand(name, compile):
     pair, other = two(lambda: LinearGaussian().vae)
-    x = LinearGaussian().draw(40)
+    x = LinearGaussian().draw(48)
     fit(pair, x, optimizer=OPTIMIZERS[name], compile=compile, **SETTINGS)
     expected = by_hand(other, x, Trace_ELBO(), OPTIMIZERS[name])
     assert_equal_weights(pair, expected, rtol=1e-6, atol=1e-8)
@@ -217,11 +225,11 @@ def test_the_loop_yields_what_fit_tabulates_and_can_be_left():
         next(epochs(third, x, learning_rat=0.1))
 
 
-@pytest.mark.parametrize("make", [lambda: LinearGaussian().vae, discrete_pair, function_pair, mixture_pair])
+@pytest.mark.parametrize("make", [discrete_pair, function_pair, mixture_pair])
 @pytest.mark.parametrize("compile", [False, True])
 def test_nothing_is_left_in_the_gradients(make, compile):
     pair = make()
-    x = torch.randn(40) if make in (discrete_pair, function_pair) else torch.randn(40, 4 if make is mixture_pair else 5)
+    x = torch.randn(48, 4) if make is mixture_pair else torch.randn(48)
     for parameter in pair.parameters():
         parameter.grad = torch.ones_like(parameter)
     fit(pair, x, compile=compile, **SETTINGS)
