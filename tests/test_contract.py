@@ -112,7 +112,7 @@ def test_a_broken_clause_is_named_in_one_sentence_that_the_tools_raise(guide, se
     assert not found
     assert sentence in found.broken[0].text
     assert "\n" not in found.broken[0].text
-    assert list(found.tools) == ["every tool that runs the guide", "sample"]
+    assert list(found.tools) == ["every tool that runs the guide", "sample", "nuts_posterior"]
     with pytest.raises(ContractError, match=sentence):
         fit(pair, x, epochs=1, batch_size=10, progress=False)
 

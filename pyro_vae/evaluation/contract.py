@@ -7,11 +7,13 @@ from typing import Any
 from pyro import poutine
 
 from pyro_vae.data.rows import Inputs, Rows
-from pyro_vae.evaluation.latent_density import require_weights
+from pyro_vae.evaluation.latent_density import latent_layout, require_weights
+from pyro_vae.evaluation.nuts import moved_by_nuts
+from pyro_vae.evaluation.refinement import refine
 from pyro_vae.evaluation.simulation import Simulator
 from pyro_vae.inference import predictive
 from pyro_vae.inference.batch import Batch
-from pyro_vae.inference.structure import ContractError, Structure, sample_sites
+from pyro_vae.inference.structure import PROGRAM_ERRORS, ContractError, Structure, sample_sites
 from pyro_vae.pair import Pair
 from pyro_vae.programs.arguments import accepted, check_mask
 from pyro_vae.programs.running import evaluating, forked_random_state
@@ -129,7 +131,7 @@ class _Look:
             self.structure = self.pair.structure(self.batch)
         except ContractError as error:
             return Clause("sites", str(error), holds=False)
-        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AttributeError) as error:
+        except PROGRAM_ERRORS as error:
             return Clause("sites", f"the programs fail on these rows: {_sentence(error)}", holds=False)
         parts = []
         for name, latent in self.structure.latents.items():
@@ -152,7 +154,7 @@ class _Look:
             predictive.check_sites(trace, ("x",))
             site: Any = trace.nodes["x"]
             found = tuple(predictive.rows_first(site, site["value"]).shape)
-        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AttributeError) as error:
+        except PROGRAM_ERRORS as error:
             self.forward = f"the model does not draw rows without data: {_sentence(error)}"
             return Clause(name, f"{self.forward}: write it as model(x=None, *, batch_size=None)", holds=False)
         if found != tuple(self.batch.x.shape):
@@ -190,6 +192,7 @@ class _Look:
         if self.structure is None:
             yield "every tool that runs the guide", "refused: see above"
             yield "sample", (self.forward and f"refused: {self.forward}") or "works"
+            yield "nuts_posterior", self._nuts() or "works"
             return
         s = self.structure
         forward = self.forward and f"refused: {self.forward}"
@@ -201,12 +204,11 @@ class _Look:
         yield "reconstruct", forward or self._reconstruct() or "works"
         yield "encode", self._encode(s)
         yield "evaluate", "works"
-        weights = local or self._weights(s)
-        yield "log_evidence", weights or how
-        yield "ais_bounds", weights or _refusal(lambda: _moved(s, required=False)) or how
-        yield "refine", local or ("works" if s.guided else "refused: the guide draws nothing that could be refined")
+        yield "log_evidence", local or self._look_at(lambda: require_weights(self.pair, s, self.batch)) or how
+        yield "ais_bounds", local or self._look_at(lambda: latent_layout(self.pair, s, self.batch, "guide")) or how
+        yield "refine", local or _refusal(lambda: refine(self.pair, next(self.rows.chunks(2)), steps=1)) or "works"
         yield "simulation_based_calibration", forward or local or _refusal(self._simulate) or "works"
-        yield "nuts_posterior", _refusal(lambda: _moved(s)) or "works"
+        yield "nuts_posterior", self._nuts() or "works"
         yield "impute", forward or local or self._impute()
         yield "save", "works"
 
@@ -225,9 +227,12 @@ class _Look:
     def _simulate(self) -> None:
         Simulator(self.pair, self.batch)
 
-    def _weights(self, structure: Structure) -> str | None:
+    def _nuts(self) -> str | None:
+        return self._look_at(lambda: moved_by_nuts(self.pair, self.batch))
+
+    def _look_at(self, look: Callable[[], Any]) -> str | None:
         with evaluating(self.pair.model, self.pair.guide):
-            return _refusal(lambda: require_weights(self.pair, structure, self.batch))
+            return _refusal(look)
 
     def _encode(self, structure: Structure) -> str:
         if not structure.latents:
@@ -251,19 +256,9 @@ class _Look:
 def _refusal(look: Callable[[], Any]) -> str | None:
     try:
         look()
-    except (TypeError, ValueError) as error:
-        return f"refused: {error}"
+    except PROGRAM_ERRORS as error:
+        return f"refused: {error if isinstance(error, (TypeError, ValueError)) else _sentence(error)}"
     return None
-
-
-def _moved(structure: Structure, *, required: bool = True) -> None:
-    """Refuses latents that gradients cannot move, and, where one is required, that there is none."""
-    free = [latent for latent in structure.latents.values() if latent.enumerated != "model"]
-    for latent in free:
-        if latent.is_discrete:
-            raise ValueError(f"the latent {latent.name!r} is discrete, and cannot be moved along gradients")
-    if required and not free:
-        raise ValueError("the model has no continuous latent")
 
 
 def _sentence(error: BaseException) -> str:

@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch.distributions import biject_to, constraints
 
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.sites import Draws, run_pair
-from pyro_vae.inference.structure import Fixed, Structure, is_discrete, sample_sites, under_particles
+from pyro_vae.inference.structure import Fixed, Structure, is_discrete, is_point, sample_sites, under_particles
 from pyro_vae.pair import Pair
 
 __all__ = ["LatentDensity", "Point", "Start", "latent_layout", "require_weights", "support_of"]
@@ -207,13 +206,6 @@ def _unconstrained(site: Any, shape: tuple[int, int], *, plated: bool) -> Tensor
     return u.movedim(num_batch - 1, 1).reshape(*shape, -1)
 
 
-def _is_point_mass(fn: Any) -> bool:
-    """Whether a distribution is a Delta, whatever it is wrapped in."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)
-
-
 def latent_layout(pair: Pair, structure: Structure, batch: Batch, start: Start) -> dict[str, slice]:
     """Which elements of u belong to which latent of the model.
 
@@ -277,4 +269,4 @@ def require_weights(pair: Pair, structure: Structure, batch: Batch) -> None:
 def _point_masses(pair: Pair, structure: Structure, batch: Batch) -> list[str]:
     """The latents that the guide sets to a point."""
     sites = sample_sites(poutine.trace(pair.programs[1]).get_trace(batch.x, **batch.arguments))
-    return [name for name in structure.guided if name in sites and _is_point_mass(sites[name]["fn"])]
+    return [name for name in structure.guided if name in sites and is_point(sites[name]["fn"])]

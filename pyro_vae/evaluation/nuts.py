@@ -1,14 +1,15 @@
 """The posterior of the latents by the No-U-Turn sampler, to compare the guide with."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS
-from pyro.infer.autoguide.initialization import init_to_sample
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -18,11 +19,18 @@ from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.diagnostics import import_arviz
 from pyro_vae.evaluation.latent_density import support_of
 from pyro_vae.inference.batch import Batch
-from pyro_vae.inference.structure import ContractError, is_discrete, is_local, sample_sites, vectorised_frames
+from pyro_vae.inference.structure import (
+    ContractError,
+    innermost,
+    is_discrete,
+    is_local,
+    sample_sites,
+    vectorised_frames,
+)
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import evaluating, forked_random_state
 
-__all__ = ["NutsPosterior", "nuts_posterior"]
+__all__ = ["NutsPosterior", "moved_by_nuts", "nuts_posterior"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ def nuts_posterior(
         Draws by site with R̂, effective sample size and divergences.
 
     Raises:
-        ContractError: if the model has no continuous latent, a discrete one with infinitely many values, or a plate
+        ContractError: if the model has no continuous latent, a discrete one that cannot be enumerated, or a plate
             within a row that takes only some of its elements.
         ValueError: if there are too few chains or draws, or the rows do not fit.
         ImportError: if ArviZ is not installed.
@@ -108,16 +116,16 @@ def nuts_posterior(
         )
     arviz = import_arviz()
     rows = next(pair.check(x).chunks(2**62))
-    program = _Unscaled()(pair.programs[0])
     chains, num_divergences = [], 0
     with forked_random_state(pair.device), evaluating(pair.model):
         torch.manual_seed(seed)
         batch = pair.prepare(rows)
-        moved, settings = _look(program, batch)
+        moved, settings = moved_by_nuts(pair, batch)
+        program = _Unscaled()(pair.programs[0])
         with torch.enable_grad():
             for chain in range(num_chains):
                 torch.manual_seed(seed + chain)
-                kernel = NUTS(program, max_tree_depth=max_tree_depth, init_strategy=init_to_sample, **settings)
+                kernel = NUTS(program, max_tree_depth=max_tree_depth, init_strategy=_a_draw, **settings)
                 start = _start(program, batch, settings["transforms"])
                 mcmc = MCMC(kernel, num_samples, warmup_steps, start, num_chains=1, disable_progbar=True)
                 mcmc.run(batch.x, **batch.arguments)
@@ -140,24 +148,35 @@ def nuts_posterior(
 
 
 class _Unscaled(Messenger):
-    """Takes all scales off, and hides the indices that a plate of a larger data set draws for its rows."""
+    """Takes all scales off, and hides the indices that a plate of a larger data set draws for its rows.
+
+    So too the masks of latents: what one leaves out of a row has its prior for a posterior, not a flat density on all
+    real numbers.
+    """
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) and msg["name"] == "data":
             msg["stop"] = True  # NUTS would refuse them
         msg["scale"] = 1.0
+        if not msg["is_observed"]:
+            msg["mask"] = None
 
 
-def _look(program: Any, batch: Batch) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """The latents that NUTS moves, and what it has to be told of the program."""
+def moved_by_nuts(pair: Pair, batch: Batch) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The latents that NUTS moves, and what it has to be told of the program.
+
+    Raises:
+        ContractError: if there is none, or it cannot move one.
+    """
+    program = _Unscaled()(pair.programs[0])
     sites = sample_sites(poutine.trace(program).get_trace(batch.x, **batch.arguments))
     latents = {name: site for name, site in sites.items() if not site["is_observed"]}
     moved = {name: site for name, site in latents.items() if not site["fn"].has_enumerate_support}
     for name, site in moved.items():
         if is_discrete(site["fn"]):
             raise ContractError(
-                f"the latent {name!r} is a {type(site['fn']).__name__}, with infinitely many values: NUTS can neither "
-                f"move it nor sum over it"
+                f"the latent {name!r} is a {type(innermost(site['fn'])).__name__}, and cannot be enumerated: NUTS can "
+                f"neither move it nor sum over it"
             )
     if not moved:
         raise ContractError(
@@ -174,6 +193,11 @@ def _look(program: Any, batch: Batch) -> tuple[Mapping[str, Any], dict[str, Any]
     settings: dict[str, Any] = {"max_plate_nesting": max((-frame.dim for frame in frames), default=0)}
     settings["transforms"] = {name: _map(name, site["fn"]).inv for name, site in moved.items()}
     return moved, settings
+
+
+def _a_draw(site: Any) -> Tensor:
+    """Of a site's distribution, as Pyro draws; flows that it wraps have no method for it."""
+    return site["fn"]().detach()
 
 
 def _start(program: Any, batch: Batch, transforms: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -198,5 +222,7 @@ def _map(name: str, fn: Any) -> Any:
 
 
 def _rows_first(site: Any, draws: Tensor) -> Tensor:
-    """Draws ``(C, S, *plates, N, *event)`` with the rows after the draws."""
+    """Draws ``(C, S, *plates, N, *event)`` with the rows after the draws; angles once around."""
+    if isinstance(innermost(site["fn"]), dist.VonMises):
+        draws = (draws + math.pi) % (2 * math.pi) - math.pi
     return draws.movedim(draws.dim() - 1 - site["fn"].event_dim, 2) if is_local(site) else draws

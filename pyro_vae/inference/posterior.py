@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vae.inference import predictive
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.sites import enumerated_logits
-from pyro_vae.inference.structure import Structure
+from pyro_vae.inference.structure import Structure, innermost, is_point
 from pyro_vae.programs.running import evaluating, site_distribution
 
 __all__ = ["posterior_at"]
@@ -41,7 +41,7 @@ def posterior_at(model: Program, guide: Program, batch: Batch, structure: Struct
         if structure.latents[name].enumerated == "model":
             return _summed_out(model, guide, batch, structure, name)
         fn = site_distribution(predictive.at_centre(guide), name, batch.x, **batch.arguments)
-        if structure.extra and isinstance(_innermost(fn), dist.Delta):
+        if structure.extra and is_point(fn):
             draws = _draws(guide, batch, name)
             if bool((draws != draws[:1]).any()):
                 weights = torch.zeros(*fn.batch_shape, len(draws), dtype=draws.dtype, device=draws.device)
@@ -59,15 +59,9 @@ def _draws(guide: Program, batch: Batch, name: str) -> Tensor:
 def _summed_out(model: Program, guide: Program, batch: Batch, structure: Structure, name: str) -> TorchDistribution:
     draws = _OTHERS if structure.guided else 1
     logits = [enumerated_logits(model, guide, batch, structure, name) for _ in range(draws)]
-    base = _innermost(site_distribution(model, name, batch.x, **batch.arguments))
+    base = innermost(site_distribution(model, name, batch.x, **batch.arguments))
     probs = torch.stack([values.softmax(-1) for values in logits]).mean(0)
     if isinstance(base, dist.Bernoulli):
         return dist.Bernoulli(probs=probs[..., 1])
     one_hot = isinstance(base, dist.OneHotCategorical)
     return dist.OneHotCategorical(probs=probs) if one_hot else dist.Categorical(probs=probs)
-
-
-def _innermost(fn: Any) -> Any:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn

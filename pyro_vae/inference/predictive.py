@@ -32,6 +32,7 @@ from pyro_vae.inference.structure import (
     ContractError,
     Structure,
     first_line,
+    innermost,
     is_discrete,
     is_local,
     is_unobserved_part,
@@ -139,20 +140,10 @@ def _mean(fn: Any, name: str) -> Tensor:
     if mean is None or bool(mean.isnan().any()):
         lacks = "does not know its mean" if mean is None else "has no mean"
         raise ContractError(
-            f"the {type(_innermost(fn)).__name__} at {name!r} {lacks}: draw instead, by posterior_predictive or sample "
+            f"the {type(innermost(fn)).__name__} at {name!r} {lacks}: draw instead, by posterior_predictive or sample "
             f"with mean=False"
         )
     return mean
-
-
-def _innermost(fn: Any) -> Any:
-    while hasattr(fn, "base_dist") and type(fn).__name__ in (
-        "Independent",
-        "MaskedDistribution",
-        "ExpandedDistribution",
-    ):
-        fn = fn.base_dist
-    return fn
 
 
 def rows_first(site: Any, value: Tensor) -> Tensor:
@@ -234,7 +225,7 @@ class _ForInferDiscrete(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.gaps:
             msg["mask"] = False
-        fn = _innermost(msg["fn"])
+        fn = innermost(msg["fn"])
         if isinstance(fn, dist.OneHotCategorical) and msg["infer"].get("enumerate") == "parallel":
             numbers = torch.eye(fn.event_shape[0], dtype=fn.logits.dtype, device=fn.logits.device)
             self.one_hot[msg["name"]] = lambda value: numbers[value]

@@ -48,6 +48,7 @@ from pyro_vae.inference.structure import (
     ContractError,
     Structure,
     is_local,
+    is_point,
     is_unobserved_part,
     sample_sites,
     under_particles,
@@ -574,10 +575,7 @@ class _Run:
 
 
 def _kl(site: Any, prior: Any) -> Tensor:
-    base = site["fn"]
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    if isinstance(base, dist.Delta):  # a point has no other draw; Pyro's KL would leave out its density
+    if is_point(site["fn"]):  # a point has no other draw; Pyro's KL would leave out its density
         return site["fn"].log_prob(site["value"]) - prior["fn"].log_prob(site["value"])
     return kl_divergence(site["fn"], prior["fn"])
 

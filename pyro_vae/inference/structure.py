@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyro
+import pyro.distributions as dist
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
@@ -16,8 +17,10 @@ __all__ = [
     "Latent",
     "Structure",
     "first_line",
+    "innermost",
     "is_discrete",
     "is_local",
+    "is_point",
     "is_unobserved_part",
     "sample_sites",
     "under_particles",
@@ -177,6 +180,20 @@ def is_discrete(fn: Any) -> bool:
         return bool(fn.support.is_discrete)
     except (NotImplementedError, AttributeError):
         return False
+
+
+def innermost(fn: Any) -> Any:
+    """A distribution without what gives it another shape or a mask."""
+    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+        fn = fn.base_dist
+    return fn
+
+
+def is_point(fn: Any) -> bool:
+    """Whether a distribution is a Delta, whatever it is wrapped in, transformed too."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
 
 
 def is_unobserved_part(name: str, sites: Mapping[str, Any]) -> bool:
