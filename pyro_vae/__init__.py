@@ -1,7 +1,8 @@
 """Variational autoencoders on Pyro and PyTorch: train, look, sample, predict, and check the numbers."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pyro_vae._support.lazy import lazily
 
 __version__ = "0.1.0"
 
@@ -28,30 +29,13 @@ __all__ = [
     "mlp_vae",
 ]
 
-_ROOMS = {
-    "VAE": "vae",
-    "Batch": "pair",
-    "Elbo": "inference.objectives",
-    "Pair": "pair",
-    "check_pair": "evaluation",
-    "conv_vae": "vae",
-    "epochs": "training",
-    "evaluate": "evaluation",
-    "fit": "training",
-    "load": "vae",
-    "make_vae": "vae",
-    "mlp_vae": "vae",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """A public name, imported when it is first used: ``import pyro_vae`` brings in nothing else."""
-    if name not in _ROOMS:
-        raise AttributeError(f"module 'pyro_vae' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"pyro_vae.{_ROOMS[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "evaluation": ["check_pair", "evaluate"],
+        "inference.objectives": ["Elbo"],
+        "pair": ["Batch", "Pair"],
+        "training": ["epochs", "fit"],
+        "vae": ["VAE", "conv_vae", "load", "make_vae", "mlp_vae"],
+    },
+)

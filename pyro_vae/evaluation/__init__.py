@@ -1,7 +1,8 @@
 """How good a model is, for any pair of programs: its evidence, its posteriors, its fit, its samples."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pyro_vae._support.lazy import lazily
 
 if TYPE_CHECKING:
     from pyro_vae.evaluation.annealing import AnnealedBounds, ais_bounds
@@ -71,43 +72,32 @@ __all__ = [
     "train_classifier_features",
 ]
 
-_FILES = {
-    "annealing": ("AnnealedBounds", "ais_bounds"),
-    "calibration": ("SimulationBasedCalibration", "simulation_based_calibration"),
-    "classifier": ("ClassifierFeatures", "train_classifier_features"),
-    "contract": ("Contract", "check_pair"),
-    "coverage": ("PredictiveCoverage", "predictive_coverage"),
-    "criticism": ("PredictiveCheck", "predictive_check"),
-    "diagnostics": ("GuideDiagnosis", "diagnose_guide"),
-    "evidence": ("Evidence", "log_evidence"),
-    "frechet": ("frechet_distance",),
-    "inference_data": ("to_inference_data",),
-    "nuts": ("NutsPosterior", "nuts_posterior"),
-    "rate_distortion": ("rate_distortion_curve",),
-    "refinement": ("Gaps", "RefinedPair", "gaps", "refine"),
-    "report": ("Finding", "Report", "Section", "evaluate_suite", "render_html"),
-    "report.figures": (
-        "plot_coverage",
-        "plot_k_hat",
-        "plot_predictive_check",
-        "plot_rate_distortion",
-        "plot_simulation_based_calibration",
-    ),
-    "samples": ("checkerboard", "sample_quality"),
-    "statistics": ("default_statistics",),
-    "summary": ("evaluate",),
-}
-_FILE_OF = {name: file for file, names in _FILES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    """A public name, imported when it is first used: what the other tools need is not brought in."""
-    if name not in _FILE_OF:
-        raise AttributeError(f"module 'pyro_vae.evaluation' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"pyro_vae.evaluation.{_FILE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "annealing": ("AnnealedBounds", "ais_bounds"),
+        "calibration": ("SimulationBasedCalibration", "simulation_based_calibration"),
+        "classifier": ("ClassifierFeatures", "train_classifier_features"),
+        "contract": ("Contract", "check_pair"),
+        "coverage": ("PredictiveCoverage", "predictive_coverage"),
+        "criticism": ("PredictiveCheck", "predictive_check"),
+        "diagnostics": ("GuideDiagnosis", "diagnose_guide"),
+        "evidence": ("Evidence", "log_evidence"),
+        "frechet": ("frechet_distance",),
+        "inference_data": ("to_inference_data",),
+        "nuts": ("NutsPosterior", "nuts_posterior"),
+        "rate_distortion": ("rate_distortion_curve",),
+        "refinement": ("Gaps", "RefinedPair", "gaps", "refine"),
+        "report": ("Finding", "Report", "Section", "evaluate_suite", "render_html"),
+        "report.figures": (
+            "plot_coverage",
+            "plot_k_hat",
+            "plot_predictive_check",
+            "plot_rate_distortion",
+            "plot_simulation_based_calibration",
+        ),
+        "samples": ("checkerboard", "sample_quality"),
+        "statistics": ("default_statistics",),
+        "summary": ("evaluate",),
+    },
+)
