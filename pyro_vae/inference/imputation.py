@@ -1,6 +1,6 @@
 """Missing entries, drawn given those that are there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,15 @@ from pyro_vae.inference.predictive import (
     rows_first,
     without_sites,
 )
-from pyro_vae.inference.sites import run_pair
+from pyro_vae.inference.sites import Draws, run_pair
 from pyro_vae.inference.structure import Structure
 from pyro_vae.programs.running import evaluating
 
 __all__ = ["draw_imputations", "seen_by_obs_mask"]
 
 Program = Callable[..., Any]
+
+_DRAWN_ROWS = 2**13  # draws times rows in one run of the programs
 
 
 def draw_imputations(
@@ -83,18 +85,29 @@ def _resample(
     model: Program, guide: Program, batch: Batch, structure: Structure, num_samples: int, num_particles: int
 ) -> dict[str, Tensor]:
     """Latents ``(S, *plates, N, *event)``, drawn from the guide and chosen by their weights."""
-    draws = [run_pair(model, guide, batch, structure, enumerate_guide=False) for _ in range(num_particles)]
-    log_weights = torch.cat([draw.log_weights for draw in draws]).double()
-    index = torch.multinomial(log_weights.softmax(0).T, num_samples, replacement=True).T  # (S, N)
+    one = run_pair(model, guide, batch, structure, enumerate_guide=False)
+    log_weights = [one.log_weights]
+    latents = {name: [value[None]] for name, value in one.latents.items() if name not in structure.extra}
+    for draws in _more_draws(model, guide, batch, structure, num_particles - 1):
+        log_weights.append(draws.log_weights)
+        for name, values in latents.items():  # under a plate of draws there are spare dimensions
+            values.append(draws.latents[name].reshape(draws.shape[0], *one.latents[name].shape))
+    weights = torch.cat(log_weights).double().softmax(0)
+    index = torch.multinomial(weights.T, num_samples, replacement=True).T  # (S, N)
     chosen = {}
-    for name in draws[0].latents:
-        if name in structure.extra:
-            continue
-        values = torch.stack([draw.latents[name] for draw in draws])
-        rows = values.dim() - 1 - draws[0].event_dims[name]  # the dimension of rows
-        by_row = values.movedim(rows, 1)[index, torch.arange(len(batch), device=index.device)]
+    for name, values in latents.items():
+        rows = values[0].dim() - 1 - one.event_dims[name]  # the dimension of rows
+        by_row = torch.cat(values).movedim(rows, 1)[index, torch.arange(len(batch), device=index.device)]
         chosen[name] = by_row.movedim(1, rows)
     return chosen
+
+
+def _more_draws(model: Program, guide: Program, batch: Batch, structure: Structure, num: int) -> Iterator[Draws]:
+    """So many draws of the guide, as many at once as fit."""
+    at_once = max(1, _DRAWN_ROWS // len(batch))
+    for first in range(0, num, at_once):
+        count = min(at_once, num - first)
+        yield run_pair(model, guide, batch, structure, num_particles=count, enumerate_guide=False)
 
 
 def seen_by_obs_mask(model: Program, guide: Program, batch: Batch, name: str) -> Tensor:
