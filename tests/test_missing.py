@@ -233,7 +233,10 @@ def test_a_model_that_does_not_leave_gaps_out_is_refused_them():
     assert evaluate(blind, x)["elbo"] == pytest.approx(evaluate(masked, x)["elbo"])
     for rows in (gaps, {"x": x, "mask": ~gaps.isnan()}):
         for tool in (evaluate, lambda pair, rows: fit(pair, rows, epochs=1), Pair.impute, Pair.encode):
-            with pytest.raises(TypeError, match="the model takes no 'mask' to leave them out: it takes no arguments"):
+            with pytest.raises(
+                TypeError,
+                match="the model takes no 'mask', by which missing entries are left out: it takes no arguments",
+            ):
                 tool(blind, rows)
 
 

@@ -121,13 +121,11 @@ def check_mask(model: Callable[..., Any]) -> None:
         >>> check_mask(lambda x, labels=None: x)
         Traceback (most recent call last):
         ...
-        TypeError: entries are missing, and the model takes no 'mask' to leave them out: it takes labels
+        TypeError: the model takes no 'mask', by which missing entries are left out: it takes labels
     """
     names = accepted(model)
     if names is not None and "mask" not in names:
-        raise TypeError(
-            f"entries are missing, and the model takes no 'mask' to leave them out: it takes {listed(names)}"
-        )
+        raise TypeError(f"the model takes no 'mask', by which missing entries are left out: it takes {listed(names)}")
 
 
 def check_values(programs: Iterable[Callable[..., Any]], arguments: Mapping[str, Any]) -> None:
