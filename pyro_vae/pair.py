@@ -24,7 +24,14 @@ from pyro_vae.inference.imputation import draw_imputations, seen_by_obs_mask
 from pyro_vae.inference.inspection import inspect_pair
 from pyro_vae.inference.posterior import posterior_at
 from pyro_vae.inference.sites import Draws, run_pair
-from pyro_vae.inference.structure import PROGRAM_ERRORS, ContractError, Structure, is_local, sample_sites
+from pyro_vae.inference.structure import (
+    PROGRAM_ERRORS,
+    ContractError,
+    Structure,
+    first_line,
+    is_local,
+    sample_sites,
+)
 from pyro_vae.programs.arguments import accepted, check_arguments, check_mask, check_values
 from pyro_vae.programs.ownership import Owned
 from pyro_vae.programs.running import evaluating, forked_random_state, site_distribution
@@ -240,7 +247,7 @@ class Pair(nn.Module):
         two = batch[torch.zeros(2, dtype=torch.long)] if batch.context else batch
         with forked_random_state(self.device), evaluating(self.model):
             trace = poutine.trace(self.programs[0]).get_trace(batch_size=2, **two.forward)
-        predictive.check_sites(trace, ("x",))
+        predictive.check_sites(trace.nodes, ("x",))
         site = trace.nodes["x"]
         if not any(frame.name == "data" and (frame.dim, frame.size) == (-1, 2) for frame in site["cond_indep_stack"]):
             raise ValueError("the plate 'data' is not that of rows, as the look at the pair will tell")
@@ -460,12 +467,18 @@ class Pair(nn.Module):
                 with forked_random_state(self.device):  # the noise that follows is the guide's alone
                     torch.manual_seed(next(seeds))
                     trace = predictive.forward_trace(model, 2, two.forward)
-                predictive.check_sites(trace, ("x",))
+                predictive.check_sites(trace.nodes, ("x",))
                 local = {n: site for n, site in sample_sites(trace).items() if is_local(site)}
                 values = {n: predictive.rows_first(site, site["value"]) for n, site in local.items()}
                 rows = values.pop("x")
                 observed = {n: value for n, value in values.items() if n in taken and n not in two.arguments}
-                sites = sample_sites(poutine.trace(program).get_trace(rows, **{**two.arguments, **observed}))
+                try:
+                    sites = sample_sites(poutine.trace(program).get_trace(rows, **{**two.arguments, **observed}))
+                except PROGRAM_ERRORS as error:
+                    raise ContractError(
+                        f"the guide, which draws the global latent {names[0]!r}, fails on {len(rows)} rows that the "
+                        f"model draws ({first_line(error)}): draw it from its prior by sample(prior=True)"
+                    ) from error
                 if missing := [name for name in names if name not in sites]:
                     raise ContractError(
                         f"the guide does not sample the global latent {missing[0]!r}, so nothing was learned of it: "
@@ -542,7 +555,7 @@ class Pair(nn.Module):
             arguments=batch.forward,
             latents=None if prior or not wanted else lambda runs: self._global_latents(wanted, runs, first),
             finish=self.transform.inverse,
-            shape=predictive.chunk_shape(elements),
+            shape=predictive.chunk_shape(elements, at_most=predictive.most_rows(trace)),
             sites=named,
             out=out,
             progress=progress,

@@ -21,6 +21,9 @@ from pyro_vae.programs.running import evaluating, forked_random_state
 __all__ = ["Clause", "Contract", "check_pair"]
 
 
+_LOOKED_AT = 128  # rows: how many steps a sequence has may depend on them
+
+
 @dataclass(frozen=True)
 class Clause:
     """One clause of the contract.
@@ -98,7 +101,7 @@ def check_pair(pair: Pair, x: Inputs) -> Contract:
     """
     rows = pair.check(x)
     with forked_random_state(pair.device):
-        batch = pair.prepare(next(rows.chunks(min(8, rows.num_rows))))
+        batch = pair.prepare(next(rows.chunks(min(_LOOKED_AT, rows.num_rows))))
         return _Look(pair, rows, batch).contract()
 
 
@@ -151,7 +154,7 @@ class _Look:
                 model = self.pair.programs[0]
                 trace = poutine.trace(model).get_trace(batch_size=len(self.batch), **arguments)
             self.drawn = list(sample_sites(trace))
-            predictive.check_sites(trace, ("x",))
+            predictive.check_sites(trace.nodes, ("x",))
             site: Any = trace.nodes["x"]
             found = tuple(predictive.rows_first(site, site["value"]).shape)
         except PROGRAM_ERRORS as error:
@@ -191,7 +194,7 @@ class _Look:
     def _tools(self) -> Iterator[tuple[str, str]]:
         if self.structure is None:
             yield "every tool that runs the guide", "refused: see above"
-            yield "sample", (self.forward and f"refused: {self.forward}") or "works"
+            yield "sample", (self.forward and f"refused: {self.forward}") or _refusal(self._sample) or "works"
             yield "nuts_posterior", self._nuts() or "works"
             return
         s = self.structure
@@ -199,7 +202,7 @@ class _Look:
         local = _refusal(s.require_local)
         how = "works, many draws at once" if s.vectorised else "works, draw by draw"
         yield "fit", self._fit()
-        yield "sample", forward or "works"
+        yield "sample", forward or _refusal(self._sample) or "works"
         yield "posterior_predictive", forward or "works"
         yield "reconstruct", forward or self._reconstruct() or "works"
         yield "encode", self._encode(s)
@@ -220,6 +223,11 @@ class _Look:
         except ValueError as error:
             return f"refused: {error}"
         return "works, compiled where steps repay it" if reason is None else f"works, on the programs: {reason}"
+
+    def _sample(self) -> None:
+        observed = list(self._known().observed)
+        given = predictive.without_sites(self.batch, self._known(), observed)
+        self.pair.sample(len(self.batch), given={name: value for name, value in given.items() if name != "mask"})
 
     def _reconstruct(self) -> str | None:
         return _refusal(lambda: self.pair.reconstruct(next(self.rows.chunks(1))))

@@ -11,13 +11,16 @@ from torch import Tensor
 
 from pyro_vae._support.ranges import elementwise, inner_value
 from pyro_vae.inference.batch import Batch
-from pyro_vae.inference.predictive import check_sites, rows_first, without_sites
+from pyro_vae.inference.predictive import check_sites, forward_trace, rows_first, without_sites
 from pyro_vae.inference.structure import ContractError, Structure, is_local, sample_sites
 from pyro_vae.pair import Pair
 from pyro_vae.programs.arguments import accepted
 from pyro_vae.programs.running import evaluating, forked_random_state
 
 __all__ = ["Simulated", "Simulator", "check_forward", "given_rows", "prior_globals"]
+
+
+_LOOKED_AT = 256  # rows
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Simulator:
 
     def __init__(self, pair: Pair, given: Batch) -> None:
         self.pair = pair
-        few = given[torch.arange(3, device=given.x.device) % len(given)]
+        # Several rows, for how many steps a sequence has may depend on them; at least three.
+        few = given[torch.arange(max(3, min(len(given), _LOOKED_AT)), device=given.x.device) % len(given)]
         with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
             self.held = self._given_observations(few)  # keyword argument: the observed site that it holds
             self.structure = self._structure(few)
@@ -110,14 +114,17 @@ class Simulator:
         found = {}
         for name, site in _run_forward(self.pair, few.forward, len(few)).items():
             if site["is_observed"] and not isinstance(site["fn"], dist.Unit):
-                holds = [key for key, value in few.arguments.items() if _holds(key, value, name, site["value"])]
+                free = {key: value for key, value in few.arguments.items() if key not in found}
+                same = [key for key, value in free.items() if value is site["value"]]
+                alike = [key for key in (name, name.removesuffix("_observed")) if key in free]
+                holds = [key for key in (*same, *alike, *free) if _holds(key, free[key], name, site["value"])]
                 found |= dict.fromkeys(holds[:1], name)
         return found
 
     def _structure(self, few: Batch) -> Structure:
         """What the programs are made of when they are given what the model draws."""
         sites = self._forward(few)
-        check_sites(_Nodes(sites), ("x",))
+        check_sites(sites, ("x",))
         try:
             return self.pair.structure(self._simulated(sites, few).batch)
         except Exception:  # perhaps the guide wants more than was given
@@ -173,7 +180,7 @@ def check_forward(pair: Pair, batch: Batch, structure: Structure) -> None:
     one = Batch.of(batch.x[:1], without_sites(batch[:1], structure, tuple(structure.observed)))
     with forked_random_state(pair.device), evaluating(pair.model):
         sites = _run_forward(pair, one.forward, 1)
-    check_sites(_Nodes(sites), ("x",))
+    check_sites(sites, ("x",))
 
 
 def prior_globals(
@@ -187,22 +194,7 @@ def prior_globals(
 
 
 def _run_forward(pair: Pair, arguments: Mapping[str, Any], num_rows: int) -> dict[str, Any]:
-    try:
-        return sample_sites(poutine.trace(pair.programs[0]).get_trace(batch_size=num_rows, **arguments))
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        raise ContractError(
-            f"the model does not run without data ({' '.join(str(error).split())}): let what it observes have the "
-            f"default None, so that it is drawn, and give its other arguments"
-        ) from error
-
-
-class _Nodes:
-    """Sites, where a trace is expected."""
-
-    def __init__(self, sites: Mapping[str, Any]) -> None:
-        self.nodes = sites
+    return sample_sites(forward_trace(pair.programs[0], num_rows, arguments))
 
 
 def _holds(argument: str, value: Any, name: str, observed: Tensor) -> bool:

@@ -19,6 +19,7 @@ from pyro_vae.training.elbo import terms_per_row
 __all__ = ["evaluate"]
 
 _ACTIVE = 0.01  # variance over rows of the mean of a latent that is in use
+_LOOKED_AT = 256  # rows: how many steps a sequence has may depend on them
 _ROWS = 1024  # at a time, as training validates
 
 
@@ -69,7 +70,7 @@ def evaluate(pair: Pair, x: Inputs, *, seed: int = 0, num_workers: int = 2) -> d
     """
     rows = pair.check(x, num_workers=num_workers)
     with forked_random_state(pair.device):
-        few = next(rows.batches([torch.arange(min(3, rows.num_rows))]))
+        few = next(rows.batches([torch.arange(min(_LOOKED_AT, rows.num_rows))]))
         structure = pair.structure(pair.prepare(few))
     terms = terms_per_row(pair, rows, seed=seed, structure=structure)
     reconstruction, kl = terms["reconstruction"].double(), terms["kl"].double()

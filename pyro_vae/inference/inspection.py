@@ -31,6 +31,7 @@ from pyro_vae.inference.structure import (
     is_local,
     is_unobserved_part,
     sample_sites,
+    some,
     vectorised_frames,
 )
 from pyro_vae.programs.arguments import accepted
@@ -81,6 +82,8 @@ def _passing_parameters() -> Iterator[None]:
 
 def _traces(model: Program, guide: Program, batch: Batch) -> tuple[Any, Any]:
     guide_trace = _traced(guide, "guide", batch)
+    sites = sample_sites(guide_trace)
+    _check_autoguide(guide, [name for name, s in sites.items() if is_local(s) and not s["infer"].get("is_auxiliary")])
     return guide_trace, _traced(poutine.replay(model, trace=guide_trace), "model", batch)
 
 
@@ -153,7 +156,6 @@ def _listed(names: Iterable[str]) -> str:
 
 def _structure(model_trace: Any, guide_trace: Any, program: Program, guide: Program, batch: Batch) -> Structure:
     model, guided = sample_sites(model_trace), sample_sites(guide_trace)
-    _check_autoguide(guide, [name for name in guided if name in model and is_local(model[name])])
     for which, sites in (("model", model), ("guide", guided)):
         _check_plates(which, sites, len(batch))
     latents: dict[str, Latent] = {}
@@ -194,11 +196,6 @@ def _check_autoguide(guide: Program, local: list[str]) -> None:
             f"{local[0]!r}, and so knows the rows of one batch alone: write a guide that reads x, or use the autoguide "
             f"for global latents"
         )
-
-
-def _some(names: list[str]) -> str:
-    """Names, but not a hundred of them."""
-    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
 def _latent(name: str, site: Any, in_guide: Any, *, is_argument: bool) -> Latent:
@@ -253,7 +250,7 @@ def _check_plates(which: str, sites: Mapping[str, Any], rows: int) -> None:
         observed = [name for name, site in sites.items() if site["is_observed"]]
         if observed:
             raise ContractError(
-                f"the model observes {_some(observed)} outside of a plate named 'data': put every site of a row "
+                f"the model observes {some(observed)} outside of a plate named 'data': put every site of a row "
                 f"into pyro.plate('data', len(x), dim=-1)"
             )
 

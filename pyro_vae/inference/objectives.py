@@ -23,7 +23,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceMeanField_ELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceMeanField_ELBO,
+)
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
@@ -146,8 +153,9 @@ class Elbo:
 def as_objective(objective: Any) -> Any:
     """An objective of this library that is equal to one of Pyro's, where there is one; else what was given.
 
-    ``Trace_ELBO``, ``TraceMeanField_ELBO`` and ``TraceEnum_ELBO`` themselves, not classes derived from them, have an
-    equal :class:`Elbo`. Other objectives of Pyro's stay as they are, to be run on the programs.
+    ``Trace_ELBO``, ``TraceMeanField_ELBO`` and ``TraceEnum_ELBO`` themselves and their ``Jit`` forms, not other classes
+    derived from them, have an equal :class:`Elbo`. Other objectives of Pyro's stay as they are, to be run on the
+    programs.
 
     Raises:
         TypeError: if it is no objective.
@@ -157,13 +165,13 @@ def as_objective(objective: Any) -> Any:
         Elbo(num_particles=4, kl='sampled', kl_weight=1.0, kl_warmup=0.0, free_nats=0.0)
     """
     equal: Mapping[type, KlEstimate] = {
-        Trace_ELBO: "sampled",
-        TraceEnum_ELBO: "sampled",
-        TraceMeanField_ELBO: "auto",
+        **dict.fromkeys((Trace_ELBO, JitTrace_ELBO, TraceEnum_ELBO, JitTraceEnum_ELBO), "sampled"),
+        **dict.fromkeys((TraceMeanField_ELBO, JitTraceMeanField_ELBO), "auto"),
     }
     if type(objective) in equal:
         return Elbo(objective.num_particles, equal[type(objective)])
-    if isinstance(objective, ELBO) or (callable(objective) and hasattr(objective, "num_particles")):
+    is_other = callable(objective) and hasattr(objective, "num_particles")
+    if isinstance(objective, ELBO) or (is_other and not type(objective).__module__.startswith("pyro.")):
         return objective
     raise TypeError(
         f"objective is {objective!r}; expected Elbo(...), another function of draws with num_particles, or an ELBO "

@@ -22,6 +22,7 @@ import torch
 from pyro import poutine
 from pyro.infer import infer_discrete
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -37,6 +38,7 @@ from pyro_vae.inference.structure import (
     is_local,
     is_unobserved_part,
     sample_sites,
+    some,
     vectorised_frames,
 )
 from pyro_vae.programs.running import evaluating
@@ -49,6 +51,7 @@ __all__ = [
     "forward_trace",
     "interpolate_latents",
     "latent_grid",
+    "most_rows",
     "posterior_latents",
     "predict_from_latents",
     "rows_first",
@@ -63,17 +66,24 @@ Chunks = Iterator[tuple[tuple[slice, ...], Draws]]  # where each goes, and the d
 _CENTRE_DRAWS = 256  # of a distribution that does not know its mean
 
 
-def chunk_shape(elements: int) -> tuple[int, int]:
+def chunk_shape(elements: int, *, at_most: int = 1024) -> tuple[int, int]:
     """How many runs of how many rows make a chunk of rows with this many elements each.
 
-    A run has at most 2**19 elements and 1,024 rows, a chunk 8 runs and 2**22 elements, but both have a row.
+    A run has at most 2**19 elements and 1,024 rows or ``at_most``, a chunk 8 runs and 2**22 elements, but both have a
+    row.
 
     Example:
         >>> chunk_shape(28 * 28), chunk_shape(5), chunk_shape(3 * 512 * 512)
         ((8, 668), (8, 1024), (5, 1))
     """
-    rows = max(1, min(1024, ELEMENTS // 8 // max(1, elements)))
+    rows = max(1, min(1024, at_most, ELEMENTS // 8 // max(1, elements)))
     return max(1, min(8, ELEMENTS // (rows * max(1, elements)))), rows
+
+
+def most_rows(trace: Any) -> int:
+    """The size of the plate ``"data"`` where that is fixed, and a run takes some of it; else as many as one likes."""
+    frames = [f for s in sample_sites(trace).values() for f in s["cond_indep_stack"] if f.name == "data"]
+    return min((f.full_size for f in frames if f.full_size is not None and f.full_size > f.size), default=1024)
 
 
 def centre(fn: Any) -> Tensor:
@@ -278,8 +288,15 @@ def _forward_program(model: Program, sites: Sequence[str], *, mean: bool) -> Pro
 def _forward(program: Program, latents: Draws, batch_size: int, arguments: Arguments, sites: Sequence[str]) -> Draws:
     """One run without data, given some latents: the values of these sites, rows first."""
     trace = forward_trace(poutine.condition(program, latents) if latents else program, batch_size, arguments)
-    check_sites(trace, sites)
-    return {name: rows_first(trace.nodes[name], trace.nodes[name]["value"]) for name in sites}
+    check_sites(trace.nodes, sites)
+    drawn = {name: rows_first(trace.nodes[name], trace.nodes[name]["value"]) for name in sites}
+    for name, value in drawn.items():
+        if len(value) != batch_size:
+            raise ContractError(
+                f"the model draws {len(value)} rows at {name!r} where batch_size={batch_size}: size the plate 'data' "
+                f"by batch_size"
+            )
+    return drawn
 
 
 def forward_trace(model: Program, batch_size: int, arguments: Arguments) -> Any:
@@ -300,18 +317,22 @@ def forward_trace(model: Program, batch_size: int, arguments: Arguments) -> Any:
         ) from error
 
 
-def check_sites(trace: Any, sites: Sequence[str]) -> None:
+def check_sites(nodes: Mapping[str, Any], sites: Sequence[str]) -> None:
     """Refuses sites that a model does not have when it runs without data, or that have no value for each row.
+
+    Args:
+        nodes: Of a trace, all or the sample sites.
+        sites: Names.
 
     Raises:
         ValueError: naming those it has.
     """
-    found = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    found = {name: site for name, site in nodes.items() if site["type"] == "sample"}
     for name in sites:
         if name not in found:
-            names = list(sample_sites(trace))
+            own = {n: s for n, s in found.items() if not s["infer"].get("_deterministic") and not site_is_subsample(s)}
             hint = "" if name != "x" else "; name by sites= those that you want"
-            raise ValueError(f"the model has no site {name!r}: its sites are {', '.join(names) or 'none'}{hint}")
+            raise ValueError(f"the model has no site {name!r}: its sites are {some(list(own))}{hint}")
         if not is_local(found[name]):
             raise ValueError(f"the site {name!r} is outside of the plate 'data': it has no value for each row")
 

@@ -1,6 +1,6 @@
 """What a pair of Pyro programs is made of, in terms that every tool shares: sites, plates, ways to run them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ __all__ = [
     "is_point",
     "is_unobserved_part",
     "sample_sites",
+    "some",
     "under_particles",
     "vectorised_frames",
 ]
@@ -204,6 +205,16 @@ def is_unobserved_part(name: str, sites: Mapping[str, Any]) -> bool:
     """
     stem = name.removesuffix("_unobserved")
     return stem != name and f"{stem}_observed" in sites
+
+
+def some(names: Sequence[str]) -> str:
+    """Names, but not a hundred of them.
+
+    Example:
+        >>> some(["a", "b"]), some([]), some(["x_0", "x_1", "x_2", "x_3", "x_4"])
+        ('a, b', 'none', 'x_0, x_1, x_2 and 2 more')
+    """
+    return ", ".join(names) or "none" if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
 def vectorised_frames(site: Any) -> list[Any]:

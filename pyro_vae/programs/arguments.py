@@ -16,6 +16,7 @@ from pyro_vae._support.names import hinted, listed
 __all__ = ["accepted", "arguments_for", "check_arguments", "check_mask", "check_values"]
 
 _THE_LIBRARYS = frozenset({"x", "batch_size"})
+_PYROS = frozenset({"context", "fn"})  # arguments of what a handler makes of a program
 
 
 def accepted(program: Callable[..., Any]) -> set[str] | None:
@@ -97,6 +98,12 @@ def check_arguments(model: Callable[..., Any], guide: Callable[..., Any], names:
         ...
         TypeError: neither program takes 'label': did you mean 'labels'? The model takes mask; the guide takes labels
     """
+    names = list(names)
+    if taken := _PYROS.intersection(names):
+        raise TypeError(
+            f"no keyword argument of a program can be called {min(taken)!r}, which is a word of Pyro's handlers: give "
+            f"it another name"
+        )
     by_model, by_guide = accepted(model), accepted(guide)
     if by_model is None or by_guide is None:
         return

@@ -14,7 +14,7 @@ from pyro_vae.data.rows import Rows
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.objectives import is_pyros
 from pyro_vae.inference.sites import Draws, run_pair
-from pyro_vae.inference.structure import ContractError, Structure
+from pyro_vae.inference.structure import PROGRAM_ERRORS, ContractError, Structure, first_line
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import forked_random_state
 
@@ -116,17 +116,27 @@ class Gradients:
         for parameter in self.parameters:
             parameter.grad = None
         model, guide = self.programs
-        if hasattr(self.objective, "differentiable_loss"):
-            loss = self.objective.differentiable_loss(model, guide, batch.x, **batch.arguments)
-            loss.backward()
-            loss = loss.detach()
-        else:
-            loss = self.objective.loss_and_grads(model, self._with_parameter(guide), batch.x, **batch.arguments)
+        try:
+            loss = self._pyros_loss(batch)
+        except PROGRAM_ERRORS as error:
+            raise ContractError(
+                f"{type(self.objective).__name__} fails on these programs: {first_line(error)}"
+            ) from error
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad / len(batch) for p in self.parameters]
-        objective = batch.x.new_full((len(batch),), -float(loss) / len(batch))
+        objective = batch.x.new_full((len(batch),), -loss / len(batch))
         with torch.no_grad(), forked_random_state(self.pair.device):
             draws = run_pair(model, guide, batch, self.structure, num_rows=self.rows.num_rows)
         return (self._sums(draws, objective, batch), *gradients)
+
+    def _pyros_loss(self, batch: Batch) -> float:
+        """The loss of Pyro's own object; its gradients are in the parameters then."""
+        model, guide = self.programs
+        if hasattr(self.objective, "differentiable_loss"):
+            loss = self.objective.differentiable_loss(model, guide, batch.x, **batch.arguments)
+            loss.backward()
+            return float(loss.detach())
+        loss = self.objective.loss_and_grads(model, self._with_parameter(guide), batch.x, **batch.arguments)
+        return float(loss[0] if isinstance(loss, tuple) else loss)  # wake-sleep has the guide's beside the model's
 
     def _with_parameter(self, guide: Callable[..., Any]) -> Callable[..., Any]:
         """The guide with a statement of one parameter: Pyro goes backward only where the programs make such statements.
