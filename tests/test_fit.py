@@ -8,11 +8,19 @@ import pytest
 import torch
 from linear_gaussian import LinearGaussian
 from pairs import discrete_pair, function_pair, mixture_pair, pyro_module_pair
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 from pyro.infer.autoguide import AutoDelta, AutoLowRankMultivariateNormal, AutoNormal
 from torch import nn
 
 from pyro_vae import Elbo, Pair, epochs, fit
+from pyro_vae.inference.structure import ContractError
 
 
 class Methods(nn.Module):
@@ -130,6 +138,24 @@ def test_an_objective_of_pyros_that_has_an_equal_here_is_compiled():
     history = fit(pair, x, objective=pyros, compile=True, **SETTINGS)
     assert history.attrs["execution"].startswith("compiled")
     assert_equal_weights(pair, by_hand(other, x, pyros, torch.optim.Adam), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.usefixtures("float64")
+def test_wake_sleep_takes_the_gradients_of_both_of_its_losses():
+    objective = ReweightedWakeSleep(num_particles=4, vectorize_particles=False)
+    pair, other = two(lambda: Methods().pair())
+    x = torch.randn(32, 3)
+    fit(pair, x, objective=objective, **SETTINGS)
+    assert_equal_weights(pair, by_hand(other, x, objective, torch.optim.Adam), rtol=1e-9, atol=1e-11)
+
+
+def test_an_objective_of_pyros_that_fails_says_so_in_one_sentence():
+    class Broken(Trace_ELBO):
+        def differentiable_loss(self, *args, **kwargs):
+            raise KeyError("assignment")
+
+    with pytest.raises(ContractError, match="Broken fails on these programs: KeyError: 'assignment'"):
+        fit(Methods().pair(), torch.randn(32, 3), objective=Broken(), **SETTINGS)
 
 
 # Optimisers

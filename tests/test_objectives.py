@@ -12,7 +12,16 @@ import torch
 from linear_gaussian import LinearGaussian
 from pairs import discrete_pair, function_pair, labelled_pair, mixture_pair, pyro_module_pair
 from pyro import poutine
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    EnergyDistance,
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 from pyro.infer.autoguide import AutoNormal
 
 from pyro_vae import Elbo, Pair, conv_vae, mlp_vae
@@ -397,9 +406,10 @@ def test_pyros_own_objects_stand_for_the_equal_elbo_or_for_themselves():
     class MyElbo(Trace_ELBO):
         pass
 
+    assert as_objective(JitTrace_ELBO(num_particles=3)) == as_objective(JitTraceEnum_ELBO(num_particles=3)) == Elbo(3)
     for other in (MyElbo(), RenyiELBO(), TraceGraph_ELBO(), Elbo(3, free_nats=1.0)):
         assert as_objective(other) is other
-    for wrong in ("elbo", Trace_ELBO, lambda draws, progress: draws.elbo.mean(0), None):
+    for wrong in ("elbo", EnergyDistance(), Trace_ELBO, lambda draws, progress: draws.elbo.mean(0), None):
         with pytest.raises(TypeError, match=r"expected Elbo\(...\), another function of draws"):
             as_objective(wrong)
 

@@ -13,7 +13,8 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.ops.indexing import Vindex
 from torch import nn
 
-from pyro_vae import Elbo, Pair, fit
+from pyro_vae import Elbo, Pair, check_pair, evaluate, fit
+from pyro_vae.evaluation import simulation_based_calibration
 from pyro_vae.inference.sites import run_pair
 from pyro_vae.inference.structure import ContractError
 
@@ -284,3 +285,118 @@ def test_names_have_no_mean():
     pair, x = Pair(features, lambda x: None), torch.randint(0, 3, (6, 2))
     with pytest.raises(ContractError, match="the Categorical at 'x' has no mean: draw instead, by "):
         pair.reconstruct(x)
+
+
+def test_observed_arguments_that_are_equal_are_told_apart():
+    """Their values in the first rows said nothing, and calibration took both for the same site's."""
+
+    def model(x=None, *, y_1=None, y_2=None, batch_size=None):
+        with pyro.plate("data", rows_of(x, batch_size), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("y_1", dist.Normal(z, 1.0), obs=y_1)
+            pyro.sample("y_2", dist.Normal(z, 1.0), obs=y_2)
+            return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, *, y_1, y_2):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal((x + y_1 + y_2) / 4, 0.5))
+
+    equal = torch.zeros(400)
+    found = simulation_based_calibration(Pair(model, guide), 400, 19, given={"y_1": equal, "y_2": equal})
+    assert found.p_value > 0.001
+
+
+def test_steps_that_only_long_sequences_have_are_looked_at_though_the_first_are_short():
+    def step(t, z, lengths):
+        with poutine.mask(mask=t < lengths):
+            return pyro.sample(f"z_{t}", dist.Normal(z, 1.0))
+
+    def model(x=None, *, lengths, batch_size=None):
+        with pyro.plate("data", rows_of(x, batch_size), dim=-1):
+            z, steps = torch.zeros(len(lengths)), []
+            for t in range(int(lengths.max())):
+                steps.append(z := step(t, z, lengths))
+            steps += [torch.zeros_like(z)] * (4 - len(steps))
+            seen = torch.arange(4) < lengths[:, None]
+            return pyro.sample("x", dist.Normal(torch.stack(steps, -1), 0.5).mask(seen).to_event(1), obs=x)
+
+    def guide(x, *, lengths):
+        with pyro.plate("data", len(x), dim=-1):
+            for t in range(int(lengths.max())):
+                step(t, x[:, t], lengths)
+
+    lengths = torch.cat([torch.full((12,), 2), torch.full((48,), 4)])
+    pair, data = Pair(model, guide), {"x": torch.randn(60, 4), "lengths": lengths}
+    ranks = simulation_based_calibration(pair, 60, 9, given={"lengths": lengths}).ranks
+    assert {f"z_{t}" for t in range(4)} <= set(ranks)
+    assert "z_3 (of each row)" in str(check_pair(pair, data))
+    assert evaluate(pair, data)["num_rows"] == 60
+
+
+def test_a_plate_of_a_fixed_size_draws_more_rows_than_that():
+    def model(x=None, *, batch_size=None):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 240, rows_of(x, batch_size)):
+            return pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    pair = Pair(model, lambda x: pyro.sample("mean", dist.Normal(torch.tensor(3.0), 0.01)))
+    draws = pair.sample(2000)
+    assert draws.shape == (2000,)
+    assert abs(float(draws.mean()) - 3) < 5 * (1 / 2000 + 0.01**2) ** 0.5
+
+
+def of_five_rows(x=None, *, batch_size=None):
+    rows = rows_of(x, batch_size)
+    with pyro.plate("data", rows, subsample_size=min(rows, 5)) as index:
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=None if x is None else x[index])
+
+
+def knowing_its_rows(x=None, *, batch_size=None):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", rows_of(x, batch_size)):
+        z = pyro.sample("z", dist.Normal(mean, 1.0))
+        return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def guide_of_forty_rows(x):
+    pyro.sample("mean", dist.Normal(torch.tensor(0.0), 0.1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(40), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "tool", "sentence"),
+    [
+        (of_five_rows, lambda x: None, Pair.sample, "the model draws 5 rows at 'x' where batch_size=40"),
+        (of_five_rows, lambda x: None, evaluate, "the model's plate 'data' has 5 elements where there are 40 rows"),
+        (knowing_its_rows, guide_of_forty_rows, Pair.sample, "the guide, which draws the global latent 'mean', fails"),
+    ],
+)
+def test_programs_that_take_rows_of_their_own_are_refused_by_one_sentence(model, guide, tool, sentence):
+    pair, x = Pair(model, guide), torch.randn(40)
+    with pytest.raises(ContractError, match=sentence) as caught:
+        tool(pair, 40 if tool is Pair.sample else x)
+    assert "\n" not in str(caught.value)
+    assert "refused" in check_pair(pair, x).tools["sample"]
+
+
+def test_the_guide_is_named_where_the_model_only_follows_it():
+    def model(x=None, *, at_bats, batch_size=None):
+        with pyro.plate("data", len(at_bats), dim=-1):
+            phi = pyro.sample("phi", dist.Uniform(torch.tensor(0.0), torch.tensor(1.0)))
+            return pyro.sample("x", dist.Binomial(at_bats, phi), obs=x)
+
+    data = {"x": torch.full((30,), 4.0), "at_bats": torch.full((30,), 9.0)}
+    guide = AutoNormal(model)
+    guide(data["x"], at_bats=data["at_bats"])
+    with pytest.raises(ContractError, match="the guide is an AutoNormal, which has parameters of its own for each row"):
+        evaluate(Pair(model, guide), {name: value[:20] for name, value in data.items()})
+
+
+def test_words_of_pyros_handlers_are_no_arguments():
+    def model(x=None, *, context, batch_size=None):
+        with pyro.plate("data", rows_of(x, batch_size), dim=-1):
+            return pyro.sample("x", dist.Normal(context, 1.0), obs=x)
+
+    with pytest.raises(TypeError, match="no keyword argument of a program can be called 'context'"):
+        evaluate(Pair(model, lambda x: None), {"x": torch.zeros(3), "context": torch.zeros(3)})
