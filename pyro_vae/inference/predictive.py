@@ -312,8 +312,8 @@ def forward_trace(model: Program, batch_size: int, arguments: Arguments) -> Any:
     except PROGRAM_ERRORS as error:
         raise ContractError(
             f"the model does not run without data, as model(batch_size={batch_size}) with what is given "
-            f"({first_line(error)}): write it as model(x=None, *, batch_size=None), and give its other arguments by "
-            f"given="
+            f"({first_line(error)}): write it as model(x=None, *, batch_size=None), let all that it observes have the "
+            f"default None, and give its other arguments by given="
         ) from error
 
 
