@@ -270,7 +270,8 @@ def _summed_out(trial: Trial, name: str, found: Any, prepared: Data) -> str:
     mean = found.probs.double() @ torch.arange(found.probs.shape[-1]).double()
     if len(parts) == 1:
         return equal(name, mean, expected[0])
-    return agree(name, mean, expected.mean(0), expected.std(0) * math.sqrt(1 / num + 1 / 64) + 1e-3)
+    rare = 0.3 / 64  # one of the tool's 64 draws may be one that these do not have
+    return agree(name, mean, expected.mean(0), expected.std(0) * math.sqrt(1 / num + 1 / 64) + rare)
 
 
 def evaluate_(trial: Trial) -> str:
