@@ -310,8 +310,8 @@ class Pair(nn.Module):
             floating = isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
             if floating and self._may_have_gaps(name, arguments):
                 seen = ~value.isnan()
-                flat = value.nan_to_num(nan=-math.inf).reshape(-1)
-                arguments[name] = torch.where(seen, value, flat[flat.argmax()])  # a value that does occur
+                occurs = torch.where(seen, value, -math.inf).amax()  # a value that does
+                arguments[name] = torch.where(seen, value, occurs)
                 arguments[f"{name}_mask"] = seen
         return arguments
 
