@@ -19,7 +19,7 @@ __all__ = ["posterior_at"]
 
 Program = Callable[..., Any]
 
-_OTHERS = 64  # draws of the other latents, over which the posterior of an enumerated one is averaged
+_OTHERS = 256  # draws of the other latents, over which the posterior of an enumerated one is averaged
 _DRAWS = 1000  # of a latent that has no density of its own
 
 
