@@ -13,15 +13,13 @@ from pyro_vae.evaluation.refinement import refine
 from pyro_vae.evaluation.simulation import Simulator
 from pyro_vae.inference import predictive
 from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.inspection import LOOKED_AT
 from pyro_vae.inference.structure import PROGRAM_ERRORS, ContractError, Structure, sample_sites
 from pyro_vae.pair import Pair
 from pyro_vae.programs.arguments import accepted, check_mask
 from pyro_vae.programs.running import evaluating, forked_random_state
 
 __all__ = ["Clause", "Contract", "check_pair"]
-
-
-_LOOKED_AT = 128  # rows: how many steps a sequence has may depend on them
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def check_pair(pair: Pair, x: Inputs) -> Contract:
     """
     rows = pair.check(x)
     with forked_random_state(pair.device):
-        batch = pair.prepare(next(rows.chunks(min(_LOOKED_AT, rows.num_rows))))
+        batch = pair.prepare(next(rows.chunks(min(LOOKED_AT, rows.num_rows))))
         return _Look(pair, rows, batch).contract()
 
 

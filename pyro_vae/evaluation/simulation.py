@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae._support.ranges import elementwise, inner_value
 from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.inspection import LOOKED_AT
 from pyro_vae.inference.predictive import check_sites, forward_trace, rows_first, without_sites
 from pyro_vae.inference.structure import ContractError, Structure, is_local, sample_sites
 from pyro_vae.pair import Pair
@@ -18,9 +19,6 @@ from pyro_vae.programs.arguments import accepted
 from pyro_vae.programs.running import evaluating, forked_random_state
 
 __all__ = ["Simulated", "Simulator", "check_forward", "given_rows", "prior_globals"]
-
-
-_LOOKED_AT = 256  # rows
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,7 @@ class Simulator:
 
     def __init__(self, pair: Pair, given: Batch) -> None:
         self.pair = pair
-        # Several rows, for how many steps a sequence has may depend on them; at least three.
-        few = given[torch.arange(max(3, min(len(given), _LOOKED_AT)), device=given.x.device) % len(given)]
+        few = given[torch.arange(max(3, min(len(given), LOOKED_AT)), device=given.x.device) % len(given)]
         with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
             self.held = self._given_observations(few)  # keyword argument: the observed site that it holds
             self.structure = self._structure(few)

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_vae._support.moments import Moments
 from pyro_vae.data.rows import Inputs, Rows
 from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.inspection import LOOKED_AT
 from pyro_vae.inference.predictive import at_centre, rows_first
 from pyro_vae.inference.structure import Latent, Structure, sample_sites
 from pyro_vae.pair import Pair
@@ -19,7 +20,6 @@ from pyro_vae.training.elbo import terms_per_row
 __all__ = ["evaluate"]
 
 _ACTIVE = 0.01  # variance over rows of the mean of a latent that is in use
-_LOOKED_AT = 256  # rows: how many steps a sequence has may depend on them
 _ROWS = 1024  # at a time, as training validates
 
 
@@ -70,7 +70,7 @@ def evaluate(pair: Pair, x: Inputs, *, seed: int = 0, num_workers: int = 2) -> d
     """
     rows = pair.check(x, num_workers=num_workers)
     with forked_random_state(pair.device):
-        few = next(rows.batches([torch.arange(min(_LOOKED_AT, rows.num_rows))]))
+        few = next(rows.batches([torch.arange(min(LOOKED_AT, rows.num_rows))]))
         structure = pair.structure(pair.prepare(few))
     terms = terms_per_row(pair, rows, seed=seed, structure=structure)
     reconstruction, kl = terms["reconstruction"].double(), terms["kl"].double()

@@ -37,7 +37,9 @@ from pyro_vae.inference.structure import (
 from pyro_vae.programs.arguments import accepted
 from pyro_vae.programs.running import evaluating
 
-__all__ = ["inspect_pair"]
+__all__ = ["LOOKED_AT", "inspect_pair"]
+
+LOOKED_AT = 256  # rows, for a look before all of them are gone through: how many steps there are may depend on the rows
 
 Program = Callable[..., Any]
 
