@@ -25,7 +25,7 @@ def main(
 ) -> None:
     """Draws new data like each row: z ~ q(z|x), then x' ~ p(x'|z), in the units of the data.
 
-    An .npz holds x (N, ...), reconstructions (N, ...), the mean E[x'|z] at the mean of q(z|x), and
+    An .npz holds x (N, ...), reconstructions (N, ...), the mean of x' at the mean of q(z|x), and
     posterior_predictive (S, N, ...), the draws.
     """
     write = cli.writer(out, {".png": cli.write_reconstructions, ".npz": cli.write_arrays})

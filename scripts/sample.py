@@ -14,7 +14,7 @@ def main(
         Path, typer.Option(help="What to write: .png for a picture, .npy for numbers, .csv or .parquet for a table.")
     ],
     num_samples: Annotated[int, typer.Option(help="Number of rows to draw.")] = 64,
-    mean: Annotated[bool, typer.Option("--mean", help="E[x|z] at z ~ p(z) instead of draws x ~ p(x).")] = False,
+    mean: Annotated[bool, typer.Option("--mean", help="The mean of x at z ~ p(z), not draws x ~ p(x).")] = False,
     device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
 ) -> None:
