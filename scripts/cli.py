@@ -164,7 +164,7 @@ def run_command(main: Callable[..., None]) -> None:
 
     A request to terminate ends it in order too, so that files half written go with it.
     """
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)  # brackets are text
     app.command()(main)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
