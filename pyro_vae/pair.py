@@ -1,5 +1,6 @@
 r"""A pair of Pyro programs, :math:`p(x, z)` and :math:`q(z \mid x)`: sampling, encoding, reconstruction, imputation."""
 
+import contextlib
 import copy
 import itertools
 import math
@@ -15,8 +16,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae._support.arrays import as_tensor
+from pyro_vae._support.precision import Rounding, arithmetic, floating
 from pyro_vae._support.ranges import Constraint, discrete, elementwise, inner_value, of_all_rows
-from pyro_vae.data.checks import check_columns, check_rows, observed
+from pyro_vae.data.checks import check_columns, check_digits, check_rows, observed
 from pyro_vae.data.rows import Inputs, Rows, as_rows
 from pyro_vae.inference import predictive
 from pyro_vae.inference.batch import Batch
@@ -156,13 +158,14 @@ class Pair(nn.Module):
 
     # Rows on their way in
 
-    def check(self, x: Inputs, name: str = "x", *, columns: bool = False, num_workers: int = 2) -> Rows:
+    def check(self, x: Inputs, name: str = "x", *, training: bool = False, num_workers: int = 2) -> Rows:
         """Rows whose every entry is known to fit the model.
 
         Args:
             x: Rows in any of the forms above.
             name: What to call them in messages.
-            columns: Refuse elements of which no row has an observation, for a model cannot learn about them.
+            training: Refuse elements of which no row has an observation, and those whose values the model's type cannot
+                tell apart: a model cannot learn about them.
             num_workers: Processes that read what is streamed.
 
         Raises:
@@ -173,7 +176,7 @@ class Pair(nn.Module):
         if rows.num_rows == 0:
             raise ValueError(f"{name} has no rows; expected at least one")
         size = rows.rows_at_once()
-        rows.num_observed, somewhere = 0, None
+        rows.num_observed, somewhere, rounding = 0, None, Rounding(self.dtype)
         for chunk, first in rows.numbered(size):
             if first == 0:
                 arguments = {key: value for key, value in chunk.items() if key != "x"}
@@ -187,12 +190,17 @@ class Pair(nn.Module):
             rows.num_observed += here.numel() if seen is None else int(seen.sum())
             if seen is not None:
                 somewhere = seen.any(0) if somewhere is None else somewhere | seen.any(0)
-        if columns:
+            if training and (exact := floating(here.to(self.device), self.dtype)).dtype != self.dtype:
+                exact = exact if seen is None else exact.where(seen.to(self.device), math.nan)
+                with evaluating(self.transform):
+                    rounding.add(self.transform(exact))
+        if training:
             check_columns(somewhere, self.data_range, name)
+            check_digits(rounding, self.data_range, name)
         return rows
 
     def _checked(self, chunk: Mapping[str, Any], name: str) -> Tensor:
-        x = _arithmetic(chunk["x"])
+        x = arithmetic(chunk["x"])
         self._check_arguments(chunk)
         if self.event_shape is None or self.data_range is None:
             self._learn_range({key: value for key, value in chunk.items() if key != "x"})
@@ -276,12 +284,14 @@ class Pair(nn.Module):
     def _seen(self, x: Tensor, arguments: Mapping[str, Any]) -> Tensor | None:
         return observed(x, self._mask(x, arguments), missing=self.missing is not None)
 
-    def prepare(self, rows: Mapping[str, Any] | Inputs) -> Batch:
+    def prepare(self, rows: Mapping[str, Any] | Inputs, *, training: bool = False) -> Batch:
         """Rows as the programs take them; they are not checked.
 
         Args:
             rows: A mapping of ``"x"`` and the keyword arguments, such as :class:`~pyro_vae.data.rows.Rows` give, or
                 rows alone.
+            training: Let a transform that draws, such as :class:`~pyro_vae.transforms.Binarize`, draw again. By
+                default its noise depends on the row alone, so that a row is always the same to every tool.
 
         Returns:
             The rows in the model's units, on its device and in its type, with a ``mask`` among their arguments where
@@ -290,17 +300,19 @@ class Pair(nn.Module):
         named = dict(rows) if isinstance(rows, Mapping) else next(as_rows(rows, self.device).chunks(2**62))
         x = as_tensor(named.pop("x"))
         arguments = self._with_gaps(self._to_device(named))
-        x = _arithmetic(x).to(device=self.device, dtype=self.dtype)
+        x = floating(x.to(self.device), self.dtype)
         mask = self._seen(x, arguments)
         if mask is not None:
             arguments["mask"] = mask
             x = torch.where(mask, x, self._filling(self.transform.domain))
-        y, log_jacobian = self.transform.with_log_jacobian(x)
+        with contextlib.nullcontext() if training else evaluating(self.transform):
+            y, log_jacobian = self.transform.with_log_jacobian(x)
+        y = y.to(self.dtype)
         has_mass = torch.as_tensor(False if self.data_range is None else discrete(self.data_range), device=y.device)
         counted = ~has_mass if mask is None else mask & ~has_mass
         if mask is not None and self.data_range is not None:
             y = torch.where(mask, y, self._filling(self.data_range))
-        log_jacobian = torch.where(counted, log_jacobian, 0.0).reshape(len(y), -1).sum(-1)
+        log_jacobian = torch.where(counted, log_jacobian, 0.0).reshape(len(y), -1).sum(-1).to(self.dtype)
         batch = Batch.of(y, arguments)
         return Batch(y, batch.context, log_jacobian, batch.constants)
 
@@ -679,7 +691,7 @@ class Pair(nn.Module):
         first = next(rows.chunks(1))
         if self.missing is None and "mask" not in first and "x" in named:
             raise ValueError("nothing says what is missing: build the model with missing='nan', or give a mask")
-        if "x" in named and self._seen(_arithmetic(first["x"]), first) is None:
+        if "x" in named and self._seen(arithmetic(first["x"]), first) is None:
             raise ValueError(f"no entry of {first['x'].dtype} rows can be missing: give numbers with NaN, or a mask")
         structure: Structure | None = None
         parts: dict[str, list[Tensor]] = {}
@@ -699,7 +711,7 @@ class Pair(nn.Module):
                 for name, draws in drawn.items():
                     given, seen = self._observed_entries(name, chunk, part, start, structure)
                     if given is not None and seen is not None:
-                        draws = torch.where(seen, given.to(device=draws.device, dtype=draws.dtype), draws)
+                        draws = torch.where(seen, floating(given.to(draws.device), draws.dtype), draws)
                     parts.setdefault(name, []).append(draws)
         filled = {name: torch.cat(values, dim=1) for name, values in parts.items()}
         return filled if sites is not None else filled["x"]
@@ -710,7 +722,7 @@ class Pair(nn.Module):
         """A site's values as they were given, and where they are observed."""
         here = slice(start, start + len(part))
         if name == "x":
-            return _arithmetic(chunk["x"])[here], part.mask
+            return arithmetic(chunk["x"])[here], part.mask
         in_part = f"{name}_observed" in structure.observed
         argument = structure.observed[f"{name}_observed"] if in_part else structure.observed.get(name)
         if argument is None or argument not in chunk:
@@ -734,11 +746,6 @@ def _taking(program: Callable[..., Any]) -> Callable[..., Any]:
 
     called.__wrapped__ = program  # pyright: ignore[reportFunctionMemberAccess]
     return called
-
-
-def _arithmetic(x: Tensor) -> Tensor:
-    """Rows in a type that torch has arithmetic for."""
-    return x.to(torch.int64) if x.dtype in (torch.uint16, torch.uint32, torch.uint64) else x
 
 
 def _sites(sites: Sequence[str] | None, out: File | None) -> tuple[str, ...]:

@@ -1,13 +1,17 @@
 r"""Transforms: the user's units to the model's, and back.
 
 As in ``torch.distributions.transforms``, ``domain`` and ``codomain`` are constraints. Every transform is a module: what
-it learned from data are buffers, saved with the model.
+it learned from data are buffers, saved with the model. It works in the type of the data, so that float64 rows keep their
+digits until they are in the model's units.
+
+Transforms that draw, :class:`Binarize` and :class:`Dequantize`, draw again at every call in training mode. In evaluation
+mode their noise is a function of the row alone: a row is always brought to the same value, in any batch and order.
 """
 
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +51,16 @@ class Transform(nn.Module):
     Shape:
         ``(N, *E)`` both ways; ``inverse`` takes any number of batch dimensions.
     """
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
+        """Moves to another device as modules do, and keeps the type of buffers: the model's may have too few digits."""
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
 
     @property
     def domain(self) -> Constraint:
@@ -113,8 +127,15 @@ def _check_interval(low: float, high: float) -> None:
         raise ValueError(f"an interval needs two finite bounds, the lower one first; found {low:g} and {high:g}")
 
 
+def _needs_float64(loc: Tensor, scale: Tensor) -> bool:
+    """Whether float32 rounds values around ``loc`` by more than a thousandth of ``scale``."""
+    return bool((loc.abs() * torch.finfo(torch.float32).eps > 1e-3 * scale).any())
+
+
 class Scale(Transform):
     r"""Maps one interval affinely onto another, such as grey levels 0–255 onto [0, 1].
+
+    Where float32 cannot tell values of the interval apart, the way back is float64.
 
     .. math:: y = a + (b - a) \frac{x - \text{low}}{\text{high} - \text{low}}, \qquad
         \log\left|\det \frac{\partial y}{\partial x}\right| = D \log \frac{b - a}{\text{high} - \text{low}}
@@ -148,6 +169,8 @@ class Scale(Transform):
         return y.clamp(*self.onto)  # against rounding; the data lie in the domain
 
     def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
+        ends = torch.tensor([self.low, self.high], dtype=torch.float64)
+        y = y.double() if _needs_float64(ends, ends[1] - ends[0]) else y
         return self.low + (self.high - self.low) * ((y - self.onto[0]) / (self.onto[1] - self.onto[0]))
 
     def log_abs_det_jacobian(self, x: Tensor) -> Tensor:  # noqa: D102
@@ -161,7 +184,8 @@ class Standardize(Transform):
     .. math:: y_i = \frac{x_i - m_i}{s_i}, \qquad \log\left|\frac{\partial y_i}{\partial x_i}\right| = -\log s_i
 
     Fit it on the rows that the model is trained on, and on no others; NaN is left out of account. What never varies
-    keeps its scale.
+    keeps its scale. Mean and scale are float64, and used in the type of the rows. Where float32 cannot tell the data
+    apart, such as 1e6 ± 1e-3, the way back is float64.
 
     Args:
         event_shape: Shape of one row.
@@ -192,8 +216,8 @@ class Standardize(Transform):
             if wrong:
                 raise ValueError(f"there is no column {wrong[0]} in rows of shape {self.event_shape}")
         shape = (self.event_shape[0], 1, 1) if per_channel else self.event_shape
-        self.register_buffer("loc", torch.zeros(shape))
-        self.register_buffer("scale", torch.ones(shape))
+        self.register_buffer("loc", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(shape, dtype=torch.float64))
 
     @property
     def codomain(self) -> Constraint | None:
@@ -220,13 +244,14 @@ class Standardize(Transform):
         return self
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return (x - self.loc) / self.scale
+        return (x - self.loc.to(x.dtype)) / self.scale.to(x.dtype)
 
     def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
-        return self.loc + y * self.scale
+        y = y.double() if _needs_float64(self.loc, self.scale) else y
+        return self.loc.to(y.dtype) + y * self.scale.to(y.dtype)
 
     def log_abs_det_jacobian(self, x: Tensor) -> Tensor:  # noqa: D102
-        return -self.scale.log().expand_as(x)
+        return -self.scale.log().to(x.dtype).expand_as(x)
 
 
 class Logit(Transform):
@@ -297,18 +322,19 @@ class Log1p(Transform):
 
 
 class Binarize(Transform):
-    r"""Draws bits with the grey levels as probabilities, anew each time a row is seen.
+    r"""Draws bits with the grey levels as probabilities, again each time a row is seen in training.
 
     .. math:: y_i \sim \mathrm{Bernoulli}\left(\frac{x_i - \text{low}}{\text{high} - \text{low}}\right)
 
-    This is dynamic binarisation (Salakhutdinov & Murray, 2008; Burda et al., 2016). Bits at ``low`` and ``high`` pass
-    unchanged. Evidence is then that of the bits, a probability, which has no Jacobian. The way back puts
-    0 at ``low`` and 1 at ``high``, so means come back as grey levels.
+    This is dynamic binarisation (Salakhutdinov & Murray, 2008; Burda et al., 2016). In evaluation mode a row always gets
+    the same bits: they depend on the row alone. Bits at ``low`` and ``high`` pass unchanged. Evidence is then that of
+    the bits, a probability, which has no Jacobian. The way back puts 0 at ``low`` and 1 at ``high``, so means come back
+    as grey levels.
 
     Args:
         low: Grey level that is always 0.
         high: Grey level that is always 1.
-        seed: If given, a row always gets the same bits: they depend on the row and the seed alone.
+        seed: If given, a row gets the same bits in training too: they depend on the row and the seed alone.
 
     Example:
         >>> Binarize(0, 16)(torch.tensor([[0.0, 16.0]]))
@@ -330,27 +356,30 @@ class Binarize(Transform):
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         probabilities = ((x - self.low) / (self.high - self.low)).clamp(0, 1)
-        noise = _uniform_noise(x) if self.seed is None else _row_noise(probabilities, self.seed)
-        return (noise < probabilities).to(x.dtype)
+        return (_noise(probabilities, self.seed, training=self.training) < probabilities).to(x.dtype)
 
     def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
         return self.low + (self.high - self.low) * y
 
 
-def _uniform_noise(x: Tensor) -> Tensor:
-    """As many numbers as ``x`` has elements, uniform on the multiples of 2⁻²⁴ in [0, 1).
+def _noise(x: Tensor, seed: int | None, *, training: bool) -> Tensor:
+    """Numbers uniform on [0, 1) in the shape of ``x``: new ones in training, else those that belong to each row."""
+    return _uniform_noise(x) if training and seed is None else _row_noise(x, seed or 0)
 
-    Each is a hash of its place under keys that torch's generator draws (the finaliser of MurmurHash3; Appleby, 2011):
-    that takes whole vectors at a time, where torch's generator for the CPU takes one number after another, which costs
+
+def _uniform_noise(x: Tensor) -> Tensor:
+    """As many numbers as ``x`` has elements, hashed from their places under keys that torch's generator draws.
+
+    That takes whole vectors at a time, where torch's generator for the CPU takes one number after another, which costs
     as much as a layer of a network.
     """
     keys = torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32, device=x.device)
     place = torch.arange(x.numel(), device=x.device).reshape(x.shape).to(torch.int32)  # beyond 2³¹ it wraps around
-    return (_mix32(_mix32(place ^ keys[0]) ^ keys[1]) & (2**24 - 1)).to(x.dtype) * 2.0**-24
+    return _hashed(place, keys[0], keys[1]).to(x.dtype) * 2.0**-24
 
 
 def _row_noise(x: Tensor, seed: int) -> Tensor:
-    """Numbers as if uniform on [0, 1), that depend on each row's content and on the seed alone.
+    """As many numbers as ``x`` has elements, hashed from their places under keys that are each row's own.
 
     Whole-number arithmetic throughout, so that they are the same on every device.
     """
@@ -358,11 +387,18 @@ def _row_noise(x: Tensor, seed: int) -> Tensor:
     start = (seed * 0x9E3779B1 + 2**63) % 2**64 - 2**63
     place = _mix64(torch.arange(flat.shape[1], device=x.device) + start)
     row = _mix64((flat * (place | 1)).sum(1, keepdim=True))
-    return ((_mix64(row + place) & (2**53 - 1)).double() / 2**53).reshape(x.shape)
+    keys = (row.to(torch.int32), (row >> 32).to(torch.int32))
+    noise = _hashed(torch.arange(flat.shape[1], dtype=torch.int32, device=x.device), *keys)
+    return (noise.to(x.dtype) * 2.0**-24).reshape(x.shape)
+
+
+def _hashed(place: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """24-bit whole numbers, as if uniform, from 32-bit places and two keys (finaliser of MurmurHash3; Appleby, 2011)."""
+    return _mix32(_mix32(place ^ first) ^ second) & (2**24 - 1)
 
 
 def _mix32(x: Tensor) -> Tensor:
-    """Scrambles 32-bit whole numbers (the finaliser of MurmurHash3)."""
+    """Scrambles 32-bit whole numbers."""
     x = (x ^ (x >> 16 & (2**16 - 1))) * -0x7A143595
     x = (x ^ (x >> 13 & (2**19 - 1))) * -0x3D4D51CB
     return x ^ (x >> 16 & (2**16 - 1))
@@ -376,12 +412,13 @@ def _mix64(x: Tensor) -> Tensor:
 
 
 class Dequantize(Transform):
-    r"""Spreads whole numbers uniformly over the unit interval above each, anew each time.
+    r"""Spreads whole numbers uniformly over the unit interval above each, again each time a row is seen in training.
 
     .. math:: y = x + u, \quad u \sim \mathrm{Uniform}[0, 1)
 
     A density of y then bounds the log-probability of x from below (Theis et al., *A Note on the Evaluation of
-    Generative Models*, 2016), and is what one compares in bits per dimension. The way back is to round down.
+    Generative Models*, 2016), and is what one compares in bits per dimension. In evaluation mode u depends on the row
+    alone. The way back is to round down.
 
     Args:
         num_levels: Number of levels; 256 for 8-bit data.
@@ -408,7 +445,7 @@ class Dequantize(Transform):
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-        return (x + torch.rand_like(x)).minimum(torch.nextafter(x + 1, x))
+        return (x + _noise(x, None, training=self.training)).minimum(torch.nextafter(x + 1, x))
 
     def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
         return y.floor().clamp(0, self.num_levels - 1)

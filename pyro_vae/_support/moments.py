@@ -30,7 +30,7 @@ class Moments:
     high: Tensor
 
     def __init__(self) -> None:
-        self._empty = True
+        self.empty = True
 
     def add(self, rows: Tensor) -> Self:
         """Adds rows ``(N, *E)``, N at least 1; returns itself."""
@@ -41,9 +41,9 @@ class Moments:
         squares = torch.where(seen, x - mean, 0.0).square().sum(0)
         low = torch.where(seen, x, math.inf).amin(0)
         high = torch.where(seen, x, -math.inf).amax(0)
-        if self._empty:
+        if self.empty:
             self.count, self.mean, self._squares, self.low, self.high = count, mean, squares, low, high
-            self._empty = False
+            self.empty = False
             return self
         total, delta = self.count + count, mean - self.mean
         share = count / total.clamp(min=1)

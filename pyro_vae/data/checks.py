@@ -19,10 +19,11 @@ from pyro_vae._support.ranges import (
     phrase,
     within,
 )
-from pyro_vae.programs import forked_random_state
+from pyro_vae._support.precision import Rounding, floating
+from pyro_vae.programs.running import evaluating, forked_random_state
 from pyro_vae.transforms import Transform
 
-__all__ = ["check_columns", "check_finite", "check_fit", "check_rows", "observed"]
+__all__ = ["check_columns", "check_digits", "check_finite", "check_fit", "check_rows", "observed"]
 
 
 def check_fit(transform: Transform, data_range: Constraint, likelihood: str) -> None:
@@ -108,27 +109,28 @@ def check_rows(
             _check_mask(seen, start, name)
         if rows.is_floating_point() and not bool((rows.isfinite() if seen is None else rows.isfinite() | ~seen).all()):
             raise ValueError(_not_finite(x, mask, name, missing=missing))
-    with forked_random_state(device):
+    with forked_random_state(device), evaluating(transform):
         for start in range(0, len(x), size):
             rows = x[start : start + size]
             seen = observed(rows, None if mask is None else mask[start : start + size], missing=missing)
-            rows = rows.to(device=device, dtype=dtype)
+            rows = floating(rows.to(device), dtype)
             if seen is not None:
                 seen = seen.to(device)
-                rows = torch.where(seen, rows, torch.as_tensor(inner_value(domain), dtype=dtype, device=device))
-            if not bool(torch.isfinite(rows).all()):
-                low, high = _extremes(x, mask, missing=missing)
-                raise ValueError(
-                    f"{name} has values as large as {max(-low, high):g}, more than the model's {dtype} can hold: "
-                    f"rescale them"
-                )
+                rows = torch.where(seen, rows, torch.as_tensor(inner_value(domain), dtype=rows.dtype, device=device))
             if not bool(_fits(rows, domain, seen).all()):
                 low, high = _extremes(x, mask, missing=missing)
                 raise ValueError(
                     f"{name} has values from {low:g} to {high:g}, but {type(transform).__name__} takes "
                     f"{phrase(domain)}: give the transform the bounds that the data have"
                 )
-            if expected is not None and not bool((fits := _fits(transform(rows), expected, seen)).all()):
+            described = transform(rows).to(dtype)
+            if not bool(torch.isfinite(described).all()):
+                low, high = _extremes(x, mask, missing=missing)
+                raise ValueError(
+                    f"{name} has values as large as {max(-low, high):g}, more than the model's {dtype} can hold: "
+                    f"rescale them"
+                )
+            if expected is not None and not bool((fits := _fits(described, expected, seen)).all()):
                 raise ValueError(_outside(x, mask, rows, fits, expected, name, missing=missing))
 
 
@@ -161,15 +163,38 @@ def check_columns(seen: Tensor | None, data_range: Constraint | None, name: str)
     """
     if seen is None or bool(seen.all()):
         return
-    first = tuple(int(i) for i in (~seen).nonzero()[0])
-    where = f"index {first}"
-    expected = None if data_range is None else elementwise(data_range)
-    if isinstance(expected, Columns):
-        where = expected.called(first[0])
     raise ValueError(
-        f"{name} has {int((~seen).sum())} elements that no row has an observation of, the first at {where}: leave "
-        f"them out"
+        f"{name} has {int((~seen).sum())} elements that no row has an observation of, the first at "
+        f"{_first(~seen, data_range)}: leave them out"
     )
+
+
+def check_digits(rounding: Rounding, data_range: Constraint | None, name: str) -> None:
+    """Refuses elements whose values the model's type cannot tell apart, in the model's units.
+
+    Args:
+        rounding: What rounding makes of the rows.
+        data_range: The likelihood's, which may know columns by name.
+        name: What the data are called in the message.
+
+    Raises:
+        ValueError: with the first of them.
+    """
+    if not rounding.moments.empty and bool((coarse := rounding.too_coarse).any()):
+        first = coarse.nonzero()[0].tolist()
+        mean, scale = (float(m[tuple(first)]) for m in (rounding.moments.mean, rounding.moments.variance.sqrt()))
+        raise ValueError(
+            f"{name} has values that {rounding.dtype} cannot tell apart, at {_first(coarse, data_range)}: they are "
+            f"{mean:.9g} ± {scale:.2g} in the model's units; use Standardize and a likelihood for real numbers, subtract a "
+            f"constant, or make the model float64 by .double()"
+        )
+
+
+def _first(marked: Tensor, data_range: Constraint | None) -> str:
+    """The first marked element, by its column's name where it has one."""
+    first = tuple(int(i) for i in marked.nonzero()[0])
+    expected = None if data_range is None else elementwise(data_range)
+    return expected.called(first[0]) if isinstance(expected, Columns) else f"index {first}"
 
 
 def _reshape_hint(x: Tensor, event_shape: Sequence[int]) -> str:

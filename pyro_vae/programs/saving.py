@@ -332,7 +332,8 @@ def open_into(
     except BaseException:
         pair.transform = before
         raise
-    floating = next((t.dtype for t in tensors.values() if t.is_floating_point()), pair.dtype)
+    weights = (t for name, t in tensors.items() if not name.startswith("transform."))  # whose types are their own
+    floating = next((t.dtype for t in weights if t.is_floating_point()), pair.dtype)
     pair.to(device=pair.device, dtype=floating)  # the transform is new
     pair.load_state_dict(tensors)
     pair.event_shape, pair.data_range, pair.missing = shape, data_range, described["missing"]

@@ -134,7 +134,7 @@ class Run:
         if pair.data_range is not None:
             transform = pair.transform.settle(train.parts(), pair.data_range)
             pair.transform = transform.to(device=pair.device, dtype=pair.dtype)
-        pair.check(train, "x_train", columns=True)
+        pair.check(train, "x_train", training=True)
         valid = None
         if validation_data is not None:
             valid = pair.check(validation_data, "validation_data", num_workers=num_workers)
