@@ -1,11 +1,12 @@
 r"""Transforms: the user's units to the model's, and back.
 
 As in ``torch.distributions.transforms``, ``domain`` and ``codomain`` are constraints. Every transform is a module: what
-it learned from data are buffers, saved with the model. It works in the type of the data, so that float64 rows keep their
-digits until they are in the model's units.
+it learned from data are buffers, saved with the model. It works in the type of the data, so that float64 rows keep
+their digits until they are in the model's units.
 
-Transforms that draw, :class:`Binarize` and :class:`Dequantize`, draw again at every call in training mode. In evaluation
-mode their noise is a function of the row alone: a row is always brought to the same value, in any batch and order.
+Transforms that draw, :class:`Binarize` and :class:`Dequantize`, draw again at every call in training mode. In
+evaluation mode their noise is a function of the row alone: a row is always brought to the same value, in any batch and
+order.
 """
 
 import itertools
@@ -326,10 +327,10 @@ class Binarize(Transform):
 
     .. math:: y_i \sim \mathrm{Bernoulli}\left(\frac{x_i - \text{low}}{\text{high} - \text{low}}\right)
 
-    This is dynamic binarisation (Salakhutdinov & Murray, 2008; Burda et al., 2016). In evaluation mode a row always gets
-    the same bits: they depend on the row alone. Bits at ``low`` and ``high`` pass unchanged. Evidence is then that of
-    the bits, a probability, which has no Jacobian. The way back puts 0 at ``low`` and 1 at ``high``, so means come back
-    as grey levels.
+    This is dynamic binarisation (Salakhutdinov & Murray, 2008; Burda et al., 2016). In evaluation mode a row always
+    gets the same bits: they depend on the row alone. Bits at ``low`` and ``high`` pass unchanged. Evidence is then that
+    of the bits, a probability, which has no Jacobian. The way back puts 0 at ``low`` and 1 at ``high``, so means come
+    back as grey levels.
 
     Args:
         low: Grey level that is always 0.
@@ -393,7 +394,7 @@ def _row_noise(x: Tensor, seed: int) -> Tensor:
 
 
 def _hashed(place: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """24-bit whole numbers, as if uniform, from 32-bit places and two keys (finaliser of MurmurHash3; Appleby, 2011)."""
+    """24-bit numbers, as if uniform, of 32-bit places and two keys (the finaliser of MurmurHash3; Appleby, 2011)."""
     return _mix32(_mix32(place ^ first) ^ second) & (2**24 - 1)
 
 

@@ -1,22 +1,33 @@
 """Files: JSON, safetensors and plain arrays, so that opening one runs no code; written whole or not at all."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
+import platform
+import re
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+import safetensors.torch
+import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 __all__ = [
+    "check_free_memory",
     "check_writable",
+    "only_writer",
+    "read_header",
     "read_json",
     "read_tensors",
     "replacing",
@@ -27,28 +38,95 @@ __all__ = [
     "write_tensors",
 ]
 
+_LOCK = ".lock"
+_JSON_BYTES = 2**26  # of settings; what is longer is none
+_CHECKSUM = "blake2b"
+_DAY = 24 * 3600
+
+
+def _temporary(target: Path) -> Path:
+    """A name for this process alone, which keeps its suffix: writers go by that."""
+    return target.with_name(f".{os.getpid()}@{_host()}-{target.name}")
+
+
+def _host() -> str:
+    return re.sub(r"[^\w.]", "_", platform.node()) or "localhost"
+
+
+def _left_behind(folder: Path, *, by_anyone: bool = False) -> Iterator[Path]:
+    """Temporary files in a folder whose process has been killed; ``by_anyone``: all of them."""
+    for path in folder.glob(".*@*-*"):
+        if match := re.fullmatch(r"\.(\d+)@([\w.]+)-.+", path.name):
+            gone = match[2] == _host() and not psutil.pid_exists(int(match[1]))
+            with contextlib.suppress(OSError):
+                if by_anyone or gone or time.time() - path.stat().st_mtime > _DAY:
+                    yield path
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Makes sure that no other process writes in a folder meanwhile, and sweeps up what killed ones have left in it.
+
+    The lock is the operating system's, so it dies with its process; files that are read need none, for they are whole.
+
+    Raises:
+        ValueError: if another process holds the folder, or nothing can be written there.
+    """
+    check_writable(folder)
+    lock = FileLock(folder / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        why = f"another process is training in {folder}: wait until it ends, or name another folder"
+        raise ValueError(why) from None
+    except OSError as error:
+        raise ValueError(f"cannot write in {folder}: {error.strerror or error}; choose another folder") from error
+    try:
+        for place in (folder, *(child for child in folder.iterdir() if child.is_dir())):
+            for path in _left_behind(place, by_anyone=True):
+                path.unlink(missing_ok=True)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / _LOCK).unlink(missing_ok=True)  # while it is held: who waits for it sees that it is gone
+        lock.release()
+
 
 @contextlib.contextmanager
 def replacing_all(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
     """Yields a temporary path beside each of ``paths``; renames them once all are written and on disk.
 
-    A full disk, an error or a kill leaves whatever was at the paths as it was.
+    A full disk, an error or a kill leaves whatever was at the paths as it was. What killed processes have left of
+    earlier tries is swept up. The files have the mode that the user's umask gives.
     """
     targets = [Path(path) for path in paths]
-    for target in targets:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    # The name keeps its suffix, which writers go by.
-    temporaries = [target.with_name(f".{os.getpid()}-{target.name}") for target in targets]
+    temporaries = [_temporary(target) for target in targets]
     try:
-        yield temporaries
+        for folder in {target.parent for target in targets}:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in _left_behind(folder):
+                path.unlink(missing_ok=True)
+        modes = []
         for temporary in temporaries:
+            with open(temporary, "wb") as file:
+                modes.append(stat.S_IMODE(os.fstat(file.fileno()).st_mode))
+        yield temporaries
+        for temporary, mode in zip(temporaries, modes, strict=True):
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
+            if stat.S_IMODE(temporary.stat().st_mode) != mode:  # a writer that made the file anew
+                temporary.chmod(mode)
         for temporary, target in zip(temporaries, targets, strict=True):
             os.replace(temporary, target)
+    except OSError as error:
+        ours = error.filename is None or Path(error.filename) in temporaries
+        if not ours or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(targets[0])) from error
     finally:
         for temporary in temporaries:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -85,6 +163,8 @@ def read_json(path: Path) -> Any:
         ValueError: if the file is missing or is not JSON.
     """
     try:
+        if path.stat().st_size > _JSON_BYTES:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
@@ -101,22 +181,77 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Writes tensors as safetensors to a path that is temporary."""
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata=dict(metadata or {}))
+    metadata = dict(metadata or {})
+    metadata[_CHECKSUM] = _checksum(contiguous, metadata)
+    path.write_bytes(safetensors.torch.save(contiguous, metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Reads tensors and metadata.
 
     Raises:
+        ValueError: if the file is missing, is not whole, or does not hold what was written.
+    """
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() or {}
+    written = metadata.pop(_CHECKSUM, None)
+    if written not in (None, _checksum(tensors, metadata)):
+        raise ValueError(f"{path} is damaged: its content is not what was written, by its checksum")
+    return tensors, metadata
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """Reads names, shapes and types: tensors on the device ``"meta"``, which take no memory.
+
+    Raises:
         ValueError: if the file is missing or is not whole.
     """
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {
+            name: torch.empty(part.get_shape(), dtype=_TYPES[part.get_dtype()], device="meta")
+            for name, part in slices.items()
+        }
+
+
+# The names that a safetensors file gives to torch's types.
+_TYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or half-written ({error})") from error
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged or half-written ({' '.join(str(error).split())})") from error
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Of names, types, shapes and contents."""
+    found = hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name}: {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def write_blocks(blocks: Iterable[tuple[Sequence[slice], Tensor]], leading: Sequence[int], path: Path) -> np.memmap:
@@ -158,6 +293,22 @@ def write_blocks(blocks: Iterable[tuple[Sequence[slice], Tensor]], leading: Sequ
                 file.write(array[index].data.cast("B"))
             del block, array  # before the next block is made
     return np.load(path, mmap_mode="r")
+
+
+def check_free_memory(needed: int, what: str, instead: str) -> None:
+    """Refuses what memory has no room for, before it is asked for.
+
+    Args:
+        needed: Bytes.
+        what: What takes them, in the plural.
+        instead: What to do.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ValueError(f"{what} take {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB of memory are free: {instead}")
 
 
 def _check_space(folder: Path, needed: int) -> None:

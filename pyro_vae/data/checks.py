@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae._support.arrays import rows_at_once
+from pyro_vae._support.precision import Rounding, floating
 from pyro_vae._support.ranges import (
     Columns,
     Constraint,
@@ -19,7 +20,6 @@ from pyro_vae._support.ranges import (
     phrase,
     within,
 )
-from pyro_vae._support.precision import Rounding, floating
 from pyro_vae.programs.running import evaluating, forked_random_state
 from pyro_vae.transforms import Transform
 
@@ -185,8 +185,8 @@ def check_digits(rounding: Rounding, data_range: Constraint | None, name: str) -
         mean, scale = (float(m[tuple(first)]) for m in (rounding.moments.mean, rounding.moments.variance.sqrt()))
         raise ValueError(
             f"{name} has values that {rounding.dtype} cannot tell apart, at {_first(coarse, data_range)}: they are "
-            f"{mean:.9g} ± {scale:.2g} in the model's units; use Standardize and a likelihood for real numbers, subtract a "
-            f"constant, or make the model float64 by .double()"
+            f"{mean:.9g} ± {scale:.2g} in the model's units; use Standardize and a likelihood for real numbers, "
+            f"subtract a constant, or make the model float64 by .double()"
         )
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "FORMAT_VERSION",
     "WEIGHTS",
     "argument_shapes",
+    "check_shapes",
     "describe_constraint",
     "load_config",
     "open_into",
@@ -275,8 +276,15 @@ def _encoding_for_features(description: Any) -> Any:
     return {rename.get(name, name): _encoding_for_features(value) for name, value in description.items()}
 
 
-def read_weights(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], ...]:
+def read_weights(
+    folder: str | os.PathLike[str], config: Mapping[str, Any], *, header: bool = False
+) -> tuple[dict[str, Tensor], ...]:
     """A saved pair's state, and its entries in Pyro's store.
+
+    Args:
+        folder: Where it was saved.
+        config: What :func:`load_config` read there.
+        header: Read shapes and types alone: tensors on the device ``"meta"``, which take no memory.
 
     Raises:
         ValueError: if there is none, or it is damaged.
@@ -284,7 +292,7 @@ def read_weights(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> t
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         raise ValueError(f"{folder} has no {WEIGHTS}: its training has not ended, and can be resumed")
-    tensors, _ = files.read_tensors(path)
+    tensors = files.read_header(path) if header else files.read_tensors(path)[0]
     store = {name.removeprefix(_PARAM): tensors.pop(name) for name in list(tensors) if name.startswith(_PARAM)}
     if config["format_version"] == 1:
         old, new = "guide.encoder.features.", "guide.encoder.encoding."
@@ -314,12 +322,16 @@ def open_into(
         ValueError: if the folder holds no whole state, or that of other programs.
     """
     folder, path = Path(folder), Path(folder) / CONFIG
-    tensors, params = read_weights(folder, config)
+    header, _ = read_weights(folder, config, header=True)
     described, before = config["model"], pair.transform
     arguments = config.get("arguments") or getattr(pair, "argument_shapes", None) or {}
     try:
         pair.transform = _build_transform(described["transform"], before, parts)
-        _check_state(pair, tensors, arguments, folder, whose)
+        _check_state(pair, header, arguments, folder, whose)
+        tensors, params = read_weights(folder, config)
+        for name in dict(pair.named_parameters()):
+            if bool(tensors[name].isnan().any()):
+                raise ValueError(f"{folder / WEIGHTS} holds no trained model: {name} has NaN")
         stored = _constraints_for(pair, params, config.get("params", {}), arguments)
         shape, data_range = described.get("event_shape"), described.get("data_range")
         shape = pair.event_shape if shape is None else tuple(shape)
@@ -332,9 +344,7 @@ def open_into(
     except BaseException:
         pair.transform = before
         raise
-    weights = (t for name, t in tensors.items() if not name.startswith("transform."))  # whose types are their own
-    floating = next((t.dtype for t in weights if t.is_floating_point()), pair.dtype)
-    pair.to(device=pair.device, dtype=floating)  # the transform is new
+    pair.to(device=pair.device, dtype=_dtype_of(tensors, pair.dtype))  # the transform is new
     pair.load_state_dict(tensors)
     pair.event_shape, pair.data_range, pair.missing = shape, data_range, described["missing"]
     pair.num_rows = config.get("num_rows")
@@ -376,19 +386,49 @@ def _check_state(
                 f"do not run without data ({reason}): if they make it when they first run, encode a row before"
             ) from error
         own = pair.state_dict()
+    check_shapes(own, tensors, pair.dtype, folder, whose)
+
+
+def check_shapes(
+    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], floating: torch.dtype, folder: Path, whose: str
+) -> None:
+    """Makes sure that tensors in a file are those of a model, in name, shape and type.
+
+    Args:
+        own: The model's state.
+        tensors: What the file holds, or its header.
+        floating: The model's type, in the place of which the file may have another.
+        folder: Where the file is.
+        whose: What to call the model in the message.
+
+    Raises:
+        ValueError: with the first thing that differs, and how many do.
+    """
+    dtype = _dtype_of(tensors, floating)
     reasons = [f"it has {name} besides" for name in sorted(tensors.keys() - own.keys())]
     reasons += [f"it lacks {name}" for name in sorted(own.keys() - tensors.keys())]
-    reasons += [
-        f"{name} has shape {tuple(tensors[name].shape)} in the file and {tuple(value.shape)} in {whose}"
-        for name, value in own.items()
-        if name in tensors and tensors[name].shape != value.shape
-    ]
+    for name, value in own.items():
+        found = tensors.get(name, value)
+        if found.shape != value.shape:
+            reasons.append(f"{name} has shape {tuple(found.shape)} in the file and {tuple(value.shape)} in {whose}")
+        elif not _same_kind(found.dtype, dtype if value.dtype == floating else value.dtype):
+            reasons.append(f"{name} is {found.dtype} in the file and {value.dtype} in {whose}")
     if reasons:
         more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
         raise ValueError(
             f"{folder / WEIGHTS} does not hold the state of {whose} ({reasons[0]}{more}): open it with the parts and "
             f"programs that it was saved with"
         )
+
+
+def _dtype_of(tensors: Mapping[str, Tensor], default: torch.dtype) -> torch.dtype:
+    """The type of a state's weights; a transform's buffers have types of their own."""
+    weights = (tensor for name, tensor in tensors.items() if not name.startswith("transform."))
+    return next((tensor.dtype for tensor in weights if tensor.is_floating_point()), default)
+
+
+def _same_kind(found: torch.dtype, expected: torch.dtype) -> bool:
+    return found == expected or (found.is_floating_point and expected == torch.float64)
 
 
 def _constraints_for(

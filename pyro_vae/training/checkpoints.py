@@ -1,6 +1,8 @@
 """A training run on disk: everything that is needed to go on as if it had never stopped, in one safetensors file."""
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,20 +43,117 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     files.write_tensors(flat, path, metadata={"numbers": json.dumps(checkpoint.numbers)})
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint.
+def read_checkpoint(path: Path, *, like: Checkpoint, parameters: Sequence[Tensor]) -> Checkpoint:
+    """Reads a checkpoint of a run whose state looks like another: the same names, shapes and types.
+
+    Args:
+        path: The file.
+        like: The state of the run that is to go on, at its start. What the file does not have of the numbers, because
+            an older version wrote it, is taken from there.
+        parameters: What the optimiser moves, in its order.
 
     Raises:
-        ValueError: if the file is missing, half-written or not a checkpoint.
+        ValueError: if the file is missing, damaged, not a checkpoint, or that of another model.
     """
     flat, metadata = files.read_tensors(path)
     if "numbers" not in metadata:
         raise ValueError(f"{path} is not a checkpoint of a training run")
-    tensors: dict[str, dict[str, Tensor]] = {}
+    tensors: dict[str, dict[str, Tensor]] = {group: {} for group in like.tensors}
     for key, tensor in flat.items():
         group, _, name = key.partition("/")
         tensors.setdefault(group, {})[name] = tensor
-    return Checkpoint(tensors, json.loads(metadata["numbers"]))
+    _check_weights(path, tensors["weights"], like.tensors["weights"])
+    try:
+        numbers = json.loads(metadata["numbers"])
+        if tensors["best"]:
+            _check_alike("best", tensors["best"], like.tensors["weights"])
+        _check_moments(tensors["moments"], parameters)
+        _check_alike("random", tensors["random"], like.tensors["random"])
+        _check_alike("order", tensors["order"], like.tensors["order"])
+        for state in (tensors["random"]["cpu"], tensors["order"]["state"]):
+            torch.Generator().set_state(state)
+        numbers = _shaped(numbers, like.numbers, "numbers", free=("identity", "history", "changes", "state"))
+        _check_history(numbers)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged ({reason}): train anew, or put back a copy of it") from error
+    return Checkpoint(tensors, numbers)
+
+
+def _check_weights(path: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    try:
+        _check_alike("weights", found, expected)
+    except ValueError as error:
+        raise ValueError(f"{path} is of another model ({error})") from error
+
+
+def _check_alike(group: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Refuses tensors that have other names, shapes or types."""
+    for name in sorted(found.keys() ^ expected.keys()):
+        if not (group == "random" and name == "cuda"):  # a run may go on with a GPU or without
+            raise ValueError(f"{group}: {'lacks' if name in expected else 'has'} {name}")
+    for name, tensor in found.items():
+        own = expected.get(name, tensor)
+        if (tensor.shape, tensor.dtype) != (own.shape, own.dtype):
+            raise ValueError(
+                f"{group}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected {own.dtype} of shape "
+                f"{tuple(own.shape)}"
+            )
+
+
+def _check_moments(moments: dict[str, Tensor], parameters: Sequence[Tensor]) -> None:
+    """Refuses moments that are not a number, or of their parameter's shape and type, where they bear its own name."""
+    for key, tensor in moments.items():
+        index, _, name = key.partition("/")
+        own = parameters[int(index)] if index.isdecimal() and int(index) < len(parameters) else None
+        fits = own is not None and bool(name) and tensor.is_floating_point()
+        if fits and own is not None and name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"):
+            fits = (tensor.shape, tensor.dtype) == (own.shape, own.dtype)
+        if fits and name == "step":
+            fits = tensor.shape == ()
+        if not fits:
+            raise ValueError(f"{key} is no moment of a parameter, as {tensor.dtype} of shape {tuple(tensor.shape)}")
+
+
+def _shaped(found: Any, own: Any, where: str, free: Sequence[str] = ()) -> Any:
+    """JSON data with the names and kinds of ``own``, which also gives what is not there; ``free`` may hold anything."""
+    if isinstance(own, dict):
+        if not isinstance(found, dict):
+            raise ValueError(f"{where} is {found!r:.40}")
+        merged = {name: found.get(name, value) for name, value in own.items()}
+        return {
+            name: merged[name] if name in free else _shaped(merged[name], value, name, free)
+            for name, value in own.items()
+        }
+    if isinstance(own, list):
+        if not isinstance(found, list) or len(found) != len(own):
+            raise ValueError(f"{where} is {found!r:.40}")
+        return [_shaped(there, here, where, free) for there, here in zip(found, own, strict=True)]
+    numbers = (int, float)
+    alike = own is None or type(found) is type(own) or (type(found) in numbers and type(own) in numbers)
+    if not alike:
+        raise ValueError(f"{where} is {found!r:.40}")
+    return found
+
+
+def _check_history(numbers: dict[str, Any]) -> None:
+    """Refuses a history that is not one row of numbers for each epoch, and what does not go with it."""
+    history = numbers["history"]
+    if not isinstance(history, list) or not history:
+        raise ValueError("its history has no epochs")
+    for number, row in enumerate(history, start=1):
+        plain = isinstance(row, dict) and all(type(value) in (int, float) for value in row.values())
+        if not plain or row.get("epoch") != number or not {"elbo", "reconstruction", "kl"} <= row.keys():
+            raise ValueError(f"epoch {number} of its history is {row!r:.80}")
+    if not 0 <= numbers["best_epoch"] <= len(history):
+        raise ValueError(f"its best epoch is {numbers['best_epoch']} of {len(history)}")
+    if not isinstance(numbers["identity"], dict) or not isinstance(numbers["changes"], list):
+        raise ValueError("it does not say of which run it is")
+    rate = numbers["identity"].get("learning_rate")
+    if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+        raise ValueError("it does not say by which learning rate it went")
+    if not isinstance(numbers["optimizer"].get("state"), dict):
+        raise ValueError("it does not have the optimiser's state")
 
 
 def get_random_state(device: torch.device) -> dict[str, Tensor]:

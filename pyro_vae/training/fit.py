@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -27,7 +27,7 @@ def fit(
     objective: Any = None,
     optimizer: OptimizerFactory = torch.optim.Adam,
     epochs: int = 20,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     learning_rate: float = 1e-3,
     schedule: Schedule = "cosine",
     max_grad_norm: float | None = None,
@@ -38,7 +38,7 @@ def fit(
     compile: Compile = "auto",
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
-    resume: bool = False,
+    resume: bool | Literal["learning_rate"] = False,
     num_workers: int = 2,
 ) -> "pd.DataFrame":
     r"""Trains a pair of programs by stochastic variational inference.
@@ -66,7 +66,8 @@ def fit(
         optimizer: A class of ``torch.optim``, or a function called as one: ``optimizer(parameters, lr=...)``. By
             default Adam (Kingma & Ba, 2015).
         epochs: Times that every row is seen.
-        batch_size: Rows in a step, on each rank; the last step of an epoch takes what is left.
+        batch_size: Rows in a step, on each rank; the last step of an epoch takes what is left. By default 128, or all
+            rows where there are fewer.
         learning_rate: The step size at the start.
         schedule: ``"cosine"`` keeps it for half of the run and lets it fall to zero along a cosine over the
             other half, ``"constant"`` keeps it, ``"plateau"`` halves it when the validation (without any, the
@@ -83,7 +84,9 @@ def fit(
             do, training runs the programs, and one warning says why.
         progress: Show a progress bar.
         checkpoint: File to which the run's state is written after each epoch.
-        resume: Go on from the file ``checkpoint``, to the same numbers as a run that was never stopped.
+        resume: Go on from the file ``checkpoint``, to the same numbers as a run that was never stopped. Other data, in
+            another order, or other settings are refused. ``"learning_rate"`` goes on with the one given here in the
+            place of the run's; the history has it.
         num_workers: Processes that read what is streamed.
 
     Returns:
@@ -94,8 +97,9 @@ def fit(
         ``learning_rate``, ``seconds`` and ``rows_per_second``.
         ``history.attrs["stopped"]`` says why it ended: ``"finished"``, ``"early"`` or ``"interrupted"`` (Ctrl-C, which
         keeps what has been learned), ``history.attrs["best_epoch"]`` which epoch's weights were kept, if
-        there are validation data, ``history.attrs["execution"]`` how steps were run, and why, and
-        ``history.attrs["closed_form"]`` at which latent sites the KL was taken in closed form.
+        there are validation data, ``history.attrs["execution"]`` how steps were run, and why,
+        ``history.attrs["closed_form"]`` at which latent sites the KL was taken in closed form, and
+        ``history.attrs["changes"]`` what was changed when the run was resumed.
 
     Raises:
         ValueError: if the data or an argument do not fit, or the programs break the contract, before anything is

@@ -1,5 +1,6 @@
 """One training run: its data, its optimiser, and how far it is."""
 
+import functools
 import itertools
 import math
 import os
@@ -7,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Run"]
 
+_TRAINING_ROWS, _VALIDATION_ROWS = "training rows", "validation rows"
+
+_BATCH_SIZE = 128
 _STEPS_BETWEEN_AGREEMENTS = 10  # of several ranks on whether to stop, which a GPU is waited for
 
 
@@ -81,7 +86,8 @@ class Run:
         self.settings, self.checkpoint, self.progress = settings, checkpoint, progress
         self.device = pair.device
         self.num_rows = pair.num_rows = train.num_rows
-        self.rows_in_step = settings.batch_size * parallel.world_size()
+        self.batch_size = settings.batch_size or _BATCH_SIZE
+        self.rows_in_step = self.batch_size * parallel.world_size()
         self.steps = len(self._split(torch.arange(self.num_rows)))
         self.interrupts = parallel.Interrupts()
         self.order = torch.Generator().manual_seed(settings.seed)
@@ -96,6 +102,7 @@ class Run:
             self.optimizer = settings.make_optimizer(list(self.parameters.values()), self.device)
             self.scheduler = settings.make_scheduler(self.optimizer, settings.epochs * self.steps)
             self.history: list[dict[str, float]] = []
+            self.changes: list[dict[str, Any]] = []
             self.weights = self._copy_weights()
             self.best: dict[str, Tensor] = {}
             self.best_elbo, self.best_epoch = -math.inf, 0
@@ -110,15 +117,16 @@ class Run:
         device: str | torch.device,
         progress: bool,
         checkpoint: str | os.PathLike[str] | None,
-        resume: bool,
+        resume: bool | str,
         num_workers: int,
         **arguments: Any,
     ) -> "Run":
         """Checks everything that can be checked before anything is trained."""
         if resume and checkpoint is None:
             raise ValueError("resume=True needs checkpoint, the file to go on from")
+        if resume not in (True, False, "learning_rate"):
+            raise ValueError(f"resume must be True, False or 'learning_rate', found {resume!r}")
         settings = Settings(**arguments)
-        batch_size = settings.batch_size
         if settings.patience is not None and validation_data is None:
             raise ValueError("patience needs validation_data: early stopping watches their ELBO")
         device = resolve_device(device)
@@ -138,15 +146,19 @@ class Run:
         valid = None
         if validation_data is not None:
             valid = pair.check(validation_data, "validation_data", num_workers=num_workers)
-        if train.num_rows < batch_size * parallel.world_size():
-            on = f" on {parallel.world_size()} ranks" if parallel.world_size() > 1 else ""
+        ranks = parallel.world_size()
+        batch_size = min(_BATCH_SIZE, train.num_rows // ranks) if settings.batch_size is None else settings.batch_size
+        if batch_size < 1 or train.num_rows < batch_size * ranks:
+            on = f" on {ranks} ranks" if ranks > 1 else ""
             raise ValueError(
-                f"x_train has {train.num_rows} rows, fewer than batch_size={batch_size}{on}: use a smaller batch_size"
+                f"x_train has {train.num_rows} rows, fewer than batch_size={max(1, batch_size)}{on}: use a smaller "
+                f"batch_size, or fewer ranks"
             )
+        settings = replace(settings, batch_size=batch_size)
         path = None if checkpoint is None else Path(checkpoint)
         run = cls(pair, train, valid, settings, path, progress=progress and parallel.rank() == 0)
         if resume:
-            run.restore()
+            run.restore(other_rate=resume == "learning_rate")
         return run
 
     def _split(self, order: Tensor) -> list[Tensor]:
@@ -157,7 +169,7 @@ class Run:
         return parts
 
     def _first_reference(self) -> dict[str, Tensor]:
-        return next(iter(self.data.references([torch.arange(self.settings.batch_size)])))
+        return next(iter(self.data.references([torch.arange(self.batch_size)])))
 
     def _execution(self) -> Execution:
         settings = self.settings
@@ -235,6 +247,7 @@ class Run:
             "best_epoch": self.best_epoch or None,
             "execution": self.execution.how,
             "closed_form": self.execution.eager.closed_form,
+            "changes": self.changes,
         }
         return history
 
@@ -296,7 +309,7 @@ class Run:
         if self.settings.schedule == "plateau":
             self.scheduler.step(row.get("validation_elbo", row["elbo"]))
         if self.checkpoint is not None and parallel.rank() == 0:
-            self._write(self.checkpoint)
+            write_checkpoint(self._state(), self.checkpoint)
 
     def _references(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Tensor] | None]:
         """For each step's rows a reference to those of this rank; None where it has none, in the last step."""
@@ -344,63 +357,91 @@ class Run:
                 parameter.copy_(weights[name])
         self.pair.load_state_dict({name: tensor for name, tensor in weights.items() if name not in store})
 
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same when the run goes on, as JSON data."""
-        return {**self.settings.identity(), "num_rows": self.num_rows}
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when the run goes on, as JSON data: settings, and what tells data apart."""
+        return {
+            **self.settings.identity(),
+            "num_rows": self.num_rows,
+            "transform": repr(self.pair.transform),
+            _TRAINING_ROWS: self.data.fingerprint(),
+            _VALIDATION_ROWS: None if self.valid is None else self.valid.fingerprint(),
+        }
 
-    def _write(self, path: Path) -> None:
+    def _state(self) -> Checkpoint:
+        """The state of the run, as it is written."""
         moments, optimizer = pack_optimizer(self.optimizer)
-        write_checkpoint(
-            Checkpoint(
-                tensors={
-                    "weights": self.weights,
-                    "best": self.best,
-                    "moments": moments,
-                    "random": get_random_state(self.device),
-                    "order": {"state": self.order.get_state()},
-                },
-                numbers={
-                    "identity": self._identity(),
-                    "optimizer": optimizer,
-                    "scheduler": numbers_of(self.scheduler.state_dict()),
-                    "history": self.history,
-                    "best_epoch": self.best_epoch,
-                    "best_elbo": self.best_elbo,
-                },
-            ),
-            path,
+        return Checkpoint(
+            tensors={
+                "weights": self.weights,
+                "best": self.best,
+                "moments": moments,
+                "random": get_random_state(self.device),
+                "order": {"state": self.order.get_state()},
+            },
+            numbers={
+                "identity": self.identity,
+                "optimizer": optimizer,
+                "scheduler": numbers_of(self.scheduler.state_dict()),
+                "history": self.history,
+                "changes": self.changes,
+                "best_epoch": self.best_epoch,
+                "best_elbo": self.best_elbo,
+            },
         )
 
-    def restore(self) -> None:
+    def _check_same(self, before: dict[str, Any], *, other_rate: bool) -> None:
+        """Refuses the checkpoint of a run that goes by other settings or data; of old versions some are not known."""
+        for name, value in self.identity.items():
+            if name not in before or before[name] == value or (name == "learning_rate" and other_rate):
+                continue
+            if name in (_TRAINING_ROWS, _VALIDATION_ROWS):
+                raise ValueError(
+                    f"{self.checkpoint} is of a run on other {name}, or on the same in another order: go on with the "
+                    f"data and the split that it began with, or train anew"
+                )
+            raise ValueError(
+                f"{self.checkpoint} is of a run with {name}={before[name]}, found {name}={value}: "
+                f"go on with the same settings and data"
+            )
+
+    def restore(self, *, other_rate: bool = False) -> None:
         """Goes back to the state in the checkpoint.
 
+        Args:
+            other_rate: Go on with the learning rate of this run in the place of the checkpoint's.
+
         Raises:
-            ValueError: if it belongs to another run.
+            ValueError: if it belongs to another run, or is damaged.
         """
         assert self.checkpoint is not None
-        saved = read_checkpoint(self.checkpoint)
-        for name, value in self._identity().items():
-            before = saved.numbers["identity"].get(name)
-            if before != value:
-                raise ValueError(
-                    f"{self.checkpoint} is of a run with {name}={before}, found {name}={value}: "
-                    f"go on with the same settings and data"
-                )
-        try:
-            self._set_weights(saved.tensors["weights"])
-        except (KeyError, RuntimeError) as error:
-            raise ValueError(f"{self.checkpoint} is of another model ({' '.join(str(error).split())})") from error
-        unpack_optimizer(self.optimizer, saved.tensors.get("moments", {}), saved.numbers["optimizer"])
+        saved = read_checkpoint(self.checkpoint, like=self._state(), parameters=list(self.parameters.values()))
+        before = saved.numbers["identity"]
+        self._check_same(before, other_rate=other_rate)
+        self._set_weights(saved.tensors["weights"])
+        unpack_optimizer(self.optimizer, saved.tensors["moments"], saved.numbers["optimizer"])
         rates = getattr(self.scheduler, "base_lrs", None)  # tensors where the optimiser's are
         self.scheduler.load_state_dict(saved.numbers["scheduler"])
         if rates is not None:
             self.scheduler.base_lrs = rates
-        self.history = saved.numbers["history"]
+        self.history, self.changes = saved.numbers["history"], saved.numbers["changes"]
+        if before["learning_rate"] != self.settings.learning_rate:
+            self._change_rate(before["learning_rate"], self.settings.learning_rate)
         if self.settings.schedule != "plateau":  # another number of ranks takes another number of steps
             self.scheduler.last_epoch = len(self.history) * self.steps
         self.best_epoch, self.best_elbo = saved.numbers["best_epoch"], saved.numbers["best_elbo"]
         self.weights = self._copy_weights()
-        self.best = {name: tensor.to(self.device) for name, tensor in saved.tensors.get("best", {}).items()}
+        self.best = {name: tensor.to(self.device) for name, tensor in saved.tensors["best"].items()}
         self.order.set_state(saved.tensors["order"]["state"])
         assert self.state is not None
         self.state["torch"] = saved.tensors["random"]
+
+    def _change_rate(self, before: float, after: float) -> None:
+        """Goes on with another learning rate, by the schedule that there was."""
+        for group in self.optimizer.param_groups:
+            group["lr"] *= after / before  # in place, where it is a tensor
+            if "initial_lr" in group:
+                group["initial_lr"] *= after / before
+        if hasattr(self.scheduler, "base_lrs"):
+            self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+        self.changes.append({"epoch": len(self.history) + 1, "learning_rate": [before, after]})

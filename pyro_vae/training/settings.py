@@ -59,7 +59,7 @@ class Settings:
     objective: Any
     optimizer: OptimizerFactory
     epochs: int
-    batch_size: int
+    batch_size: int | None
     learning_rate: float
     schedule: Schedule
     max_grad_norm: float | None

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+import torch
 from torch import nn
 
 from pyro_vae._support import configs
 from pyro_vae.pair import Pair
-from pyro_vae.programs.saving import CONFIG, load_config, open_into
+from pyro_vae.programs.saving import CONFIG, check_shapes, load_config, open_into, read_weights
 from pyro_vae.vae.description import PARTS, describe_vae
 from pyro_vae.vae.model import VAE
 
@@ -77,8 +78,14 @@ def _build(folder: Path, config: dict[str, Any], parts: tuple[type[nn.Module], .
             f"{folder} holds the state of a pair whose programs are code ({programs}): build the pair as it was, and "
             f"open it with load(folder, into=pair)"
         )
+    classes = PARTS | {"VAE": VAE} | {part.__name__: part for part in parts}
     try:
-        model = configs.build(description, PARTS | {"VAE": VAE} | {part.__name__: part for part in parts})
+        if not parts:  # before memory is asked for: a damaged size may be any
+            with torch.device("meta"):
+                sizes = configs.build(description, classes)
+            header, _ = read_weights(folder, config, header=True)
+            check_shapes(sizes.state_dict(), header, sizes.dtype, folder, f"the model that {CONFIG} describes")
+        model = configs.build(description, classes)
     except ValueError as error:
         raise ValueError(f"cannot open {folder / CONFIG}: {error}") from error
     if not isinstance(model, VAE):
