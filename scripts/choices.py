@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_vae import VAE, conv_vae, likelihoods, mlp_vae
-from pyro_vae._support.arrays import in_chunks
+from pyro_vae._support.arrays import as_tensor, in_chunks
 from pyro_vae._support.moments import Moments
 from pyro_vae._support.names import lookup
 from pyro_vae._support.ranges import is_boolean
-from pyro_vae.data.sources import DataSet
+from pyro_vae.data.dataset import BITS, COUNTS, COUNTS_OR_LEVELS, INTENSITIES, DataSet
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.transforms import Compose, Dequantize, Transform, choose_transform
 
@@ -66,9 +66,38 @@ LIKELIHOODS: Mapping[str, Callable[[Choice], Likelihood]] = {
 }
 
 
-def default_likelihood(data: DataSet) -> str:
-    """The likelihood for data of which nothing else is said."""
-    return "mixed" if data.schema is not None else "normal" if data.bounds is None else "bernoulli"
+# The likelihood by what the numbers are, and why.
+_BY_VALUES: Mapping[str | None, tuple[str, str]] = {
+    BITS: ("bernoulli", "the data are 0 and 1"),
+    INTENSITIES: ("normal", "the data are grey levels or colours; bernoulli would draw black or white for each"),
+    COUNTS: ("negative-binomial", "the data are counts"),
+    None: ("normal", "the data are taken for measurements"),
+}
+_INKED = 0.5  # share of levels at either end from which pictures are taken for black on white
+
+
+def default_likelihood(data: DataSet) -> tuple[str, str]:
+    """The likelihood for data of which nothing else is said, and why.
+
+    Raises:
+        ValueError: if they may be two things.
+    """
+    if data.schema is not None:
+        return "mixed", "the data are a table, and each column has its own"
+    if data.values == COUNTS_OR_LEVELS:
+        raise ValueError(
+            f"{data.name} holds whole numbers that may be counts or levels: give --likelihood negative-binomial for "
+            f"counts, --likelihood normal for measurements; for grey levels, save them as 8-bit numbers (uint8)"
+        )
+    if data.values == INTENSITIES and data.bounds is not None and _inked(data.x_train, data.bounds) >= _INKED:
+        return "bernoulli", "the data are mostly black or white, and bits are drawn from them"
+    return _BY_VALUES[data.values]
+
+
+def _inked(x: Any, bounds: tuple[float, float]) -> float:
+    """The share of entries that are at either bound, in a few of the rows; of colours none are said to be."""
+    few = as_tensor(x[:1000])
+    return 0.0 if few.dim() == 4 else float(((few == bounds[0]) | (few == bounds[1])).double().mean())
 
 
 def choose(table: Mapping[str, Any], name: str, kind: str) -> Any:
@@ -81,6 +110,12 @@ def likelihood_and_transform(
 ) -> tuple[Likelihood, Transform, str]:
     """The likelihood of this name, the transform that brings the data into its range, and why that one."""
     choice = Choice(data, scale)
+    levels = [] if data.schema is None else [column.name for column in data.schema.columns if not column.is_number]
+    if levels and name != "mixed":
+        raise ValueError(
+            f"{data.name} has columns of levels, such as {levels[0]!r}, whose numbers {name} would take for amounts: leave "
+            f"--likelihood out, or drop them by --columns {quoted(levels[0])}=drop"
+        )
     likelihood = choose(LIKELIHOODS, name, "likelihood")(choice)
     x = data.x_train
     if is_boolean(likelihood.data_range) and data.bounds is None:

@@ -5,6 +5,7 @@ import itertools
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import typer
 
 from pyro_vae import VAE, load, plotting
 from pyro_vae._support import files
-from pyro_vae._support.arrays import FileRows
+from pyro_vae._support.names import lookup
 from pyro_vae.data.sources import DataSet, load_data
-from pyro_vae.data.tables import Schema
+from pyro_vae.data.tables import Schema, write_table
 from pyro_vae.training import resolve_device
 from pyro_vae.vae import CONFIG, WEIGHTS, load_config
+
+
+CHECKPOINT = "checkpoint.safetensors"
 
 
 def integers(text: str, option: str) -> tuple[int, ...]:
@@ -47,25 +51,48 @@ def absolute(data: str) -> str:
     return str(Path(data).absolute()) if Path(data).suffix or "/" in data else data
 
 
-def unused_folder(name: str) -> Path:
-    """``runs/name``, or ``runs/name-2`` and so on where that is taken."""
-    candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(folder for candidate in candidates if not (folder := Path("runs") / candidate).exists())
-
-
 @contextlib.contextmanager
-def new_run(folder: Path) -> Iterator[None]:
-    """Makes a run folder, and takes it back if it turns out that the run cannot start."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    files.check_writable(folder)
-    try:
-        yield
-    except ValueError:
-        (folder / CONFIG).unlink(missing_ok=True)
+def new_run(out: Path | None, name: str) -> Iterator[Path]:
+    """A folder for a run that no other process writes in: ``out``, or ``runs/name``, ``runs/name-2`` and so on.
+
+    It is taken back if the run does not come to a first checkpoint.
+    """
+    numbered = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    with contextlib.ExitStack() as stack:
+        for folder in numbered if out is None else [out]:
+            made = [path for path in (folder, *folder.parents) if not path.exists()]
+            stack.callback(_remove_empty, made)
+            try:
+                stack.enter_context(files.only_writer(folder))
+            except files.Busy:
+                if out is not None:
+                    raise
+                continue
+            if not _holds_run(folder):
+                stack.callback(_take_back, folder)  # while it is still ours
+                yield folder
+                return
+            if out is not None:
+                raise ValueError(f"{folder} already holds a run: go on with --resume {folder}, or name another --out")
+            stack.close()
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether there is something to go on with, or to use; a run that never came to a checkpoint is none."""
+    return any((folder / name).exists() for name in (CHECKPOINT, WEIGHTS))
+
+
+def _take_back(folder: Path) -> None:
+    """Removes what a run has written that did not come to a checkpoint."""
+    if not _holds_run(folder):
         with contextlib.suppress(OSError):
-            for path in made:
-                path.rmdir()
-        raise
+            (folder / CONFIG).unlink(missing_ok=True)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def open_run(run: Path, device: str) -> VAE:
@@ -91,22 +118,40 @@ def data_for(run: Path, name: str | None, root: Path | None, *, whole: bool = Fa
     if name is None and trained_on is None:
         raise ValueError(f"{run} does not say what it was trained on: name the rows with --data")
     root = root or Path(settings.get("data_root", "data"))
-    named = None if name is None else absolute(name)
-    hold_out = named is None or (named == trained_on and not whole)
-    return load_data(name or trained_on, root, hold_out=hold_out, schema=schema_of(run))
+    own = name is None or absolute(name) == trained_on
+    how = {option: settings.get(option) for option in READING} if own else {"resize": settings.get("resize")}
+    return read_data(name or trained_on, root, hold_out=own and not whole, schema=schema_of(run), **how)
 
 
-def rows_for(run: Path, name: str | None, root: Path | None, *, whole: bool = False) -> torch.Tensor | FileRows:
-    """The rows held out of :func:`data_for`, in their order. Many rows stay in their file."""
-    return data_for(run, name, root, whole=whole).x_test
+# Options of train.py that say how a file is to be read.
+READING = ("resize", "separator", "decimal", "encoding", "header")
+
+
+def read_data(name: str, root: Path, *, header: str | None = None, resize: str | None = None, **options: Any) -> DataSet:
+    """Data by a name or path, read as the command line says."""
+    if header is not None:
+        lookup(header, ("yes", "no"), "--header")
+    size = None if resize is None else integers(resize, "--resize")
+    if size is not None and len(size) != 2:
+        raise ValueError(f"--resize takes height,width, such as 64,64; found {resize!r}")
+    return load_data(name, root, header=None if header is None else header == "yes", resize=size, **options)
 
 
 def writer(out: Path, by_suffix: Mapping[str, Callable[[Any, Path], None]]) -> Callable[[Any, Path], None]:
     """What writes a file of this name, once it is known that one can be written there."""
     if out.suffix not in by_suffix:
         raise ValueError(f"--out must end in {' or '.join(by_suffix)}, found {out}")
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder: name a file in it, such as {out / ('out' + out.suffix)}")
     files.check_writable(out.parent)
     return by_suffix[out.suffix]
+
+
+def only_pictures(run: Path, out: Path) -> None:
+    """Refuses a picture of a table's rows: there is nothing to be seen in it."""
+    if out.suffix == ".png" and schema_of(run) is not None:
+        figure = run / "figures" / "columns.png"
+        raise ValueError(f"{run} was trained on a table, whose rows are no pictures: name a .csv; {figure} shows columns")
 
 
 def write_tiles(x: torch.Tensor, out: Path) -> None:
@@ -126,37 +171,72 @@ def write_array(x: torch.Tensor, out: Path) -> None:
         np.save(temporary, x.numpy())
 
 
+TABLES = (".csv", ".tsv", ".xlsx", ".parquet")
+
+
 def table_writers(run: Path) -> dict[str, Callable[[torch.Tensor, Path], None]]:
-    """What writes rows as the table that a run was trained on, by the end of the file's name."""
+    """What writes new rows ``(N, D)`` as the table that a run was trained on, by the end of the file's name."""
 
     def write(x: torch.Tensor, out: Path) -> None:
-        write_table(run, x, out)
+        save_table(table_schema(run, out).decode(x), out)
 
-    return {".csv": write, ".parquet": write}
+    return dict.fromkeys(TABLES, write)
 
 
-def write_table(run: Path, x: torch.Tensor, out: Path) -> None:
-    """Writes rows ``(N, D)`` as the table that the run was trained on; of ``(S, N, D)`` each table with its number."""
+def table_schema(run: Path, out: Path) -> Schema:
+    """The columns of the table that a run was trained on."""
     schema = schema_of(run)
     if schema is None:
         raise ValueError(f"a {out.suffix} holds a table, and {run} was not trained on one: use another kind of file")
-    table = schema.decode(x.reshape(-1, x.shape[-1]))
-    if x.dim() == 3:
-        table.insert(0, "draw", np.repeat(np.arange(1, len(x) + 1), x.shape[1]))
+    return schema
+
+
+def save_table(frame: Any, out: Path, like: Any = None) -> None:
+    """Writes a table, whole or not at all, in the format of the one that was read."""
     with files.replacing(out) as temporary:
-        if out.suffix == ".csv":
-            table.to_csv(temporary, index=False, float_format="%.7g")  # what float32 can tell apart
-            return
-        try:
-            table.to_parquet(temporary, index=False, engine="pyarrow")
-        except ImportError as error:
-            raise ValueError(f"writing {out} needs pyarrow: pip install 'pyro-vae[tables]'") from error
+        write_table(frame, temporary, like)
+
+
+def held_table(data: DataSet) -> Any:
+    """The rows of a table that are held out, as they were read."""
+    rows, table = data.rows_test, data.table
+    assert rows is not None
+    frame, text = (
+        None if part is None else part.iloc[rows.numpy()].reset_index(drop=True) for part in (table.frame, table.text)
+    )
+    return replace(table, frame=frame, text=text)
+
+
+def with_index(schema: Schema, data: DataSet, drawn: Any) -> Any:
+    """A table of draws, one for each held-out row, with the columns that name the rows before it."""
+    table = held_table(data)
+    known = table.frame if table.text is None else table.text
+    names = [name for name in schema.index if name in known]
+    return drawn.assign(**{name: known[name] for name in names})[[*names, *drawn.columns]]
+
+
+def draws_of_table(tables: list[Any]) -> Any:
+    """Tables below one another, each row with the number of its table as ``draw``."""
+    import pandas as pd
+
+    return pd.concat([table.assign(draw=number) for number, table in enumerate(tables, start=1)]).pipe(
+        lambda whole: whole[["draw", *(name for name in whole if name != "draw")]]
+    )
 
 
 def write_arrays(arrays: Mapping[str, torch.Tensor], out: Path) -> None:
     """Writes named arrays."""
     with files.replacing(out) as temporary:
-        np.savez(temporary, allow_pickle=False, **{name: x.numpy() for name, x in arrays.items()})
+        np.savez(temporary, allow_pickle=False, **{name: np.asarray(x) for name, x in arrays.items()})
+
+
+def what_comes_along(data: DataSet) -> dict[str, Any]:
+    """Labels, names and places of the held-out rows, as far as there are any, to be written beside what is made of them."""
+    labels = None if data.y_test is None else data.y_test.numpy()
+    if labels is not None and data.labels is not None:
+        labels = np.asarray(data.labels)[labels]
+    found = {"labels": labels, "ids": data.ids_test, "rows": data.rows_test}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def run_command(main: Callable[..., None]) -> None:
@@ -166,11 +246,20 @@ def run_command(main: Callable[..., None]) -> None:
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)  # brackets are text
     app.command()(main)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {end: signal.signal(end, lambda number, _: sys.exit(128 + number)) for end in ends}
     try:
         app()
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+        print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for end, handler in before.items():
+            signal.signal(end, handler)
+
+
+def sentence(error: BaseException) -> str:
+    """An error on one line, as a person would say it."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -43,13 +43,13 @@ def main(
     Names that end in _se hold the standard error over rows. Units are those of the data. With --suite, the report says
     in its first lines what is wrong, what is worth a look and what is fine, and by which thresholds.
     """
-    write = cli.writer(out, {".json": files.write_json})
     if suite is not None:
         lookup(suite, ("quick", "full"), "suite")
     elif parts is not None:
         raise ValueError("--parts chooses among those of a suite: add --suite quick or --suite full")
     chosen = None if parts is None else [lookup(name.strip(), PARTS, "part") for name in parts.split(",")]
     vae = cli.open_run(run, device)
+    write = cli.writer(out, {".json": files.write_json})
     held = cli.data_for(run, data, data_root)
     metrics = evaluate(vae, held.x_test, seed=seed)
     for name in ("elbo", "rate", "distortion", "bits_per_dim", "auxiliary"):

@@ -12,10 +12,15 @@ from pyro_vae._support.arrays import as_tensor
 
 def main(
     run: Annotated[Path, typer.Argument(help="A run folder that train.py left, with --missing nan.", metavar="RUN")],
-    out: Annotated[Path, typer.Option(help="What to write: .npy for the numbers, .csv or .parquet for a table.")],
+    out: Annotated[
+        Path, typer.Option(help="What to write: .npy for the numbers, .csv, .tsv, .xlsx or .parquet for a table.")
+    ],
     data: Annotated[
-        str | None, typer.Option(help="A name or path as for train.py. [default: the run's held-out rows]")
+        str | None, typer.Option(help="A name or path as for train.py. [default: what the run was trained on]")
     ] = None,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Only the rows that the run held out, of those that it was trained on.")
+    ] = False,
     data_root: Annotated[
         Path | None, typer.Option(help="Where downloaded data sets live. [default: the run's]")
     ] = None,
@@ -26,14 +31,22 @@ def main(
 ) -> None:
     """Draws missing entries given the observed ones of their row, several times, for multiple imputation.
 
-    Observed entries stay as they are. Draws are weighted by importance, so that they are right for the model even where
-    its encoder is not. A table has a column draw with the number of the draw; an .npy is (draws, rows, columns).
+    All rows are written, in their order, with all the columns they came with. Observed entries stay as they are, to the
+    last digit. Draws are weighted by importance, so that they are right for the model even where its encoder is not.
+    A table has a column draw with the number of the draw; an .npy is (draws, rows, columns).
     """
-    write = cli.writer(out, {".npy": cli.write_array, **cli.table_writers(run)})
     vae = cli.open_run(run, device)
     if vae.missing is None:
         raise ValueError(f"{run} was trained on whole rows: train with --missing nan, then impute by that run")
-    x = as_tensor(cli.rows_for(run, data, data_root, whole=True))
+    rows = cli.data_for(run, data, data_root, whole=not held_out)
+    x = as_tensor(rows.x_test)
+
+    def write_filled(draws: torch.Tensor, out: Path) -> None:
+        schema = cli.table_schema(run, out)
+        tables = [schema.fill(cli.held_table(rows), draw) for draw in draws]
+        cli.save_table(cli.draws_of_table(tables), out, rows.table)
+
+    write = cli.writer(out, {".npy": cli.write_array, **dict.fromkeys(cli.TABLES, write_filled)})
     torch.manual_seed(seed)
     draws = vae.impute(x, num_samples, num_particles=num_particles).cpu()
     write(draws, out)

@@ -1,7 +1,8 @@
 """Draws from the posterior predictive of a trained model, and reconstructs."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cli
 import torch
@@ -12,7 +13,13 @@ from pyro_vae._support.arrays import as_tensor
 
 def main(
     run: Annotated[Path, typer.Argument(help="A run folder that train.py left.", metavar="RUN")],
-    out: Annotated[Path, typer.Option(help="What to write: .npz for the numbers, .png for a picture of ten rows.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="What to write: .npz for the numbers, .png for a picture of ten rows, .csv, .tsv, .xlsx or .parquet for "
+            "the draws as a table."
+        ),
+    ],
     data: Annotated[
         str | None, typer.Option(help="A name or path as for train.py. [default: the run's held-out rows]")
     ] = None,
@@ -26,19 +33,28 @@ def main(
     """Draws new data like each row: z ~ q(z|x), then x' ~ p(x'|z), in the units of the data.
 
     An .npz holds x (N, ...), reconstructions (N, ...), the mean of x' at the mean of q(z|x), and
-    posterior_predictive (S, N, ...), the draws.
+    posterior_predictive (S, N, ...), the draws; and the rows' labels and ids, where they have them, and their numbers in
+    the file, from 0. A table has the draws, each with its number as draw.
     """
-    write = cli.writer(out, {".png": cli.write_reconstructions, ".npz": cli.write_arrays})
     vae = cli.open_run(run, device)
-    rows = cli.rows_for(run, data, data_root)
-    x = as_tensor(rows[:10] if out.suffix == ".png" else rows)
+    cli.only_pictures(run, out)
+    held = cli.data_for(run, data, data_root)
+    x = as_tensor(held.x_test[:10] if out.suffix == ".png" else held.x_test)
+
+    def write_draws(arrays: Mapping[str, Any], out: Path) -> None:
+        schema = cli.table_schema(run, out)
+        drawn = [schema.decode(draws) for draws in arrays["posterior_predictive"]]
+        cli.save_table(cli.draws_of_table([cli.with_index(schema, held, table) for table in drawn]), out, held.table)
+
+    tables = dict.fromkeys(cli.TABLES, write_draws)
+    write = cli.writer(out, {".png": cli.write_reconstructions, ".npz": cli.write_arrays, **tables})
     torch.manual_seed(seed)
     arrays = {
         "x": x,
         "reconstructions": vae.reconstruct(x).cpu(),
         "posterior_predictive": vae.posterior_predictive(x, num_samples).cpu(),
     }
-    write(arrays, out)
+    write(arrays | cli.what_comes_along(held), out)
     print(f"{out}: reconstructions of {len(x):,} rows and {num_samples} draws for each")
 
 

@@ -11,7 +11,8 @@ import typer
 def main(
     run: Annotated[Path, typer.Argument(help="A run folder that train.py left.", metavar="RUN")],
     out: Annotated[
-        Path, typer.Option(help="What to write: .png for a picture, .npy for numbers, .csv or .parquet for a table.")
+        Path,
+        typer.Option(help="What to write: .png for a picture, .npy for numbers, .csv, .tsv, .xlsx or .parquet for a table."),
     ],
     num_samples: Annotated[int, typer.Option(help="Number of rows to draw.")] = 64,
     mean: Annotated[bool, typer.Option("--mean", help="The mean of x at z ~ p(z), not draws x ~ p(x).")] = False,
@@ -22,11 +23,9 @@ def main(
 
     An .npy is written as the rows are drawn, so there may be more of them than memory holds.
     """
-    write = cli.writer(
-        out,
-        {".png": cli.write_tiles, ".npy": cli.write_array, **cli.table_writers(run)},
-    )
     vae = cli.open_run(run, device)
+    cli.only_pictures(run, out)
+    write = cli.writer(out, {".png": cli.write_tiles, ".npy": cli.write_array, **cli.table_writers(run)})
     torch.manual_seed(seed)
     if out.suffix == ".npy":  # straight to the file, however many
         x = vae.sample(num_samples, mean=mean, out=out, progress=True)

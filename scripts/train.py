@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,14 +19,13 @@ from pyro_vae import VAE, Elbo, fit, plotting
 from pyro_vae._support import files
 from pyro_vae._support.arrays import as_tensor
 from pyro_vae.data.checks import check_finite
-from pyro_vae.data.sources import DataSet, default_root, load_data, split
+from pyro_vae.data.sources import DataSet, default_root, split
 from pyro_vae.data.tables import Schema, parse_kinds
 from pyro_vae.inference.predictive import latent_grid
 from pyro_vae.training import resolve_device
-from pyro_vae.training.parallel import first_rank_first, from_first_rank, process_group, rank
+from pyro_vae.training.parallel import first_rank_first, from_first_rank, process_group, rank, world_size
 from pyro_vae.vae import CONFIG, load_config
 
-CHECKPOINT = "checkpoint.safetensors"
 COMPILE = {"auto": "auto", "yes": True, "no": False}
 
 
@@ -34,8 +34,8 @@ def main(
     data: Annotated[
         str,
         typer.Option(
-            help="digits, mnist, fashion-mnist, kmnist, cifar10, or torchvision:CLASS; or a .npy, .npz, .csv or "
-            ".parquet file, or a folder of images. A large .npy stays on disk."
+            help="digits, mnist, fashion-mnist, kmnist, cifar10, or torchvision:CLASS; or a .npy, .npz, .h5ad, .csv, "
+            ".tsv, .xlsx or .parquet file, or a folder of images. A large .npy stays on disk."
         ),
     ] = "digits",
     data_root: Annotated[
@@ -45,13 +45,31 @@ def main(
     upsample: Annotated[str, typer.Option(help="How conv's decoder enlarges: transposed or nearest.")] = "transposed",
     columns: Annotated[
         list[str] | None,
-        typer.Option(help="Kinds of a table's columns, such as age=count: binary, count, positive, real, category."),
+        typer.Option(
+            help="What a table's columns hold, such as age=count,'patient id'=index: binary, count, positive, real, "
+            "category or date; index keeps a column aside and writes it back, drop leaves it out. [default: inferred]"
+        ),
+    ] = None,
+    separator: Annotated[
+        str | None, typer.Option(help="What stands between a table's fields: , ; | or tab. [default: found]")
+    ] = None,
+    decimal: Annotated[
+        str | None, typer.Option(help="A table's decimal point: . or , in numbers. [default: found]")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="How a table's text is encoded, such as utf-8 or cp1252. [default: found]")
+    ] = None,
+    header: Annotated[
+        str | None, typer.Option(help="Whether a table's first row holds names: yes or no. [default: found]")
+    ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(help="Bring all images of a folder to one size, height,width in pixels. [default: as they are]"),
     ] = None,
     likelihood: Annotated[
         str | None,
         typer.Option(
-            help=f"What the data are: {', '.join(choices.LIKELIHOODS)}. [default: bernoulli where data have bounds, "
-            "normal where not, mixed for a table]"
+            help=f"What the data are: {', '.join(choices.LIKELIHOODS)}. [default: by what the numbers are, and said]"
         ),
     ] = None,
     dequantize: Annotated[
@@ -72,9 +90,11 @@ def main(
     channels: Annotated[str, typer.Option(help="Channels of conv's layers, such as 32,64.")] = "32,64",
     activation: Annotated[str, typer.Option(help="ReLU, LeakyReLU, Tanh, Softplus, SiLU or GELU.")] = "ReLU",
     epochs: Annotated[
-        int | None, typer.Option(help="Times every row is seen. [default: 20, or as many as make 6,000 steps]")
+        int | None, typer.Option(help="Times every row is seen. [default: 20, or as many as make 6,000 steps]", min=1)
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows in a step, on each process.")] = 128,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows in a step, on each process. [default: 128, or all where there are fewer]")
+    ] = None,
     learning_rate: Annotated[
         float, typer.Option(help="Adam's step size at the start; it falls along a cosine.")
     ] = 1e-3,
@@ -89,7 +109,10 @@ def main(
         int | None, typer.Option(help="Stop when the validation ELBO has not risen for so many epochs.")
     ] = None,
     validation_fraction: Annotated[
-        float, typer.Option(help="Share of the training rows that is only watched; the best weights by it are kept.")
+        float,
+        typer.Option(
+            help="Share of the training rows that is only watched; the best weights by it are kept.", min=0, max=1
+        ),
     ] = 0.1,
     precision: Annotated[
         str,
@@ -102,7 +125,11 @@ def main(
     seed: Annotated[int, typer.Option(help="Seeds the split, the weights, the order of rows and the noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The run folder. [default: runs/DATA-NETWORK, numbered]")] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with the run in this folder, with its own settings.", metavar="RUN")
+        Path | None,
+        typer.Option(
+            help="Go on with the run in this folder, with its own settings; --learning-rate alone may be another.",
+            metavar="RUN",
+        ),
     ] = None,
 ) -> None:
     """Trains a variational autoencoder on a data set.
@@ -113,46 +140,64 @@ def main(
     with process_group(resolve_device(device)), contextlib.ExitStack() as stack:
         if rank() > 0:  # rank 0 prints
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        chosen = choose_run(context, data, data_root, network, likelihood, out, resume) if rank() == 0 else None
+        chosen = stack.enter_context(chosen_run(context, data, data_root, out, resume)) if rank() == 0 else None
         settings, folder = from_first_rank(chosen)
         train(settings, folder, device, resuming=resume is not None)
 
 
-def choose_run(
-    context: typer.Context,
-    data: str,
-    data_root: Path | None,
-    network: str,
-    likelihood: str | None,
-    out: Path | None,
-    resume: Path | None,
-) -> tuple[dict[str, Any], Path]:
-    """The settings of a run, new or resumed, and its folder."""
+@contextlib.contextmanager
+def chosen_run(
+    context: typer.Context, data: str, data_root: Path | None, out: Path | None, resume: Path | None
+) -> Iterator[tuple[dict[str, Any], Path]]:
+    """The settings of a run, new or resumed, and its folder, in which no other process writes."""
     settings = {name: value for name, value in context.params.items() if name not in ("out", "resume", "device")}
     if resume is None:
         settings |= {"data": cli.absolute(data), "data_root": str((data_root or default_root()).absolute())}
-        folder = out or cli.unused_folder("-".join(filter(None, (Path(data).stem, network, likelihood))))
-        if (folder / CONFIG).exists():
-            raise ValueError(f"{folder} already holds a run: go on with --resume {folder}, or name another --out")
-    else:
-        given = [n for n in context.params if getattr(context.get_parameter_source(n), "name", "") == "COMMANDLINE"]
-        clashes = ["--" + n.replace("_", "-") for n in given if n not in ("resume", "device")]
-        if clashes:
-            raise ValueError(f"--resume goes on with the run's own settings: leave out {', '.join(clashes)}")
-        folder = resume
-        settings = load_config(folder)["run"]
-    return settings, folder
+        name = "-".join(filter(None, (Path(data).stem, settings["network"], settings["likelihood"])))
+        with cli.new_run(out, name) as folder:
+            yield settings, folder
+        return
+    given = [n for n in context.params if getattr(context.get_parameter_source(n), "name", "") == "COMMANDLINE"]
+    clashes = ["--" + n.replace("_", "-") for n in given if n not in ("resume", "device", "learning_rate")]
+    if clashes:
+        raise ValueError(f"--resume goes on with the run's own settings: leave out {', '.join(clashes)}")
+    before = load_config(resume)["run"]
+    with files.only_writer(resume):
+        after = resumed(context, settings, before, resume)
+        if "learning_rate" in given:
+            after |= {"learning_rate": settings["learning_rate"], "other_rate": True}
+        yield after, resume
+
+
+def resumed(
+    context: typer.Context, defaults: dict[str, Any], before: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """The settings that a run was begun with; those that its version did not know have their defaults."""
+    if not isinstance(before, dict) or "data" not in before:
+        raise ValueError(f"{folder} holds a model, but no run of this script that can be resumed: train anew, by --out")
+    known = {parameter.name: parameter for parameter in context.command.params}
+    for name in defaults.keys() & before.keys():
+        try:
+            known[name].type_cast_value(context, before[name])
+        except Exception as error:  # of many kinds, for a value of any kind
+            raise ValueError(f"{folder / CONFIG} is damaged: its {name} is {before[name]!r}") from error
+    return defaults | before
 
 
 def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool) -> None:
     """Trains by these settings in a run folder."""
-    checkpoint = folder / CHECKPOINT
+    checkpoint = folder / cli.CHECKPOINT
     if resuming and not checkpoint.exists() and (folder / "history.csv").exists():
         print(f"{folder} has been trained to its end: nothing is left to do.")
         return
-    kinds = parse_kinds(settings["columns"] or ())
     with first_rank_first():
-        data = load_data(settings["data"], settings["data_root"], kinds=kinds)
+        data = cli.read_data(
+            settings["data"],
+            settings["data_root"],
+            kinds=parse_kinds(settings["columns"] or ()),
+            schema=None if settings.get("schema") is None else Schema.from_json(settings["schema"]),
+            **{option: settings[option] for option in cli.READING},
+        )
     if settings["missing"] is None and data.schema is not None:
         check_no_gaps(data.schema)
     if settings["missing"] is None and isinstance(data.x_train, Tensor):
@@ -160,24 +205,30 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     kept, watched = split(len(data.x_train), settings["validation_fraction"], settings["seed"])
     x_valid = data.x_train[watched]
     data = replace(data, x_train=data.x_train[kept])
-    settings = settings | {"likelihood": settings["likelihood"] or choices.default_likelihood(data)}
+    likelihood, because = choices.default_likelihood(data) if settings["likelihood"] is None else (None, "as asked for")
+    settings = settings | {"likelihood": settings["likelihood"] or likelihood}
     if data.schema is not None:
         settings |= {"schema": data.schema.to_json()}
         print(data.schema.describe().to_string(index=False), end="\n\n")
     vae, why = build(settings, data)
-    epochs = settings["epochs"] or max(20, math.ceil(6000 / math.ceil(len(data.x_train) / settings["batch_size"])))
+    at_once = settings["batch_size"] or min(128, len(data.x_train) // world_size())
+    epochs = settings["epochs"] or max(20, math.ceil(6000 / math.ceil(len(data.x_train) / max(1, at_once))))
 
     if isinstance(data.x_train, Tensor):  # what streams is looked at once, by fit
         vae.check(data.x_train, settings["data"])
-    with contextlib.nullcontext() if resuming or rank() > 0 else cli.new_run(folder):
-        if rank() == 0:
-            vae.save_config(folder, run=settings)
-        num_weights = sum(p.numel() for p in vae.parameters())
-        rows = f"rows: {len(kept):,} to train on, {len(watched):,} to watch, {len(data.x_test):,} to test"
-        print(f"data        {data.name}, {rows}")
-        print(f"model       {settings['network']}, {vae.latent_dim} latents, {num_weights:,} weights")
-        print(f"likelihood  {settings['likelihood']}")
-        print(f"transform   {vae.transform}: {why}")
+    if rank() == 0:
+        vae.save_config(folder, run=settings)
+    for note in data.notes:
+        print(f"note        {note}")
+    num_weights = sum(p.numel() for p in vae.parameters())
+    rows = f"rows: {len(kept):,} to train on, {len(watched):,} to watch, {len(data.x_test):,} to test"
+    print(f"data        {data.name}, {rows}")
+    print(f"model       {settings['network']}, {vae.latent_dim} latents, {num_weights:,} weights")
+    print(f"likelihood  {settings['likelihood']}: {because}")
+    print(f"transform   {vae.transform}: {why}")
+    few = at_once < 128 and settings["batch_size"] is None
+    print(f"training    {epochs:,} epochs of {at_once} rows a step{', for there are no more' if few else ''}")
+    try:
         history = fit(
             vae,
             data.x_train,
@@ -192,8 +243,17 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
             precision=settings["precision"],
             compile=choices.choose(COMPILE, settings["compile"], "--compile"),
             checkpoint=checkpoint,
-            resume=resuming and checkpoint.exists(),
+            resume=resuming and checkpoint.exists() and ("learning_rate" if settings.get("other_rate") else True),
         )
+    except FloatingPointError as error:
+        if not checkpoint.exists():
+            raise
+        if rank() == 0:
+            vae.to("cpu").save(folder, run=settings)
+        raise FloatingPointError(
+            f"{error}. What it had learned by then is in {folder} and can be used; to go on with smaller steps: python "
+            f"scripts/train.py --resume {folder} --learning-rate {settings['learning_rate'] / 10:g}"
+        ) from error
 
     if rank() > 0:
         return

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 __all__ = [
+    "Busy",
     "check_free_memory",
     "check_writable",
     "only_writer",
@@ -63,6 +64,10 @@ def _left_behind(folder: Path, *, by_anyone: bool = False) -> Iterator[Path]:
                     yield path
 
 
+class Busy(ValueError):
+    """Another process holds a folder."""
+
+
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Makes sure that no other process writes in a folder meanwhile, and sweeps up what killed ones have left in it.
@@ -70,15 +75,15 @@ def only_writer(folder: Path) -> Iterator[None]:
     The lock is the operating system's, so it dies with its process; files that are read need none, for they are whole.
 
     Raises:
-        ValueError: if another process holds the folder, or nothing can be written there.
+        Busy: if another process holds the folder.
+        ValueError: if nothing can be written there.
     """
     check_writable(folder)
     lock = FileLock(folder / _LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        why = f"another process is training in {folder}: wait until it ends, or name another folder"
-        raise ValueError(why) from None
+        raise Busy(f"another process is training in {folder}: wait until it ends, or name another folder") from None
     except OSError as error:
         raise ValueError(f"cannot write in {folder}: {error.strerror or error}; choose another folder") from error
     try:
