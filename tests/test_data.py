@@ -296,9 +296,7 @@ def test_a_missing_file_is_refused_by_name_with_what_would_do(tmp_path, name):
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "rows.txt").write_text("1,2\n")
-    with pytest.raises(
-        ValueError, match=r"cannot read .*rows\.txt: expected a \.npy, \.npz or \.h5ad file, a"
-    ):
+    with pytest.raises(ValueError, match=r"cannot read .*rows\.txt: expected a \.npy, \.npz or \.h5ad file, a"):
         load_data(str(tmp_path / "rows.txt"))
 
 
@@ -346,7 +344,7 @@ def test_subfolders_are_labels_and_go_with_their_images(tmp_path):
 def test_images_of_other_sizes_are_refused_and_named(tmp_path):
     images = {f"{number}.png": np.zeros((4, 3), np.uint8) for number in range(9)}
     folder = save_images(tmp_path, images | {f"z{i}.png": np.zeros((4, 4 + i), np.uint8) for i in range(7)})
-    with pytest.raises(ValueError, match="9 images are of size 4×3 and 7 of another, z0.png ") as caught:
+    with pytest.raises(ValueError, match=r"9 images are of size 4×3 and 7 of another, z0\.png ") as caught:
         load_data(folder)
     assert "z4.png (4×8) and 2 more: bring them to one size, or have that done by resize" in str(caught.value)
 
