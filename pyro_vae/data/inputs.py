@@ -1,4 +1,4 @@
-"""What a user has in Python, as rows of numbers: arrays, tables, sparse matrices, lists, by the protocols they share."""
+"""What a user has in Python, as rows of numbers: arrays, tables, sparse matrices and lists, by what they share."""
 
 import contextlib
 import warnings
@@ -113,12 +113,10 @@ def _array(value: Any, name: str) -> Any:
 def _not_numbers(value: Any, array: np.ndarray, name: str) -> str:
     if array.dtype.kind == "c":
         return f"{name} holds complex numbers: give their real and imaginary parts as elements of their own"
-    what = {"U": "text", "S": "bytes", "M": "dates", "m": "spans of time", "V": "records"}.get(
-        array.dtype.kind, "objects"
-    )
+    kinds = {"U": "text", "S": "bytes", "M": "dates", "m": "spans of time", "V": "records"}
     return (
-        f"{name} is a {type(value).__name__} that cannot be read as rows of numbers: it holds {what}; give a tensor, an "
-        f"array or a list of rows of equal length"
+        f"{name} is a {type(value).__name__} that cannot be read as rows of numbers: it holds "
+        f"{kinds.get(array.dtype.kind, 'objects')}; give a tensor, an array or a list of rows of equal length"
     )
 
 

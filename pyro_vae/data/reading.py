@@ -43,7 +43,7 @@ class Reader(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
         """The batch, or a :class:`Failure`."""
-        which = f"rows {indices[0]} to {indices[-1]}" if len(indices) > 1 else f"row {indices[0]}"
+        which = f"{len(indices)} rows at once"
         try:
             if callable(getattr(self.dataset, "__getitems__", None)):
                 batch = self.dataset.__getitems__(indices)

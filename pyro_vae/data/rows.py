@@ -79,9 +79,8 @@ class Rows:
                 if name not in self.constants:
                     described[name] = (str(value.dtype), self.num_rows, *value.shape[1:])
                     digests.setdefault(name, hashlib.blake2b(digest_size=16)).update(_content(value))
-        whole = sorted(
-            (name, repr(said), digests[name].hexdigest() if name in digests else "") for name, said in described.items()
-        )
+        contents = {name: digest.hexdigest() for name, digest in digests.items()}
+        whole = [(name, repr(described[name]), contents.get(name)) for name in sorted(described)]
         return hashlib.blake2b(repr(whole).encode(), digest_size=16).hexdigest()
 
 
@@ -222,11 +221,11 @@ def as_rows(data: Inputs, device: torch.device, *, num_workers: int = 2, name: s
     """Rows from whatever a user has.
 
     Args:
-        data: A tensor or array of rows, or lists of them; a table of numbers of pandas, polars or pyarrow; a SciPy sparse
-            matrix; AnnData; a memory-mapped array (``np.load(path, mmap_mode="r")``) or a ``torch.utils.data.Dataset``,
-            which are streamed; or a mapping of ``"x"``, in one of these forms, and the programs' keyword arguments.
-            Those have one entry for each row, or are None, a number, a string or a tensor without dimensions: the same
-            for all rows. Masked entries of an array of floats are NaN.
+        data: A tensor or array of rows, or lists of them; a table of numbers of pandas, polars or pyarrow; AnnData; a
+            SciPy sparse matrix; a memory-mapped array (``np.load(path, mmap_mode="r")``) or a
+            ``torch.utils.data.Dataset``, which are streamed; or a mapping of ``"x"``, in one of these forms, and the
+            programs' keyword arguments. Those have one entry for each row, or are None, a number, a string or a tensor
+            without dimensions: the same for all rows. Masked entries of an array of floats are NaN.
         device: The model's device.
         num_workers: Processes that read what is streamed.
         name: What the data are called in messages.
@@ -257,7 +256,7 @@ def as_rows(data: Inputs, device: torch.device, *, num_workers: int = 2, name: s
         if key != "x" and _is_constant(value)
     }
     parts = {
-        key: as_numbers(value, key if key != "x" else name) for key, value in named.items() if key not in constants
+        key: as_numbers(value, name if key == "x" else key) for key, value in named.items() if key not in constants
     }
     if len(parts["x"].shape) == 0:
         raise ValueError(f"{name} is a single number; expected rows of numbers, the first dimension counting the rows")
