@@ -1,27 +1,54 @@
-"""Arrays of rows: NumPy's as tensors, and rows that stay in their file until they are asked for."""
+"""Arrays of rows: NumPy's as tensors, and rows that stay where they are until they are asked for."""
 
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeGuard
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["CHUNK", "FileRows", "as_tensor", "in_chunks", "is_mapped"]
+__all__ = ["CHUNK", "FileRows", "LazyRows", "SparseRows", "as_tensor", "check_uint64", "in_chunks", "is_mapped"]
 
 CHUNK = 2**20  # elements looked at together, so that memory stays flat: 4 MiB in float32
 
 
 def as_tensor(x: Any) -> Tensor:
     """A tensor of whatever holds numbers: without a copy where possible, and without a warning of read-only memory."""
-    if isinstance(x, FileRows):
+    if isinstance(x, LazyRows):
         x = x.read()
+    if isinstance(x, np.ndarray):
+        x = x.astype(x.dtype.newbyteorder("="), copy=False)
+        if any(stride < 0 or stride % x.itemsize for stride in x.strides if x.itemsize):  # which torch has none of
+            x = x.copy()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.as_tensor(x)
+
+
+def check_uint64(x: Tensor, name: str) -> Tensor:
+    """Returns ``x``, unless it has whole numbers that no signed type of torch holds: they would become negative.
+
+    Raises:
+        ValueError: naming one of them.
+
+    Example:
+        >>> check_uint64(as_tensor(np.array([2**63], np.uint64)), "x")
+        Traceback (most recent call last):
+        ...
+        ValueError: x holds 9223372036854775808, above the largest whole number that can be reckoned with, 2**63 - 1...
+    """
+    if x.dtype is torch.uint64:
+        beyond = x.view(torch.int64)
+        beyond = beyond[beyond < 0]
+        if len(beyond):
+            raise ValueError(
+                f"{name} holds {int(beyond[0]) + 2**64}, above the largest whole number that can be reckoned with, "
+                f"2**63 - 1: give such numbers as float64, rounded, or as labels"
+            )
+    return x
 
 
 def is_mapped(x: Any) -> TypeGuard[np.memmap]:
@@ -29,17 +56,63 @@ def is_mapped(x: Any) -> TypeGuard[np.memmap]:
     return isinstance(x, np.memmap) and getattr(x, "_mmap", None) is not None
 
 
-class FileRows(Dataset):
+class LazyRows(Dataset):
+    """Base class: rows ``(N, *E)`` that become tensors when they are asked for, a batch at a time.
+
+    With an index it gives one row, with a slice or a tensor of indices a view that has read nothing yet. Subclasses say
+    how to read rows: :meth:`_read`.
+    """
+
+    _indices: Tensor
+    _row: tuple[int, ...]
+
+    def _read(self, places: np.ndarray) -> Tensor:
+        """The rows at these places of the whole, in their order."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @property
+    def shape(self) -> torch.Size:
+        """``(N, *E)``."""
+        return torch.Size((len(self), *self._row))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the tensors that it reads."""
+        return self.__getitems__([]).dtype
+
+    def __getitem__(self, index: int | slice | Tensor) -> Any:
+        if isinstance(index, int):
+            return self.__getitems__([index])[0]
+        view: Self = object.__new__(type(self))
+        view.__dict__ |= self.__dict__ | {"_indices": self._indices[index]}
+        return view
+
+    def __getitems__(self, indices: Sequence[int]) -> Tensor:
+        return self._read(self._indices[torch.as_tensor(indices, dtype=torch.long)].numpy())
+
+    def read(self) -> Tensor:
+        """All rows, in memory."""
+        return self.__getitems__(range(len(self)))
+
+    def chunks(self) -> Iterator[Tensor]:
+        """All rows in their order, a few megabytes at a time."""
+        for rows in torch.arange(len(self)).split(rows_at_once(self.shape)):
+            yield self.__getitems__(rows.tolist())
+
+
+class FileRows(LazyRows):
     """Rows of a memory-mapped array, read from its file: mapped pages would count as this process's memory.
 
     Args:
         array: What ``np.load(path, mmap_mode="r")`` returned, or a slice of it.
         indices: The rows meant, in their order; by default all.
 
-    With an index it gives one row, with a slice or a tensor of indices a view that has read nothing yet.
-
     Raises:
-        ValueError: if the array does not lie row by row in its file, or does not hold numbers.
+        ValueError: if the array does not lie row by row in its file, or does not hold numbers; on reading, if the file
+            cannot be read any more.
 
     Example:
         >>> import tempfile
@@ -64,45 +137,54 @@ class FileRows(Dataset):
         self._path, self._type, self._row = str(root.filename), array.dtype, array.shape[1:]
         self._indices = torch.arange(len(array)) if indices is None else indices
 
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    @property
-    def shape(self) -> torch.Size:
-        """``(N, *E)``."""
-        return torch.Size((len(self), *self._row))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the tensors that it reads."""
-        return torch.from_numpy(np.empty(0, self._type.newbyteorder("="))).dtype
-
-    def __getitem__(self, index: int | slice | Tensor) -> Any:
-        if isinstance(index, int):
-            return self.__getitems__([index])[0]
-        view = object.__new__(type(self))
-        view.__dict__ |= self.__dict__ | {"_indices": self._indices[index]}
-        return view
-
-    def __getitems__(self, indices: Sequence[int]) -> Tensor:
-        places = self._indices[torch.as_tensor(indices, dtype=torch.long)].numpy()
+    def _read(self, places: np.ndarray) -> Tensor:
         out = np.empty((len(places), *self._row), self._type)
-        with open(self._path, "rb", buffering=0) as file:
-            for place in np.argsort(places):
-                row = out[place : place + 1]
-                file.seek(self._offset + int(places[place]) * row.nbytes)
-                if row.nbytes and file.readinto(row.data.cast("B")) != row.nbytes:
-                    raise ValueError(f"{self._path} ends before its row {int(places[place])}: it has been cut off")
-        return torch.from_numpy(out.astype(self._type.newbyteorder("="), copy=False))
+        try:
+            with open(self._path, "rb", buffering=0) as file:
+                for place in np.argsort(places):
+                    row = out[place : place + 1]
+                    file.seek(self._offset + int(places[place]) * row.nbytes)
+                    if row.nbytes and file.readinto(row.data.cast("B")) != row.nbytes:
+                        raise ValueError(f"{self._path} ends before its row {int(places[place])}: it has been cut off")
+        except OSError as error:
+            raise ValueError(f"{self._path} can no longer be read: {error.strerror or error}") from error
+        return check_uint64(as_tensor(out), self._path)
 
-    def read(self) -> Tensor:
-        """All rows, in memory."""
-        return self.__getitems__(range(len(self)))
 
-    def chunks(self) -> Iterator[Tensor]:
-        """All rows in their order, a few megabytes at a time."""
-        for rows in torch.arange(len(self)).split(rows_at_once(self.shape)):
-            yield self.__getitems__(rows.tolist())
+class SparseRows(LazyRows):
+    """Rows of a SciPy sparse matrix or array, made dense a batch at a time.
+
+    Args:
+        matrix: ``(N, D)``, of any of SciPy's formats.
+        name: What it is called in messages.
+
+    Raises:
+        ValueError: if it is not a matrix of real numbers, or its indices point outside of it.
+
+    Example:
+        >>> import scipy.sparse
+        >>> SparseRows(scipy.sparse.eye_array(3))[torch.tensor([2, 0])].read()
+        tensor([[0., 0., 1.],
+                [1., 0., 0.]], dtype=torch.float64)
+    """
+
+    def __init__(self, matrix: Any, name: str = "x") -> None:
+        if len(matrix.shape) != 2 or matrix.dtype.kind not in "biuf" or matrix.dtype.itemsize > 8:
+            raise ValueError(
+                f"{name} is a sparse array of {matrix.dtype} of shape {tuple(matrix.shape)}; expected rows of numbers, "
+                f"(N, D): convert it with astype and reshape"
+            )
+        try:
+            if hasattr(matrix, "check_format"):
+                matrix.check_format(full_check=True)  # or an index that points outside is written to
+            self._matrix = matrix.tocsr()
+        except ValueError as error:
+            raise ValueError(f"{name} is a damaged sparse array ({error}): build it again") from error
+        self._row, self._name = (int(matrix.shape[1]),), name
+        self._indices = torch.arange(matrix.shape[0])
+
+    def _read(self, places: np.ndarray) -> Tensor:
+        return check_uint64(as_tensor(self._matrix[places].toarray()), self._name)
 
 
 def rows_at_once(shape: Sequence[int]) -> int:
@@ -111,7 +193,7 @@ def rows_at_once(shape: Sequence[int]) -> int:
 
 
 def in_chunks(x: Any) -> Iterator[Tensor]:
-    """Rows a few megabytes at a time: of a tensor, of :class:`FileRows`, or of chunks as they come."""
+    """Rows a few megabytes at a time: of a tensor, of :class:`LazyRows`, or of chunks as they come."""
     if isinstance(x, Tensor):
         return iter(x.split(rows_at_once(x.shape)) if x.dim() else (x,))
-    return x.chunks() if isinstance(x, FileRows) else iter(x)
+    return x.chunks() if isinstance(x, LazyRows) else iter(x)

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from pyro_vae._support.arrays import FileRows, as_tensor, is_mapped, rows_at_once
+from pyro_vae._support.arrays import FileRows, LazyRows, rows_at_once
+from pyro_vae.data.inputs import as_numbers
+from pyro_vae.data.reading import Failure, Reader
 
 __all__ = ["Inputs", "Resident", "Rows", "Streamed", "as_rows"]
 
@@ -74,6 +76,31 @@ class Rows:
         for number, chunk in enumerate(self.chunks(size)):
             yield chunk, number * size
 
+    def fingerprint(self) -> str:
+        """A digest of types, shapes and content of all rows and arguments, in the rows' order, as 32 hex digits.
+
+        It is the same for resident and streamed rows that are equal, and whatever the order of the arguments.
+        """
+        digests: dict[str, Any] = {}
+        described: dict[str, Any] = {name: _described(value) for name, value in self.constants.items()}
+        for chunk in self.chunks(self.rows_at_once()):
+            for name, value in chunk.items():
+                if name not in self.constants:
+                    described[name] = (str(value.dtype), self.num_rows, *value.shape[1:])
+                    digests.setdefault(name, hashlib.blake2b(digest_size=16)).update(_content(value))
+        contents = {name: digest.hexdigest() for name, digest in digests.items()}
+        whole = [(name, repr(described[name]), contents.get(name)) for name in sorted(described)]
+        return hashlib.blake2b(repr(whole).encode(), digest_size=16).hexdigest()
+
+
+def _content(value: Tensor) -> Any:
+    """The bytes of a tensor."""
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() if value.numel() else b""
+
+
+def _described(value: Any) -> Any:
+    return (str(value.dtype), value.tolist()) if isinstance(value, Tensor) else (type(value).__name__, value)
+
 
 class Resident(Rows):
     """Rows that live on a device, where batches are gathered."""
@@ -120,16 +147,31 @@ class Streamed(Rows):
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Any]]:  # noqa: D102
         loader = DataLoader(
-            self.dataset,
+            Reader(self.dataset),
             batch_sampler=_Lists(indices),
             num_workers=min(self.num_workers, len(indices)),
-            collate_fn=_collate,
+            collate_fn=_as_it_is,
             generator=torch.Generator(),  # its own, or it would take numbers from the noise of the training
             pin_memory=self.device.type == "cuda",
         )
-        for batch in loader:
+        for batch in _until_a_worker_dies(iter(loader)):
+            if isinstance(batch, Failure):
+                batch.reraise()
             rows = {name: torch.as_tensor(value).to(self.device, non_blocking=True) for name, value in _named(batch)}
             yield {**self.constants, **rows}
+
+
+def _until_a_worker_dies(batches: Iterator[Any]) -> Iterator[Any]:
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:  # its own errors come as Failure
+            raise ValueError(
+                "a process that reads rows has died, perhaps for want of memory: use fewer by num_workers, such as 0"
+            ) from error
+        yield batch
 
 
 class _Lists:
@@ -145,9 +187,8 @@ class _Lists:
         return (index.tolist() for index in self.indices)
 
 
-def _collate(batch: Any) -> Any:
-    """A batch as it is where the data set made one, else put together from its items."""
-    return batch if isinstance(batch, (Tensor, Mapping)) else default_collate(batch)
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class _Together(Dataset):
@@ -164,20 +205,6 @@ class _Together(Dataset):
             name: part.__getitems__(indices) if hasattr(part, "__getitems__") else part[list(indices)]
             for name, part in self.parts.items()
         }
-
-
-class _SparseRows(Dataset):
-    """Rows of a SciPy sparse matrix, made dense a batch at a time."""
-
-    def __init__(self, matrix: Any) -> None:
-        self.matrix = matrix.tocsr()
-        self.shape = torch.Size(matrix.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> Tensor:
-        return torch.from_numpy(self.matrix[list(indices)].toarray())
 
 
 def _named(batch: Any) -> Iterator[tuple[str, Any]]:
@@ -203,16 +230,22 @@ def as_rows(data: Inputs, device: torch.device, *, num_workers: int = 2, name: s
     """Rows from whatever a user has.
 
     Args:
-        data: A tensor or array of rows; a pandas ``DataFrame`` of numbers; a SciPy sparse matrix; a memory-mapped array
-            (``np.load(path, mmap_mode="r")``) or a ``torch.utils.data.Dataset``, which are streamed; or a mapping of
-            ``"x"``, in one of these forms, and the programs' keyword arguments. Those have one entry for each row, or
-            are None, a number, a string or a tensor without dimensions: the same for all rows.
+        data: A tensor or array of rows, or lists of them; a table of numbers of pandas, polars or pyarrow; AnnData; a
+            SciPy sparse matrix; a memory-mapped array (``np.load(path, mmap_mode="r")``) or a
+            ``torch.utils.data.Dataset``, which are streamed; or a mapping of ``"x"``, in one of these forms, and the
+            programs' keyword arguments. Those have one entry for each row, or are None, a number, a string or a tensor
+            without dimensions: the same for all rows. Masked entries of an array of floats are NaN.
         device: The model's device.
         num_workers: Processes that read what is streamed.
         name: What the data are called in messages.
 
     Raises:
-        ValueError: if there are no rows in it, not as many of each, or it cannot be read as rows of numbers.
+        ValueError: if there are not as many rows of each, or they cannot be read as rows of numbers.
+
+    Example:
+        >>> rows = as_rows({"x": [[0.0], [1.0], [2.0]], "labels": [0, 1, 0]}, torch.device("cpu"))
+        >>> next(rows.batches([torch.tensor([2, 1])]))
+        {'x': tensor([[2.], [1.]]), 'labels': tensor([0, 1])}
     """
     if isinstance(data, Rows):
         return data
@@ -220,7 +253,8 @@ def as_rows(data: Inputs, device: torch.device, *, num_workers: int = 2, name: s
         raise ValueError(f"{name} is a DataLoader, and every tool makes its own batches: give its data set, x.dataset")
     if isinstance(data, TensorDataset) and len(data.tensors) == 1:
         data = data.tensors[0]
-    if isinstance(data, Dataset) and not isinstance(data, FileRows):
+    if isinstance(data, Dataset) and not isinstance(data, LazyRows):
+        _check_data_set(data, name)
         return Streamed(data, device, num_workers)
     named = dict(data) if isinstance(data, Mapping) else {"x": data}
     if "x" not in named:
@@ -230,40 +264,30 @@ def as_rows(data: Inputs, device: torch.device, *, num_workers: int = 2, name: s
         for key, value in named.items()
         if key != "x" and _is_constant(value)
     }
-    parts = {key: _rows(value, key if key != "x" else name) for key, value in named.items() if key not in constants}
+    parts = {
+        key: as_numbers(value, name if key == "x" else key) for key, value in named.items() if key not in constants
+    }
+    if len(parts["x"].shape) == 0:
+        raise ValueError(f"{name} is a single number; expected rows of numbers, the first dimension counting the rows")
     for key, value in parts.items():
         if len(value.shape) == 0 or len(value) != len(parts["x"]):
             raise ValueError(
                 f"{name} has {len(parts['x'])} rows in 'x' and {len(value) if value.shape else 'no'} in {key!r}: "
                 f"give as many in each"
             )
-    streamed = [part for part in parts.values() if not isinstance(part, Tensor)]
-    if not streamed:
-        return Resident(parts, device, constants)
+    resident = {key: part for key, part in parts.items() if isinstance(part, Tensor)}
+    if len(resident) == len(parts):
+        return Resident(resident, device, constants)
     whole = parts["x"] if len(parts) == 1 else _Together(parts)
-    workers = num_workers if any(isinstance(part, FileRows) for part in streamed) else 0
+    workers = num_workers if any(isinstance(part, FileRows) for part in parts.values()) else 0
     return Streamed(whole, device, workers, constants)
 
 
-def _rows(value: Any, name: str) -> Any:
-    """A tensor, or rows that are read when they are needed."""
-    if isinstance(value, FileRows):
-        return value
-    if is_mapped(value):
-        return FileRows(value)
-    if hasattr(value, "tocsr"):
-        return _SparseRows(value)
-    if hasattr(value, "columns") and hasattr(value, "to_numpy"):  # a DataFrame
-        wrong = [str(column) for column in value.columns if value[column].dtype.kind not in "biuf"]
-        if wrong:
-            raise ValueError(
-                f"{name} is a DataFrame whose column {wrong[0]!r} holds {value[wrong[0]].dtype}, not numbers: a table "
-                f"with columns of several kinds becomes rows of numbers by pyro_vae.data.tables.Schema"
-            )
+def _check_data_set(data: Dataset, name: str) -> None:
     try:
-        return as_tensor(value.to_numpy() if hasattr(value, "to_numpy") else value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        len(data)  # type: ignore[arg-type]
+    except Exception as error:
         raise ValueError(
-            f"{name} is a {type(value).__name__} that cannot be read as rows of numbers ({reason})"
-        ) from None
+            f"{name} is a {type(data).__name__} that does not say how many rows it has, such as a stream: rows are "
+            f"drawn by their numbers, so give a data set with __len__ and __getitem__"
+        ) from error
