@@ -1,0 +1,374 @@
+"""What a column holds, told from its entries; what is guessed is noted, and what is unclear is refused."""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pyro_vae.data.tables import dates, entries
+from pyro_vae.data.tables.columns import NUMBERS, Column, type_name
+from pyro_vae.data.tables.names import advice, quoted, shortened
+
+__all__ = ["Guess", "guess", "is_row_number"]
+
+_MAX_LEVELS = 50  # of text, before it looks like something else
+_FEW_LEVELS = 10  # of whole numbers, that might be levels
+_MIN_ROWS = 10  # before whole numbers that never repeat look like identifiers
+_LARGE = 10**8  # from here on, whole numbers that never repeat do
+_WHOLE_UNTIL = 2.0**53
+
+_ID_NAME = re.compile(
+    r"(?:(?:^|[\W_])(?:id|ids|uuid|guid|mrn|ssn|identifier)$)|(?:^(?:id|uuid|guid)[\W_])|(?:[a-z](?:ID|Id|UUID|Uuid)$)",
+    re.ASCII,
+)
+_ROW_NUMBERS = re.compile(r"|Unnamed: 0(?:\.\d+)?|index|__index_level_0__")
+_WORDS_FOR_MISSING = {
+    "-",
+    "--",
+    ".",
+    "..",
+    "?",
+    "n.a.",
+    "n.a",
+    "n/a",
+    "na",
+    "missing",
+    "unknown",
+    "none",
+    "nan",
+    "null",
+    "k.a.",
+}
+_SURVEY_CODES = (-1.0, -7.0, -8.0, -9.0, -88.0, -99.0, -999.0, -9999.0, 99.0, 999.0, 9999.0, 99999.0)
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A column, and sentences on what was guessed of it, by topic."""
+
+    column: Column
+    notes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """The numbers of a column: each once, how often, and how many entries there are, missing ones too."""
+
+    values: np.ndarray
+    counts: np.ndarray
+    num_rows: int
+
+    @property
+    def num_present(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def never_repeat(self) -> bool:
+        return len(self.values) == self.num_present
+
+    @property
+    def are_whole(self) -> bool:
+        v = self.values
+        return bool((np.abs(v) <= _WHOLE_UNTIL).all() and (v == np.rint(v)).all())
+
+
+def is_row_number(series: pd.Series) -> bool:
+    """Whether a column is the count of rows that pandas writes beside a table."""
+    if not _ROW_NUMBERS.fullmatch(str(series.name)) or series.dtype.kind not in "iu" or series.isna().any():
+        return False
+    steps = series.to_numpy(dtype=np.int64) - np.arange(len(series))
+    return bool((steps == steps[0]).all()) and int(steps[0]) in (0, 1)
+
+
+def guess(series: pd.Series, kind: str | None) -> Guess:
+    """What a column holds.
+
+    Args:
+        series: The column, with its name.
+        kind: What was said of it, or None.
+
+    Raises:
+        ValueError: of one clause, if that is unclear or does not fit ``kind``.
+    """
+    series = entries.dense(series)
+    found, num_missing = entries.holding(series), int(series.isna().sum())
+    name: Any = series.name
+    if num_missing == len(series):
+        raise ValueError(f"column {name!r} has no entries at all: drop it ({advice(name, 'drop')})")
+    if kind is not None and kind.startswith("date"):
+        return _dates(series, found, kind, num_missing)
+    if kind is None and found == "date":
+        raise ValueError(f"column {name!r} holds dates or times: {advice(name, 'date', 'index', 'drop')}")
+    if kind is None and found == "text":
+        _check_text(series)
+    if kind in NUMBERS and found == "categorical":
+        series = series.astype(object)
+        found = entries.holding(series)
+    if found in ("integer", "float"):
+        return _of_numbers(series, found, kind, num_missing)
+    if kind in NUMBERS:
+        entries.encode(Column(name, kind or "real"), series)  # which says what does not fit
+    num_levels = len(series.cat.categories) if found == "categorical" else 2 if found == "truth" else series.nunique()
+    return _levels(series, found, kind or ("binary" if num_levels == 2 else "category"), num_missing)
+
+
+# --- levels
+
+
+def _levels(series: pd.Series, found: str, kind: str, num_missing: int) -> Guess:
+    name: Any = series.name
+    if found == "categorical":
+        index = series.cat.categories
+        levels, dtype, ordered = tuple(map(entries.plain, index)), type_name(index.dtype), bool(series.cat.ordered)
+    else:
+        seen = (False, True) if found == "truth" else sorted(map(entries.plain, series.dropna().unique()))
+        levels, dtype, ordered = tuple(seen), type_name(series.dtype), None
+    column = Column(name, kind, levels, dtype, ordered, num_missing=num_missing)
+    num_present = len(series) - num_missing
+    if kind == "category" and len(levels) == num_present > _MIN_ROWS:
+        sentence = f"column {name!r} has another level in every row, of which nothing can be learned: {advice(name, 'index', 'drop')}"
+        return Guess(column, (("distinct", sentence),))
+    return Guess(column)
+
+
+def _check_text(series: pd.Series) -> None:
+    """Refuses text that is dates, numbers with some words among them, an identifier, or prose."""
+    name: Any = series.name
+    present = series.dropna()
+    counts = present.value_counts()
+    texts = [str(text) for text in counts.index]
+    as_dates = dates.formats(texts)
+    if as_dates:
+        raise ValueError(f"column {name!r} holds dates such as {texts[0]!r}: {_date_advice(name, as_dates, texts)}")
+    numbers = np.array([_is_number(text) for text in texts])
+    for fits, kind in ((numbers, "numbers"), (dates.look_like_dates(texts), "dates")):
+        if fits.all() and kind == "dates":
+            raise ValueError(
+                f"column {name!r} holds dates written in more than one way, such as {texts[0]!r}: write them as 2024-05-31, or {advice(name, 'index', 'drop')}"
+            )
+        share = int(counts[fits].sum())
+        if len(present) / 2 < share < len(present):
+            raise ValueError(_but_for_a_few(name, counts[~fits], kind))
+    num_levels = len(texts)
+    if (num_levels <= min(_MAX_LEVELS, len(present) / 2) and not (numbers.all() and _ID_NAME.search(name))) or (
+        num_levels == 2 and len(present) > 2
+    ):
+        return
+    if num_levels == len(present):
+        raise ValueError(
+            f"column {name!r} has another text in every row, such as {shortened(texts[0])}: it looks like an identifier "
+            f"or free text; {advice(name, 'index', 'drop')}"
+        )
+    ways = ("index", "drop") if _ID_NAME.search(name) else ("index", "drop", "category")
+    raise ValueError(
+        f"column {name!r} has {num_levels} distinct texts in {len(present)} rows, such as {shortened(texts[0])}: it looks "
+        f"like free text or an identifier; {advice(name, *ways)}"
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) is not None and "_" not in text
+    except ValueError:
+        return False
+
+
+def _but_for_a_few(name: str, words: pd.Series, kind: str) -> str:
+    """The sentence on a column that is text for the sake of some entries."""
+    shown = ", ".join(f"{shortened(word)} ({count})" for word, count in words.iloc[:5].items())
+    more = f", … ({len(words)} in all)" if len(words) > 5 else ""
+    customary = all(str(word).strip().lower() in _WORDS_FOR_MISSING for word in words.index)
+    meant = (
+        ", which look like words for missing entries: leave them empty" if customary else ": leave such entries empty"
+    )
+    return (
+        f"column {name!r} is text because of entries such as {shown}{more}, but most of its entries are {kind}{meant}, "
+        f"or {advice(name, 'index', 'drop')}"
+    )
+
+
+# --- dates
+
+
+def _date_advice(name: str, as_dates: list[str], texts: list[str]) -> str:
+    if len(as_dates) == 1:
+        return advice(name, "date", "index", "drop")
+    first, second = ("date-dmy", "date-mdy") if dates.is_day_first(as_dates[0]) else ("date-mdy", "date-dmy")
+    readings = {each: dates.read_one(texts[0], each) for each in as_dates}
+    said = " or ".join(f"{readings[each]}" for each in as_dates)
+    return f"that may be {said}; {advice(name, first, second, 'index', 'drop')}"
+
+
+def _dates(series: pd.Series, found: str, kind: str, num_missing: int) -> Guess:
+    name: Any = series.name
+    form, notes = None, ()
+    if found == "text":
+        texts = [str(text) for text in series.dropna().unique()]
+        known = dates.formats(texts)
+        if kind != "date":
+            known = [each for each in known if dates.is_day_first(each) == (kind == "date-dmy")]
+        if not known:
+            unread = [text for text, fits in zip(texts, dates.look_like_dates(texts), strict=True) if not fits]
+            raise ValueError(
+                f"column {name!r} has {shortened((unread or texts)[0])}, but kind {kind} takes dates that are all "
+                f"written in one way, such as 2024-05-31, 2024-05-31T08:30:00 or 31.05.2024"
+            )
+        if len(known) > 1:
+            raise ValueError(f"column {name!r} holds dates such as {texts[0]!r}: {_date_advice(name, known, texts)}")
+        form = known[0]
+        if kind == "date" and not form.startswith("%Y"):
+            readable = "day before month" if dates.is_day_first(form) else "month before day"
+            other = "date-mdy" if dates.is_day_first(form) else "date-dmy"
+            notes = (
+                ("order", f"column {name!r} is read with the {readable}, as its entries show; {other} would not fit"),
+            )
+    elif found != "date":
+        raise ValueError(f"column {name!r} holds {found} entries, but kind date takes dates: give another kind")
+    values = dates.instants(series, form)
+    unread = np.isnat(values) & series.notna().to_numpy()
+    if unread.any():
+        row = int(unread.argmax())
+        raise ValueError(
+            f"column {name!r} has {shortened(series.iloc[row])} in row {row}, which is not a date that can be read"
+        )
+    present = values[~np.isnat(values)]
+    unit = dates.finest_unit(values)
+    is_days = series.dtype == object and form is None and pd.api.types.infer_dtype(series, skipna=True) == "date"
+    dtype = (
+        type_name(series.dtype) if form is not None or series.dtype != object or is_days else type_name(values.dtype)
+    )
+    origin = str(present.min())
+    column = Column(
+        name, "date", (), dtype, None, 0.0, float(np.nanmax(dates.days(values, origin))), num_missing,
+        whole=unit == "D", origin=origin, unit=unit, format=form,
+    )  # fmt: skip
+    entries.encode(column, series)
+    return Guess(column, notes)
+
+
+# --- numbers
+
+
+def _of_numbers(series: pd.Series, found: str, kind: str | None, num_missing: int) -> Guess:
+    name: Any = series.name
+    if kind in ("binary", "category"):
+        return _levels(series, found, kind, num_missing)
+    if series.dtype.kind == "O":  # objects, decimals
+        dtype = "int64" if found == "integer" else "float64"
+    else:
+        dtype = type_name(series.dtype)
+    if kind is None:
+        _check_not_identifiers(series, found)
+    values = entries.numbers(series)
+    numbers = _Numbers(*np.unique(values[~np.isnan(values)], return_counts=True), len(series))
+    chosen = kind or _kind_of(numbers, found)
+    if chosen == "binary":
+        guessed = _levels(series, found, "binary", num_missing)
+        if set(guessed.column.categories) == {0, 1}:
+            return guessed
+        low, high = guessed.column.categories
+        said = f"column {name!r} has two values, {low:g} and {high:g}: taken as binary; as numbers it would be {quoted(name)}=real"
+        return Guess(guessed.column, (("two", said),))
+    column = Column(name, chosen, num_missing=num_missing)
+    entries.encode(column, series)  # which says what does not fit
+    low, high = float(numbers.values[0]), float(numbers.values[-1])
+    column = replace(column, dtype=dtype, low=low, high=high, whole=numbers.are_whole)
+    return Guess(column, tuple(_notes(column, numbers, found, given=kind is not None)))
+
+
+def _kind_of(numbers: _Numbers, found: str) -> str:
+    if len(numbers.values) == 2:
+        return "binary"
+    if len(numbers.values) == 1:
+        return "real"
+    lowest = numbers.values[0]
+    could_be_integers = found == "integer" or numbers.num_present < numbers.num_rows  # gaps turn integers into floats
+    if could_be_integers and lowest >= 0 and numbers.are_whole:
+        return "count"
+    return "positive" if found == "float" and lowest > 0 and not _is_far_from_0(numbers) else "real"
+
+
+def _is_far_from_0(numbers: _Numbers) -> bool:
+    """Whether the logarithms of these positive numbers would lose the digits in which they differ."""
+    mean = np.average(numbers.values, weights=numbers.counts)
+    variance = np.average((numbers.values - mean) ** 2, weights=numbers.counts)
+    return bool(np.isfinite(mean) and variance < (0.01 * mean) ** 2)
+
+
+def _check_not_identifiers(series: pd.Series, found: str) -> None:
+    """Refuses whole numbers that look like identifiers."""
+    name: Any = series.name
+    present = series.dropna()
+    named = _ID_NAME.search(name) is not None
+    if found == "float" and not (named and bool((present == present.round()).all())):
+        return
+    num_levels = present.nunique()
+    if num_levels <= 2:
+        return
+    never_repeat = num_levels == len(present) >= _MIN_ROWS
+    low, high = int(present.min()), int(present.max())
+    consecutive = never_repeat and high - low == len(present) - 1
+    if not (named or consecutive or (never_repeat and low >= _LARGE)):
+        return
+    looks = (
+        "has whole numbers one after another"
+        if consecutive
+        else "has another whole number in every row"
+        if never_repeat
+        else "is called like an identifier"
+    )
+    numbers = ("count",) if low >= 0 and high <= _WHOLE_UNTIL else ("real",) if high <= _WHOLE_UNTIL else ()
+    levels = ("category",) if num_levels <= min(_MAX_LEVELS, len(present) / 2) else ()
+    raise ValueError(
+        f"column {name!r} {looks}, from {low} to {high}: it looks like an identifier; "
+        f"{advice(name, 'index', 'drop', *levels, *numbers)}"
+    )
+
+
+def _notes(column: Column, numbers: _Numbers, found: str, *, given: bool) -> list[tuple[str, str]]:
+    name, low, high = column.name, column.low, column.high
+    is_, notes = quoted(column.name), []
+    if len(numbers.values) == 1:
+        said = f"column {name!r} never changes from {low:g}, so nothing can be learned of it; {advice(name, 'drop')} to leave it out"
+        return [("constant", said)]
+    if not given and column.kind == "count" and len(numbers.values) <= _FEW_LEVELS:
+        said = f"column {name!r} has whole numbers from {low:g} to {high:g}: taken as a count; as levels it would be {is_}=category"
+        notes.append(("count", said))
+    if not given and found == "float" and column.kind == "real" and numbers.values[0] > 0:
+        said = (
+            f"column {name!r} differs by less than a hundredth of its mean: taken as real, for the logarithms of kind "
+            f"positive would lose digits; {is_}=positive takes it so"
+        )
+        notes.append(("offset", said))
+    most = int(numbers.counts.argmax())
+    if column.kind in ("real", "positive") and not column.whole and numbers.num_rows >= _MIN_ROWS:
+        share = numbers.counts[most] / numbers.num_present
+        if share > 0.5:
+            said = (
+                f"column {name!r} is {numbers.values[most]:g} in {share:.0%} of its entries, where a density grows without "
+                f"bound and the ELBO with it: give {is_}=category if it has few levels, {is_}=count once it is rounded to "
+                f"whole units, or {is_}=drop"
+            )
+            notes.append(("ties", said))
+    code = _survey_code(numbers)
+    if code is not None:
+        said = (
+            f"column {name!r} is {code:g} in {int(numbers.counts[numbers.values == code][0])} entries, far from the others: "
+            f"taken as a number; if it stands for a missing entry, leave these empty"
+        )
+        notes.append(("code", said))
+    return notes
+
+
+def _survey_code(numbers: _Numbers) -> float | None:
+    """A customary code for missing entries that is repeated, and the only number on its side."""
+    values, counts = numbers.values, numbers.counts
+    if len(values) < 3:
+        return None
+    if values[0] in _SURVEY_CODES and values[0] < 0 <= values[1] and counts[0] >= 3:
+        return float(values[0])
+    if values[-1] in _SURVEY_CODES and counts[-1] >= 3 and values[-1] > values[-2] + (values[-2] - values[0]):
+        return float(values[-1])
+    return None

@@ -1,0 +1,88 @@
+"""Tables to files."""
+
+import csv
+import gzip
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from pyro_vae.data.tables.filling import written
+from pyro_vae.data.tables.reading import Table, suffix_of
+
+__all__ = ["write_table"]
+
+
+def write_table(frame: pd.DataFrame, path: str | os.PathLike[str], like: Table | None = None) -> None:
+    """Writes a table as delimited text (``.csv``, ``.tsv``, ``.txt``, also gzipped), ``.parquet`` or ``.xlsx``.
+
+    Text is written as it is, numbers with all their digits, missing entries as nothing.
+
+    Args:
+        frame: Typed columns or text, such as :meth:`Schema.decode` and :meth:`Schema.fill` give. Its index is left out.
+        path: The file.
+        like: A table whose separator, decimal mark, encoding, line ends and header a delimited file is to have. A
+            ``.tsv`` has tabs in any case.
+
+    Raises:
+        ValueError: if the file's name ends in something else, what writes it is not installed, or an entry cannot be
+            written in it.
+
+    Example:
+        >>> import tempfile
+        >>> from pyro_vae.data.tables import read_table
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_table(pd.DataFrame({"dose": [1.5, None]}), f"{folder}/a.csv", Table(pd.DataFrame(), decimal=","))
+        ...     read_table(f"{folder}/a.csv").text["dose"].tolist()
+        ['1,5', '']
+    """
+    path, like = Path(path), like or Table(pd.DataFrame())
+    suffix = suffix_of(path)
+    try:
+        if suffix == ".parquet":
+            frame.to_parquet(path, index=False, engine="pyarrow")
+        elif suffix == ".xlsx":
+            _without_zones(frame).to_excel(path, index=False, header=like.header, engine="openpyxl")
+        else:
+            _write_delimited(frame, path, suffix, like)
+    except ImportError as error:
+        needed = "pyarrow" if suffix == ".parquet" else "openpyxl"
+        raise ValueError(f"writing {path} needs {needed}: pip install 'pyro-vae[tables]'") from error
+    except UnicodeEncodeError as error:
+        letters = error.object[error.start : error.end]
+        raise ValueError(f"cannot write {letters!r} in {like.encoding}: read the table with encoding utf-8") from error
+    except OSError:
+        raise
+    except Exception as error:  # pyarrow and openpyxl raise many kinds for entries that are not theirs
+        raise ValueError(f"cannot write {path} ({' '.join(str(error).split())})") from error
+
+
+def _write_delimited(frame: pd.DataFrame, path: Path, suffix: str, like: Table) -> None:
+    separator = "\t" if suffix.startswith(".tsv") else like.separator
+    columns = [_cells(frame.iloc[:, place], like.decimal) for place in range(frame.shape[1])]
+    opened = gzip.open if suffix.endswith(".gz") else open
+    with opened(path, "wt", encoding=like.encoding, newline="") as file:
+        writer = csv.writer(file, delimiter=separator, lineterminator=like.newline)
+        if like.header:
+            writer.writerow(frame.columns)
+        writer.writerows(zip(*columns, strict=True))
+
+
+def _cells(column: pd.Series, decimal: str) -> list[str]:
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(object)
+    if column.dtype.kind == "M":
+        present = column.dropna()
+        if (
+            len(present)
+            and getattr(column.dtype, "tz", None) is None
+            and bool((present == present.dt.normalize()).all())
+        ):
+            return ["" if day is pd.NaT else str(day.date()) for day in column]
+    return [written(entry, decimal) for entry in column.tolist()]
+
+
+def _without_zones(frame: pd.DataFrame) -> pd.DataFrame:
+    """Times with zones as text, for which a workbook has no type."""
+    zoned = [name for name, column in frame.items() if getattr(column.dtype, "tz", None) is not None]
+    return frame.assign(**{str(name): pd.Series(_cells(frame[name], "."), index=frame.index) for name in zoned})
