@@ -10,6 +10,7 @@ from pyro_vae._support.moments import Moments
 from pyro_vae._support.names import lookup
 from pyro_vae._support.ranges import is_boolean
 from pyro_vae.data.dataset import BITS, COUNTS, COUNTS_OR_LEVELS, INTENSITIES, DataSet
+from pyro_vae.data.tables.names import quoted
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.transforms import Compose, Dequantize, Transform, choose_transform
 

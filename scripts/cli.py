@@ -21,7 +21,6 @@ from pyro_vae.data.tables import Schema, write_table
 from pyro_vae.training import resolve_device
 from pyro_vae.vae import CONFIG, WEIGHTS, load_config
 
-
 CHECKPOINT = "checkpoint.safetensors"
 
 
@@ -127,7 +126,9 @@ def data_for(run: Path, name: str | None, root: Path | None, *, whole: bool = Fa
 READING = ("resize", "separator", "decimal", "encoding", "header")
 
 
-def read_data(name: str, root: Path, *, header: str | None = None, resize: str | None = None, **options: Any) -> DataSet:
+def read_data(
+    name: str, root: Path, *, header: str | None = None, resize: str | None = None, **options: Any
+) -> DataSet:
     """Data by a name or path, read as the command line says."""
     if header is not None:
         lookup(header, ("yes", "no"), "--header")
@@ -151,7 +152,9 @@ def only_pictures(run: Path, out: Path) -> None:
     """Refuses a picture of a table's rows: there is nothing to be seen in it."""
     if out.suffix == ".png" and schema_of(run) is not None:
         figure = run / "figures" / "columns.png"
-        raise ValueError(f"{run} was trained on a table, whose rows are no pictures: name a .csv; {figure} shows columns")
+        raise ValueError(
+            f"{run} was trained on a table, whose rows are no pictures: name a .csv; {figure} shows columns"
+        )
 
 
 def write_tiles(x: torch.Tensor, out: Path) -> None:

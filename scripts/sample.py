@@ -12,7 +12,9 @@ def main(
     run: Annotated[Path, typer.Argument(help="A run folder that train.py left.", metavar="RUN")],
     out: Annotated[
         Path,
-        typer.Option(help="What to write: .png for a picture, .npy for numbers, .csv, .tsv, .xlsx or .parquet for a table."),
+        typer.Option(
+            help="What to write: .png for a picture, .npy for numbers, .csv, .tsv, .xlsx or .parquet for a table."
+        ),
     ],
     num_samples: Annotated[int, typer.Option(help="Number of rows to draw.")] = 64,
     mean: Annotated[bool, typer.Option("--mean", help="The mean of x at z ~ p(z), not draws x ~ p(x).")] = False,

@@ -169,16 +169,14 @@ def chosen_run(
         yield after, resume
 
 
-def resumed(
-    context: typer.Context, defaults: dict[str, Any], before: dict[str, Any], folder: Path
-) -> dict[str, Any]:
+def resumed(context: typer.Context, defaults: dict[str, Any], before: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The settings that a run was begun with; those that its version did not know have their defaults."""
     if not isinstance(before, dict) or "data" not in before:
         raise ValueError(f"{folder} holds a model, but no run of this script that can be resumed: train anew, by --out")
     known = {parameter.name: parameter for parameter in context.command.params}
     for name in defaults.keys() & before.keys():
         try:
-            known[name].type_cast_value(context, before[name])
+            getattr(known[name], "type_cast_value")(context, before[name])
         except Exception as error:  # of many kinds, for a value of any kind
             raise ValueError(f"{folder / CONFIG} is damaged: its {name} is {before[name]!r}") from error
     return defaults | before

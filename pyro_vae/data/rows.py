@@ -62,15 +62,6 @@ class Rows:
         """Elements of one row."""
         return next(self.batches([torch.zeros(1, dtype=torch.long)]))["x"][0].numel()
 
-    def fingerprint(self) -> str:
-        """Stub."""
-        found = hashlib.blake2b(digest_size=16)
-        for chunk in self.chunks(self.rows_at_once()):
-            for value in chunk.values():
-                if isinstance(value, Tensor):
-                    found.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
-        return found.hexdigest()
-
     def numbered(self, size: int) -> Iterator[tuple[dict[str, Any], int]]:
         """All rows in their order, ``size`` at a time, each part with the number of its first row."""
         for number, chunk in enumerate(self.chunks(size)):
