@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import choices
 import cli
@@ -90,7 +91,7 @@ def main(
     channels: Annotated[str, typer.Option(help="Channels of conv's layers, such as 32,64.")] = "32,64",
     activation: Annotated[str, typer.Option(help="ReLU, LeakyReLU, Tanh, Softplus, SiLU or GELU.")] = "ReLU",
     epochs: Annotated[
-        int | None, typer.Option(help="Times every row is seen. [default: 20, or as many as make 6,000 steps]", min=1)
+        int | None, typer.Option(help="Times every row is seen. [default: 20, or as many as make 6,000 steps]")
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Rows in a step, on each process. [default: 128, or all where there are fewer]")
@@ -110,9 +111,7 @@ def main(
     ] = None,
     validation_fraction: Annotated[
         float,
-        typer.Option(
-            help="Share of the training rows that is only watched; the best weights by it are kept.", min=0, max=1
-        ),
+        typer.Option(help="Share of the training rows that is only watched; the best weights by it are kept."),
     ] = 0.1,
     precision: Annotated[
         str,
@@ -163,7 +162,7 @@ def chosen_run(
         raise ValueError(f"--resume goes on with the run's own settings: leave out {', '.join(clashes)}")
     before = load_config(resume)["run"]
     with files.only_writer(resume):
-        after = resumed(context, settings, before, resume)
+        after = resumed(settings, before, resume)
         if "learning_rate" in given:
             after |= {"learning_rate": settings["learning_rate"], "other_rate": True}
         yield after, resume
@@ -173,13 +172,17 @@ def resumed(context: typer.Context, defaults: dict[str, Any], before: dict[str, 
     """The settings that a run was begun with; those that its version did not know have their defaults."""
     if not isinstance(before, dict) or "data" not in before:
         raise ValueError(f"{folder} holds a model, but no run of this script that can be resumed: train anew, by --out")
-    known = {parameter.name: parameter for parameter in context.command.params}
-    for name in defaults.keys() & before.keys():
-        try:
-            getattr(known[name], "type_cast_value")(context, before[name])
-        except Exception as error:  # of many kinds, for a value of any kind
-            raise ValueError(f"{folder / CONFIG} is damaged: its {name} is {before[name]!r}") from error
+    for name, hint in get_type_hints(main).items():
+        if name in before and not has_type(before[name], hint):
+            raise ValueError(f"{folder / CONFIG} is damaged: its {name} is {before[name]!r:.40}")
     return defaults | before
+
+
+def has_type(value: Any, hint: Any) -> bool:
+    """Whether JSON data are of an option's type."""
+    if isinstance(hint, UnionType):
+        return any(has_type(value, one) for one in get_args(hint))
+    return type(value) in {float: (float, int), Path: (str, type(None))}.get(hint, (get_origin(hint) or hint,))
 
 
 def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool) -> None:
@@ -210,7 +213,10 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
         print(data.schema.describe().to_string(index=False), end="\n\n")
     vae, why = build(settings, data)
     at_once = settings["batch_size"] or min(128, len(data.x_train) // world_size())
-    epochs = settings["epochs"] or max(20, math.ceil(6000 / math.ceil(len(data.x_train) / max(1, at_once))))
+    usual = max(20, math.ceil(6000 / math.ceil(len(data.x_train) / max(1, at_once))))
+    epochs = usual if settings["epochs"] is None else settings["epochs"]
+    if epochs < 1:
+        raise ValueError(f"--epochs must be at least 1, found {epochs}")
 
     if isinstance(data.x_train, Tensor):  # what streams is looked at once, by fit
         vae.check(data.x_train, settings["data"])

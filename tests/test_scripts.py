@@ -146,7 +146,7 @@ def test_a_terminated_sample_takes_its_half_file_back(trained, tmp_path):
     end = time.time() + 120
     while not list(tmp_path.iterdir()) and process.poll() is None and time.time() < end:
         time.sleep(0.05)
-    assert [p.name for p in tmp_path.iterdir()] == [f".{process.pid}-x.npy"]
+    assert [p.name.partition("@")[0] for p in tmp_path.iterdir()] == [f".{process.pid}"]
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
     assert not list(tmp_path.iterdir())
@@ -256,7 +256,10 @@ MISTAKES = {
     "nan": (["--data", "{nan}"], ["NaN or infinite values", "the first at index (0, 1)"]),
     "infinity": (["--data", "{infinity}"], ["NaN or infinite values", "(0, 1)"]),
     "no rows": (["--data", "{empty}"], ["holds no rows"]),
-    "fewer rows than a batch": (["--data", "{few}"], ["fewer than batch_size=128", "smaller batch_size"]),
+    "fewer rows than a batch": (
+        ["--data", "{few}", "--batch-size", "128"],
+        ["fewer than batch_size=128", "smaller batch_size"],
+    ),
     "unbounded values as bits": (
         ["--data", "{wild}", "--likelihood", "bernoulli"],
         ["values from -3 to 5", "--likelihood normal"],
@@ -271,10 +274,11 @@ MISTAKES = {
     "negative scale": (["--likelihood", "normal", "--scale", "-1"], ["positive number", "-1"]),
     "bad widths": (["--hidden-dims", "400x200"], ["whole numbers with commas", "400x200"]),
     "no latents": (["--latent-dim", "0"], ["latent_dim must be at least 1, found 0"]),
-    "no epochs": (["--epochs", "-2"], ["epochs must be at least 1, found -2"]),
+    "no epochs": (["--epochs", "0"], ["epochs must be at least 1, found 0"]),
     "unknown device": (["--device", "gpu0"], ["cannot use device 'gpu0'"]),
     "an image network for vectors": (["--data", "{few}", "--network", "conv"], ["(H, W) or (C, H, W)", "(4,)"]),
     "fraction": (["--validation-fraction", "1"], ["nothing would be left to train on"]),
+    "infinite fraction": (["--validation-fraction", "inf"], ["fraction must be between 0 and 1, found inf"]),
     "resume of nothing": (["--resume", "{here}/nowhere"], ["holds no saved model"]),
 }
 

@@ -75,6 +75,8 @@ def split(num_rows: int, fraction: float, seed: int = 0) -> tuple[Tensor, Tensor
         >>> len(kept), len(held_out), len(set(kept.tolist()) & set(held_out.tolist()))
         (8, 2, 0)
     """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"the fraction must be between 0 and 1, found {fraction}")
     held_out = max(1, round(num_rows * fraction))
     if held_out >= num_rows:
         raise ValueError(f"cannot hold out {held_out} of {num_rows} rows: nothing would be left to train on")
