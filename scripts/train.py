@@ -168,7 +168,7 @@ def chosen_run(
         yield after, resume
 
 
-def resumed(context: typer.Context, defaults: dict[str, Any], before: dict[str, Any], folder: Path) -> dict[str, Any]:
+def resumed(defaults: dict[str, Any], before: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The settings that a run was begun with; those that its version did not know have their defaults."""
     if not isinstance(before, dict) or "data" not in before:
         raise ValueError(f"{folder} holds a model, but no run of this script that can be resumed: train anew, by --out")
