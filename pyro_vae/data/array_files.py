@@ -63,7 +63,7 @@ def _read_anndata(path: Path, in_memory: int) -> DataSet:
     ids = np.asarray(data.obs_names, dtype=str)
     found = _data_set(path, [rows, rows[:0]], x.dtype.name, ids=[ids, None], counts=True)
     unused = [f"layers {', '.join(data.layers)}" if len(data.layers) else "", _columns("obs", data.obs)]
-    notes = [f"{path.name}: X is learned, and {' and '.join(filter(None, unused))} not used."] if any(unused) else []
+    notes = [f"{path.name}: X is learned; not used: {' and '.join(filter(None, unused))}."] if any(unused) else []
     return _with_notes(found, notes)
 
 
@@ -234,7 +234,7 @@ def _extent(xs: Iterable[Tensor | LazyRows]) -> _Extent:
             values = chunk.numpy()
             if values.dtype.kind == "f":
                 values = values[~np.isnan(values)]
-                whole = whole and bool((values == np.floor(values)).all())
+                whole = whole and bool((np.isfinite(values) & (values == np.floor(values))).all())
             if values.size:
                 low, high = min(low, float(values.min())), max(high, float(values.max()))
     return _Extent(low, high, whole)

@@ -13,6 +13,8 @@ from pyro_vae._support.arrays import FileRows, LazyRows, SparseRows, as_tensor, 
 
 __all__ = ["as_numbers"]
 
+# What tables and columns are exported by. Those of pandas, and arrays, have a number of dimensions and need it not.
+_ARROW = ("__arrow_c_stream__", "__arrow_c_array__")
 _NUMBERS = {
     *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32),
     *(torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64),
@@ -90,8 +92,7 @@ def _strided(value: Tensor, name: str) -> Tensor:
 def _array(value: Any, name: str) -> Any:
     if hasattr(value, "collect") and not hasattr(value, "__array__"):  # a query that has not been run
         value = value.collect()
-    arrow = hasattr(value, "__arrow_c_stream__") or hasattr(value, "__arrow_c_array__")
-    if arrow and not hasattr(value, "iloc"):
+    if any(hasattr(value, protocol) for protocol in _ARROW) and not hasattr(value, "ndim"):
         value = _from_arrow(value, name)
     if hasattr(value, "iloc"):  # of pandas
         return _from_pandas(value, name)
@@ -130,8 +131,13 @@ def _from_arrow(value: Any, name: str) -> Any:
             f"{name} is a {type(value).__name__}, for which pyarrow is needed: pip install 'pyro-vae[tables]', or give "
             f"{name}.to_numpy()"
         ) from error
+
+    def exact(kind: Any) -> Any:  # pandas' own types would round whole numbers with gaps among them
+        numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+        return pd.ArrowDtype(kind) if any(is_one(kind) for is_one in numeric) else None
+
     is_table = hasattr(value, "columns") or hasattr(value, "column_names")
-    return (pa.table(value) if is_table else pa.chunked_array(value)).to_pandas(types_mapper=pd.ArrowDtype)
+    return (pa.table(value) if is_table else pa.chunked_array(value)).to_pandas(types_mapper=exact)
 
 
 def _from_pandas(value: Any, name: str) -> np.ndarray:

@@ -34,7 +34,7 @@ def pixels(image: Any) -> tuple[np.ndarray, list[str]]:
         if (alpha < top).any():
             x = ((colours * alpha + top * (top - alpha) + top // 2) // top).astype(x.dtype)
             remarks.append("partly transparent, and laid on white")
-        x = x[..., 0] if x.shape[-1] == 1 else x
+    x = x[..., 0] if x.ndim == 3 and x.shape[-1] == 1 else x
     grey_palette = image.mode in ("P", "PA") and x.ndim == 3 and (x == x[..., :1]).all()
     return x[..., 0] if grey_palette else x, remarks
 
@@ -84,8 +84,7 @@ def _samples(image: Any) -> np.ndarray:
     if mode == "F":
         return np.asarray(image)
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):  # both are of 16 bits
-        x = np.asarray(image).astype(np.uint16)
-        return x if not isinstance(clear, int) else np.where(x == clear, np.uint16(65535), x)
+        return _with_key(np.asarray(image).astype(np.uint16)[..., None], clear)
     if mode == "I":
         return np.asarray(image).astype(np.int32)
     if mode == "LAB":
@@ -124,10 +123,16 @@ def _deep_samples(image: Any) -> np.ndarray:
         from torchvision.io import ImageReadMode, decode_png
     except ImportError as error:
         raise OSError("it has 16-bit colours, for which this torchvision has no reader: save it in 8 bits") from error
-    clear = image.mode != "RGB" or "transparency" in image.info
-    grey = image.mode == "LA"
-    mode = ImageReadMode.GRAY_ALPHA if grey else ImageReadMode.RGB_ALPHA if clear else ImageReadMode.RGB
     packed = as_tensor(np.frombuffer(Path(image.filename).read_bytes(), np.uint8))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of decoding in torchvision at large
-        return np.moveaxis(decode_png(packed, mode).to(torch.int32).numpy().astype(np.uint16), 0, -1)
+        x = np.moveaxis(decode_png(packed, ImageReadMode.UNCHANGED).to(torch.int32).numpy().astype(np.uint16), 0, -1)
+    return _with_key(x, image.info.get("transparency")) if x.shape[-1] == 3 else x
+
+
+def _with_key(x: np.ndarray, clear: Any) -> np.ndarray:
+    """Pixels ``(H, W, C)`` of 16 bits with a channel of opacity, if one colour stands for what is transparent."""
+    if clear is None or isinstance(clear, bytes):
+        return x
+    seen = (x != np.array(clear, np.uint16)).any(-1, keepdims=True)
+    return np.concatenate([x, np.where(seen, np.uint16(65535), np.uint16(0))], axis=-1)

@@ -247,7 +247,9 @@ def as_rows(data: Inputs, device: torch.device, *, num_workers: int = 2, name: s
     if isinstance(data, Dataset) and not isinstance(data, LazyRows):
         _check_data_set(data, name)
         return Streamed(data, device, num_workers)
-    named = dict(data) if isinstance(data, Mapping) else {"x": data}
+    named: dict[str, Any] = {"x": data}
+    if isinstance(data, Mapping) and not hasattr(data, "tocsr"):  # some sparse matrices are mappings
+        named = dict(data)
     if "x" not in named:
         raise ValueError(f"{name} has no entry 'x', only {', '.join(map(str, named)) or 'none'}")
     constants = {

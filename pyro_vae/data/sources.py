@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from pyro_vae._support.names import lookup
@@ -82,6 +83,8 @@ def _parted(data: DataSet, train: slice | torch.Tensor, test: slice | torch.Tens
     for field in ("x", "y", "ids", "rows"):
         whole = getattr(data, f"{field}_train")
         for part, indices in (("train", train), ("test", test)):
+            if isinstance(whole, np.ndarray):  # for which a tensor of one index would be a number
+                indices = np.arange(len(whole))[indices] if isinstance(indices, slice) else indices.numpy()
             parts[f"{field}_{part}"] = None if whole is None else whole[indices]
     return replace(data, **parts)
 
