@@ -16,6 +16,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae._support.arrays import as_tensor
+from pyro_vae._support.memory import check_memory
 from pyro_vae._support.precision import Rounding, arithmetic, floating
 from pyro_vae._support.ranges import Constraint, discrete, elementwise, inner_value, of_all_rows
 from pyro_vae.data.checks import check_columns, check_digits, check_rows, observed
@@ -557,6 +558,12 @@ class Pair(nn.Module):
             if self.event_shape
             else trace.nodes.get("x", {"value": torch.ones(1)})["value"].numel()
         )
+        if out is None:
+            check_memory(
+                num_samples * elements * self.dtype.itemsize,
+                f"{num_samples:,} draws",
+                "draw fewer, or let them be written to a file as they are drawn, by out='draws.npy'",
+            )
         wanted = [
             n for n, s in sample_sites(trace).items() if not is_local(s) and n not in named and not s["is_observed"]
         ]
@@ -603,6 +610,12 @@ class Pair(nn.Module):
         """
         rows, named = self.check(x), _sites(sites, out)
         structure = self.structure(self.prepare(next(rows.chunks(_ROWS))))
+        if out is None:
+            check_memory(
+                num_samples * rows.num_rows * rows.num_elements * self.dtype.itemsize,
+                f"{num_samples:,} draws for each of {rows.num_rows:,} rows",
+                "draw fewer, or let them be written to a file as they are drawn, by out='draws.npy'",
+            )
         drawn = predictive.draw_posterior_predictive(
             *self.programs,
             (self.prepare(chunk) for chunk in rows.chunks(_ROWS)),
@@ -689,6 +702,11 @@ class Pair(nn.Module):
         named = _sites(sites, None)
         rows = self.check(x)
         first = next(rows.chunks(1))
+        check_memory(
+            num_samples * rows.num_rows * rows.num_elements * self.dtype.itemsize,
+            f"{num_samples:,} draws for each of {rows.num_rows:,} rows",
+            "draw fewer times, or fill fewer rows at once",
+        )
         if self.missing is None and "mask" not in first and "x" in named:
             raise ValueError("nothing says what is missing: build the model with missing='nan', or give a mask")
         if "x" in named and self._seen(arithmetic(first["x"]), first) is None:

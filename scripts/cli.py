@@ -256,9 +256,19 @@ def run_command(main: Callable[..., None]) -> None:
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if "allocate memory" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
+            raise
+        print(f"error: there is not enough memory: {first_line(error)}", file=sys.stderr)
+        sys.exit(2)
     finally:
         for end, handler in before.items():
             signal.signal(end, handler)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what PyTorch says."""
+    return str(error).splitlines()[0].rpartition("] ")[2]
 
 
 def sentence(error: BaseException) -> str:

@@ -25,7 +25,6 @@ from torch import Tensor
 
 __all__ = [
     "Busy",
-    "check_free_memory",
     "check_writable",
     "only_writer",
     "read_header",
@@ -298,22 +297,6 @@ def write_blocks(blocks: Iterable[tuple[Sequence[slice], Tensor]], leading: Sequ
                 file.write(array[index].data.cast("B"))
             del block, array  # before the next block is made
     return np.load(path, mmap_mode="r")
-
-
-def check_free_memory(needed: int, what: str, instead: str) -> None:
-    """Refuses what memory has no room for, before it is asked for.
-
-    Args:
-        needed: Bytes.
-        what: What takes them, in the plural.
-        instead: What to do.
-
-    Raises:
-        ValueError: with both sizes.
-    """
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise ValueError(f"{what} take {needed / 1e9:,.1f} GB and {free / 1e9:,.1f} GB of memory are free: {instead}")
 
 
 def _check_space(folder: Path, needed: int) -> None:

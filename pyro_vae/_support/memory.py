@@ -4,7 +4,29 @@ import contextlib
 import os
 from pathlib import Path
 
-__all__ = ["available_memory", "in_gib"]
+__all__ = ["available_memory", "check_memory", "in_gib"]
+
+
+def check_memory(needed: int, what: str, instead: str) -> None:
+    """Refuses what memory has no room for, before it is asked for.
+
+    Args:
+        needed: Bytes.
+        what: What takes them, in the plural.
+        instead: What to do.
+
+    Raises:
+        ValueError: with both sizes.
+
+    Example:
+        >>> check_memory(2**80, "a million draws", "draw fewer")
+        Traceback (most recent call last):
+        ...
+        ValueError: a million draws take ... GiB, and ... GiB of memory are free: draw fewer
+    """
+    free = available_memory()
+    if free is not None and needed > free:
+        raise ValueError(f"{what} take {in_gib(needed)}, and {in_gib(free)} of memory are free: {instead}")
 
 
 def available_memory() -> int | None:
@@ -28,4 +50,4 @@ def in_gib(num_bytes: int) -> str:
         >>> in_gib(3 * 2**29)
         '1.5 GiB'
     """
-    return f"{num_bytes / 2**30:.3g} GiB"
+    return f"{num_bytes / 2**30:,.1f} GiB"
