@@ -253,7 +253,7 @@ class Trap:
 def test_an_array_of_objects_is_refused_and_nothing_in_it_is_run(tmp_path, save):
     rows = np.array([[Trap(tmp_path / "sprung"), 1]], dtype=object)
     path = save_arrays(tmp_path, x=rows) if save is save_arrays else save(tmp_path, rows)
-    with pytest.raises(ValueError, match=r"cannot read .*rows\.np[yz] as NumPy data \(Object arrays"):
+    with pytest.raises(ValueError, match=r"cannot read .*rows\.np[yz] as NumPy data \(it holds Python objects"):
         load_data(path)
     assert not (tmp_path / "sprung").exists()
 

@@ -88,6 +88,8 @@ def _reading(path: Path, read: Callable[[], Any], kind: str = "NumPy data") -> A
         if isinstance(error, OSError) and error.strerror:
             raise ValueError(f"cannot read {path}: {error.strerror}") from error
         reason = " ".join(str(error).split()) or type(error).__name__
+        if "pickle" in reason:  # NumPy would have them opened
+            reason = "it holds Python objects, which could run code: save it again as an array of numbers"
         raise ValueError(f"cannot read {path} as {kind} ({reason})") from error
 
 
