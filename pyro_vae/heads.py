@@ -4,10 +4,12 @@ A likelihood :math:`p(x \mid z)` and a posterior family :math:`q(z \mid x)` are 
 large the raw output must be and how it is read; it does not know the network that made it.
 """
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Self
 
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
@@ -75,4 +77,16 @@ class Head(nn.Module):
     def forward(self, raw: Tensor) -> TorchDistribution:
         """The distribution over one event that the raw output stands for."""
         params, event_dim = self.read(raw)
-        return self.distribution(*params).to_event(event_dim)
+        with _unchecked() if torch.compiler.is_exporting() else contextlib.nullcontext():
+            return self.distribution(*params).to_event(event_dim)
+
+
+@contextlib.contextmanager
+def _unchecked() -> Iterator[None]:
+    """Distributions without their checks of values, which an exported program cannot make."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)

@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pyro_vae._support.arrays import FileRows, in_chunks
+from pyro_vae._support.arrays import LazyRows, in_chunks
 from pyro_vae._support.configs import printed
 from pyro_vae._support.moments import Moments
 from pyro_vae._support.ranges import Constraint, constraints, interval, is_boolean, is_bounded, phrase, within
@@ -35,11 +35,10 @@ __all__ = [
     "Standardize",
     "Transform",
     "choose_transform",
-    "customary_bounds",
 ]
 
 # Training rows: whole, in a file, or in parts as they are read.
-TrainingRows = Tensor | FileRows | Iterable[Tensor]
+TrainingRows = Tensor | LazyRows | Iterable[Tensor]
 
 
 class Transform(nn.Module):
@@ -548,17 +547,11 @@ class Auto(Transform):
         return chosen
 
 
-def customary_bounds(x: TrainingRows) -> tuple[float, float] | None:
-    """The bounds that values of such a type and extent have by custom: 0–1, 0–255, 0–65535; None if there are none."""
-    return _customary(*_extent(in_chunks(x)))
-
-
 def _customary(dtype: torch.dtype, low: float, high: float) -> tuple[float, float] | None:
+    """The bounds that values of such a type and extent have by custom: 0–1, 0–255, 0–65535; None if there are none."""
     if low >= 0 and high <= 1:
         return (0.0, 1.0)
-    if not dtype.is_floating_point and low >= 0:
-        return (0.0, 255.0) if high <= 255 else (0.0, 65535.0) if high <= 65535 else None
-    return None
+    return {torch.uint8: (0.0, 255.0), torch.uint16: (0.0, 65535.0)}.get(dtype)  # other whole numbers may be counts
 
 
 def _extent(chunks: Iterable[Tensor]) -> tuple[torch.dtype, float, float]:
