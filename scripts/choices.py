@@ -114,8 +114,8 @@ def likelihood_and_transform(
     levels = [] if data.schema is None else [column.name for column in data.schema.columns if not column.is_number]
     if levels and name != "mixed":
         raise ValueError(
-            f"{data.name} has columns of levels, such as {levels[0]!r}, whose numbers {name} would take for amounts: leave "
-            f"--likelihood out, or drop them by --columns {quoted(levels[0])}=drop"
+            f"{data.name} has columns of levels, such as {levels[0]!r}, whose numbers {name} would take for amounts: "
+            f"leave --likelihood out, or drop them by --columns {quoted(levels[0])}=drop"
         )
     likelihood = choose(LIKELIHOODS, name, "likelihood")(choice)
     x = data.x_train

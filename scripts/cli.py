@@ -234,7 +234,7 @@ def write_arrays(arrays: Mapping[str, torch.Tensor], out: Path) -> None:
 
 
 def what_comes_along(data: DataSet) -> dict[str, Any]:
-    """Labels, names and places of the held-out rows, as far as there are any, to be written beside what is made of them."""
+    """Labels, names and places of the held-out rows, as far as there are any, to be written beside the results."""
     labels = None if data.y_test is None else data.y_test.numpy()
     if labels is not None and data.labels is not None:
         labels = np.asarray(data.labels)[labels]

@@ -16,8 +16,8 @@ def main(
     out: Annotated[
         Path,
         typer.Option(
-            help="What to write: .npz for the numbers, .png for a picture of ten rows, .csv, .tsv, .xlsx or .parquet for "
-            "the draws as a table."
+            help="What to write: .npz for the numbers, .png for a picture of ten rows, .csv, .tsv, .xlsx or .parquet "
+            "for the draws as a table."
         ),
     ],
     data: Annotated[
@@ -33,8 +33,8 @@ def main(
     """Draws new data like each row: z ~ q(z|x), then x' ~ p(x'|z), in the units of the data.
 
     An .npz holds x (N, ...), reconstructions (N, ...), the mean of x' at the mean of q(z|x), and
-    posterior_predictive (S, N, ...), the draws; and the rows' labels and ids, where they have them, and their numbers in
-    the file, from 0. A table has the draws, each with its number as draw.
+    posterior_predictive (S, N, ...), the draws; and the rows' labels and ids, where they have them, and their numbers
+    in the file, from 0. A table has the draws, each with its number as draw.
     """
     vae = cli.open_run(run, device)
     cli.only_pictures(run, out)
