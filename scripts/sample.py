@@ -17,7 +17,14 @@ def main(
         ),
     ],
     num_samples: Annotated[int, typer.Option(help="Number of rows to draw.")] = 64,
-    mean: Annotated[bool, typer.Option("--mean", help="The mean of x at z ~ p(z), not draws x ~ p(x).")] = False,
+    mean: Annotated[
+        bool | None,
+        typer.Option(
+            "--mean/--draws",
+            help="The mean of x at z ~ p(z), or draws x ~ p(x), which have the noise of every pixel. "
+            "[default: means for a picture, else draws]",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
 ) -> None:
@@ -28,6 +35,7 @@ def main(
     vae = cli.open_run(run, device)
     cli.only_pictures(run, out)
     write = cli.writer(out, {".png": cli.write_tiles, ".npy": cli.write_array, **cli.table_writers(run)})
+    mean = out.suffix == ".png" if mean is None else mean
     torch.manual_seed(seed)
     if out.suffix == ".npy":  # straight to the file, however many
         x = vae.sample(num_samples, mean=mean, out=out, progress=True)

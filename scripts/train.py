@@ -91,7 +91,8 @@ def main(
     channels: Annotated[str, typer.Option(help="Channels of conv's layers, such as 32,64.")] = "32,64",
     activation: Annotated[str, typer.Option(help="ReLU, LeakyReLU, Tanh, Softplus, SiLU or GELU.")] = "ReLU",
     epochs: Annotated[
-        int | None, typer.Option(help="Times every row is seen. [default: 20, or as many as make 6,000 steps]")
+        int | None,
+        typer.Option(help="Times every row is seen. [default: 20, or as many as make 6,000 steps, up to 1,000]"),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Rows in a step, on each process. [default: 128, or all where there are fewer]")
@@ -213,7 +214,7 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
         print(data.schema.describe().to_string(index=False), end="\n\n")
     vae, why = build(settings, data)
     at_once = settings["batch_size"] or min(128, len(data.x_train) // world_size())
-    usual = max(20, math.ceil(6000 / math.ceil(len(data.x_train) / max(1, at_once))))
+    usual = min(1000, max(20, math.ceil(6000 / math.ceil(len(data.x_train) / max(1, at_once)))))
     epochs = usual if settings["epochs"] is None else settings["epochs"]
     if epochs < 1:
         raise ValueError(f"--epochs must be at least 1, found {epochs}")
