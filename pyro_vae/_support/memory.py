@@ -50,4 +50,5 @@ def in_gib(num_bytes: int) -> str:
         >>> in_gib(3 * 2**29)
         '1.5 GiB'
     """
-    return f"{num_bytes / 2**30:,.1f} GiB"
+    size = num_bytes / 2**30
+    return f"{size:,.0f} GiB" if size >= 10 else f"{size:.3g} GiB"

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["NAMED", "DataSet", "default_root", "import_torchvision", "load_data", "split"]
 
 _IN_MEMORY = 2**28  # bytes of an .npy file up to which it is read as a whole
-_TABLES = (".csv", ".tsv", ".parquet")
-_FILES = "a .npy, .npz or .h5ad file, a .csv or .parquet table"
+_TABLES = (".csv", ".tsv", ".txt", ".parquet", ".xlsx")
+_FILES = f"a .npy, .npz or .h5ad file, a table ({', '.join(_TABLES)})"
 
 
 def default_root() -> Path:
@@ -100,7 +100,7 @@ def _read(
     path = Path(name)
     known = name in NAMED or name.startswith(TORCHVISION)
     is_folder = not known and path.is_dir()
-    suffix = path.suffix.lower()
+    suffix = path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
     if resize is not None and not is_folder:
         raise ValueError(f"resize is for folders of images, which {name} is not: leave it out")
     given = [option for option, value in reading.items() if value is not None]
@@ -138,5 +138,5 @@ def _refuse_missing(name: str, path: Path) -> None:
             f"{TORCHVISION}CLASS, or one of {', '.join(NAMED)}"
         )
     known = [*NAMED, f"{TORCHVISION}CLASS, such as {TORCHVISION}SVHN"]
-    paths = ["a .npy, .npz or .h5ad file", "a .csv or .parquet table", "a folder of images"]
+    paths = ["a .npy, .npz or .h5ad file", "a table, such as a .csv file", "a folder of images"]
     lookup(name, [*known, *(f"a path to {kind}" for kind in paths)], "data set")
