@@ -4,8 +4,9 @@ A :class:`Schema` says what each column holds. It is inferred from the table tha
 the model, so that draws come out as the same table: its columns, in their order, with their levels and types.
 
 The files, from the bottom to the top: ``names`` (names and kinds as people write them), ``columns`` (what one column
-is), ``dates`` (dates as days and as text), ``entries`` (entries ↔ numbers), ``guessing`` (entries → a column), ``cells``
-(text → entries), ``delimited`` (bytes → text), ``reading`` and ``writing`` (files), ``schema`` (all columns).
+is), ``dates`` (dates as days and as text), ``entries`` (entries ↔ numbers), ``guessing`` (entries → a column),
+``cells`` (text → entries), ``delimited`` (bytes → text), ``reading``, ``filling`` and ``writing``, ``schema`` (all
+columns).
 """
 
 from pyro_vae.data.tables.columns import KINDS, Column

@@ -15,8 +15,8 @@ __all__ = ["MISSING", "find_decimal", "is_number", "typed"]
 
 # Cells that pandas takes for missing as well.
 MISSING = frozenset(
-    ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL",
-     "NaN", "None", "n/a", "nan", "null"]
+    ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
+     "NULL", "NaN", "None", "n/a", "nan", "null"]
 )  # fmt: skip
 _TRUTHS = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
 _WHOLE = re.compile(r"[+-]?[0-9]+")
@@ -62,7 +62,8 @@ def typed(name: str, cells: Sequence[str], decimal: str) -> tuple[pd.Series, lis
     words = sorted({cell for cell in stripped if cell and cell in MISSING})
     if words and present:
         number = sum(map(bool, stripped)) - len(present)
-        said = f"column {name!r} has {listing(words, 'words')} in {number} entries: taken as missing; if it is a level, rename it"
+        found = f"{listing(words, 'words')} in {number} entries"
+        said = f"column {name!r} has {found}: taken as missing; rename what is a level"
         notes.append(("missing", said))
     return pd.Series(
         [None if text in MISSING else cell for text, cell in zip(stripped, cells, strict=True)], dtype=_TEXT
@@ -155,8 +156,8 @@ def find_decimal(columns: Mapping[str, Sequence[str]], separator: str) -> tuple[
 
     if "," in shown and "." in shown:
         raise ValueError(
-            f"some numbers have decimal commas ({such(',')}) and others decimal points ({such('.')}): write all in one way, "
-            f"or give the mark that is meant as decimal, , or ."
+            f"some numbers have decimal commas ({such(',')}) and others decimal points ({such('.')}): write all in one "
+            f"way, or give the mark that is meant as decimal, , or ."
         )
     if "," in shown:
         return ",", [f"numbers have decimal commas, such as {such(',')}: with decimal . they would be text"]

@@ -159,25 +159,25 @@ def from_days(column: Column, values: np.ndarray) -> np.ndarray:
         ValueError: if there is no such date in the years from 1 to 9999.
     """
     unit = column.unit or "ns"
-    first = np.datetime64(column.origin or 0, unit)
+    first = np.datetime64(column.origin).astype(f"datetime64[{unit}]")
     missing = np.isnan(values)
     years = values / 365.2425 + 1970 + first.astype("datetime64[D]").astype(np.int64) / 365.2425
     if not bool((missing | ((years > 1) & (years < 9999))).all()):
         worst = values[~missing][np.abs(values[~missing]).argmax()]
         raise ValueError(f"column {column.name!r} cannot have a date {worst:.6g} days after {column.origin}")
     steps = np.rint(np.where(missing, 0, values) * _PER_DAY[unit]).astype(np.int64)
-    return np.where(missing, np.datetime64("NaT", unit), first + steps)
+    return np.where(missing, np.datetime64("NaT"), first + steps)
 
 
 def as_column(column: Column, values: np.ndarray) -> Any:
     """Dates in the column's own type."""
     if column.format is not None:
         dtype = type_named(column.dtype)
-        return pd.array(write(values, column.format), dtype=dtype)
+        return pd.Series(write(values, column.format), dtype=dtype)
     kept = values.astype("datetime64[us]" if column.unit in ("D", "s") else f"datetime64[{column.unit}]")
     index = pd.DatetimeIndex(kept)
     dtype = type_named(column.dtype)
-    if dtype == object:
+    if isinstance(dtype, np.dtype) and dtype.kind == "O":
         return np.array([None if pd.isna(day) else day.date() for day in index], dtype=object)
     zone = getattr(dtype, "tz", None)
     if zone is not None:

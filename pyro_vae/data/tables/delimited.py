@@ -6,6 +6,7 @@ import io
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pyro_vae.data.tables.cells import is_number
 
@@ -14,9 +15,16 @@ __all__ = ["Rows", "decoded", "rows"]
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _WRITTEN = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "bar": "|", "space": " "}
 _SAMPLE = 200  # rows to find the separator by
-_OTHER_KINDS = {b"PK\x03\x04": "an Excel workbook or another zip file", b"PAR1": "a Parquet file", b"\x1f\x8b": "a gzip file",
-                b"\x89PNG": "a picture", b"%PDF": "a PDF", b"\x89HDF": "an HDF5 file", b"\xd0\xcf\x11\xe0": "an old Excel workbook",
-                b"\x93NUMPY": "a NumPy array"}  # fmt: skip
+_OTHER_KINDS = {  # by their first bytes
+    b"PK\x03\x04": "an Excel workbook or another zip file",
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "a gzip file",
+    b"\x89PNG": "a picture",
+    b"%PDF": "a PDF",
+    b"\x89HDF": "an HDF5 file",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"\x93NUMPY": "a NumPy array",
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ def decoded(content: bytes, encoding: str | None) -> tuple[str, str, list[str]]:
                 "it is text neither in utf-8 nor in cp1252: give its encoding, if it is text"
             ) from undefined
         notes.append(
-            "text is read as cp1252 (Western European Windows), because it is no UTF-8: give its encoding if letters are wrong"
+            "text is read as cp1252 (Western European Windows), being no UTF-8: give its encoding if letters are wrong"
         )
     text = text.removeprefix("\ufeff")
     if "\x00" in text:
@@ -107,16 +115,17 @@ def rows(text: str, separator: str | None, preferred: str) -> Rows:
     width = len(read[0]) if read else 0
     ragged = [(line, len(row)) for line, row in zip(lines, read, strict=True) if len(row) != width]
     if ragged:
+        marks = SEPARATORS.get(separator, repr(separator))
         shown = ", ".join(f"line {line} has {count}" for line, count in ragged[:5])
         more = f", … ({len(ragged)} such lines)" if len(ragged) > 5 else ""
         raise ValueError(
-            f"the first row has {width} field{'s' * (width != 1)}, but {shown}{more}, with {SEPARATORS.get(separator, repr(separator))} "
-            f"between fields: put fields that hold such a mark in quotes, or give another separator"
+            f"the first row has {width} field{'s' * (width != 1)}, but {shown}{more}, with {marks} between fields: "
+            f"put fields that hold such a mark in quotes, or give another separator"
         )
     return Rows(read, separator, tuple(notes))
 
 
-def _reader(text: str, separator: str) -> "csv._reader":
+def _reader(text: str, separator: str) -> Any:
     return csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
 
 

@@ -13,7 +13,7 @@ from pyro_vae.data.tables import dates
 from pyro_vae.data.tables.columns import NUMBERS, Column, type_named
 from pyro_vae.data.tables.names import advice, listing, shortened
 
-__all__ = ["check_numbers", "decode", "dense", "encode", "holding", "numbers", "plain"]
+__all__ = ["check_kind", "check_numbers", "decode", "dense", "encode", "holding", "numbers", "plain"]
 
 # What pandas.api.types.infer_dtype says of entries that a column may hold. Everything else is refused.
 _HOLDINGS = {
@@ -40,11 +40,11 @@ def holding(series: pd.Series) -> str:
     """
     found = infer_dtype(series, skipna=True)
     within = infer_dtype(series.cat.categories, skipna=True) if found == "categorical" else found
-    known = _HOLDINGS.get(within, "") if found != "categorical" or within != "date" else ""
-    if not known or (found == "categorical" and known == "date"):
+    as_levels = " as levels" if found == "categorical" else ""
+    if within not in _HOLDINGS or (as_levels and _HOLDINGS[within] == "date"):
         raise ValueError(
-            f"column {series.name!r} holds {within} values; expected numbers, text, dates, or true and false: convert "
-            f"it, or {advice(str(series.name), 'index', 'drop')}"
+            f"column {series.name!r} holds {within} values{as_levels}; expected numbers, text, dates, or true and "
+            f"false: convert it, or {advice(str(series.name), 'index', 'drop')}"
         )
     return _HOLDINGS[found]
 
@@ -75,14 +75,24 @@ def encode(column: Column, series: pd.Series) -> np.ndarray:
         return _encode_levels(column, series)
     if isinstance(series.dtype, pd.CategoricalDtype):
         series = series.astype(object)
-    takes = f"but kind {column.kind} takes {phrase(NUMBERS[column.kind])}: fix such entries or leave them empty"
     found = _HOLDINGS.get(infer_dtype(series, skipna=True))
     if found not in ("integer", "float", "empty"):
         row = _first_not_a_number(series)
-        raise ValueError(f"column {column.name!r} has {shortened(plain(series.iloc[row]))} in row {row}, {takes}")
+        raise ValueError(
+            f"column {column.name!r} has {shortened(plain(series.iloc[row]))} in row {row}, {_takes(column)}"
+        )
     values = numbers(series)
-    check_numbers(column, torch.from_numpy(values), values, takes)
+    check_kind(column, values)
     return values
+
+
+def check_kind(column: Column, values: np.ndarray) -> None:
+    """Refuses numbers that are not of the column's kind."""
+    check_numbers(column, torch.from_numpy(values), values, _takes(column))
+
+
+def _takes(column: Column) -> str:
+    return f"but kind {column.kind} takes {phrase(NUMBERS[column.kind])}: fix such entries or leave them empty"
 
 
 def numbers(series: pd.Series) -> np.ndarray:
@@ -100,8 +110,8 @@ def numbers(series: pd.Series) -> np.ndarray:
     if beyond:
         entry = next(e for e in series.dropna() if not _is_float(e) and abs(int(e)) > _EXACT)
         raise ValueError(
-            f"column {series.name!r} has {shortened(plain(entry))}, and whole numbers beyond 2^53 = {_EXACT} lose their "
-            f"last digits as floating-point numbers: rescale it, or {advice(str(series.name), 'index', 'drop')}"
+            f"column {series.name!r} has {shortened(plain(entry))}, and whole numbers beyond 2^53 = {_EXACT} lose "
+            f"their last digits as floating-point numbers: rescale it, or {advice(str(series.name), 'index', 'drop')}"
         )
     return values if values.flags.writeable else values.copy()
 
@@ -168,8 +178,8 @@ def _encode_dates(column: Column, series: pd.Series) -> np.ndarray:
     if unread.any():
         row = int(unread.argmax())
         raise ValueError(
-            f"column {column.name!r} has {shortened(plain(series.iloc[row]))} in row {row}, which is not a date written "
-            f"as {form}: fix such entries or leave them empty"
+            f"column {column.name!r} has {shortened(plain(series.iloc[row]))} in row {row}, which is not a date "
+            f"written as {form}: fix such entries or leave them empty"
         )
     counted = dates.days(values, column.origin or "")
     back = dates.from_days(column, counted)
@@ -205,7 +215,7 @@ def _decode_levels(column: Column, values: np.ndarray) -> Any:
         return pd.Categorical.from_codes(codes, categories, ordered=column.ordered)
     if missing.any():
         levels = levels.astype(_with_room(levels.dtype))
-    return pd.api.extensions.take(levels.array, codes, allow_fill=bool(missing.any()))
+    return pd.Series(levels.array.take(codes, allow_fill=bool(missing.any())), dtype=levels.dtype)
 
 
 def _decode_numbers(column: Column, values: np.ndarray, *, rounding: bool) -> Any:

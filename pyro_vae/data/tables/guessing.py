@@ -99,7 +99,7 @@ def guess(series: pd.Series, kind: str | None) -> Guess:
         raise ValueError(f"column {name!r} has no entries at all: drop it ({advice(name, 'drop')})")
     if kind is not None and kind.startswith("date"):
         return _dates(series, found, kind, num_missing)
-    if kind is None and found == "date":
+    if found == "date":
         raise ValueError(f"column {name!r} holds dates or times: {advice(name, 'date', 'index', 'drop')}")
     if kind is None and found == "text":
         _check_text(series)
@@ -128,7 +128,8 @@ def _levels(series: pd.Series, found: str, kind: str, num_missing: int) -> Guess
     column = Column(name, kind, levels, dtype, ordered, num_missing=num_missing)
     num_present = len(series) - num_missing
     if kind == "category" and len(levels) == num_present > _MIN_ROWS:
-        sentence = f"column {name!r} has another level in every row, of which nothing can be learned: {advice(name, 'index', 'drop')}"
+        ways = advice(name, "index", "drop")
+        sentence = f"column {name!r} has another level in every row, of which nothing can be learned: {ways}"
         return Guess(column, (("distinct", sentence),))
     return Guess(column)
 
@@ -146,25 +147,22 @@ def _check_text(series: pd.Series) -> None:
     for fits, kind in ((numbers, "numbers"), (dates.look_like_dates(texts), "dates")):
         if fits.all() and kind == "dates":
             raise ValueError(
-                f"column {name!r} holds dates written in more than one way, such as {texts[0]!r}: write them as 2024-05-31, or {advice(name, 'index', 'drop')}"
+                f"column {name!r} holds dates written in more than one way, such as {texts[0]!r}: write them as "
+                f"2024-05-31, or {advice(name, 'index', 'drop')}"
             )
         share = int(counts[fits].sum())
         if len(present) / 2 < share < len(present):
             raise ValueError(_but_for_a_few(name, counts[~fits], kind))
     num_levels = len(texts)
     if (num_levels <= min(_MAX_LEVELS, len(present) / 2) and not (numbers.all() and _ID_NAME.search(name))) or (
-        num_levels == 2 and len(present) > 2
+        num_levels == 2
     ):
         return
-    if num_levels == len(present):
-        raise ValueError(
-            f"column {name!r} has another text in every row, such as {shortened(texts[0])}: it looks like an identifier "
-            f"or free text; {advice(name, 'index', 'drop')}"
-        )
-    ways = ("index", "drop") if _ID_NAME.search(name) else ("index", "drop", "category")
+    is_identifier = num_levels == len(present) or _ID_NAME.search(name)
+    ways = ("index", "drop") if is_identifier else ("index", "drop", "category")
     raise ValueError(
-        f"column {name!r} has {num_levels} distinct texts in {len(present)} rows, such as {shortened(texts[0])}: it looks "
-        f"like free text or an identifier; {advice(name, *ways)}"
+        f"column {name!r} has {num_levels} distinct texts in {len(present)} rows, such as {shortened(texts[0])}: it "
+        f"looks like free text or an identifier; {advice(name, *ways)}"
     )
 
 
@@ -255,10 +253,8 @@ def _of_numbers(series: pd.Series, found: str, kind: str | None, num_missing: in
     name: Any = series.name
     if kind in ("binary", "category"):
         return _levels(series, found, kind, num_missing)
-    if series.dtype.kind == "O":  # objects, decimals
-        dtype = "int64" if found == "integer" else "float64"
-    else:
-        dtype = type_name(series.dtype)
+    of_objects = "int64" if found == "integer" else "float64"
+    dtype = of_objects if series.dtype.kind == "O" else type_name(series.dtype)
     if kind is None:
         _check_not_identifiers(series, found)
     values = entries.numbers(series)
@@ -269,10 +265,11 @@ def _of_numbers(series: pd.Series, found: str, kind: str | None, num_missing: in
         if set(guessed.column.categories) == {0, 1}:
             return guessed
         low, high = guessed.column.categories
-        said = f"column {name!r} has two values, {low:g} and {high:g}: taken as binary; as numbers it would be {quoted(name)}=real"
+        as_numbers = f"{quoted(name)}=real"
+        said = f"column {name!r} has two values, {low:g} and {high:g}: taken as binary; as numbers, {as_numbers}"
         return Guess(guessed.column, (("two", said),))
     column = Column(name, chosen, num_missing=num_missing)
-    entries.encode(column, series)  # which says what does not fit
+    entries.check_kind(column, values)
     low, high = float(numbers.values[0]), float(numbers.values[-1])
     column = replace(column, dtype=dtype, low=low, high=high, whole=numbers.are_whole)
     return Guess(column, tuple(_notes(column, numbers, found, given=kind is not None)))
@@ -284,6 +281,8 @@ def _kind_of(numbers: _Numbers, found: str) -> str:
     if len(numbers.values) == 1:
         return "real"
     lowest = numbers.values[0]
+    if not np.isfinite(numbers.values).all():
+        return "positive" if lowest > 0 else "real"  # both of which refuse it
     could_be_integers = found == "integer" or numbers.num_present < numbers.num_rows  # gaps turn integers into floats
     if could_be_integers and lowest >= 0 and numbers.are_whole:
         return "count"
@@ -331,10 +330,11 @@ def _notes(column: Column, numbers: _Numbers, found: str, *, given: bool) -> lis
     name, low, high = column.name, column.low, column.high
     is_, notes = quoted(column.name), []
     if len(numbers.values) == 1:
-        said = f"column {name!r} never changes from {low:g}, so nothing can be learned of it; {advice(name, 'drop')} to leave it out"
+        said = f"column {name!r} is always {low:g}, of which nothing can be learned; {is_}=drop leaves it out"
         return [("constant", said)]
     if not given and column.kind == "count" and len(numbers.values) <= _FEW_LEVELS:
-        said = f"column {name!r} has whole numbers from {low:g} to {high:g}: taken as a count; as levels it would be {is_}=category"
+        span = f"whole numbers from {low:g} to {high:g}"
+        said = f"column {name!r} has {span}: taken as a count; as levels it would be {is_}=category"
         notes.append(("count", said))
     if not given and found == "float" and column.kind == "real" and numbers.values[0] > 0:
         said = (
@@ -347,16 +347,16 @@ def _notes(column: Column, numbers: _Numbers, found: str, *, given: bool) -> lis
         share = numbers.counts[most] / numbers.num_present
         if share > 0.5:
             said = (
-                f"column {name!r} is {numbers.values[most]:g} in {share:.0%} of its entries, where a density grows without "
-                f"bound and the ELBO with it: give {is_}=category if it has few levels, {is_}=count once it is rounded to "
-                f"whole units, or {is_}=drop"
+                f"column {name!r} is {numbers.values[most]:g} in {share:.0%} of its entries, where a density grows "
+                f"without bound and the ELBO with it: give {is_}=category if it has few levels, {is_}=count once it is "
+                f"rounded to whole units, or {is_}=drop"
             )
             notes.append(("ties", said))
     code = _survey_code(numbers)
     if code is not None:
         said = (
-            f"column {name!r} is {code:g} in {int(numbers.counts[numbers.values == code][0])} entries, far from the others: "
-            f"taken as a number; if it stands for a missing entry, leave these empty"
+            f"column {name!r} is {code:g} in {int(numbers.counts[numbers.values == code][0])} entries, far from the "
+            f"others: taken as a number; if it stands for a missing entry, leave these empty"
         )
         notes.append(("code", said))
     return notes

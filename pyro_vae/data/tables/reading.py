@@ -103,11 +103,11 @@ def read_table(
             if suffix == ".parquet":
                 table = _read_parquet(file)
             elif suffix == ".xlsx":
-                table = _read_excel(file, header)
+                table = _read_excel(file, header=header)
             else:
                 content = gzip.decompress(file.read()) if suffix.endswith(".gz") else file.read()
                 preferred = "\t" if suffix.startswith(".tsv") else ","
-                table = _read_delimited(content, separator, decimal, encoding, header, preferred)
+                table = _read_delimited(content, separator, decimal, encoding, preferred, header=header)
     except ImportError as error:
         raise ValueError(
             f"reading {path} needs {_NEEDED.get(suffix, error.name)}: pip install 'pyro-vae[tables]'"
@@ -137,8 +137,9 @@ def _read_delimited(
     separator: str | None,
     decimal: str | None,
     encoding: str | None,
-    header: bool | None,
     preferred: str,
+    *,
+    header: bool | None,
 ) -> Table:
     text, encoding, notes = delimited.decoded(content, encoding)
     found = delimited.rows(text, separator, preferred)
@@ -189,8 +190,8 @@ def _check_is_header(names: Mapping[str, bool], columns: Mapping[str, pd.Series]
     numbers = [name for name, column in columns.items() if column.dtype.kind in "iuf" and column.notna().any()]
     if all(names.values()) or (numbers and all(names[name] for name in numbers)):
         raise ValueError(
-            f"its first row may be names or may be data: {listing(list(names), 'fields')}; say by header whether it holds "
-            f"the names of the columns (yes, True) or data (no, False)"
+            f"its first row may be names or may be data: {listing(list(names), 'fields')}; say by header whether it "
+            f"holds the names of the columns (yes, True) or data (no, False)"
         )
 
 
@@ -202,8 +203,8 @@ def _read_parquet(file: BinaryIO) -> Table:
     nested = [field.name for field in schema if pyarrow.types.is_nested(field.type)]
     if nested:
         raise ValueError(
-            f"columns {listing(nested, 'columns')} hold lists or structures; a table has one value in an entry: spread them "
-            f"over columns of their own, or leave them out of the file"
+            f"columns {listing(nested, 'columns')} hold lists or structures; a table has one value in an entry: spread "
+            f"them over columns of their own, or leave them out of the file"
         )
     file.seek(0)
     frame = pd.read_parquet(file, engine="pyarrow")
@@ -218,11 +219,11 @@ def _read_parquet(file: BinaryIO) -> Table:
     return Table(frame.reset_index(drop=True), notes=tuple(notes))
 
 
-def _read_excel(file: BinaryIO, header: bool | None) -> Table:
+def _read_excel(file: BinaryIO, *, header: bool | None) -> Table:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of formats and rules for input, which do not touch the entries
         book = pd.ExcelFile(io.BytesIO(file.read()), engine="openpyxl")
-        grid = book.parse(0, header=None, dtype=object)
+        grid: Any = book.parse(0, header=None, dtype=object)
     notes = []
     if len(book.sheet_names) > 1:
         others = listing(book.sheet_names[1:], "sheets")

@@ -204,13 +204,14 @@ class Schema:
 
     def _check_columns(self, frame: pd.DataFrame) -> None:
         check_unique(list(frame.columns))
-        unknown = [name for name in frame.columns if name not in {*self.names, *self.aside}]
+        known_names, there = {*self.names, *self.aside}, set(frame.columns)
+        unknown = [name for name in frame.columns if name not in known_names]
         if len(unknown) == 1:
             known = f"known: {', '.join(self.names)}"
             raise ValueError(f"unknown column {unknown[0]!r}{hinted(unknown[0], self.names, known)}")
         if unknown:
             raise ValueError(f"unknown columns {listing(unknown, 'columns')}; known: {', '.join(self.names)}")
-        lacking = [name for name in self.names if name not in frame.columns]
+        lacking = [name for name in self.names if name not in there]
         if lacking:
             raise ValueError(
                 f"the table lacks the column{'s' * (len(lacking) > 1)} {listing(lacking, 'columns')}; it has "
@@ -285,14 +286,17 @@ class Schema:
         by_name = {column.name: column for column in self.columns}
         filled = {}
         for name in frame.columns:
-            if name in self.dropped:
-                continue
-            if name not in by_name:
-                filled[name] = (frame if text is None else text)[name]
-            elif text is None:
-                filled[name] = filling.entries_filled(frame[name], decoded[name])
-            else:
-                filled[name] = filling.text_filled(by_name[name], frame[name], text[name], decoded[name], decimal)
+            came: Any = (frame if text is None else text)[name]
+            series: Any = frame[name]
+            if name in by_name:
+                drawn: Any = decoded[name]
+                filled[name] = (
+                    filling.entries_filled(series, drawn)
+                    if text is None
+                    else filling.text_filled(by_name[name], series, came, drawn, decimal)
+                )
+            elif name not in self.dropped:
+                filled[name] = came
         return pd.DataFrame(filled)
 
     def differs(self, other: "Schema") -> list[str]:
@@ -324,8 +328,8 @@ class Schema:
         """A likelihood of the whole table, with the customary one for each kind of column.
 
         It is Bernoulli for ``binary``, categorical for ``category``, negative binomial for ``count``, log-normal for
-        ``positive`` and normal for ``real`` and ``date``. The latter want to be standardised, which ``transform="auto"``
-        does.
+        ``positive`` and normal for ``real`` and ``date``. The last two want to be standardised, which
+        ``transform="auto"`` does.
 
         Example:
             >>> from pyro_vae import fit, mlp_vae
@@ -392,8 +396,8 @@ def _check_names(names: Sequence[Any]) -> None:
     others = [name for name in names if not isinstance(name, str)]
     if others:
         raise ValueError(
-            f"column names are text, found {listing(others, 'names')}: rename the column{'s' * (len(others) > 1)}, such as "
-            f"by frame.columns = [str(name) for name in frame.columns]"
+            f"column names are text, found {listing(others, 'names')}: rename the column{'s' * (len(others) > 1)}, "
+            f"such as by frame.columns = [str(name) for name in frame.columns]"
         )
     check_unique(names)
 

@@ -59,7 +59,7 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike[str], like: Table |
 
 def _write_delimited(frame: pd.DataFrame, path: Path, suffix: str, like: Table) -> None:
     separator = "\t" if suffix.startswith(".tsv") else like.separator
-    columns = [_cells(frame.iloc[:, place], like.decimal) for place in range(frame.shape[1])]
+    columns = [_cells(column, like.decimal) for _, column in frame.items()]
     opened = gzip.open if suffix.endswith(".gz") else open
     with opened(path, "wt", encoding=like.encoding, newline="") as file:
         writer = csv.writer(file, delimiter=separator, lineterminator=like.newline)
