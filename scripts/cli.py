@@ -174,7 +174,7 @@ def write_array(x: torch.Tensor, out: Path) -> None:
         np.save(temporary, x.numpy())
 
 
-TABLES = (".csv", ".tsv", ".xlsx", ".parquet")
+TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet")
 
 
 def table_writers(run: Path) -> dict[str, Callable[[torch.Tensor, Path], None]]:

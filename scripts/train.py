@@ -47,8 +47,9 @@ def main(
     columns: Annotated[
         list[str] | None,
         typer.Option(
-            help="What a table's columns hold, such as age=count,'patient id'=index: binary, count, positive, real, "
-            "category or date; index keeps a column aside and writes it back, drop leaves it out. [default: inferred]"
+            help="What a table's columns hold, such as 'age=count,\"patient id\"=index': binary, count, positive, "
+            "real, category or date; index keeps a column aside and writes it back, drop leaves it out. "
+            "[default: inferred]"
         ),
     ] = None,
     separator: Annotated[
