@@ -256,7 +256,7 @@ def _plot_levels(axes: Any, data: Any, samples: Any) -> None:
         by_level.append({})
         for level, share in zip(each.index, each, strict=True):
             by_level[-1][str(level)] = by_level[-1].get(str(level), 0.0) + float(share)
-    ordered = [str(level) for level in _in_order([*shares[0].index, *shares[1].index])]
+    ordered = [str(level) for level in _in_order(data, [*shares[0].index, *shares[1].index])]
     levels = list(dict.fromkeys(level for level in ordered if by_level[0].get(level, 0) + by_level[1].get(level, 0)))
     if len(levels) > _MAX_BARS:  # the most frequent ones, and the others in one bar
         frequent = sorted(levels, key=lambda level: -by_level[0].get(level, 0.0))[: _MAX_BARS - 1]
@@ -273,8 +273,11 @@ def _plot_levels(axes: Any, data: Any, samples: Any) -> None:
     axes.set_xticks(places, [_short(level, 14) for level in levels], fontsize=7, parse_math=False, **turned)
 
 
-def _in_order(levels: list[Any]) -> list[Any]:
-    """Levels in their own order where they have one."""
+def _in_order(data: Any, levels: list[Any]) -> list[Any]:
+    """Levels in the order of a categorical, else in their own where they have one."""
+    categories = getattr(data.dtype, "categories", None)
+    if categories is not None:
+        return [*categories, *levels]
     try:
         return sorted(levels)
     except TypeError:
@@ -286,12 +289,13 @@ def _plot_numbers(axes: Any, data: np.ndarray, samples: np.ndarray, of_dates: bo
     both = np.concatenate([data, samples])
     if np.ptp(both) <= 1.5 * (high - low):
         low, high = float(both.min()), float(both.max())
-    edges = np.linspace(low, high if high > low else low + 1, 31)
+    edges = _edges(data, low, high)
     for values, name in ((data, "data"), (samples, "samples")):
         axes.hist(values, edges, weights=np.full(len(values), 1 / max(1, len(values))), alpha=0.5, label=name)
-    below, above = ((samples < low).mean(), (samples > high).mean()) if len(samples) else (0.0, 0.0)
+    below, above = ((samples < edges[0]).mean(), (samples > edges[-1]).mean()) if len(samples) else (0.0, 0.0)
     beyond = [words for share, words in ((below, f"← {below:.1%} below"), (above, f"{above:.1%} above →")) if share > 0]
     if beyond:
+        axes.margins(y=0.2)
         said = "samples: " + ", ".join(beyond)
         axes.text(0.98, 0.97, said, ha="right", va="top", transform=axes.transAxes, fontsize=7, color="C1")
     if of_dates:
@@ -300,3 +304,12 @@ def _plot_numbers(axes: Any, data: np.ndarray, samples: np.ndarray, of_dates: bo
         locator = AutoDateLocator(minticks=3, maxticks=7)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes.xaxis.get_offset_text().set_fontsize(7)
+
+
+def _edges(data: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Some thirty bins; of whole numbers each has equally many, so that no bin is higher for that alone."""
+    if (data == np.rint(data)).all():
+        width = max(1, math.ceil((high - low + 1) / 30))
+        return np.arange(math.floor(low) - 0.5, math.ceil(high) + 0.5 + width, width)
+    return np.linspace(low, high, 31)
