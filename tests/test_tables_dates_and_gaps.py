@@ -69,13 +69,13 @@ def test_draws_of_days_are_days():
     schema = Schema.infer(frame, {"a": "date", "b": "date"})
     drawn = schema.decode(torch.tensor([[1.4, -3.6]]))
     assert drawn.iloc[0].tolist() == ["2019-12-21", datetime.date(2019, 12, 16)]
-    with pytest.raises(ValueError, match="column 'a' cannot have a date 1e.12 days after 2019-12-20"):
+    with pytest.raises(ValueError, match=r"column 'a' cannot have a date 1e.12 days after 2019-12-20"):
         schema.decode(torch.tensor([[1e12, 0.0]]))
 
 
 def test_times_finer_than_days_can_tell_are_refused():
     frame = pd.DataFrame({"when": pd.Series(["1800-01-01", "2200-01-01 00:00:00.000000001"]).astype("datetime64[ns]")})
-    with pytest.raises(ValueError, match="finer than a number of days since 1800.* can tell.*round it"):
+    with pytest.raises(ValueError, match=r"finer than a number of days since 1800.* can tell.*round it"):
         Schema.infer(frame, {"when": "date"})
 
 
@@ -95,7 +95,7 @@ ENTRIES = {
     "boolean": st.booleans() | st.none(),
     "bool": st.booleans(),
     "category": st.sampled_from(["u", "v", "w"]) | st.none(),
-    "datetime64[us]": st.datetimes(datetime.datetime(1900, 1, 1), datetime.datetime(2100, 1, 1)) | st.none(),
+    "datetime64[us]": st.datetimes(datetime.datetime(1950, 1, 1), datetime.datetime(2030, 1, 1)) | st.none(),
     "int64[pyarrow]": WHOLE | st.none(),
     "double[pyarrow]": st.floats(allow_nan=False, allow_infinity=False) | st.none(),
 }
@@ -113,7 +113,7 @@ def tables(draw):
 
 
 @given(frame=tables())
-@settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
 def test_what_is_encoded_comes_back_exactly(frame):
     try:
         kinds = {name: "date" for name in frame if str(name).startswith("datetime")}
