@@ -85,8 +85,7 @@ def test_reconstructions_put_data_above_their_means_and_draws():
 
 def shares(axes, name):
     """The heights of the bars of data or samples."""
-    handles, labels = axes.get_legend_handles_labels()
-    return [bar.get_height() for bar in handles[labels.index(name)]]
+    return [bar.get_height() for bar in axes.containers[("data", "samples").index(name)]]
 
 
 def test_columns_show_shares_and_say_what_lies_beyond():
