@@ -83,8 +83,9 @@ def _build(folder: Path, config: dict[str, Any], parts: tuple[type[nn.Module], .
         if not parts:  # before memory is asked for: a damaged size may be any
             with torch.device("meta"):
                 sizes = configs.build(description, classes)
-            header, _ = read_weights(folder, config, header=True)
-            check_shapes(sizes.state_dict(), header, sizes.dtype, folder, f"the model that {CONFIG} describes")
+            if isinstance(sizes, VAE):
+                header, _ = read_weights(folder, config, header=True)
+                check_shapes(sizes.state_dict(), header, sizes.dtype, folder, f"the model that {CONFIG} describes")
         model = configs.build(description, classes)
     except ValueError as error:
         raise ValueError(f"cannot open {folder / CONFIG}: {error}") from error

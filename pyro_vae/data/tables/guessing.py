@@ -293,9 +293,10 @@ def _kind_of(numbers: _Numbers, found: str) -> str:
 
 def _is_far_from_0(numbers: _Numbers) -> bool:
     """Whether the logarithms of these positive numbers would lose the digits in which they differ."""
-    mean = np.average(numbers.values, weights=numbers.counts)
-    variance = np.average((numbers.values - mean) ** 2, weights=numbers.counts)
-    return bool(np.isfinite(mean) and variance < (0.01 * mean) ** 2)
+    values = numbers.values / numbers.values.max()  # whose squares cannot overflow
+    mean = np.average(values, weights=numbers.counts)
+    variance = np.average((values - mean) ** 2, weights=numbers.counts)
+    return bool(variance < (0.01 * mean) ** 2)
 
 
 def _check_not_identifiers(series: pd.Series, found: str) -> None:
