@@ -215,7 +215,9 @@ def test_what_spreadsheets_leave_at_the_edges_is_left_out(read):
     assert "2 columns at the right" in " ".join(found.notes)
 
 
-@pytest.mark.parametrize("content", [b"", b"not gzip", gzip.compress(b"a,b\n1,2\n" * 50)[:-12]])
+@pytest.mark.parametrize(
+    "content", [b"", b"not gzip", gzip.compress(b"a,b\n1,2\n" * 50)[:-12]], ids=["empty", "other", "cut"]
+)
 def test_a_broken_gzip_file_is_refused(read, content):
     with pytest.raises(ValueError, match=r"cannot read .*|is empty"):
         read(content, "table.csv.gz")
