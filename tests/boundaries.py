@@ -1,4 +1,4 @@
-"""A warmed process that runs scripts in forks of itself, each of which can be ended, refused or held at a file boundary.
+"""A warmed process that runs scripts in forks of itself, each of which is ended, refused or held at a file boundary.
 
 A boundary is a call that changes files in one folder: to open one for writing, write, truncate, fsync, rename, unlink,
 mkdir, rmdir, chmod. The calls are Python's, counted below every library: a file's own write is the system's.
@@ -9,16 +9,20 @@ Tests use :class:`Commands`; run as a program, this file is the process.
 import builtins
 import contextlib
 import errno
+import gc
 import importlib
 import io
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +89,14 @@ class Commands:
         return Result(**self._ask(finish=number))
 
 
+def recorded(root: Path, number: int, how: str) -> Path:
+    """Where a run with ``how="record"`` keeps a copy of the folder, as a kill at that boundary would leave it."""
+    return root.with_name("recorded") / f"{number}-{how}"
+
+
 # The process
+
+Half = Callable[[], contextlib.AbstractContextManager[None]]  # of a write: the rest can follow
 
 
 class Boundaries:
@@ -106,29 +117,41 @@ class Boundaries:
         full = os.path.abspath(os.fspath(path))
         return os.path.relpath(full, self.root) if full == self.root or full.startswith(f"{self.root}/") else None
 
-    def reach(self, call: str, path: Any, act: Callable[[], Any], half: Callable[[], Any] | None, **at: Any) -> Any:
+    def reach(self, call: str, path: Any, act: Callable[[], Any], half: Half | None = None, **at: Any) -> Any:
         """Passes a boundary, or does what is to be done at it."""
         where = self.where(path, **at)
         if where is None:
             return act()
-        here = len(self.passed) == self.at
+        here, number = len(self.passed) == self.at, len(self.passed)
         self.passed.append(f"{call} {where}".replace(f".{os.getpid()}@", ".PID@"))
         if here and self.how == "hold":
             self.hold()
         elif here and self.how in KILLS:
-            with contextlib.suppress(OSError):
-                {"before": lambda: None, "half": half or act, "after": act}[self.how]()
+            with contextlib.suppress(OSError), half() if half and self.how == "half" else contextlib.nullcontext():
+                if self.how == "after":
+                    act()
+                os._exit(KILLED)
             os._exit(KILLED)
         elif here:
             if half is not None:
-                half()
+                half().__enter__()
             code = getattr(errno, self.how)
             raise OSError(code, os.strerror(code), None if isinstance(path, int) else os.fspath(path))
+        self.record(number, "before")
+        if half is not None:
+            with half():
+                self.record(number, "half")
         self.inside.call = True
         try:
             return act()
         finally:
             self.inside.call = False
+            self.record(number, "after")
+
+    def record(self, number: int, how: str) -> None:
+        """Keeps what a kill would leave here."""
+        if self.how == "record":
+            shutil.copytree(self.root, recorded(Path(self.root), number, how))
 
     def audit(self, event: str, args: tuple[Any, ...]) -> None:
         """Notes the changes that Python sees and no boundary saw."""
@@ -149,14 +172,19 @@ class Boundaries:
         class Raw(io.FileIO):
             def write(self, data: Any) -> int:
                 view = memoryview(data).cast("B")
-                write = super().write
-                return boundaries.reach(
-                    "write", self.fileno(), lambda: write(view), lambda: write(view[: len(view) // 2])
-                )
+                write, seek = super().write, super().seek
+
+                @contextlib.contextmanager
+                def half() -> Iterator[None]:
+                    written = write(view[: len(view) // 2])
+                    yield
+                    seek(-written, os.SEEK_CUR)
+
+                return boundaries.reach("write", self.fileno(), lambda: write(view), half)
 
             def truncate(self, size: int | None = None) -> int:
                 truncate = super().truncate
-                return boundaries.reach("truncate", self.fileno(), lambda: truncate(size), None)
+                return boundaries.reach("truncate", self.fileno(), lambda: truncate(size))
 
         def opened(
             file: Any,
@@ -175,7 +203,7 @@ class Boundaries:
             def raw() -> Raw:
                 return Raw(file, plain, closefd, opener)
 
-            stream = raw() if isinstance(file, int) else self.reach("open", file, raw, None)
+            stream = raw() if isinstance(file, int) else self.reach("open", file, raw)
             if "b" in mode and buffering == 0:
                 return stream
             buffered = (io.BufferedRandom if "+" in mode else io.BufferedWriter)(stream)
@@ -185,20 +213,35 @@ class Boundaries:
             def act() -> int:
                 return plain_os_open(path, flags, mode, dir_fd=dir_fd)
 
-            return self.reach("open", path, act, None, dir_fd=dir_fd) if flags & _CHANGES else act()
+            return self.reach("open", path, act, dir_fd=dir_fd) if flags & _CHANGES else act()
 
         def watched(name: str) -> Callable[..., Any]:
             plain = getattr(os, name)
 
             def call(path: Any, *args: Any, **kwargs: Any) -> Any:
                 at = {"dir_fd": fd} if (fd := kwargs.get("dir_fd", kwargs.get("src_dir_fd"))) is not None else {}
-                return self.reach(name, path, lambda: plain(path, *args, **kwargs), None, **at)
+                return self.reach(name, path, lambda: plain(path, *args, **kwargs), **at)
 
             return call
 
         builtins.open = io.open = opened  # type: ignore[assignment]
-        names = ("fsync", "replace", "rename", "unlink", "remove", "mkdir", "rmdir", "chmod", "write", "ftruncate", "link")
+        names = (
+            "fsync",
+            "replace",
+            "rename",
+            "unlink",
+            "remove",
+            "mkdir",
+            "rmdir",
+            "chmod",
+            "write",
+            "ftruncate",
+            "link",
+        )
         patched = {name: watched(name) for name in names}
+        patched["fsync"] = lambda file: self.reach("fsync", file, lambda: None)  # no power is lost here
+        ticks = itertools.count()
+        time.perf_counter = lambda: float(next(ticks))  # a run is the same every time
         os.open = os_opened
         for name, call in patched.items():
             setattr(os, name, call)
@@ -314,8 +357,7 @@ def warm() -> None:
     from pyro_vae import plotting
 
     def draw(vae: Any, data: Any, history: Any, folder: Path) -> None:
-        for name in ("curves", "samples"):
-            plotting.save_figure(Figure(), folder / f"{name}.png")  # type: ignore[arg-type]
+        plotting.save_figure(Figure(), folder / "curves.png")  # type: ignore[arg-type]
 
     train.draw_figures = draw
     tqdm.monitor_interval = 0  # no thread
@@ -331,6 +373,8 @@ def warm() -> None:
 def serve(root: Path) -> None:
     """Answers requests until there are no more."""
     warm()
+    gc.collect()
+    gc.freeze()  # pages that forks share stay shared
     children: dict[int, Child] = {}
     for line in sys.stdin:
         request = json.loads(line)
