@@ -151,7 +151,8 @@ def chosen_run(
     context: typer.Context, data: str, data_root: Path | None, out: Path | None, resume: Path | None
 ) -> Iterator[tuple[dict[str, Any], Path]]:
     """The settings of a run, new or resumed, and its folder, in which no other process writes."""
-    settings = {name: value for name, value in context.params.items() if name not in ("out", "resume", "device")}
+    options = [option.name for option in context.command.params]  # in one order, however they were given
+    settings = {name: context.params[name] for name in options if name not in ("out", "resume", "device")}
     if resume is None:
         settings |= {"data": cli.absolute(data), "data_root": str((data_root or default_root()).absolute())}
         name = "-".join(filter(None, (Path(data).stem, settings["network"], settings["likelihood"])))

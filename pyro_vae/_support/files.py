@@ -42,6 +42,7 @@ _LOCK = ".lock"
 _JSON_BYTES = 2**26  # of settings; what is longer is none
 _CHECKSUM = "crc32"
 _DAY = 24 * 3600
+_PATIENCE = 0.2  # seconds: a lock that is being given up is not there to be opened, nor free to be made
 
 
 def _temporary(target: Path) -> Path:
@@ -78,7 +79,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         ValueError: if nothing can be written there.
     """
     check_writable(folder)
-    lock = FileLock(folder / _LOCK, timeout=0)
+    lock = FileLock(folder / _LOCK, timeout=_PATIENCE, poll_interval=_PATIENCE / 10)
     try:
         lock.acquire()
     except Timeout:
