@@ -216,9 +216,7 @@ def test_two_that_train_without_a_name_have_a_folder_each(commands, states, tria
         for name in ("table-mlp", "table-mlp-2"):
             there = {path: data for path, data in content.items() if path.startswith(f"runs/{name}/")}
             assert there == {
-                path.replace("run/", f"runs/{name}/", 1): data
-                for path, data in end.items()
-                if path.startswith("run/")
+                path.replace("run/", f"runs/{name}/", 1): data for path, data in end.items() if path.startswith("run/")
             }, (number, result.passed[number])
 
 
