@@ -267,8 +267,9 @@ def load_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: it lacks a part of a model's description")
     if not isinstance(config["format_version"], int) or config["format_version"] > FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format {config['format_version']!s:.40}, written by pyro_vae "
-            f"{config.get('pyro_vae_version')!s:.40}; this is pyro_vae {__version__}, which reads up to format {FORMAT_VERSION}: install a newer version"
+            f"{path} has format {config['format_version']!s:.40}, "
+            f"written by pyro_vae {config.get('pyro_vae_version')!s:.40}; "
+            f"this is pyro_vae {__version__}, which reads up to format {FORMAT_VERSION}: install a newer version"
         )
     if config["format_version"] == 1:
         config["model"] = _encoding_for_features(config["model"])
