@@ -1,6 +1,7 @@
 """What the scripts share: reading what a person typed, finding data, writing files, errors as one sentence."""
 
 import contextlib
+import functools
 import itertools
 import signal
 import sys
@@ -30,7 +31,7 @@ def integers(text: str, option: str) -> tuple[int, ...]:
         numbers = tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         numbers = ()
-    if not numbers or min(numbers) < 1:
+    if not numbers or min(numbers) < 1 or max(numbers) >= 2**63:
         raise ValueError(
             f"{option} takes positive whole numbers with commas between them, such as 400,200; found {text!r}"
         )
@@ -203,7 +204,8 @@ def save_table(frame: Any, out: Path, like: Any = None) -> None:
 def held_table(data: DataSet) -> Any:
     """The rows of a table that are held out, as they were read."""
     rows, table = data.rows_test, data.table
-    assert rows is not None
+    if table is None or rows is None:
+        raise ValueError(f"{data.name} is no table, so there is none to write its rows as: use another kind of file")
     frame, text = (
         None if part is None else part.iloc[rows.numpy()].reset_index(drop=True) for part in (table.frame, table.text)
     )
@@ -248,7 +250,7 @@ def run_command(main: Callable[..., None]) -> None:
     A request to terminate ends it in order too, so that files half written go with it.
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)  # brackets are text
-    app.command()(main)
+    app.command()(_within_64_bits(main))
     ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {end: signal.signal(end, lambda number, _: sys.exit(128 + number)) for end in ends}
     try:
@@ -264,6 +266,19 @@ def run_command(main: Callable[..., None]) -> None:
     finally:
         for end, handler in before.items():
             signal.signal(end, handler)
+
+
+def _within_64_bits(main: Callable[..., None]) -> Callable[..., None]:
+    """The same command, but whole numbers that no tensor can hold are refused."""
+
+    @functools.wraps(main)
+    def checked(*args: Any, **options: Any) -> None:
+        for name, value in options.items():
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise ValueError(f"--{name.replace('_', '-')} must be below 2^63 in size, found {value}")
+        main(*args, **options)
+
+    return checked
 
 
 def first_line(error: BaseException) -> str:

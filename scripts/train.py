@@ -26,6 +26,7 @@ from pyro_vae.inference.predictive import latent_grid
 from pyro_vae.training import resolve_device
 from pyro_vae.training.parallel import first_rank_first, from_first_rank, process_group, rank, world_size
 from pyro_vae.vae import CONFIG, load_config
+from pyro_vae.vae.saving import check_same
 
 COMPILE = {"auto": "auto", "yes": True, "no": False}
 
@@ -223,6 +224,8 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
 
     if isinstance(data.x_train, Tensor):  # what streams is looked at once, by fit
         vae.check(data.x_train, settings["data"])
+    if resuming:
+        check_same(vae, folder, load_config(folder), whose="the model that the run's settings ask for")
     if rank() == 0:
         vae.save_config(folder, run=settings)
     for note in data.notes:

@@ -105,5 +105,8 @@ def build(description: Any, classes: Mapping[str, type[nn.Module]]) -> Any:
     arguments = {key: build(value, classes) for key, value in named.items()}
     try:
         return kind(**arguments)
-    except (TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"its description of {name} is damaged ({error})") from error
+    except ValueError:
+        raise
+    except Exception as error:  # of many kinds, for arguments of any kind
+        reason = " ".join(str(error).split())
+        raise ValueError(f"its description of {name} is damaged ({reason or type(error).__name__})") from error

@@ -188,7 +188,14 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = dict(metadata or {})
     metadata[_CHECKSUM] = _checksum(contiguous, metadata)
-    path.write_bytes(safetensors.torch.save(contiguous, metadata))
+    content = memoryview(safetensors.torch.save(contiguous, metadata))
+    begin = 8 + int.from_bytes(content[:8], "little")
+    # Metadata come in an order that changes from process to process; here one state is one file.
+    header = json.dumps(json.loads(bytes(content[8:begin])), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of eight bytes
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(content[begin:])
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -9,6 +9,7 @@ import importlib.metadata
 import inspect
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ __all__ = [
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT_VERSION = 2
 
+_DESCRIBED = "config"  # in the metadata of the weights: the fingerprint of the configuration that they go with
 _PARAM = "pyro.param: "  # before the names of tensors from Pyro's parameter store
 _OF_NUMBERS = ("greater_than", "greater_than_eq", "less_than", "interval", "half_open_interval", "integer_interval")
 _TRANSFORMS = {
@@ -100,9 +102,16 @@ def save_pair(
     if not weights:
         files.write_json(content, folder / CONFIG)
         return
-    with files.replacing_all(folder / WEIGHTS, folder / CONFIG) as (tensors, config):
-        files.save_tensors(state, tensors)
+    # The weights come last: between the two renames there is a description without its weights, which is refused.
+    with files.replacing_all(folder / CONFIG, folder / WEIGHTS) as (config, tensors):
         config.write_text(text, encoding="utf-8")
+        files.save_tensors(state, tensors, {_DESCRIBED: _fingerprint(json.loads(text))})
+
+
+def _fingerprint(config: Mapping[str, Any]) -> str:
+    """Of what a configuration says of the pair, against damage: not of versions, nor of what was kept beside it."""
+    said = {name: config.get(name) for name in ("model", "num_rows", "arguments", "params")}
+    return f"{zlib.crc32(json.dumps(said, sort_keys=True).encode()):08x}"
 
 
 def _describe_pair(pair: Any) -> dict[str, Any]:
@@ -258,7 +267,8 @@ def load_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: it lacks a part of a model's description")
     if not isinstance(config["format_version"], int) or config["format_version"] > FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format {config['format_version']}, written by pyro_vae {config.get('pyro_vae_version')}; "
+            f"{path} has format {config['format_version']!s:.40}, "
+            f"written by pyro_vae {config.get('pyro_vae_version')!s:.40}; "
             f"this is pyro_vae {__version__}, which reads up to format {FORMAT_VERSION}: install a newer version"
         )
     if config["format_version"] == 1:
@@ -287,12 +297,17 @@ def read_weights(
         header: Read shapes and types alone: tensors on the device ``"meta"``, which take no memory.
 
     Raises:
-        ValueError: if there is none, or it is damaged.
+        ValueError: if there is none, it is damaged, or it goes with another configuration.
     """
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         raise ValueError(f"{folder} has no {WEIGHTS}: its training has not ended, and can be resumed")
-    tensors = files.read_header(path) if header else files.read_tensors(path)[0]
+    tensors, metadata = (files.read_header(path), {}) if header else files.read_tensors(path)
+    if metadata.get(_DESCRIBED) not in (None, _fingerprint(config)):
+        raise ValueError(
+            f"{Path(folder) / CONFIG} is not the one that {WEIGHTS} was saved with: one of the two was changed or is "
+            f"damaged; put back a copy of it, or save the model anew"
+        )
     store = {name.removeprefix(_PARAM): tensors.pop(name) for name in list(tensors) if name.startswith(_PARAM)}
     if config["format_version"] == 1:
         old, new = "guide.encoder.features.", "guide.encoder.encoding."

@@ -102,9 +102,14 @@ def _check_alike(group: str, found: dict[str, Tensor], expected: dict[str, Tenso
 
 
 def _check_moments(moments: dict[str, Tensor], parameters: Sequence[Tensor]) -> None:
-    """Refuses moments that are not a number, or of their parameter's shape and type, where they bear its own name."""
+    """Refuses moments that are not a number, or of their parameter's shape and type, where they bear its own name.
+
+    Every parameter that has moments has the same ones.
+    """
+    kinds: dict[str, set[str]] = {}
     for key, tensor in moments.items():
         index, _, name = key.partition("/")
+        kinds.setdefault(index, set()).add(name)
         own = parameters[int(index)] if index.isdecimal() and int(index) < len(parameters) else None
         fits = own is not None and bool(name) and tensor.is_floating_point()
         if fits and own is not None and name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"):
@@ -113,10 +118,19 @@ def _check_moments(moments: dict[str, Tensor], parameters: Sequence[Tensor]) -> 
             fits = tensor.shape == ()
         if not fits:
             raise ValueError(f"{key} is no moment of a parameter, as {tensor.dtype} of shape {tuple(tensor.shape)}")
+    expected = set().union(*kinds.values())
+    for index, names in kinds.items():
+        if names != expected:
+            raise ValueError(f"parameter {index} lacks its moment {min(expected - names)}")
 
 
 def _shaped(found: Any, own: Any, where: str, free: Sequence[str] = ()) -> Any:
-    """JSON data with the names and kinds of ``own``, which also gives what is not there; ``free`` may hold anything."""
+    """JSON data with the names and kinds of ``own``, which also gives what is not there; ``free`` may hold anything.
+
+    Where ``own`` is None it stays so: that is no state, but a function, or a flag that goes by the device.
+    """
+    if own is None:
+        return None
     if isinstance(own, dict):
         if not isinstance(found, dict):
             raise ValueError(f"{where} is {found!r:.40}")
@@ -130,7 +144,7 @@ def _shaped(found: Any, own: Any, where: str, free: Sequence[str] = ()) -> Any:
             raise ValueError(f"{where} is {found!r:.40}")
         return [_shaped(there, here, where, free) for there, here in zip(found, own, strict=True)]
     numbers = (int, float)
-    alike = own is None or type(found) is type(own) or (type(found) in numbers and type(own) in numbers)
+    alike = type(found) is type(own) or (type(found) in numbers and type(own) in numbers)
     if not alike:
         raise ValueError(f"{where} is {found!r:.40}")
     return found

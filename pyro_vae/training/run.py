@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyro
 import torch
@@ -280,19 +280,21 @@ class Run:
             bar.update()
         reconstruction, kl, auxiliary, objective = (sums / seen).tolist()
         seconds = time.perf_counter() - started
-        if not math.isfinite(reconstruction - kl + auxiliary):
-            self._set_weights(self.weights)
-            raise FloatingPointError(
-                f"the ELBO became {reconstruction - kl} in epoch {epoch} (reconstruction {reconstruction}, KL {kl}); "
-                f"the weights are those of epoch {epoch - 1}: try a lower learning_rate, max_grad_norm=100, or a "
-                f"likelihood with a higher floor on its scale"
-            )
         row = {"epoch": epoch, "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
         if self.structure.auxiliary:
             row["auxiliary"] = auxiliary
         row["objective"] = objective
-        if self.valid is not None:
-            row |= self._validate(self.valid)
+        if math.isfinite(reconstruction - kl + auxiliary):
+            # The last step shows in no ELBO of its epoch.
+            if not all(bool(parameter.isfinite().all()) for parameter in self.parameters.values()):
+                self._refuse(f"weights became infinite or NaN in epoch {epoch}", epoch)
+            if self.valid is not None:
+                row |= self._validate(self.valid)
+                if math.isnan(row["validation_elbo"]):
+                    self._refuse(f"the validation ELBO became nan in epoch {epoch}", epoch)
+        else:
+            terms = f"(reconstruction {reconstruction}, KL {kl})"
+            self._refuse(f"the ELBO became {reconstruction - kl} in epoch {epoch} {terms}", epoch)
         weight = getattr(self.settings.objective, "weight", None)
         self.history.append(
             row
@@ -310,6 +312,14 @@ class Run:
             self.scheduler.step(row.get("validation_elbo", row["elbo"]))
         if self.checkpoint is not None and parallel.rank() == 0:
             write_checkpoint(self._state(), self.checkpoint)
+
+    def _refuse(self, what: str, epoch: int) -> NoReturn:
+        """Ends a run that has diverged, with the weights that it had before."""
+        self._set_weights(self.weights)
+        raise FloatingPointError(
+            f"{what}; the weights are those of epoch {epoch - 1}: try a lower learning_rate, max_grad_norm=100, or a "
+            f"likelihood with a higher floor on its scale"
+        )
 
     def _references(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Tensor] | None]:
         """For each step's rows a reference to those of this rank; None where it has none, in the last step."""

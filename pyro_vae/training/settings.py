@@ -49,6 +49,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"cannot use device {str(device)!r} ({reason}); use auto, cpu or cuda") from error
+    if device.type == "meta":
+        raise ValueError("cannot use device 'meta', which holds no numbers; use auto, cpu or cuda")
     return device
 
 

@@ -14,7 +14,7 @@ from pyro_vae.programs.saving import CONFIG, check_shapes, load_config, open_int
 from pyro_vae.vae.description import PARTS, describe_vae
 from pyro_vae.vae.model import VAE
 
-__all__ = ["load"]
+__all__ = ["check_same", "load"]
 
 _Pair = TypeVar("_Pair", bound=Pair)
 
@@ -64,7 +64,7 @@ def load(folder: str | os.PathLike[str], *, into: Pair | None = None, parts: Ite
         open_into(vae, folder, config, parts, whose=f"the model that {CONFIG} describes")
         return vae.eval()
     if isinstance(into, VAE):
-        _check_same(into, folder, config)
+        check_same(into, folder, config, whose="the VAE given as into=")
     open_into(into, folder, config, parts)
     return into.eval()
 
@@ -83,18 +83,19 @@ def _build(folder: Path, config: dict[str, Any], parts: tuple[type[nn.Module], .
         if not parts:  # before memory is asked for: a damaged size may be any
             with torch.device("meta"):
                 sizes = configs.build(description, classes)
-            if isinstance(sizes, VAE):
-                header, _ = read_weights(folder, config, header=True)
-                check_shapes(sizes.state_dict(), header, sizes.dtype, folder, f"the model that {CONFIG} describes")
+            if not isinstance(sizes, VAE):
+                raise ValueError("it does not describe a VAE")
+            header, _ = read_weights(folder, config, header=True)
+            check_shapes(sizes.state_dict(), header, sizes.dtype, folder, f"the model that {CONFIG} describes")
         model = configs.build(description, classes)
-    except ValueError as error:
-        raise ValueError(f"cannot open {folder / CONFIG}: {error}") from error
-    if not isinstance(model, VAE):
-        raise ValueError(f"{folder / CONFIG} is damaged: it does not describe a VAE")
+        if not isinstance(model, VAE):
+            raise ValueError("it does not describe a VAE")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"cannot open {folder / CONFIG}: {error!s:.500}") from error
     return model
 
 
-def _check_same(vae: VAE, folder: Path, config: dict[str, Any]) -> None:
+def check_same(vae: VAE, folder: Path, config: dict[str, Any], *, whose: str) -> None:
     """Makes sure that a VAE is made of the parts that were saved, where both say what they are."""
     saved, own = config["model"], describe_vae(vae)
     if own is None or not isinstance(saved, dict) or saved.get("class") != own["class"]:
@@ -102,6 +103,4 @@ def _check_same(vae: VAE, folder: Path, config: dict[str, Any]) -> None:
     for name in ("prior", "decoder", "encoder", "missing"):
         here, there = own.get(name), saved.get(name)
         if here != there and not (config["format_version"] == 1 and name == "encoder"):
-            raise ValueError(
-                f"the VAE given as into= is not the one in {folder}: its {name} is {here}, saved was {there}"
-            )
+            raise ValueError(f"{whose} is not the one in {folder}: its {name} is {here}, saved was {there}")
