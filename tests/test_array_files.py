@@ -314,9 +314,14 @@ def test_an_h5ad_file_without_counts_says_so_and_what_is_left_out(tmp_path):
     assert "cells.h5ad: X is learned; not used: layers raw and the columns kind of obs." in data.notes
 
 
-def test_an_h5ad_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+def test_an_h5ad_file_that_cannot_be_read_is_refused(tmp_path):
+    pytest.importorskip("anndata")
     (tmp_path / "cells.h5ad").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(200))
     assert "cannot read" in sentence(str(tmp_path / "cells.h5ad"))
+
+
+def test_an_h5ad_file_needs_anndata(tmp_path, monkeypatch):
+    (tmp_path / "cells.h5ad").write_bytes(b"")
     monkeypatch.setitem(__import__("sys").modules, "anndata", None)
     assert "needs anndata: pip install 'pyro-vae[anndata]'" in sentence(str(tmp_path / "cells.h5ad"))
 

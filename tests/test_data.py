@@ -295,9 +295,9 @@ def test_a_missing_file_is_refused_by_name_with_what_would_do(tmp_path, name):
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "rows.txt").write_text("1,2\n")
-    with pytest.raises(ValueError, match=r"cannot read .*rows\.txt: expected a \.npy, \.npz or \.h5ad file, a"):
-        load_data(str(tmp_path / "rows.txt"))
+    (tmp_path / "rows.doc").write_text("1,2\n")
+    with pytest.raises(ValueError, match=r"cannot read .*rows\.doc: expected a \.npy, \.npz or \.h5ad file, a"):
+        load_data(str(tmp_path / "rows.doc"))
 
 
 @pytest.mark.parametrize(
