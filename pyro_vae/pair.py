@@ -1,6 +1,5 @@
 r"""A pair of Pyro programs, :math:`p(x, z)` and :math:`q(z \mid x)`: sampling, encoding, reconstruction, imputation."""
 
-import contextlib
 import copy
 import itertools
 import math
@@ -37,7 +36,7 @@ from pyro_vae.inference.structure import (
 )
 from pyro_vae.programs.arguments import accepted, check_arguments, check_mask, check_values
 from pyro_vae.programs.ownership import Owned
-from pyro_vae.programs.running import evaluating, forked_random_state, site_distribution
+from pyro_vae.programs.running import evaluating, forked_random_state, in_mode, site_distribution
 from pyro_vae.programs.saving import argument_shapes, save_pair
 from pyro_vae.transforms import Identity, Transform
 
@@ -285,14 +284,14 @@ class Pair(nn.Module):
     def _seen(self, x: Tensor, arguments: Mapping[str, Any]) -> Tensor | None:
         return observed(x, self._mask(x, arguments), missing=self.missing is not None)
 
-    def prepare(self, rows: Mapping[str, Any] | Inputs, *, training: bool = False) -> Batch:
+    def prepare(self, rows: Mapping[str, Any] | Inputs, *, redraw: bool = False) -> Batch:
         """Rows as the programs take them; they are not checked.
 
         Args:
             rows: A mapping of ``"x"`` and the keyword arguments, such as :class:`~pyro_vae.data.rows.Rows` give, or
                 rows alone.
-            training: Let a transform that draws, such as :class:`~pyro_vae.transforms.Binarize`, draw again. By
-                default its noise depends on the row alone, so that a row is always the same to every tool.
+            redraw: Let a transform that draws, such as :class:`~pyro_vae.transforms.Binarize`, draw again, as in
+                training. By default its noise depends on the row alone, so that a row is always the same to every tool.
 
         Returns:
             The rows in the model's units, on its device and in its type, with a ``mask`` among their arguments where
@@ -306,7 +305,7 @@ class Pair(nn.Module):
         if mask is not None:
             arguments["mask"] = mask
             x = torch.where(mask, x, self._filling(self.transform.domain))
-        with contextlib.nullcontext() if training else evaluating(self.transform):
+        with in_mode(self.transform, training=True) if redraw else evaluating(self.transform):
             y, log_jacobian = self.transform.with_log_jacobian(x)
         y = y.to(self.dtype)
         has_mass = torch.as_tensor(False if self.data_range is None else discrete(self.data_range), device=y.device)

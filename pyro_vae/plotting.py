@@ -189,34 +189,127 @@ def plot_curves(history: "pd.DataFrame") -> "Figure":
 
 
 def plot_columns(data: "pd.DataFrame", samples: "pd.DataFrame") -> "Figure":
-    """Draws, for each column of a table, how its values are distributed in data and in samples."""
-    columns = min(4, data.shape[1])
-    rows = math.ceil(data.shape[1] / columns)
-    figure = _figure(figsize=(3 * columns, 2.3 * rows), layout="constrained")
+    """Draws, for each column of a table, the shares of its values in data and in samples.
+
+    The range of a number or date is that of the data, or of both where samples go beyond it by less than half of it;
+    shares that lie farther out are written beside the bars. Of many columns, the first are drawn.
+
+    Args:
+        data: A table.
+        samples: Another one with these columns.
+    """
+    names = list(data.columns)[:_MAX_COLUMNS]
+    columns = min(4, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = _figure(figsize=(3.4 * columns, 2.5 * rows + 0.4), layout="constrained")
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axes, name in zip(grid, data.columns, strict=False):
+    for axes, name in zip(grid, names, strict=False):
         _plot_column(axes, data[name].dropna(), samples[name].dropna())
-        axes.set_title(str(name), fontsize=9)
-        axes.set_yticks([])
-    for axes in grid[data.shape[1] :]:
+        axes.set_title(_short(name, 36), fontsize=9, parse_math=False)
+        axes.set_ylabel("share of entries", fontsize=7)
+        axes.tick_params(labelsize=7)
+    for axes in grid[len(names) :]:
         axes.set_visible(False)
-    grid[0].legend(frameon=False, fontsize=8)
+    if len(names) < data.shape[1]:
+        figure.supxlabel(f"the first {len(names)} of {data.shape[1]} columns", fontsize=9)
+    grid[0].legend(frameon=False, fontsize=7)
     return figure
 
 
-def _plot_column(axes: Any, data: Any, samples: Any) -> None:
-    if data.nunique() <= 12:
-        import pandas as pd
+_MAX_COLUMNS = 40
+_MAX_BARS = 12
 
-        shares = pd.DataFrame(
-            {"data": data.value_counts(normalize=True), "samples": samples.value_counts(normalize=True)}
-        )
-        places = np.arange(len(shares))
-        axes.bar(places - 0.2, shares["data"].fillna(0), 0.4, label="data")
-        axes.bar(places + 0.2, shares["samples"].fillna(0), 0.4, label="samples")
-        axes.set_xticks(places, [str(level)[:8] for level in shares.index], fontsize=7)
-        return
-    edges = np.histogram_bin_edges(data.astype(float), bins=30)
-    for series, name in ((data, "data"), (samples, "samples")):
-        axes.hist(series.astype(float).clip(edges[0], edges[-1]), edges, density=True, alpha=0.5, label=name)
-    axes.tick_params(labelsize=7)
+
+def _short(value: Any, length: int) -> str:
+    """A value on one line, cut where it is long."""
+    text = " ".join(str(value).split()) or "(no name)"
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _plot_column(axes: Any, data: Any, samples: Any) -> None:
+    numbers = _numbers(data, samples) if data.nunique() > _MAX_BARS else None
+    if numbers is None:
+        _plot_levels(axes, data, samples)
+    elif not len(numbers[0]):
+        axes.text(0.5, 0.5, "no entries", ha="center", va="center", transform=axes.transAxes, fontsize=8)
+    else:
+        _plot_numbers(axes, *numbers)
+
+
+def _numbers(data: Any, samples: Any) -> "tuple[np.ndarray, np.ndarray, bool] | None":
+    """Both columns as numbers, and whether these are dates in days; None where they are levels."""
+    from pyro_vae.data.tables.dates import as_days
+
+    days = as_days(data, samples)
+    if days is not None:
+        return days[0], days[1], True
+    if data.dtype.kind not in "iuf":
+        return None
+    first, second = (each.to_numpy(dtype=np.float64) for each in (data, samples))
+    return first[np.isfinite(first)], second[np.isfinite(second)], False
+
+
+def _plot_levels(axes: Any, data: Any, samples: Any) -> None:
+    shares = [each.value_counts(normalize=True, sort=False) for each in (data, samples)]
+    by_level: list[dict[str, float]] = []
+    for each in shares:
+        by_level.append({})
+        for level, share in zip(each.index, each, strict=True):
+            by_level[-1][str(level)] = by_level[-1].get(str(level), 0.0) + float(share)
+    ordered = [str(level) for level in _in_order(data, [*shares[0].index, *shares[1].index])]
+    levels = list(dict.fromkeys(level for level in ordered if by_level[0].get(level, 0) + by_level[1].get(level, 0)))
+    if len(levels) > _MAX_BARS:  # the most frequent ones, and the others in one bar
+        frequent = sorted(levels, key=lambda level: -by_level[0].get(level, 0.0))[: _MAX_BARS - 1]
+        kept = [level for level in levels if level in frequent]
+        others = f"({len(levels) - len(kept)} others)"
+        for each in by_level:
+            each[others] = sum(share for level, share in each.items() if level not in kept)
+        levels = [*kept, others]
+    places = np.arange(len(levels))
+    for shift, each, name in zip((-0.2, 0.2), by_level, ("data", "samples"), strict=True):
+        axes.bar(places + shift, [each.get(level, 0.0) for level in levels], 0.4, label=name)
+    long = max(map(len, levels), default=0) * len(levels) > 30
+    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}
+    axes.set_xticks(places, [_short(level, 14) for level in levels], fontsize=7, parse_math=False, **turned)
+
+
+def _in_order(data: Any, levels: list[Any]) -> list[Any]:
+    """Levels in the order of a categorical, else in their own where they have one."""
+    categories = getattr(data.dtype, "categories", None)
+    if categories is not None:
+        return [*categories, *levels]
+    try:
+        return sorted(levels)
+    except TypeError:
+        return levels
+
+
+def _plot_numbers(axes: Any, data: np.ndarray, samples: np.ndarray, of_dates: bool) -> None:  # noqa: FBT001
+    low, high = float(data.min()), float(data.max())
+    both = np.concatenate([data, samples])
+    if np.ptp(both) <= 1.5 * (high - low):
+        low, high = float(both.min()), float(both.max())
+    edges = _edges(data, low, high)
+    for values, name in ((data, "data"), (samples, "samples")):
+        axes.hist(values, edges, weights=np.full(len(values), 1 / max(1, len(values))), alpha=0.5, label=name)
+    below, above = ((samples < edges[0]).mean(), (samples > edges[-1]).mean()) if len(samples) else (0.0, 0.0)
+    beyond = [words for share, words in ((below, f"← {below:.1%} below"), (above, f"{above:.1%} above →")) if share > 0]
+    if beyond:
+        axes.margins(y=0.2)
+        said = "samples: " + ", ".join(beyond)
+        axes.text(0.98, 0.97, said, ha="right", va="top", transform=axes.transAxes, fontsize=7, color="C1")
+    if of_dates:
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+        locator = AutoDateLocator(minticks=3, maxticks=7)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes.xaxis.get_offset_text().set_fontsize(7)
+
+
+def _edges(data: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Some thirty bins; of whole numbers each has equally many, so that no bin is higher for that alone."""
+    if (data == np.rint(data)).all():
+        width = max(1, math.ceil((high - low + 1) / 30))
+        return np.arange(math.floor(low) - 0.5, math.ceil(high) + 0.5 + width, width)
+    return np.linspace(low, high, 31)

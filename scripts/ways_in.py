@@ -165,7 +165,7 @@ def tiny(folder: Path) -> Path:
 
 def cells(folder: Path) -> Path:
     """Counts of genes in cells, sparse, with names."""
-    import anndata
+    import anndata  # pyright: ignore[reportMissingImports]
     import scipy.sparse
 
     counts = scipy.sparse.csr_matrix(RNG.negative_binomial(2, 0.4, (60, 30)).astype(np.float32))

@@ -81,3 +81,51 @@ def test_reconstructions_put_data_above_their_means_and_draws():
     picture = pixels(figure)
     np.testing.assert_allclose(picture[3:5, :2], x[0] + 1)
     assert next(t.get_text() for t in figure.axes[0].get_yticklabels()) == "data x"
+
+
+def shares(axes, name):
+    """The heights of the bars of data or samples."""
+    return [bar.get_height() for bar in axes.containers[("data", "samples").index(name)]]
+
+
+def test_columns_show_shares_and_say_what_lies_beyond():
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"x": rng.uniform(size=200), "s": pd.Categorical(["b", "a"] * 100, ["c", "b", "a"])})
+    samples = pd.DataFrame({"x": [*rng.uniform(0.1, 0.9, 70), *[50.0] * 20, *[-9.0] * 10], "s": ["b"] * 100})
+    figure = plotting.plot_columns(data, samples)
+    number, level = figure.axes
+    assert sum(shares(number, "data")) == pytest.approx(1)
+    assert sum(shares(number, "samples")) == pytest.approx(0.7)
+    assert [text.get_text() for text in number.texts] == ["samples: ← 10.0% below, 20.0% above →"]
+    assert shares(level, "data") == [0.5, 0.5]
+    assert shares(level, "samples") == [1, 0]
+    assert [label.get_text() for label in level.get_xticklabels()] == ["b", "a"]
+    assert number.get_ylabel() == "share of entries"
+
+
+def test_samples_a_little_beyond_the_data_are_within_the_bins():
+    data, samples = pd.DataFrame({"x": np.linspace(0, 1, 50)}), pd.DataFrame({"x": np.linspace(-0.1, 1.2, 50)})
+    axes = plotting.plot_columns(data, samples).axes[0]
+    assert sum(shares(axes, "samples")) == pytest.approx(1)
+    assert not axes.texts
+
+
+def test_dates_and_many_levels_and_many_columns_are_drawn(tmp_path):
+    days = pd.date_range("2020-01-01", periods=60)
+    columns = {
+        "date": days,
+        "text": days.strftime("%d.%m.%Y"),
+        "of objects": list(days.date),
+        "a $ sign": np.arange(60.0),
+    }
+    columns["ward"] = [f"ward {i % 20}" for i in range(60)]
+    columns["gone"] = np.nan
+    frame = pd.DataFrame({**columns, **{f"more {i}": np.arange(60) % 3 for i in range(60)}})
+    figure = plotting.plot_columns(frame, frame)
+    plotting.save_figure(figure, tmp_path / "columns.png")
+    for axes in figure.axes[:3]:
+        assert type(axes.xaxis.get_major_formatter()).__name__ == "ConciseDateFormatter"
+    ward = figure.axes[4]
+    assert ward.get_xticklabels()[-1].get_text() == "(9 others)"
+    assert sum(shares(ward, "data")) == pytest.approx(1)
+    assert figure.get_supxlabel() == "the first 40 of 66 columns"

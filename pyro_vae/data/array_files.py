@@ -52,7 +52,7 @@ def _read_numpy(path: Path, in_memory: int) -> DataSet:
 
 def _read_anndata(path: Path, in_memory: int) -> DataSet:
     try:
-        import anndata
+        import anndata  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(f"reading {path} needs anndata: pip install 'pyro-vae[anndata]'") from error
     data = _reading(path, lambda: anndata.read_h5ad(path), "an AnnData file")

@@ -132,7 +132,8 @@ def predictive_coverage(
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
         size = rows_that_fit(num_samples * rows.num_elements)
-        pit = torch.cat([job.pit(chunk["x"], pair.prepare(chunk)) for chunk in rows.chunks(size)]).cpu().numpy()
+        parts = [job.pit(chunk["x"], pair.prepare(chunk, redraw=True)) for chunk in rows.chunks(size)]
+        pit = torch.cat(parts).cpu().numpy()
     if len(pit) < 20:
         hint = ""
         if kind == "posterior" and rows.num_rows >= 20:

@@ -126,7 +126,7 @@ def predictive_check(
     rows = next(pair.check(x).chunks(2**62))
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
-        batch = pair.prepare(rows)
+        batch = pair.prepare(rows, redraw=True)  # of equal rows too, each has draws of its own, as in the model
         structure = pair.structure(batch)
         check_forward(pair, batch, structure)
         observed = as_described(pair, rows["x"], batch)

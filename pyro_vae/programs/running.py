@@ -12,7 +12,7 @@ from torch import nn
 
 from pyro_vae.programs.ownership import modules_of
 
-__all__ = ["evaluating", "forked_random_state", "local_parameters", "site_distribution"]
+__all__ = ["evaluating", "forked_random_state", "in_mode", "local_parameters", "site_distribution"]
 
 
 @contextmanager
@@ -50,14 +50,20 @@ def forked_random_state(device: torch.device) -> AbstractContextManager[None]:
 @contextmanager
 def evaluating(*programs: Any) -> Iterator[None]:
     """Runs programs without gradients and in evaluation mode, and puts each module's mode back."""
+    with in_mode(*programs, training=False), torch.no_grad(), local_parameters():
+        yield
+
+
+@contextmanager
+def in_mode(*programs: Any, training: bool) -> Iterator[None]:
+    """Puts the programs' modules into training or evaluation mode, and puts each one's mode back."""
     found = modules_of(dict(zip(map(str, range(len(programs))), programs, strict=True))).values()
     modules = [module for part in found for module in part.modules()]
     modes = [module.training for module in modules]
     try:
         for module in modules:
-            module.training = False
-        with torch.no_grad(), local_parameters():
-            yield
+            module.training = training
+        yield
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode

@@ -48,11 +48,13 @@ class Code:
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Runs a function, and notes the user's code that this takes."""
         before: Any = sys.getprofile()
+        collected, gc.callbacks[:] = gc.callbacks[:], []  # what runs when memory is collected is none of the program's
         sys.setprofile(self._note)
         try:
             return function(*args)
         finally:
             sys.setprofile(before if callable(before) else None)
+            gc.callbacks[:] = collected
             if before is not None and not callable(before):  # cProfile's, which Python cannot set
                 before.enable()
 

@@ -70,7 +70,7 @@ class Gradients:
     def __call__(self, progress: Tensor, *reference: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         named = self.rows.resolve(dict(zip(self.names, reference, strict=True)))
         with torch.enable_grad(), precision_in_force(self.precision):
-            batch = self.pair.prepare(named, training=True)
+            batch = self.pair.prepare(named, redraw=True)
             if is_pyros(self.objective):
                 return self._by_pyro(batch)
             draws = self._draws(batch)

@@ -139,9 +139,11 @@ def find_decimal(columns: Mapping[str, Sequence[str]], separator: str) -> tuple[
         ValueError: if some columns show a point and others a comma, or all numbers can be read in two ways.
     """
     shown: dict[str, dict[str, str]] = {}  # reading -> column -> a number in it
+    if separator == "," and not any("," in cell for cells in columns.values() for cell in cells):
+        return ".", []
     for name, cells in columns.items():
         joined = "".join(cells)
-        if "," not in joined and (separator == "," or "." not in joined):
+        if "," not in joined and "." not in joined:
             continue
         present = [cell for cell in map(str.strip, cells) if cell not in MISSING]
         readings = {cell: _reading(cell) for cell in dict.fromkeys(present)}

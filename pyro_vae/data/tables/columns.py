@@ -138,7 +138,7 @@ def _fits_its_type(column: Column) -> bool:
 
 def _check_date(column: Column) -> None:
     try:
-        np.datetime64(1, column.unit or "")
+        np.dtype(f"datetime64[{column.unit}]")
         fits = bool(column.origin) and not pd.isna(pd.Timestamp(column.origin))
     except (TypeError, ValueError):
         fits = False

@@ -12,6 +12,7 @@ from pyro_vae.data.tables.columns import Column, type_named
 
 __all__ = [
     "as_column",
+    "as_days",
     "days",
     "finest_unit",
     "formats",
@@ -134,6 +135,24 @@ def instants(series: pd.Series, form: str | None) -> np.ndarray:
         )
     times = pd.to_datetime(series, errors="coerce", utc=getattr(series.dtype, "tz", None) is not None)
     return pd.DatetimeIndex(times).tz_localize(None).to_numpy()
+
+
+def as_days(*columns: pd.Series) -> list[np.ndarray] | None:
+    """Columns of dates, as dates or as text in one format, in days since 1970; None where they are something else.
+
+    Example:
+        >>> as_days(pd.Series(["1970-01-02", "1970-02-01"]))
+        [array([ 1., 31.])]
+        >>> as_days(pd.Series(["1970-01-02", "soon"]))
+    """
+    first = columns[0]
+    holding = pd.api.types.infer_dtype(first, skipna=True)
+    texts = [str(text) for text in first.dropna().unique()] if holding == "string" else []
+    form = next(iter(formats(texts)), None) if texts else None
+    if form is None and holding not in ("date", "datetime", "datetime64"):
+        return None
+    counted = [days(instants(column, form), "1970-01-01") for column in columns]
+    return [each[~np.isnan(each)] for each in counted]
 
 
 def finest_unit(values: np.ndarray) -> str:

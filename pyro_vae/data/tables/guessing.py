@@ -1,7 +1,9 @@
 """What a column holds, told from its entries; what is guessed is noted, and what is unclear is refused."""
 
+import math
 import re
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -93,7 +95,7 @@ def guess(series: pd.Series, kind: str | None) -> Guess:
         ValueError: of one clause, if that is unclear or does not fit ``kind``.
     """
     series = entries.dense(series)
-    found, num_missing = entries.holding(series), int(series.isna().sum())
+    found, num_missing = entries.holding(series), int(series.isna().to_numpy().sum())
     name: Any = series.name
     if num_missing == len(series):
         raise ValueError(f"column {name!r} has no entries at all: drop it ({advice(name, 'drop')})")
@@ -123,7 +125,7 @@ def _levels(series: pd.Series, found: str, kind: str, num_missing: int) -> Guess
         index = series.cat.categories
         levels, dtype, ordered = tuple(map(entries.plain, index)), type_name(index.dtype), bool(series.cat.ordered)
     else:
-        seen = (False, True) if found == "truth" else sorted(map(entries.plain, series.dropna().unique()))
+        seen = (False, True) if found == "truth" else sorted(set(map(entries.plain, series.dropna().tolist())))
         levels, dtype, ordered = tuple(seen), type_name(series.dtype), None
     column = Column(name, kind, levels, dtype, ordered, num_missing=num_missing)
     num_present = len(series) - num_missing
@@ -137,9 +139,9 @@ def _levels(series: pd.Series, found: str, kind: str, num_missing: int) -> Guess
 def _check_text(series: pd.Series) -> None:
     """Refuses text that is dates, numbers with some words among them, an identifier, or prose."""
     name: Any = series.name
-    present = series.dropna()
-    counts = present.value_counts()
-    texts = [str(text) for text in counts.index]
+    counted = Counter(series.dropna().tolist()).most_common()
+    texts, counts = [text for text, _ in counted], np.array([count for _, count in counted])
+    num_present = int(counts.sum())
     as_dates = dates.formats(texts)
     if as_dates:
         raise ValueError(f"column {name!r} holds dates such as {texts[0]!r}: {_date_advice(name, as_dates, texts)}")
@@ -151,33 +153,34 @@ def _check_text(series: pd.Series) -> None:
                 f"2024-05-31, or {advice(name, 'index', 'drop')}"
             )
         share = int(counts[fits].sum())
-        if len(present) / 2 < share < len(present):
-            raise ValueError(_but_for_a_few(name, counts[~fits], kind))
+        if num_present / 2 < share < num_present:
+            others = [each for each, fit in zip(counted, fits, strict=True) if not fit]
+            raise ValueError(_but_for_a_few(name, others, kind))
     num_levels = len(texts)
-    if (num_levels <= min(_MAX_LEVELS, len(present) / 2) and not (numbers.all() and _ID_NAME.search(name))) or (
+    if (num_levels <= min(_MAX_LEVELS, num_present / 2) and not (numbers.all() and _ID_NAME.search(name))) or (
         num_levels == 2
     ):
         return
-    is_identifier = num_levels == len(present) or _ID_NAME.search(name)
+    is_identifier = num_levels == num_present or _ID_NAME.search(name)
     ways = ("index", "drop") if is_identifier else ("index", "drop", "category")
     raise ValueError(
-        f"column {name!r} has {num_levels} distinct texts in {len(present)} rows, such as {shortened(texts[0])}: it "
+        f"column {name!r} has {num_levels} distinct texts in {num_present} rows, such as {shortened(texts[0])}: it "
         f"looks like free text or an identifier; {advice(name, *ways)}"
     )
 
 
 def _is_number(text: str) -> bool:
     try:
-        return float(text) is not None and "_" not in text
+        return math.isfinite(float(text)) and "_" not in text
     except ValueError:
         return False
 
 
-def _but_for_a_few(name: str, words: pd.Series, kind: str) -> str:
+def _but_for_a_few(name: str, words: list[tuple[str, int]], kind: str) -> str:
     """The sentence on a column that is text for the sake of some entries."""
-    shown = ", ".join(f"{shortened(word)} ({count})" for word, count in words.iloc[:5].items())
+    shown = ", ".join(f"{shortened(word)} ({count})" for word, count in words[:5])
     more = f", … ({len(words)} in all)" if len(words) > 5 else ""
-    customary = all(str(word).strip().lower() in _WORDS_FOR_MISSING for word in words.index)
+    customary = all(str(word).strip().lower() in _WORDS_FOR_MISSING for word, _ in words)
     meant = (
         ", which look like words for missing entries: leave them empty" if customary else ": leave such entries empty"
     )
@@ -268,10 +271,9 @@ def _of_numbers(series: pd.Series, found: str, kind: str | None, num_missing: in
         as_numbers = f"{quoted(name)}=real"
         said = f"column {name!r} has two values, {low:g} and {high:g}: taken as binary; as numbers, {as_numbers}"
         return Guess(guessed.column, (("two", said),))
-    column = Column(name, chosen, num_missing=num_missing)
-    entries.check_kind(column, values)
     low, high = float(numbers.values[0]), float(numbers.values[-1])
-    column = replace(column, dtype=dtype, low=low, high=high, whole=numbers.are_whole)
+    column = Column(name, chosen, (), dtype, None, low, high, num_missing, numbers.are_whole)
+    entries.check_kind(column, values)
     return Guess(column, tuple(_notes(column, numbers, found, given=kind is not None)))
 
 
@@ -291,19 +293,22 @@ def _kind_of(numbers: _Numbers, found: str) -> str:
 
 def _is_far_from_0(numbers: _Numbers) -> bool:
     """Whether the logarithms of these positive numbers would lose the digits in which they differ."""
-    mean = np.average(numbers.values, weights=numbers.counts)
-    variance = np.average((numbers.values - mean) ** 2, weights=numbers.counts)
-    return bool(np.isfinite(mean) and variance < (0.01 * mean) ** 2)
+    values = numbers.values / numbers.values.max()  # whose squares cannot overflow
+    mean = np.average(values, weights=numbers.counts)
+    variance = np.average((values - mean) ** 2, weights=numbers.counts)
+    return bool(variance < (0.01 * mean) ** 2)
 
 
 def _check_not_identifiers(series: pd.Series, found: str) -> None:
     """Refuses whole numbers that look like identifiers."""
     name: Any = series.name
-    present = series.dropna()
     named = _ID_NAME.search(name) is not None
-    if found == "float" and not (named and bool((present == present.round()).all())):
+    if found == "float" and not named:
         return
-    num_levels = present.nunique()
+    present = series.dropna() if series.hasnans else series
+    if found == "float" and not all(math.isfinite(number) and number == round(number) for number in present):
+        return
+    num_levels = len(set(present))
     if num_levels <= 2:
         return
     never_repeat = num_levels == len(present) >= _MIN_ROWS

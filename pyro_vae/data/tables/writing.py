@@ -4,6 +4,7 @@ import csv
 import gzip
 import os
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -68,7 +69,7 @@ def _write_delimited(frame: pd.DataFrame, path: Path, suffix: str, like: Table) 
         writer.writerows(zip(*columns, strict=True))
 
 
-def _cells(column: pd.Series, decimal: str) -> list[str]:
+def _cells(column: Any, decimal: str) -> list[str]:
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(object)
     if column.dtype.kind == "M":

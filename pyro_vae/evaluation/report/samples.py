@@ -64,7 +64,7 @@ def _real_and_drawn(job: Job) -> tuple[Tensor, Tensor]:
     given, num_rows = job.given(len(rows["x"]))
     with forked_random_state(job.pair.device):
         torch.manual_seed(job.seed)
-        real = as_described(job.pair, rows["x"], job.pair.prepare(rows))
+        real = as_described(job.pair, rows["x"], job.pair.prepare(rows, redraw=True))
         if bool(real.isnan().any()):
             raise ValueError("distances between rows need every entry, and some are missing")
         drawn = job.pair.sample(num_rows, given=given).cpu().to(real.dtype)
