@@ -420,3 +420,15 @@ def test_training_on_a_gpu_keeps_uint8_there_and_learns_as_on_the_cpu():
         assert vae.device.type == device
         elbos.append(evaluate(vae, grey_levels(2000))["elbo"])
     assert elbos[0] == pytest.approx(elbos[1], abs=0.2)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_last_step_that_diverges_is_an_error_and_leaves_the_weights_before(watched):
+    pyro.enable_validation(False)  # which would find NaN before we do
+    vae, x = small_vae(), grey_levels()
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    options = {"epochs": 1, "batch_size": 64, "progress": False, "compile": False}
+    with pytest.raises(FloatingPointError, match="in epoch 1; the weights are those of epoch 0"):
+        fit(vae, x, validation_data=x if watched else None, learning_rate=1e39 if not watched else 1e30, **options)
+    assert all(torch.equal(vae.state_dict()[name], before[name]) for name in before)
