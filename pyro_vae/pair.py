@@ -158,7 +158,9 @@ class Pair(nn.Module):
 
     # Rows on their way in
 
-    def check(self, x: Inputs, name: str = "x", *, training: bool = False, num_workers: int = 2) -> Rows:
+    def check(
+        self, x: Inputs, name: str = "x", *, training: bool = False, num_workers: int = 2, fingerprint: bool = False
+    ) -> Rows:
         """Rows whose every entry is known to fit the model.
 
         Args:
@@ -167,6 +169,7 @@ class Pair(nn.Module):
             training: Refuse elements of which no row has an observation, and those whose values the model's type cannot
                 tell apart: a model cannot learn about them.
             num_workers: Processes that read what is streamed.
+            fingerprint: Take the rows' fingerprint in the same pass.
 
         Raises:
             ValueError: for the first thing that is wrong, with what was found, what was expected and what to do.
@@ -177,29 +180,25 @@ class Pair(nn.Module):
             raise ValueError(f"{name} has no rows; expected at least one")
         size = rows.rows_at_once()
         rows.num_observed, somewhere, rounding = 0, None, Rounding(self.dtype)
-        for chunk, first in rows.numbered(size):
+        for chunk, first in rows.numbered(size, fingerprint=fingerprint):
             if first == 0:
                 arguments = {key: value for key, value in chunk.items() if key != "x"}
                 check_arguments(self.model, self.guide, arguments)
                 self.argument_shapes = argument_shapes(arguments)
             called = f"{name}[{first}:{min(first + size, rows.num_rows)}]" if size < rows.num_rows else name
-            here = self._checked(chunk, called)
+            here = self._checked(chunk, called, rounding if training else None)
             seen = self._seen(here, chunk)
             if seen is not None and not bool(seen.all()):
                 check_mask(self.model)
             rows.num_observed += here.numel() if seen is None else int(seen.sum())
             if seen is not None:
                 somewhere = seen.any(0) if somewhere is None else somewhere | seen.any(0)
-            if training and (exact := floating(here.to(self.device), self.dtype)).dtype != self.dtype:
-                exact = exact if seen is None else exact.where(seen.to(self.device), math.nan)
-                with evaluating(self.transform):
-                    rounding.add(self.transform(exact))
         if training:
             check_columns(somewhere, self.data_range, name)
             check_digits(rounding, self.data_range, name)
         return rows
 
-    def _checked(self, chunk: Mapping[str, Any], name: str) -> Tensor:
+    def _checked(self, chunk: Mapping[str, Any], name: str, rounding: Rounding | None) -> Tensor:
         x = arithmetic(chunk["x"])
         self._check_arguments(chunk)
         if self.event_shape is None or self.data_range is None:
@@ -214,6 +213,7 @@ class Pair(nn.Module):
             dtype=self.dtype,
             device=self.device,
             name=name,
+            rounding=rounding,
         )
         return x
 

@@ -108,6 +108,11 @@ def schema_of(run: Path) -> Schema | None:
     return None if schema is None else Schema.from_json(schema)
 
 
+def is_own(run: Path, name: str | None) -> bool:
+    """Whether these are the data that a run was trained on, which are meant where none are named."""
+    return name is None or absolute(name) == load_config(run)["run"].get("data")
+
+
 def data_for(run: Path, name: str | None, root: Path | None, *, whole: bool = False) -> DataSet:
     """Data to use a model on: those it was trained on, or others, of which all rows are held out.
 
@@ -118,7 +123,7 @@ def data_for(run: Path, name: str | None, root: Path | None, *, whole: bool = Fa
     if name is None and trained_on is None:
         raise ValueError(f"{run} does not say what it was trained on: name the rows with --data")
     root = root or Path(settings.get("data_root", "data"))
-    own = name is None or absolute(name) == trained_on
+    own = is_own(run, name)
     how = {option: settings.get(option) for option in READING} if own else {"resize": settings.get("resize")}
     return read_data(name or trained_on, root, hold_out=own and not whole, schema=schema_of(run), **how)
 
@@ -151,7 +156,7 @@ def writer(out: Path, by_suffix: Mapping[str, Callable[[Any, Path], None]]) -> C
 
 def only_pictures(run: Path, out: Path) -> None:
     """Refuses a picture of a table's rows: there is nothing to be seen in it."""
-    if out.suffix == ".png" and schema_of(run) is not None:
+    if out.suffix == ".png" and load_config(run)["run"].get("schema") is not None:
         figure = run / "figures" / "columns.png"
         raise ValueError(
             f"{run} was trained on a table, whose rows are no pictures: name a .csv; {figure} shows columns"
@@ -221,12 +226,13 @@ def with_index(schema: Schema, data: DataSet, drawn: Any) -> Any:
 
 
 def draws_of_table(tables: list[Any]) -> Any:
-    """Tables below one another, each row with the number of its table as ``draw``."""
+    """Tables below one another, each row with the number of its table as ``draw``, or ``_draw`` where there is one."""
     import pandas as pd
 
-    return pd.concat([table.assign(draw=number) for number, table in enumerate(tables, start=1)]).pipe(
-        lambda whole: whole[["draw", *(name for name in whole if name != "draw")]]
-    )
+    whole = pd.concat(tables, ignore_index=True)
+    name = next(name for count in itertools.count() if (name := "_" * count + "draw") not in whole)
+    whole.insert(0, name, np.repeat(np.arange(1, len(tables) + 1), len(tables[0])))
+    return whole
 
 
 def write_arrays(arrays: Mapping[str, torch.Tensor], out: Path) -> None:

@@ -54,7 +54,10 @@ def main(
         ),
     ] = None,
     separator: Annotated[
-        str | None, typer.Option(help="What stands between a table's fields: , ; | or tab. [default: found]")
+        str | None,
+        typer.Option(
+            "--separator", "--sep", help="What stands between a table's fields: , ; | or tab. [default: found]"
+        ),
     ] = None,
     decimal: Annotated[
         str | None, typer.Option(help="A table's decimal point: . or , in numbers. [default: found]")
@@ -203,6 +206,8 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
             schema=None if settings.get("schema") is None else Schema.from_json(settings["schema"]),
             **{option: settings[option] for option in cli.READING},
         )
+    if resuming and data.schema is not None:
+        check_same_columns(data, parse_kinds(settings["columns"] or ()), settings["data"])
     if settings["missing"] is None and data.schema is not None:
         check_no_gaps(data.schema)
     if settings["missing"] is None and isinstance(data.x_train, Tensor):
@@ -210,8 +215,9 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     kept, watched = split(len(data.x_train), settings["validation_fraction"], settings["seed"])
     x_valid = data.x_train[watched]
     data = replace(data, x_train=data.x_train[kept])
-    likelihood, because = choices.default_likelihood(data) if settings["likelihood"] is None else (None, "as asked for")
-    settings = settings | {"likelihood": settings["likelihood"] or likelihood}
+    asked = settings["likelihood"]
+    likelihood, because = choices.default_likelihood(data) if asked is None else (asked, "as asked for")
+    settings = settings | {"likelihood": likelihood}
     if data.schema is not None:
         settings |= {"schema": data.schema.to_json()}
         print(data.schema.describe().to_string(index=False), end="\n\n")
@@ -296,6 +302,13 @@ def objective(settings: dict[str, Any], epochs: int) -> Elbo:
     if warmup < 0 or warmup > max(epochs, 0):
         raise ValueError(f"--kl-warmup must be from 0 to {epochs}, the number of epochs; found {warmup}")
     return Elbo(settings["num_particles"], settings["kl"], settings["kl_weight"], warmup / epochs)
+
+
+def check_same_columns(data: DataSet, kinds: dict[str, str], name: str) -> None:
+    """Refuses a table whose columns would now be taken for something else than when the run was begun."""
+    assert data.schema is not None
+    if different := data.schema.differs(Schema.infer(data.table.frame, kinds)):
+        raise ValueError(f"{name} has changed since the run was begun (here) to now (there): {'; '.join(different)}")
 
 
 def check_no_gaps(schema: Schema) -> None:

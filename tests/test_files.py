@@ -1,7 +1,10 @@
 """Files: written whole or not at all, read back to the last bit, refused with one sentence where damaged."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -251,3 +254,35 @@ def test_a_damaged_description_is_refused(description):
 def test_a_value_that_is_not_plain_data_cannot_be_described(value, kind):
     with pytest.raises(ValueError, match=f"cannot save a {kind}"):
         describe([1, value])
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_files_have_the_mode_that_the_umask_gives(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        files.write_tensors(TENSORS, tmp_path / "t.safetensors")
+        files.write_json(CONTENT, tmp_path / "c.json")
+        mlp_vae((3,), 1, likelihood=Normal()).save(tmp_path / "model")
+    finally:
+        os.umask(before)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) == 4
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o666 & ~mask}
+
+
+def test_what_killed_writers_leave_is_swept_up_and_what_lives_is_left_alone(tmp_path):
+    path = tmp_path / "file.txt"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = files._temporary(path)
+    dead = left.with_name(left.name.replace(f".{os.getpid()}@", f".{gone.pid}@"))
+    other = left.with_name(".1@elsewhere-file.txt")
+    for temporary in (left, dead, other):
+        temporary.write_text("half")
+    with files.replacing(tmp_path / "another.txt") as temporary:
+        temporary.write_text("whole")
+    assert names(tmp_path) == sorted([left.name, other.name, "another.txt"])
+    os.utime(other, (0, 0))  # of another machine, and old
+    with files.only_writer(tmp_path):
+        assert names(tmp_path) == [".lock", "another.txt"]
+    assert names(tmp_path) == ["another.txt"]

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from pyro_vae._support import memory
 from pyro_vae.data import images as module
 from pyro_vae.data.sources import load_data
 
@@ -380,11 +381,12 @@ def test_a_folder_that_may_not_be_read_is_refused(tmp_path):
 def test_images_that_do_not_fit_in_memory_are_refused_before_any_is_read(tmp_path, monkeypatch):
     for number in range(3):
         save(tmp_path, f"{number}.png", np.zeros((512, 512), np.uint8))
-    monkeypatch.setattr(module, "available_memory", lambda: 700_000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 700_000)
     monkeypatch.setattr(module, "pixels", None)
-    assert "holds 3 images of 0.000732 GiB in all, and 0.000652 GiB of memory are free" in sentence(tmp_path)
+    said = f"the 3 images in {tmp_path} take 0.000732 GiB, and 0.000652 GiB of memory are free"
+    assert said in sentence(tmp_path)
     monkeypatch.undo()
-    monkeypatch.setattr(module, "available_memory", lambda: 700_000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 700_000)
     assert read(tmp_path, resize=(4, 4)).x_test.shape == (3, 4, 4)
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
+from datasets import Items
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
@@ -333,17 +334,6 @@ def test_data_sets_that_are_put_together():
 
 def fingerprint(value):
     return as_rows(value, CPU, num_workers=0).fingerprint()
-
-
-class Items(Dataset):
-    def __init__(self, **parts):
-        self.parts = parts
-
-    def __len__(self):
-        return len(self.parts["x"])
-
-    def __getitem__(self, index):
-        return {name: part[index] for name, part in self.parts.items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.int64])

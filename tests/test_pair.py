@@ -10,12 +10,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from datasets import Items
 from known_pairs import PARALLEL, Ladder, Mixture, Regression, TwoViews, Words, rows_of
 from pairs import labelled_pair
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from pyro.infer.autoguide.initialization import init_to_value
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from pyro_vae import Pair
 from pyro_vae.inference.structure import ContractError
@@ -30,19 +31,6 @@ def assert_moments(draws, mean, covariance):
 
 
 # Rows of every kind
-
-
-class Items(Dataset):
-    """Rows one by one, as mappings."""
-
-    def __init__(self, **parts):
-        self.parts = parts
-
-    def __len__(self):
-        return len(self.parts["x"])
-
-    def __getitem__(self, index):
-        return {name: part[index] for name, part in self.parts.items()}
 
 
 def forms(x, folder):

@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
 def assert_refused(result, *words):
     """One sentence, status 2, no traceback."""
     status, out, err = result
-    lines = [line for line in err.splitlines() if line and "it/s" not in line]
+    lines = [line for line in err.splitlines() if line.strip() and "%|" not in line]  # without the progress bar
     assert status == 2, (out, err)
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
@@ -523,3 +523,88 @@ def test_a_file_that_stays_on_disk_ends_at_the_numbers_of_one_that_is_read_at_on
     a, b = (load(tmp_path / name).state_dict() for name in ("whole", "streamed"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert (tmp_path / "whole.json").read_text() == (tmp_path / "streamed.json").read_text()
+
+
+# Runs that go wrong in the middle, or go on with other things
+
+
+def end_of_epoch(monkeypatch, number, act):
+    """Lets something happen once the checkpoint of an epoch is written."""
+    import pyro_vae.training.run as training
+
+    write, written = training.write_checkpoint, []
+
+    def writing(state, path):
+        write(state, path)
+        written.append(path)
+        if len(written) == number:
+            act()
+
+    monkeypatch.setattr(training, "write_checkpoint", writing)
+
+
+def test_a_file_that_is_cut_short_in_the_middle_can_be_put_back_and_gone_on_with(run, tmp_path, monkeypatch):
+    import pyro_vae.data.sources as sources
+
+    monkeypatch.setattr(sources, "_IN_MEMORY", 0)
+    path, folder = tmp_path / "x.npy", tmp_path / "run"
+    np.save(path, np.random.default_rng(0).normal(size=(300, 6)))
+    whole = path.read_bytes()
+    arguments = ("--data", path, *SMALL, "--compile", "no")
+    assert run("train", *arguments, "--out", tmp_path / "undisturbed")[0] == 0
+    with monkeypatch.context() as patched:
+        end_of_epoch(patched, 1, lambda: path.write_bytes(whole[:5000]))
+        assert_refused(run("train", *arguments, "--out", folder), "it has been cut off")
+    assert {"config.json", "checkpoint.safetensors"} == {p.name for p in folder.iterdir()}
+    assert_refused(run("train", "--resume", folder), "x.npy")
+    path.write_bytes(whole)
+    assert run("train", "--resume", folder)[0] == 0
+    a, b = (load(tmp_path / name).state_dict() for name in ("undisturbed", "run"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_that_diverges_in_the_middle_is_kept_and_goes_on_with_smaller_steps(run, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        end_of_epoch(patched, 1, lambda: signal.raise_signal(signal.SIGINT))
+        assert run("train", *SMALL, "--compile", "no", "--out", folder)[0] == 130
+    words = ("became", "What it had learned by then is in", "--learning-rate 1e+29")
+    assert_refused(run("train", "--resume", folder, "--learning-rate", "1e30"), *words)
+    assert run("sample", folder, "--num-samples", 5, "--out", tmp_path / "x.npy")[0] == 0
+    assert np.isfinite(np.load(tmp_path / "x.npy")).all()
+    assert run("train", "--resume", folder, "--learning-rate", "0.0001")[0] == 0
+    assert pd.read_csv(folder / "history.csv")["learning_rate"].tolist()[:2] == pytest.approx([1e-3, 1e-4])
+
+
+def test_a_run_is_not_resumed_on_a_table_that_has_changed(run, tmp_path, monkeypatch):
+    path, folder = tmp_path / "table.csv", tmp_path / "run"
+    clinic().to_csv(path, index=False)
+    with monkeypatch.context() as patched:
+        end_of_epoch(patched, 1, lambda: signal.raise_signal(signal.SIGINT))
+        assert run("train", "--data", path, *SMALL, "--compile", "no", "--out", folder)[0] == 130
+    before = (folder / "checkpoint.safetensors").read_bytes()
+    clinic().assign(age=lambda table: table["age"] - 45).to_csv(path, index=False)
+    assert_refused(run("train", "--resume", folder), "column 'age'")
+    clinic().assign(age=lambda table: table["age"] + 0.5).to_csv(path, index=False)
+    assert_refused(run("train", "--resume", folder), "column 'age'")
+    clinic().assign(change=lambda table: table["change"] * 2).to_csv(path, index=False)
+    assert_refused(run("train", "--resume", folder), "other training rows")
+    assert (folder / "checkpoint.safetensors").read_bytes() == before
+    clinic().to_csv(path, index=False)
+    assert run("train", "--resume", folder)[0] == 0
+
+
+def test_the_rows_that_a_run_held_out_can_be_imputed_alone(run, of_tables, tmp_path):
+    arguments = ("--num-samples", 1, "--num-particles", 2, "--held-out", "--out", tmp_path / "x.csv")
+    assert run("impute", of_tables / "gaps", *arguments)[0] == 0
+    assert len(pd.read_csv(tmp_path / "x.csv")) == 40
+    clinic().to_csv(tmp_path / "other.csv", index=False)
+    assert_refused(run("impute", of_tables / "gaps", "--data", tmp_path / "other.csv", *arguments), "--held-out is for")
+
+
+def test_a_column_called_draw_is_not_overwritten():
+    table = pd.DataFrame({"draw": [7, 8], "x": [1.5, 2.5]})
+    whole = cli.draws_of_table([table, table])
+    assert whole["draw"].tolist() == [7, 8, 7, 8]
+    assert whole["_draw"].tolist() == [1, 1, 2, 2]
+    assert list(whole) == ["_draw", "draw", "x"]

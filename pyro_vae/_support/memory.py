@@ -1,10 +1,13 @@
 """How much memory there is to be had."""
 
 import contextlib
-import os
 from pathlib import Path
 
+import psutil
+
 __all__ = ["available_memory", "check_memory", "in_gib"]
+
+_CONTAINER = Path("/sys/fs/cgroup")
 
 
 def check_memory(needed: int, what: str, instead: str) -> None:
@@ -25,22 +28,17 @@ def check_memory(needed: int, what: str, instead: str) -> None:
         ValueError: a million draws take ... GiB, and ... GiB of memory are free: draw fewer
     """
     free = available_memory()
-    if free is not None and needed > free:
+    if needed > free:
         raise ValueError(f"{what} take {in_gib(needed)}, and {in_gib(free)} of memory are free: {instead}")
 
 
-def available_memory() -> int | None:
-    """Bytes that this process could still take, as far as the system says; None where it does not."""
-    found = []
-    with contextlib.suppress(OSError, ValueError, StopIteration, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))))
-    with contextlib.suppress(OSError, ValueError):  # a container's limit; "max" is no number
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    if not found:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(found, default=None)
+def available_memory() -> int:
+    """Bytes that this process could still take: of the machine, or of its container where that has less."""
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # there is no container, or its limit is "max"
+        limit, used = (int((_CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, max(0, limit - used))
+    return free
 
 
 def in_gib(num_bytes: int) -> str:

@@ -71,6 +71,7 @@ def check_rows(
     mask: Tensor | None = None,
     missing: bool = False,
     name: str = "x",
+    rounding: Rounding | None = None,
 ) -> None:
     """Looks at every row, a few at a time: shape, NaN and infinity, and what transform and likelihood take.
 
@@ -84,6 +85,7 @@ def check_rows(
         mask: True where an entry is observed; the others are not looked at. None where all are.
         missing: Whether NaN is a missing entry as well.
         name: What the data are called in the message.
+        rounding: Is given what rounding to ``dtype`` makes of the rows, where they have more digits.
 
     Raises:
         ValueError: for the first thing that is wrong, with what was found, what was expected and what to do.
@@ -123,7 +125,10 @@ def check_rows(
                     f"{name} has values from {low:g} to {high:g}, but {type(transform).__name__} takes "
                     f"{phrase(domain)}: give the transform the bounds that the data have"
                 )
-            described = transform(rows).to(dtype)
+            exact = transform(rows)
+            described = exact.to(dtype)
+            if rounding is not None and exact.dtype != dtype:
+                rounding.add(exact if seen is None else exact.where(seen, math.nan))
             if not bool(torch.isfinite(described).all()):
                 low, high = _extremes(x, mask, missing=missing)
                 raise ValueError(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae._support.memory import available_memory, in_gib
+from pyro_vae._support.memory import check_memory
 from pyro_vae.data.array_files import describe
 from pyro_vae.data.dataset import BITS, INTENSITIES, DataSet, coded
 from pyro_vae.data.pixels import pixels, resized
@@ -172,16 +172,16 @@ def _refuse_folder(error: OSError) -> None:
 
 def _check_memory(folder: Path, paths: Sequence[Path], size: tuple[int, int] | None) -> None:
     """Refuses images that do not fit in memory, by what their first bytes say of their sizes."""
-    available, total = available_memory(), 0
+    total = 0
     for path in paths:
         with contextlib.suppress(Exception), _opened(path) as image:  # what cannot be read is told later
             depth = {"1": 1, "L": 1, "I": 4, "F": 4}.get(image.mode, 4 if image.mode.startswith("I;16") else 3)
             total += math.prod(size or image.size) * depth
-    if available is not None and total > available:
-        raise ValueError(
-            f"{folder} holds {len(paths)} images of {in_gib(total)} in all, and {in_gib(available)} of memory are "
-            f"free: take fewer or smaller ones, or bring them to a smaller size by resize"
-        )
+    check_memory(
+        total,
+        f"the {len(paths)} images in {folder}",
+        "take fewer or smaller ones, or bring them to a smaller size by resize",
+    )
 
 
 def _refuse(folder: Path, unreadable: Mapping[Path, str], pictures: Mapping[Path, np.ndarray]) -> None:

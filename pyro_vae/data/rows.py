@@ -31,6 +31,7 @@ class Rows:
     constants: Mapping[str, Any]
     num_observed: int = 0
     """Entries that are observed, once they have been counted."""
+    _fingerprint: str | None = None
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Any]]:
         """For each tensor of indices its rows as ``"x"``, with the keyword arguments, in the type they came in."""
@@ -62,26 +63,35 @@ class Rows:
         """Elements of one row."""
         return next(self.batches([torch.zeros(1, dtype=torch.long)]))["x"][0].numel()
 
-    def numbered(self, size: int) -> Iterator[tuple[dict[str, Any], int]]:
-        """All rows in their order, ``size`` at a time, each part with the number of its first row."""
+    def numbered(self, size: int, *, fingerprint: bool = False) -> Iterator[tuple[dict[str, Any], int]]:
+        """All rows in their order, ``size`` at a time, each part with the number of its first row.
+
+        Args:
+            size: Rows in a part.
+            fingerprint: Take the fingerprint on the way, so that rows in a file are not read again for it.
+        """
+        digests: dict[str, Any] = {}
+        described: dict[str, Any] = {name: _described(value) for name, value in self.constants.items()}
         for number, chunk in enumerate(self.chunks(size)):
+            for name in chunk.keys() - self.constants.keys() if fingerprint else ():
+                described[name] = (str(chunk[name].dtype), self.num_rows, *chunk[name].shape[1:])
+                digests.setdefault(name, hashlib.blake2b(digest_size=16)).update(_content(chunk[name]))
             yield chunk, number * size
+        if fingerprint:
+            contents = {name: digest.hexdigest() for name, digest in digests.items()}
+            whole = [(name, repr(described[name]), contents.get(name)) for name in sorted(described)]
+            self._fingerprint = hashlib.blake2b(repr(whole).encode(), digest_size=16).hexdigest()
 
     def fingerprint(self) -> str:
         """A digest of types, shapes and content of all rows and arguments, in the rows' order, as 32 hex digits.
 
         It is the same for resident and streamed rows that are equal, and whatever the order of the arguments.
         """
-        digests: dict[str, Any] = {}
-        described: dict[str, Any] = {name: _described(value) for name, value in self.constants.items()}
-        for chunk in self.chunks(self.rows_at_once()):
-            for name, value in chunk.items():
-                if name not in self.constants:
-                    described[name] = (str(value.dtype), self.num_rows, *value.shape[1:])
-                    digests.setdefault(name, hashlib.blake2b(digest_size=16)).update(_content(value))
-        contents = {name: digest.hexdigest() for name, digest in digests.items()}
-        whole = [(name, repr(described[name]), contents.get(name)) for name in sorted(described)]
-        return hashlib.blake2b(repr(whole).encode(), digest_size=16).hexdigest()
+        if self._fingerprint is None:
+            for _ in self.numbered(self.rows_at_once(), fingerprint=True):
+                pass
+        assert self._fingerprint is not None
+        return self._fingerprint
 
 
 def _content(value: Tensor) -> Any:

@@ -68,7 +68,7 @@ def diagnose_guide(pair: Pair, x: Inputs, num_particles: int = 1000, *, seed: in
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair` whose latents belong to rows.
         x: Rows ``(N, *E)`` in the user's units, or a mapping of ``"x"`` and the programs' keyword arguments.
         num_particles: Draws of the guide for each row, at least 25.
-        seed: Seeds the draws of the guide and of the transform.
+        seed: Seeds the draws of the guide.
 
     Returns:
         The diagnosis, one number for each row. Where the largest weights of a row are equal up to rounding (an exact

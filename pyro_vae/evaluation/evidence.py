@@ -103,8 +103,7 @@ def log_evidence(
             :func:`~pyro_vae.fit` takes them; what lies in files is streamed. Of rows with missing entries, it is the
             evidence of the observed part.
         num_particles: Draws K of the guide for each row. 5000 is the custom for numbers in papers.
-        seed: Seeds the draws of the guide and of the transform, which is applied once to each row. The numbers
-            also depend, within their error, on ``memory_mib``.
+        seed: Seeds the draws of the guide. The numbers also depend, within their error, on ``memory_mib``.
         memory_mib: Bound on the memory for draws, in MiB, beside what data and parameters take. Little is faster
             than much on a CPU, whose caches are small; on a GPU give a few thousand.
 
@@ -171,7 +170,7 @@ def reduce_log_weights(
         x: Rows ``(N, *E)`` in the user's units, or a mapping of ``"x"`` and the programs' keyword arguments.
         reduce: Maps the log-weights of some rows, ``(K, n)`` in float64 and in the model's units, to ``(m, n)``.
         num_particles: Draws K for each row.
-        seed: Seeds the draws of the guide and of the transform.
+        seed: Seeds the draws of the guide.
         memory_mib: Bound on the memory for draws, in MiB.
         compile: Compile what the programs do, on a CPU, where there are draws enough to repay it.
 

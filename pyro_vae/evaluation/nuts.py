@@ -84,7 +84,7 @@ def nuts_posterior(
         num_samples: Draws of each chain, after warm-up.
         warmup_steps: Steps that adapt step size and mass.
         num_chains: Chains, one after another; at least 2, or nothing tells whether they agree.
-        seed: Seeds chains and transform.
+        seed: Seeds the chains.
         max_tree_depth: At most 2 to this power leapfrog steps for a draw.
 
     Returns:

@@ -222,7 +222,7 @@ def refine(
         steps: Steps of Adam.
         learning_rate: The first one, in the units of the unconstrained parameters.
         num_particles: Draws for each row at each step.
-        seed: Seeds the draws of guide and transform.
+        seed: Seeds the draws of the guide.
         chunk_size: Rows at a time.
 
     Returns:

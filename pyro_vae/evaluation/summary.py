@@ -33,7 +33,7 @@ def evaluate(pair: Pair, x: Inputs, *, seed: int = 0, num_workers: int = 2) -> d
     Args:
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair`.
         x: Rows, as :func:`~pyro_vae.fit` takes them. What lies in files is streamed; a few numbers a row are kept.
-        seed: Seeds the draws from the guide and the transform.
+        seed: Seeds the draws from the guide.
         num_workers: Processes that read what is streamed.
 
     Returns:

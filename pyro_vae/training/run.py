@@ -142,10 +142,11 @@ class Run:
         if pair.data_range is not None:
             transform = pair.transform.settle(train.parts(), pair.data_range)
             pair.transform = transform.to(device=pair.device, dtype=pair.dtype)
-        pair.check(train, "x_train", training=True)
+        pair.check(train, "x_train", training=True, fingerprint=checkpoint is not None)
         valid = None
         if validation_data is not None:
-            valid = pair.check(validation_data, "validation_data", num_workers=num_workers)
+            kept = {"num_workers": num_workers, "fingerprint": checkpoint is not None}
+            valid = pair.check(validation_data, "validation_data", **kept)
         ranks = parallel.world_size()
         batch_size = min(_BATCH_SIZE, train.num_rows // ranks) if settings.batch_size is None else settings.batch_size
         if batch_size < 1 or train.num_rows < batch_size * ranks:
