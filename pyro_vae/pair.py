@@ -305,7 +305,7 @@ class Pair(nn.Module):
         if mask is not None:
             arguments["mask"] = mask
             x = torch.where(mask, x, self._filling(self.transform.domain))
-        with in_mode(self.transform, training=True) if redraw else evaluating(self.transform):
+        with in_mode([*self.transform.modules()], training=redraw):
             y, log_jacobian = self.transform.with_log_jacobian(x)
         y = y.to(self.dtype)
         has_mass = torch.as_tensor(False if self.data_range is None else discrete(self.data_range), device=y.device)

@@ -9,6 +9,7 @@ import gzip
 import io
 import os
 import re
+import shlex
 import sys
 import tempfile
 import traceback
@@ -393,7 +394,7 @@ class Result:
     way: Way
     command: str
     refused: str
-    said: str
+    said: tuple[str, ...]
     out: str
 
 
@@ -412,9 +413,9 @@ def go_through(way: Way, folder: Path) -> Result:
         assert re.search(way.refused, refusal), refusal
         assert len(err.strip().splitlines()) == 1, err
         assert not trained.exists()
-    command = f"--data {made.relative_to(folder)} {' '.join(way.options)}"
+    command = shlex.join(["train.py", "--data", str(made.relative_to(folder)), *way.options])
     if not way.trains:
-        return Result(way, command, refusal, "", "")
+        return Result(way, command, refusal, (), "")
     status, said, err = run("train", "--data", str(made), *way.options, *SHORT, "--out", str(trained))
     assert status == 0, f"train: {err[-2000:]}"
     notes = [line[12:] for line in said.splitlines() if line.startswith(("note  ", "likelihood  "))]
@@ -427,7 +428,7 @@ def go_through(way: Way, folder: Path) -> Result:
     status, _, err = run(script, str(trained), "--num-samples", times, "--out", str(written))
     assert status == 0, f"{script}: {err[-2000:]}"
     way.returns(made, written)
-    return Result(way, command, refusal, " ".join(notes).replace(f"{folder}/", ""), f"{script}: {way.out}")
+    return Result(way, command, refusal, tuple(notes), f"{script}.py --out {way.out}")
 
 
 def page(results: list[Result]) -> str:
@@ -445,11 +446,9 @@ def page(results: list[Result]) -> str:
         if result.refused and result.way.trains:
             lines += ["Without the options it is refused, and nothing is written:", "", f"> {result.refused}", ""]
         if not result.way.trains:
-            lines += [f"`train.py {result.command.strip()}` is refused:", "", f"> {result.refused}", ""]
+            lines += [f"`{result.command}` is refused:", "", f"> {result.refused}", ""]
             continue
-        lines += [f"`train.py {result.command.strip()}`, then `{result.out}`", ""]
-        if result.said:
-            lines += [f"> {result.said}", ""]
+        lines += [f"`{result.command}`, then `{result.out}`. It says:", "", *(f"- {said}" for said in result.said), ""]
     return "\n".join(lines)
 
 

@@ -292,7 +292,10 @@ def describe(
         notes.append(f"{name}: pictures with values from 0 to 1 are taken for intensities between these bounds.")
     elif unit:
         bounds, values = (0.0, 1.0), None
-        notes.append(f"{name}: all values lie from 0 to 1, which are taken for their bounds.")
+        notes.append(
+            f"{name}: all values lie from 0 to 1, which are taken for their bounds; if they are "
+            f"none, bring them to other units, such as percent."
+        )
     else:
         bounds, values = None, None
         if whole_from_0:

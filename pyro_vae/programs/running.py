@@ -1,6 +1,6 @@
 """How any Pyro program is run here: in which mode, with which random state and which parameters in Pyro's store."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -50,15 +50,15 @@ def forked_random_state(device: torch.device) -> AbstractContextManager[None]:
 @contextmanager
 def evaluating(*programs: Any) -> Iterator[None]:
     """Runs programs without gradients and in evaluation mode, and puts each module's mode back."""
-    with in_mode(*programs, training=False), torch.no_grad(), local_parameters():
+    found = modules_of(dict(zip(map(str, range(len(programs))), programs, strict=True))).values()
+    modules = [module for part in found for module in part.modules()]
+    with in_mode(modules, training=False), torch.no_grad(), local_parameters():
         yield
 
 
 @contextmanager
-def in_mode(*programs: Any, training: bool) -> Iterator[None]:
-    """Puts the programs' modules into training or evaluation mode, and puts each one's mode back."""
-    found = modules_of(dict(zip(map(str, range(len(programs))), programs, strict=True))).values()
-    modules = [module for part in found for module in part.modules()]
+def in_mode(modules: Sequence[nn.Module], *, training: bool) -> Iterator[None]:
+    """Puts modules into training or evaluation mode, and puts each one's mode back."""
     modes = [module.training for module in modules]
     try:
         for module in modules:
