@@ -603,7 +603,8 @@ def choose_transform(
     low, high = found or extent[1:]  # pyright: ignore[reportOptionalSubscript]
     where = f"the data lie between {low:g} and {high:g}{'' if found else ' in the training rows'}"
     if is_boolean(data_range):
-        return Binarize(low, high), f"{where}, and the likelihood describes bits"
+        drawn = "drawn again each time in training, and by the row alone elsewhere"
+        return Binarize(low, high), f"{where}, and the likelihood describes bits, {drawn}"
     onto = range_bounds(data_range)
     if (low, high) == onto:
         return Identity(), f"{where}, as the likelihood has it"

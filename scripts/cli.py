@@ -187,9 +187,18 @@ def table_writers(run: Path) -> dict[str, Callable[[torch.Tensor, Path], None]]:
     """What writes new rows ``(N, D)`` as the table that a run was trained on, by the end of the file's name."""
 
     def write(x: torch.Tensor, out: Path) -> None:
-        save_table(table_schema(run, out).decode(x), out)
+        save_table(drawn_table(table_schema(run, out), x), out)
 
     return dict.fromkeys(TABLES, write)
+
+
+def drawn_table(schema: Schema, x: torch.Tensor) -> Any:
+    """Draws as a table, in which numbers have no more digits than the type of the draws."""
+    table = schema.decode(x)
+    if x.dtype == torch.float32:
+        numbers = table.select_dtypes("float64")
+        table[numbers.columns] = numbers.map(lambda number: float(f"{number:.7g}"))
+    return table
 
 
 def table_schema(run: Path, out: Path) -> Schema:

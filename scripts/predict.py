@@ -43,7 +43,7 @@ def main(
 
     def write_draws(arrays: Mapping[str, Any], out: Path) -> None:
         schema = cli.table_schema(run, out)
-        drawn = [schema.decode(draws) for draws in arrays["posterior_predictive"]]
+        drawn = [cli.drawn_table(schema, draws) for draws in arrays["posterior_predictive"]]
         cli.save_table(cli.draws_of_table([cli.with_index(schema, held, table) for table in drawn]), out, held.table)
 
     tables = dict.fromkeys(cli.TABLES, write_draws)

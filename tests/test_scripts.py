@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import cli
@@ -402,6 +403,8 @@ def test_samples_of_a_parquet_table_are_the_same_table(run, of_tables, tmp_path)
     pd.testing.assert_frame_equal(
         pd.read_csv(tmp_path / "x.csv"), drawn.astype({"stage": "str"}), check_dtype=False, rtol=1e-6
     )
+    written = pd.read_csv(tmp_path / "x.csv", dtype=str)["change"]
+    assert max(len(Decimal(cell).as_tuple().digits) for cell in written) == 7  # what float32 tells apart
 
 
 def test_an_imputed_table_has_every_row_and_keeps_what_was_there(run, of_tables, tmp_path):

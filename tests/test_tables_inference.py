@@ -10,6 +10,7 @@ import pytest
 from mixed_tables import KIND_OF, NAN, kinds, only, table
 
 from pyro_vae.data.tables import KINDS, Schema, parse_kinds
+from pyro_vae.data.tables.names import quoted
 
 
 @pytest.mark.parametrize(
@@ -241,9 +242,12 @@ def test_names_of_any_kind_are_taken_by_the_advice_on_them(name):
 @pytest.mark.parametrize("name", ["Unnamed: 0", "", "index", "__index_level_0__"])
 @pytest.mark.parametrize("first", [0, 1])
 def test_row_numbers_are_set_aside(name, first):
-    schema = Schema.infer(of(**{name: ROWS + first, "dose": RNG.lognormal(size=30)}))
+    frame = of(**{name: ROWS + first, "dose": RNG.lognormal(size=30)})
+    schema = Schema.infer(frame)
     assert (schema.names, schema.index) == (("dose",), (name,))
-    assert schema.notes == (f"column {name!r} counts the rows: kept aside as an index",)
+    way = f"{quoted(name)}=count"
+    assert schema.notes == (f"column {name!r} counts the rows: kept aside as an index; {way} models it",)
+    assert name in Schema.infer(frame, parse_kinds([way])).names
 
 
 @pytest.mark.parametrize(

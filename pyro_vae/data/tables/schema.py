@@ -13,7 +13,7 @@ from pyro_vae._support.names import hinted, lookup
 from pyro_vae.data.tables import entries, filling
 from pyro_vae.data.tables.columns import Column
 from pyro_vae.data.tables.guessing import guess, is_row_number
-from pyro_vae.data.tables.names import GIVEN, check_unique, gathered, listing
+from pyro_vae.data.tables.names import GIVEN, check_unique, gathered, listing, quoted
 from pyro_vae.data.tables.reading import Table
 from pyro_vae.likelihoods import Bernoulli, Categorical, Likelihood, LogNormal, Mixed, NegativeBinomial, Normal
 
@@ -126,7 +126,8 @@ class Schema:
             kind = kinds.get(str(name))
             if kind is None and is_row_number(series):
                 aside[str(name)] = "index"
-                notes.append(("row numbers", f"column {name!r} counts the rows: kept aside as an index"))
+                said = f"column {name!r} counts the rows: kept aside as an index; {quoted(str(name))}=count models it"
+                notes.append(("row numbers", said))
             elif kind not in ("index", "drop"):
                 try:
                     guessed = guess(series, kind)
