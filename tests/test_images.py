@@ -5,6 +5,7 @@ import os
 import struct
 import tracemalloc
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps
 
 from pyro_vae._support import memory
 from pyro_vae.data import images as module
+from pyro_vae.data import pixels
 from pyro_vae.data.sources import load_data
 
 GREY = np.random.default_rng(0).integers(0, 256, (4, 6), np.uint8)
@@ -210,7 +212,23 @@ def test_a_grey_level_of_sixteen_bits_that_is_transparent_is_white(tmp_path):
 def test_colours_of_sixteen_bits_that_pillow_would_clip_are_refused(tmp_path):
     samples = np.arange(12, dtype=">u2").tobytes()
     (tmp_path / "a.ppm").write_bytes(b"P6 2 2 65535\n" + samples)
-    assert "16-bit colours" in sentence(tmp_path)
+    assert "more than 8 bits" in sentence(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "start", "place", "bits"),
+    [("a.jp2", "JPEG2000", b"\xff\x51", 40, 0x08), ("a.avif", "AVIF", b"av1C", 6, 0x40)],
+)
+def test_colours_that_pillow_would_cut_to_eight_bits_are_found_out(tmp_path, name, kind, start, place, bits):
+    save(tmp_path, name, COLOUR)
+    assert read(tmp_path).x_test.dtype == torch.uint8
+    content = bytearray((tmp_path / name).read_bytes())
+    content[content.index(start) + place] |= bits  # it says that it is deeper
+    (tmp_path / name).write_bytes(content)
+    image = SimpleNamespace(mode="RGB", format=kind, filename=tmp_path / name)  # as Pillow opens such files
+    assert pixels._is_deep(image)
+    with pytest.raises(OSError, match="more than 8 bits"):
+        pixels._deep_samples(image)
 
 
 # --- orientation

@@ -1,6 +1,7 @@
 """Numbers of one picture that Pillow has opened: grey ``(H, W)`` or colour ``(H, W, 3)``, as deep as it came."""
 
 import contextlib
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,9 @@ def _is_deep(image: Any) -> bool:
     """Whether its colours are of 16 bits, of which Pillow would keep 8."""
     if image.mode not in ("RGB", "RGBA", "LA", "CMYK"):
         return False
+    if image.format in _DEEPER:
+        said = re.search(_DEEPER[image.format], Path(image.filename).read_bytes()[:4096], re.DOTALL)
+        return said is not None
     of_pnm = image.format == "PPM"
     for _, _, _, settings in getattr(image, "tile", ()):
         highest = max((s for s in settings if type(s) is int), default=0) if isinstance(settings, tuple) else 0
@@ -112,10 +116,19 @@ def _is_deep(image: Any) -> bool:
     return False
 
 
+# How files of which Pillow tells nothing say that they hold more than 8 bits.
+_DEEPER = {
+    "JPEG2000": rb"\xff\x51.{38}[\x08-\x7f\x88-\xff]",  # the first precision, less one (ISO 15444-1, A.5.1)
+    "AVIF": rb"av1C..[\x40-\x7f\xc0-\xff]",  # the bit high_bitdepth (AV1 Codec ISO Media File Format Binding, 2.3.3)
+}
+
+
 def _deep_samples(image: Any) -> np.ndarray:
     """Colours of 16 bits."""
     if image.format != "PNG":
-        raise OSError(f"it has 16-bit colours, which can be read from PNG files and not from {image.format}")
+        raise OSError(
+            f"its colours have more than 8 bits, which can be read from PNG files and not from {image.format}"
+        )
     from pyro_vae.data.torchvision_import import import_torchvision
 
     import_torchvision()
