@@ -1,6 +1,6 @@
 """How any Pyro program is run here: in which mode, with which random state and which parameters in Pyro's store."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from pyro_vae.programs.ownership import modules_of
 
-__all__ = ["evaluating", "forked_random_state", "in_mode", "local_parameters", "site_distribution"]
+__all__ = ["evaluating", "forked_random_state", "in_mode", "local_parameters", "move_stored", "site_distribution"]
 
 
 @contextmanager
@@ -40,6 +40,16 @@ def local_parameters() -> Iterator[None]:
 def _bare(state: Any) -> Any:
     params = {name: value for name, value in state["params"].items() if not isinstance(value, nn.Parameter)}
     return {"params": params, "constraints": {name: state["constraints"][name] for name in params}}
+
+
+def move_stored(names: Iterable[str], device: torch.device) -> None:
+    """Moves entries of Pyro's parameter store to a device."""
+    store = pyro.get_param_store()
+    state = store.get_state()
+    moved = {n: state["params"][n] for n in names if n in state["params"] and state["params"][n].device != device}
+    if moved:
+        params = {name: value.detach().to(device).requires_grad_() for name, value in moved.items()}
+        store.set_state({**state, "params": {**state["params"], **params}})
 
 
 def forked_random_state(device: torch.device) -> AbstractContextManager[None]:
