@@ -15,7 +15,6 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae._support.arrays import as_tensor
-from pyro_vae._support.devices import tensors_on
 from pyro_vae._support.memory import check_memory
 from pyro_vae._support.precision import Rounding, arithmetic, floating
 from pyro_vae._support.ranges import Constraint, discrete, elementwise, inner_value, of_all_rows
@@ -25,6 +24,7 @@ from pyro_vae.inference import predictive
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.imputation import draw_imputations, seen_by_obs_mask
 from pyro_vae.inference.inspection import inspect_pair
+from pyro_vae.inference.placed import placed
 from pyro_vae.inference.posterior import posterior_at
 from pyro_vae.inference.sites import Draws, run_pair
 from pyro_vae.inference.structure import (
@@ -131,9 +131,9 @@ class Pair(nn.Module):
     def programs(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Model and guide, each of which ignores the keyword arguments that only the other takes.
 
-        On another device than the CPU the tensors that they make are made there.
+        On another device than the CPU the tensors that they make are made there (:mod:`pyro_vae.inference.placed`).
         """
-        return _on_device(_taking(self.model), self.device), _on_device(_taking(self.guide), self.device)
+        return placed(_taking(self.model), "model", self.device), placed(_taking(self.guide), "guide", self.device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -772,19 +772,6 @@ def _taking(program: Callable[..., Any]) -> Callable[..., Any]:
 
     def called(*rows: Tensor, **arguments: Any) -> Any:
         return program(*rows, **{name: value for name, value in arguments.items() if name in names})
-
-    called.__wrapped__ = program  # pyright: ignore[reportFunctionMemberAccess]
-    return called
-
-
-def _on_device(program: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """The program, whose constants are made on the device."""
-    if device.type == "cpu":
-        return program
-
-    def called(*rows: Tensor, **arguments: Any) -> Any:
-        with tensors_on(device):
-            return program(*rows, **arguments)
 
     called.__wrapped__ = program  # pyright: ignore[reportFunctionMemberAccess]
     return called

@@ -15,6 +15,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from numbers import Number
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pyro_vae.training import code
+from pyro_vae._support import libraries
 
 CUDA = torch.device("cuda", 0)
 
@@ -41,8 +42,7 @@ class Event:
     """Something that the host had to do with the device.
 
     Args:
-        kind: ``"wait"``, ``"to device"``, ``"to host"``; ``"host work"`` while a graph is captured, which has no part
-            in it.
+        kind: ``"wait"``, ``"to device"`` or ``"to host"``.
         operation: Its name.
         where: The line of the project, and the one that it called.
     """
@@ -97,6 +97,9 @@ class There(torch.Tensor):
             made._is_param = True
         memo[id(self)] = made
         return made
+
+    def __format__(self, spec):
+        return format(self.detach().item(), spec) if self.dim() == 0 else repr(self)
 
     def __repr__(self, **_):
         return f"There({self.elem!r})"
@@ -163,7 +166,6 @@ _TAKE_NO_NUMBERS = {
     aten.index_select.default, aten.scatter.src, aten.convolution.default, aten.embedding.default,
     aten.native_batch_norm.default,
 }  # fmt: skip
-_NO_WORK = ("detach", "alias", "view", "_unsafe_view", "_local_scalar_dense", "lift_fresh", "expand")
 
 
 def _waits(func):
@@ -195,7 +197,18 @@ class _Functions(TorchFunctionMode):
 
     def called(self, func, args, kwargs):
         args = tuple(map(_with_index, args))
+        if func is torch.Tensor.__setitem__ and _is_mask(args[1]) and isinstance(args[2], Number):
+            shape = (*args[1].shape, *[1] * (args[0].dim() - args[1].dim()))
+            args[0].masked_fill_(args[1].reshape(shape), args[2])  # as CUDA does, without a look at the mask
+            return None
         kwargs = {name: _with_index(value) for name, value in (kwargs or {}).items()}
+        if func is torch.Tensor.to and isinstance(args[0], There):
+            device, dtype, *_ = torch._C._nn._parse_to(*args[1:], **{n: v for n, v in kwargs.items() if n != "copy"})
+            if device == CUDA and dtype in (None, args[0].dtype) and not kwargs.get("copy"):
+                return args[0]
+        if func in (torch.gru, torch.lstm) and args[-1] is True:  # whose result is turned round in place
+            out, *last = func(args[0].transpose(0, 1), *args[1:-1], False)
+            return out.transpose(0, 1), *last
         if func not in (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor):
             return func(*args, **kwargs)
         data = kwargs.pop("data") if "data" in kwargs else args[-1]
@@ -214,6 +227,10 @@ class _Functions(TorchFunctionMode):
         with _disable_current_modes():
             made = torch.tensor(data, **kwargs)
         return _current().run(aten._to_copy.default, (made,), {"device": CUDA}).requires_grad_(grad)
+
+
+def _is_mask(value):
+    return isinstance(value, There) and value.dtype == torch.bool
 
 
 def _with_index(value):
@@ -250,11 +267,12 @@ class PretendedCuda(contextlib.ExitStack):
         torch.__future__.set_swap_module_params_on_conversion(True)  # so that parameters stay themselves
         self.callback(torch.__future__.set_swap_module_params_on_conversion, swaps)
         handled = torch.fx.experimental.proxy_tensor.HANDLED_TYPES
-        libraries = (*code._known_folders(), __file__)
+        folders = (*libraries._known_folders(), __file__)
         for target, value in {
             "torch.fx.experimental.proxy_tensor.HANDLED_TYPES": (*handled, There),
-            "pyro_vae.training.code._known_folders": lambda: libraries,  # no state of the programs is kept here
+            "pyro_vae._support.libraries._known_folders": lambda: folders,  # no state of the programs is kept here
             "torch.optim.Optimizer._accelerator_graph_capture_health_check": lambda *_: None,
+            "torch.backends.cudnn.is_acceptable": lambda *_: False,
             "torch.cuda._lazy_init": lambda: None,
             "torch.cuda.is_available": lambda: True,
             "torch.cuda.is_bf16_supported": lambda *_, **__: True,
@@ -307,8 +325,6 @@ class PretendedCuda(contextlib.ExitStack):
         """Notes an event, or refuses it."""
         event = Event(kind, operation, _line())
         self.events.append(event)
-        if kind == "host work":
-            return
         if self.is_capturing:
             raise CaptureRefusedError(f"operation not permitted when stream is capturing: {event}")
         if kind == "wait" and self.sync_debug_mode in (2, "error"):
@@ -328,7 +344,9 @@ class PretendedCuda(contextlib.ExitStack):
         if not is_there:
             return out
         given = {id(tensor.elem): tensor for tensor in there}
-        return tree_map_only(torch.Tensor, lambda tensor: given[id(tensor)] if id(tensor) in given else There(tensor), out)
+        return tree_map_only(
+            torch.Tensor, lambda tensor: given[id(tensor)] if id(tensor) in given else There(tensor), out
+        )
 
     def _place(
         self, func: Any, args: Any, kwargs: dict[str, Any], there: list[There], here: list[torch.Tensor]
@@ -345,8 +363,6 @@ class PretendedCuda(contextlib.ExitStack):
             self._note_copy(name, args[0], to_there=to_there)
             return to_there
         if not there:
-            if not asks_there and self.is_capturing and not name.startswith(_NO_WORK):
-                self.note("host work", name)
             return asks_there
         if func not in _INDEXED:
             if _waits(func):
@@ -355,10 +371,13 @@ class PretendedCuda(contextlib.ExitStack):
             indices = [index for index in args[1] if index is not None]
             if any(index.dtype in (torch.bool, torch.uint8) for index in indices):
                 self.note("wait", f"{name} by a mask")
-            if not _is_here(args[0]):
-                if any(_is_here(index) for index in indices):
-                    self.note("to device", f"{name} by indices on the CPU")
-                here = [tensor for tensor in here if not any(tensor is index for index in indices)]
+            if _is_here(args[0]):
+                raise RuntimeError(
+                    f"indices should be either on cpu or on the same device as the indexed tensor (cpu) (at {_line()})"
+                )
+            if any(_is_here(index) for index in indices):
+                self.note("to device", f"{name} by indices on the CPU")
+            here = [tensor for tensor in here if not any(tensor is index for index in indices)]
         wrong = [tuple(tensor.shape) for tensor in here if tensor.dim() > 0 or func in _TAKE_NO_NUMBERS]
         if wrong:
             raise RuntimeError(

@@ -19,9 +19,9 @@ _NUMBERS = {bool, int, float, complex}
 def tensors_on(device: torch.device) -> AbstractContextManager[Any]:
     """Lets functions that make tensors make them on this device where they are not told another.
 
-    Numbers become tensors by a kernel that fills them, and lists and arrays of numbers are copied to the device only the
-    first time: a copy from the host would be waited for at every step, and cannot be part of a CUDA graph. On the CPU
-    nothing is done.
+    Numbers become tensors by a kernel that fills them, and lists and arrays of numbers are copied to the device only
+    the first time: a copy from the host would be waited for at every step, and cannot be part of a CUDA graph. On the
+    CPU nothing is done.
 
     Example:
         >>> with tensors_on(torch.device("meta")):

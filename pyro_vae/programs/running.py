@@ -43,13 +43,16 @@ def _bare(state: Any) -> Any:
 
 
 def move_stored(names: Iterable[str], device: torch.device) -> None:
-    """Moves entries of Pyro's parameter store to a device."""
+    """Moves entries of Pyro's parameter store to a device, but for parameters of modules, which move with those."""
     store = pyro.get_param_store()
-    state = store.get_state()
-    moved = {n: state["params"][n] for n in names if n in state["params"] and state["params"][n].device != device}
-    if moved:
-        params = {name: value.detach().to(device).requires_grad_() for name, value in moved.items()}
-        store.set_state({**state, "params": {**state["params"], **params}})
+    values = dict(store.named_parameters())
+    bare = {name: values[name] for name in names if name in values and not isinstance(values[name], nn.Parameter)}
+    if away := {name: value for name, value in bare.items() if value.device != device}:
+        here = {name: value.detach().to(device).requires_grad_() for name, value in away.items()}
+        state = store.get_state()
+        store.set_state({**state, "params": {**state["params"], **here}})
+        for name in store:
+            store[name]  # gives back the mark that get_state takes from values
 
 
 def forked_random_state(device: torch.device) -> AbstractContextManager[None]:
