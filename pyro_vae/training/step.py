@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from pyro_vae._support.devices import tensors_on
 from pyro_vae.data.rows import Rows
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.objectives import is_pyros
@@ -69,7 +70,7 @@ class Gradients:
 
     def __call__(self, progress: Tensor, *reference: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         named = self.rows.resolve(dict(zip(self.names, reference, strict=True)))
-        with torch.enable_grad(), precision_in_force(self.precision):
+        with torch.enable_grad(), tensors_on(self.pair.device), precision_in_force(self.precision):
             batch = self.pair.prepare(named, redraw=True)
             if is_pyros(self.objective):
                 return self._by_pyro(batch)
