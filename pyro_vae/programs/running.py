@@ -1,7 +1,7 @@
 """How any Pyro program is run here: in which mode, with which random state and which parameters in Pyro's store."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import nn
 
+from pyro_vae._support.devices import forked_random_state
 from pyro_vae.programs.ownership import modules_of
 
 __all__ = ["evaluating", "forked_random_state", "in_mode", "local_parameters", "site_distribution"]
@@ -40,11 +41,6 @@ def local_parameters() -> Iterator[None]:
 def _bare(state: Any) -> Any:
     params = {name: value for name, value in state["params"].items() if not isinstance(value, nn.Parameter)}
     return {"params": params, "constraints": {name: state["constraints"][name] for name in params}}
-
-
-def forked_random_state(device: torch.device) -> AbstractContextManager[None]:
-    """Puts torch's random state, on the CPU and on ``device``, back to what it was."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 @contextmanager
