@@ -25,7 +25,7 @@ from pyro_vae import plotting
 from pyro_vae._support import files
 from pyro_vae.data.sources import default_root, load_data
 from pyro_vae.training import resolve_device
-from pyro_vae.training.step import has_bfloat16
+from pyro_vae.training.arithmetic import has_bfloat16
 
 Numbers = dict[str, Any]
 SCRIPTS = Path(__file__).parent

@@ -398,7 +398,9 @@ def _line() -> str:
     frame, inner = sys._getframe(1), None
     while frame is not None:
         file = frame.f_code.co_filename
-        if not any(part in file for part in ("/torch/", __file__, "_support/devices.py", "contextlib.py", "unittest")):
+        if not any(
+            part in file for part in ("/torch/", __file__, "_support/constructors.py", "contextlib.py", "unittest")
+        ):
             place = f"{file.rpartition('site-packages/')[2].removeprefix(_ROOT)}:{frame.f_lineno}"
             inner = inner or place
             if file.startswith(_ROOT):

@@ -19,7 +19,7 @@ from pyro_vae import Elbo, Pair, fit, load, mlp_vae
 from pyro_vae.data.rows import as_rows
 from pyro_vae.likelihoods import Normal, Poisson
 from pyro_vae.training import parallel
-from pyro_vae.training.execution import Execution
+from pyro_vae.training.execution import Epoch, Execution
 from pyro_vae.training.step import Gradients
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +86,8 @@ def gradients_of_first_step(batch_size):
     gradients = Gradients(pair, named, data, example, structure, Elbo())
     execution = Execution(gradients, torch.optim.Adam(named.values(), lr=torch.tensor(0.0)))
     index = parallel.share(torch.arange(batch_size * parallel.world_size()))
-    execution.step({"index": index}, 0.3)
+    execution.begin_epoch(Epoch([index], lambda indices: iter([{"index": index}]), [0.3], [[0.0]]))
+    execution.step({"index": index})
     return {name: parameter.grad.clone() for name, parameter in named.items()}
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.distributions import Distribution
 
+from pyro_vae.training import capture
 from pyro_vae.training import lowering as staging
 
 
@@ -87,7 +88,7 @@ def test_noise_is_new_at_every_replay():
     with torch.cuda.stream(stream):
         function(x)
     torch.cuda.synchronize()
-    run = staging.captured(function, [x])
+    run = capture.captured(function, [x])
     first = run(x)[0].clone()
     assert not torch.equal(first, run(x)[0])
     torch.testing.assert_close(run(x + 100)[0].round(decimals=-2), torch.full((4,), 100.0, device="cuda"))

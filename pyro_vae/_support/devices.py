@@ -1,73 +1,96 @@
-"""Where tensors are made: on the device that is meant, and without a copy from the host where they are constants."""
+"""What depends on the kind of device: which are taken, their random numbers, and whether steps are captured there."""
 
-import functools
-from contextlib import AbstractContextManager, nullcontext
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._device import _device_constructors
-from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["tensors_on"]
+__all__ = [
+    "captures",
+    "current",
+    "forked_random_state",
+    "get_random_state",
+    "resolve_device",
+    "set_random_state",
+]
 
-_FROM_DATA = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
-_NUMBERS = {bool, int, float, complex}
+_ACCELERATORS = ("cuda", "xpu")  # that "auto" takes, the first that is there
+_USE = "use auto, cpu, cuda or xpu"
 
 
-def tensors_on(device: torch.device) -> AbstractContextManager[Any]:
-    """Lets functions that make tensors make them on this device where they are not told another.
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device that a name stands for; ``"auto"`` is CUDA where there is one, else XPU, else the CPU.
 
-    Numbers become tensors by a kernel that fills them, and lists and arrays of numbers are copied to the device only
-    the first time: a copy from the host would be waited for at every step, and cannot be part of a CUDA graph. On the
-    CPU nothing is done.
+    Apple's MPS is not taken: it has no float64, in which transforms keep the digits of data and sums are added up.
+    Nor is an XPU without it.
+
+    Raises:
+        ValueError: if there is no such device here, or it lacks float64.
 
     Example:
-        >>> with tensors_on(torch.device("meta")):
-        ...     torch.tensor([1.0, 2.0]).device, torch.zeros(3).device, torch.ones(2, device="cpu").device
-        (device(type='meta'), device(type='meta'), device(type='cpu'))
+        >>> resolve_device("cpu")
+        device(type='cpu')
     """
-    return nullcontext() if device.type == "cpu" else _MadeOn(device)
+    if device == "auto":
+        found = (kind for kind in _ACCELERATORS if torch.get_device_module(kind).is_available())
+        usable = (torch.device(kind) for kind in found if _has_float64(torch.device(kind)))
+        return next(usable, torch.device("cpu"))
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"cannot use device {str(device)!r} ({reason}); {_USE}") from error
+    if device.type == "meta":
+        raise ValueError(f"cannot use device 'meta', which holds no numbers; {_USE}")
+    if not _has_float64(device):
+        raise ValueError(
+            f"cannot use device {str(device)!r}, which lacks float64, in which data keep their digits; {_USE}"
+        )
+    return device
 
 
-class _MadeOn(TorchFunctionMode):
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.device = device
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _constructors() and kwargs.get("device") is None and kwargs.get("generator") is None:
-            kwargs = {**kwargs, "device": self.device}
-        if func in _FROM_DATA:
-            return _from_data(func, *args, **kwargs)
-        return func(*args, **kwargs)
+def _has_float64(device: torch.device) -> bool:
+    if device.type == "xpu":
+        return bool(torch.xpu.get_device_properties(device).has_fp64)
+    return device.type != "mps"
 
 
-@functools.cache
-def _constructors() -> frozenset[Any]:
-    return frozenset(_device_constructors())
+def captures(device: torch.device) -> bool:
+    """Whether steps can be captured there, in a CUDA graph."""
+    return device.type == "cuda"
 
 
-def _from_data(func: Any, *args: Any, device: Any = None, dtype: Any = None, **others: Any) -> Tensor:
-    """What :func:`torch.tensor` and its like give, made on the device if it is of numbers alone."""
-    *tensors, data = [*args, *([others.pop("data")] if "data" in others else [])]
-    if func is Tensor.new_tensor:
-        device, dtype = device or tensors[0].device, dtype or tensors[0].dtype
-    device = torch.device(device)
-    if isinstance(data, Tensor) or device.type == "cpu":
-        return func(*tensors, data, device=device, dtype=dtype, **others)
-    grad = others.get("requires_grad", False)
-    if type(data) in _NUMBERS:
-        return torch.full((), data, device=device, dtype=dtype, requires_grad=grad)
-    with _disable_current_modes():  # a trace of the program sees a tensor that is there
-        made = torch.tensor(data, dtype=dtype, device="cpu").contiguous()
-        there = _constant(made.reshape(-1).view(torch.uint8).numpy().tobytes(), made.dtype, made.shape, device)
-    return there.clone().requires_grad_(grad)
+def current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Makes it the one of its kind that torch takes where none is named, for streams and graphs, and puts that back."""
+    if device.type not in _ACCELERATORS or device.index is None:
+        return contextlib.nullcontext()
+    module = torch.get_device_module(device.type)
+    return contextlib.nullcontext() if device.index == module.current_device() else module.device(device)
 
 
-@functools.lru_cache(maxsize=256)
-def _constant(content: bytes, dtype: torch.dtype, shape: torch.Size, device: torch.device) -> Tensor:
-    made = torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
-    return made.reshape(shape).to(device)
+def get_random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's generators on the CPU and on ``device``, by the kind of device."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type in _ACCELERATORS:
+        state[device.type] = torch.get_device_module(device.type).get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Puts back what :func:`get_random_state` returned, here or on another kind of device."""
+    torch.set_rng_state(state["cpu"])
+    if device.type in _ACCELERATORS and device.type in state:
+        torch.get_device_module(device.type).set_rng_state(state[device.type], device)
+
+
+@contextlib.contextmanager
+def forked_random_state(device: torch.device) -> Iterator[None]:
+    """Puts torch's random state, on the CPU and on ``device``, back to what it was."""
+    before = get_random_state(device)
+    try:
+        yield
+    finally:
+        set_random_state(before, device)

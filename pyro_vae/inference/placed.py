@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_vae._support.devices import tensors_on
+from pyro_vae._support.constructors import tensors_on
 from pyro_vae._support.libraries import is_library
 from pyro_vae.inference.structure import ContractError
 from pyro_vae.programs.running import move_stored

@@ -1,7 +1,7 @@
 """How any Pyro program is run here: in which mode, with which random state and which parameters in Pyro's store."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import nn
 
+from pyro_vae._support.devices import forked_random_state
 from pyro_vae.programs.ownership import modules_of
 
 __all__ = ["evaluating", "forked_random_state", "in_mode", "local_parameters", "move_stored", "site_distribution"]
@@ -53,11 +54,6 @@ def move_stored(names: Iterable[str], device: torch.device) -> None:
         store.set_state({**state, "params": {**state["params"], **here}})
         for name in store:
             store[name]  # gives back the mark that get_state takes from values
-
-
-def forked_random_state(device: torch.device) -> AbstractContextManager[None]:
-    """Puts torch's random state, on the CPU and on ``device``, back to what it was."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 @contextmanager

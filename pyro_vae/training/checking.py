@@ -10,6 +10,7 @@ import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
+from pyro_vae._support.devices import get_random_state, set_random_state
 from pyro_vae.data.rows import Streamed
 from pyro_vae.training.hidden_state import Watch
 from pyro_vae.training.lowering import CannotStageError, reason_of
@@ -40,8 +41,9 @@ class Observation:
 class Kept:
     """Random states, and values of tensors, as they were."""
 
-    random: dict[str, Any]
-    cuda: Tensor | None
+    device: torch.device
+    random: dict[str, Any]  # of Python, NumPy and torch
+    of_torch: dict[str, Tensor]
     tensors: list[tuple[Tensor, Tensor]]
 
     @property
@@ -53,8 +55,7 @@ class Kept:
     def put_back(self) -> None:
         """Makes them so again."""
         set_rng_state(self.random)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda)
+        set_random_state(self.of_torch, self.device)
         for tensor, before in self.tensors:
             tensor.copy_(before)
 
@@ -92,10 +93,11 @@ class Checker:
     def keep(self) -> Kept:
         """Everything that running the programs changes by right."""
         tensors = {id(tensor): tensor for tensor in (*self.eager.pair.buffers(), *self.changing)}
-        on_gpu = self.eager.pair.device.type == "cuda"
+        device = self.eager.pair.device
         return Kept(
+            device,
             get_rng_state(),
-            torch.cuda.get_rng_state(self.eager.pair.device) if on_gpu else None,
+            get_random_state(device),
             [(tensor, tensor.detach().clone()) for tensor in tensors.values()],
         )
 

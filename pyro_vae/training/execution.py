@@ -25,16 +25,18 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.training import lowering
+from pyro_vae._support import devices
+from pyro_vae.data.rows import Resident
+from pyro_vae.training import capture, lowering
 from pyro_vae.training.checking import UNSEEN, Checker, Kept, Results
-from pyro_vae.training.lowering import CannotStageError, Trace, captured, compiler_missing, reason_of
+from pyro_vae.training.lowering import CannotStageError, Trace, compiler_missing, reason_of
 from pyro_vae.training.parallel import add_up, broadcast, world_size
 from pyro_vae.training.pictures import State
 from pyro_vae.training.rounding import agree
 from pyro_vae.training.step import SUMS, Gradients
 from pyro_vae.training.updates import Updates
 
-__all__ = ["STEPS_THAT_REPAY", "Compile", "Execution"]
+__all__ = ["STEPS_THAT_REPAY", "Compile", "Epoch", "Execution"]
 
 Compile = Literal["auto"] | bool
 
@@ -55,7 +57,7 @@ class _Mode(Enum):
 class _Plan:
     """What is asked for."""
 
-    device: torch.device
+    asked: bool  # and not left to us
     compiles: bool
     captures: bool
     num_steps: int
@@ -63,12 +65,21 @@ class _Plan:
 
 
 @dataclass
-class _Epoch:
-    """The steps of an epoch. The first ``whole_steps`` have the same number of rows; only the last can have another."""
+class Epoch:
+    """The steps of an epoch. The first ``whole_steps`` have the same number of rows; only the last can have another.
+
+    Args:
+        indices: The rows of each step, of all ranks.
+        read: Gives a reference to this rank's rows, see :meth:`~pyro_vae.data.rows.Rows.references`, for each of some
+            of these; None where it has none.
+        shares: Of the training, that are done before each step.
+        rates: The step sizes of each step, one for each group of the optimiser's parameters.
+    """
 
     indices: Sequence[Tensor]
     read: Callable[[Sequence[Tensor]], Iterator[Mapping[str, Tensor] | None]]
-    sums: Tensor
+    shares: Sequence[float]
+    rates: Sequence[Sequence[float]]
     whole_steps: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -134,8 +145,11 @@ class Execution:
         max_grad_norm: Bound on the norm of the whole gradient.
 
     With several ranks, each takes its part of the step's rows, and all go up the gradient of the whole. ``how`` says
-    how steps are run, and why.
+    how steps are run, and why; ``sums`` are those of the epoch's steps so far, over the rows of all ranks. Steps that
+    are taken again count once.
     """
+
+    _epoch: Epoch
 
     def __init__(
         self, gradients: Gradients, optimizer: torch.optim.Optimizer, max_grad_norm: float | None = None
@@ -144,10 +158,11 @@ class Execution:
         self.updates = Updates(gradients.parameters, optimizer, max_grad_norm)
         self.how = "eager"
         self._mode = _Mode.PROGRAMS
-        self._progress, self._share = math.nan, torch.zeros(())
-        self._epoch: _Epoch | None = None
+        device = self.updates.parameters[0].device
+        self.sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+        self._share = torch.full((), math.nan, device=device)
+        self._share_is = math.nan
         self._position = 0
-        self._log: list[tuple[float, list[Any]]] = []  # progress and step size of each step since the mark
         self._reason: str | None = None  # why there can be no graph, until all ranks agree on it
         self._warned, self._taken = False, 0
 
@@ -156,8 +171,8 @@ class Execution:
 
         Args:
             reference: An example, for its device.
-            compile: ``True`` compiles, and on a GPU captures too; ``"auto"`` captures on a GPU, and compiles on a CPU
-                if there are steps enough; ``False`` runs the programs at every step.
+            compile: ``True`` compiles; ``"auto"`` does if there are steps enough to repay it. On a GPU both capture,
+                compiled or not. ``False`` runs the programs at every step.
             num_steps: Steps of the whole run.
             steps_done: Those that were taken before, in a run that goes on from a file.
         """
@@ -165,120 +180,122 @@ class Execution:
         if compile is False:
             self.how = "eager, as asked"
             return
-        on_gpu = device.type == "cuda"
-        if not on_gpu and compile == "auto" and num_steps < STEPS_THAT_REPAY:
+        asked, repays, captures = compile is True, num_steps >= STEPS_THAT_REPAY, devices.captures(device)
+        if not (asked or repays or captures):
             self.how = f"eager: fewer than {STEPS_THAT_REPAY:,} steps do not repay compiling"
             return
-        if self._disagree(None if on_gpu else compiler_missing()):
-            self._stay_eager(warn=compile is True)
+        if self._disagree(compiler_missing() if device.type == "cpu" and not captures else None):
+            self._stay_eager(warn=asked)
             return
         self.how = "eager: the run ended before its programs had been watched for two steps"
         self._mode = _Mode.WATCHED
-        self._plan = _Plan(device, not on_gpu or compile is True, on_gpu, num_steps, steps_done)
+        self._plan = _Plan(asked, asked or repays, captures, num_steps, steps_done)
         self._checker = Checker(self.eager, self.updates.optimizer)
-        self._shapes: list[torch.Size] = []
         self._seen: dict[tuple[torch.Size, ...], int] = {}  # how often programs were watched at rows of these shapes
         self._whole_before = -1  # whole steps that were taken before; unknown
         self._after: State | None = None  # the programs' state after the step before
         self._example: list[Tensor] = []
         self._capture_in, self._recording = 0, None
 
-    def begin_epoch(
-        self,
-        indices: Sequence[Tensor],
-        read: Callable[[Sequence[Tensor]], Iterator[Mapping[str, Tensor] | None]],
-        sums: Tensor,
-    ) -> None:
-        """To be called before the first step of each epoch, when its random states and step size are set.
-
-        Args:
-            indices: The rows of each step, of all ranks.
-            read: Gives a reference to this rank's rows for each of some of these; None where it has none.
-            sums: Each step adds its sums to this tensor. Steps that are taken again count once.
-        """
-        self._epoch, self._position, self._log = _Epoch(indices, read, sums), 0, []
+    def begin_epoch(self, epoch: Epoch) -> None:
+        """To be called before the first step of each epoch, when its random states are set."""
+        self._epoch, self._position = epoch, 0
+        self.sums.zero_()
         if self._mode is _Mode.WATCHED:
             self._after = None
             if self._whole_before < 0:
-                self._whole_before = self._plan.steps_done // len(indices) * self._epoch.whole_steps
+                self._whole_before = self._plan.steps_done // len(epoch.indices) * epoch.whole_steps
         elif self._mode is _Mode.GRAPH:
             state = self._checker.watch.state()
             if self._disagree(self._reason or self._reconsidered(state)):
                 self._fall_back()
                 return
-            if len(indices) >= _LONG_EPOCH:
+            if len(epoch.indices) >= _LONG_EPOCH:
                 self._graph.due = 0
             self._mark = self._marked(state)
+            if self._recording is not None:
+                self._recording.begin(epoch)
 
-    def step(self, reference: Mapping[str, Tensor] | None, progress: float, *, checked: bool = False) -> Tensor:
-        """One step; returns the sums over its rows, of all ranks.
+    def step(self, reference: Mapping[str, Tensor] | None, *, checked: bool = False) -> None:
+        """The next step of the epoch.
 
         Args:
-            reference: To the rows of this rank, see :meth:`~pyro_vae.data.rows.Rows.references`; None if it has none.
-            progress: Share of the training that is done.
+            reference: To the rows of this rank, as the epoch reads them; None if it has none.
             checked: Run the programs themselves, with Pyro's checks of shapes and supports.
         """
         tensors = None if reference is None else [reference[name] for name in self.eager.names]
-        if progress != self._progress:
-            device = self.updates.parameters[0].device
-            self._progress, self._share = progress, torch.full((), progress, device=device)
         if self._mode is _Mode.GRAPH:
-            self._log.append((progress, self.updates.rates))
-            sums = self._step_of_graph(tensors)
+            self._step_of_graph(tensors)
         elif self._mode is _Mode.WATCHED:
-            sums = self._step_watched(tensors, checked=checked)
+            self._step_watched(tensors, checked=checked)
         else:
-            sums = self._step_of_programs(tensors, checked=checked)
+            self._step_of_programs(tensors, checked=checked)
         self._position, self._taken = self._position + 1, self._taken + 1
-        if self._epoch is not None:
-            self._epoch.sums += sums
         if self._mode is _Mode.GRAPH and self._graph.checked_at == self._graph.steps:
-            self._mark, self._log = self._marked(self._checker.watch.state()), []
-        return sums
+            self._mark = self._marked(self._checker.watch.state())
+
+    def _inputs(self, tensors: list[Tensor]) -> list[Tensor]:
+        """What a step's objective and gradient are functions of."""
+        if (share := self._epoch.shares[self._position]) != self._share_is:
+            self._share_is, self._share = share, torch.full_like(self._share, share)
+        return [self._share, *tensors]
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether the step has as many rows as most. A rank's share of another may be as large as that of a whole."""
+        return self._position < self._epoch.whole_steps
 
     # Steps of the programs
 
-    def _step_of_programs(self, tensors: list[Tensor] | None, *, checked: bool = False) -> Tensor:
+    def _step_of_programs(self, tensors: list[Tensor] | None, *, checked: bool = False) -> None:
         if tensors is None:
-            return self._nothing()
+            self._take_nothing()
+            return
         # Pyro's checks cost as much as the arithmetic; one checked step finds the mistakes.
         with pyro.validation_enabled(is_validate=checked):
-            results = self.eager(self._share, *tensors)
-        return self._update(results, tensors)
+            results = self.eager(*self._inputs(tensors))
+        self._take(results, tensors)
 
-    def _nothing(self) -> Tensor:
+    def _take_nothing(self) -> None:
         """The step of a rank that has no rows in it."""
         nothing = [torch.zeros_like(parameter) for parameter in self.updates.parameters]
-        sums = nothing[0].new_zeros(len(SUMS))
-        return self.updates.apply(sums, nothing, 0, short=self._mode is _Mode.GRAPH)
+        self.updates.rates = self._epoch.rates[self._position]
+        self._apply((nothing[0].new_zeros(len(SUMS)), *nothing), 0)
 
-    def _update(self, results: Results, tensors: list[Tensor]) -> Tensor:
+    def _take(self, results: Results, tensors: list[Tensor]) -> None:
+        """The step whose sums and gradients these are."""
+        self.updates.rates = self._epoch.rates[self._position]
+        self._apply(results, len(tensors[0]))
+
+    def _apply(self, results: Results, num_rows: int) -> Tensor:
         sums, *found = results
-        return self.updates.apply(sums, found, len(tensors[0]), short=self._mode is _Mode.GRAPH)
+        sums = self.updates.apply(sums, found, num_rows, short=self._mode is _Mode.GRAPH)
+        self.sums += sums
+        return sums
 
     # Steps of the programs, on their way to a graph
 
-    def _step_watched(self, tensors: list[Tensor] | None, *, checked: bool) -> Tensor:
+    def _step_watched(self, tensors: list[Tensor] | None, *, checked: bool) -> None:
         if tensors is None:
-            return self._nothing()
-        inputs, shapes = [self._share, *tensors], [tensor.shape for tensor in tensors]
-        if self._position == 0 and not self._shapes:
-            self._shapes = shapes
-        whole = shapes == self._shapes
-        if whole:
+            self._take_nothing()
+            return
+        inputs, shapes = self._inputs(tensors), [tensor.shape for tensor in tensors]
+        if self._is_whole:
             self._repeat_before(inputs)
             if self._seen.get(tuple(shapes), 0) >= 2 and not checked:
                 if self._disagree(self._reason or self._make_graph(inputs)):
                     self._stay_eager()
-                    return self._step_of_programs(tensors)
+                    self._step_of_programs(tensors)
+                    return
                 self._mode = _Mode.GRAPH
-                return self._step_of_graph(tensors)
+                self._step_of_graph(tensors)
+                return
         results = self._watched(inputs, checked=checked)
-        if whole:
+        if self._is_whole:
             self._example = inputs
             if self._disagree(self._reason):
                 self._stay_eager()
-        return self._update(results, tensors)
+        self._take(results, tensors)
 
     def _repeat_before(self, inputs: list[Tensor]) -> None:
         """Watches the programs as often as they would have been in the steps that another process has taken."""
@@ -313,7 +330,7 @@ class Execution:
             if (reason := checker.watch.reason(before, checker.watch.state())) is not None:
                 before.put_back()
                 return reason
-            self.gradients = self.eager
+            self.gradients = _as_traced(trace)
             if plan.compiles:
                 try:
                     self.gradients = lowering.compile_trace(trace, inputs)
@@ -325,15 +342,11 @@ class Execution:
             before.put_back()
             return str(error)
         self._graph, self._mark = _Graph(trace, before, _held(trace, before)), None
-        self.how = "compiled"
+        self.how = "compiled" if plan.compiles and uncompiled is None else "uncompiled"
         if plan.captures:
-            compiled = "" if self.gradients is self.eager else "compiled and "
-            what = "captured" if self._captures_whole_steps() else "gradients captured"
             self._capture_in, self._recording = _STEPS_BEFORE_CAPTURE, None
-            self.how = f"{compiled}{what} in a CUDA graph"
-            if uncompiled is not None:
-                self.how = f"{self.how}, uncompiled: {uncompiled}"
-                self._warn(f"training captures the programs in a CUDA graph, uncompiled: {uncompiled}")
+        if uncompiled is not None and plan.asked:
+            self._warn(f"training captures the programs in a CUDA graph, uncompiled: {uncompiled}")
         return None
 
     def _traced(self, inputs: list[Tensor], share: float, *, seed: int) -> Trace:
@@ -372,76 +385,75 @@ class Execution:
 
     # Steps of the graph
 
-    def _step_of_graph(self, tensors: list[Tensor] | None) -> Tensor:
+    def _step_of_graph(self, tensors: list[Tensor] | None) -> None:
         if tensors is None:
-            return self._nothing()
-        if [tensor.shape for tensor in tensors] != self._shapes:
-            return self._step_of_other_rows(tensors)
+            self._take_nothing()
+            return
+        if not self._is_whole:
+            self._step_of_other_rows(tensors)
+            return
         self._graph.steps += 1
-        inputs = [self._share, *tensors]
-        if self._graph.is_due(is_last=self._position + 1 == self._last_whole):
-            return self._checked_step(inputs)
-        if self._recording is not None:
-            return self._replayed(self._recording, inputs)
-        if self._capture_in:
-            return self._step_on_the_way_to_capture(inputs)
+        if self._graph.is_due(is_last=self._position + 1 == self._epoch.whole_steps):
+            self._checked_step(tensors)
+        elif self._recording is not None:
+            self._replay(self._recording, tensors)
+        elif self._capture_in:
+            self._step_on_the_way_to_capture(tensors)
+        else:
+            self._step_uncaptured(tensors)
+
+    def _step_uncaptured(self, tensors: list[Tensor]) -> None:
         try:
-            results = self.gradients(*inputs)
+            results = self.gradients(*self._inputs(tensors))
         except Exception as error:  # if the rows are to blame, the programs will say so
             if world_size() > 1:
                 raise
             self._reason = f"their graph failed ({reason_of(error)})"
-            return self._go_back(inputs)
-        return self._update(results, tensors)
+            self._go_back()
+            return
+        self._take(results, tensors)
 
-    @property
-    def _last_whole(self) -> int:
-        return -1 if self._epoch is None else self._epoch.whole_steps
-
-    def _step_of_other_rows(self, tensors: list[Tensor]) -> Tensor:
+    def _step_of_other_rows(self, tensors: list[Tensor]) -> None:
         """A step of the programs on another number of rows than the graph has; the first of them are watched."""
         if self._seen.get(tuple(tensor.shape for tensor in tensors), 0) >= 2:
-            return self._step_of_programs(tensors)
+            self._step_of_programs(tensors)
+            return
         self._after = None
-        return self._update(self._watched([self._share, *tensors], checked=False), tensors)
+        self._take(self._watched(self._inputs(tensors), checked=False), tensors)
 
-    def _checked_step(self, inputs: list[Tensor]) -> Tensor:
+    def _checked_step(self, tensors: list[Tensor]) -> None:
         """A step of the graph, if it is what the programs do; else the same step after going back."""
         reason = self._reason or self._graph.doubt(self._checker.watch.state())
-        results: Results | None = None
         if self._recording is not None:
-            return self._checked_replay(self._recording, inputs, reason)
+            self._checked_replay(self._recording, tensors, reason)
+            return
+        results: Results | None = None
         if reason is None:
-            results, reason = self._checker.compare(self.gradients, inputs)
+            results, reason = self._checker.compare(self.gradients, self._inputs(tensors))
         if self._disagree(reason):
-            return self._go_back(inputs)
+            self._go_back()
+            return
         assert results is not None
         self._graph.was_checked()
-        return self._update(results, inputs[1:])
+        self._take(results, tensors)
 
-    def _go_back(self, inputs: list[Tensor]) -> Tensor:
-        """Takes the steps since the mark again, by the programs, with the one that was checked."""
+    def _go_back(self) -> None:
+        """Takes the steps since the mark again, by the programs, with the one that was to be taken."""
         mark, epoch, last = self._mark, self._epoch, self._position
-        if mark is None or epoch is None:
-            self._fall_back()
-            return self._step_of_programs(inputs[1:])
-        failed, log = self._checker.watch.state(), self._log
+        if mark is None:  # before the first check of a graph, every step has been the programs'
+            mark = self._marked(self._checker.watch.state())
+        failed = self._checker.watch.state()
         self._fall_back()
         self.updates.restore(mark.saved)
         mark.kept.put_back()
         mark.state.put_back()
-        epoch.sums.copy_(mark.sums)
-        sums = torch.zeros_like(epoch.sums)
-        again = zip(log, epoch.read(epoch.indices[mark.position : last + 1]), strict=True)
-        for position, ((progress, rates), reference) in enumerate(again, start=mark.position):
-            epoch.sums += sums
-            self.updates.rates, self._share = rates, torch.full_like(self._share, progress)
-            tensors = None if reference is None else [reference[name] for name in self.eager.names]
-            sums = self._step_of_programs(tensors)
-            if position == 0 < last:
+        self.sums.copy_(mark.sums)
+        again = epoch.read(epoch.indices[mark.position : last + 1])
+        for self._position, reference in enumerate(again, start=mark.position):
+            self._step_of_programs(None if reference is None else [reference[name] for name in self.eager.names])
+            if self._position == 0 < last:
                 broadcast(self.eager.pair.buffers())
         failed.put_back(unless_moved_in=mark.state)
-        return sums
 
     def _fall_back(self) -> None:
         """From here on, the programs."""
@@ -453,10 +465,8 @@ class Execution:
         self.how = f"{self.how} for {taken:,} steps, then eager: {self._reason}"
         self._warn(f"training goes on with the programs, after {taken:,} steps of their graph: {self._reason}")
 
-    def _marked(self, state: State) -> _Mark | None:
-        if self._epoch is None:
-            return None
-        return _Mark(self._position, self.updates.save(), self._checker.keep(), self._epoch.sums.clone(), state)
+    def _marked(self, state: State) -> _Mark:
+        return _Mark(self._position, self.updates.save(), self._checker.keep(), self.sums.clone(), state)
 
     def _reconsidered(self, state: State) -> str | None:
         """Why the graph is no longer the programs', whose state may have been changed between epochs."""
@@ -487,50 +497,81 @@ class Execution:
 
     # CUDA graphs
 
-    def _step_on_the_way_to_capture(self, inputs: list[Tensor]) -> Tensor:
-        """Real steps on a side stream, as capturing needs; after the last of them the step is recorded."""
-        with pyro.validation_enabled(is_validate=False):
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                sums = self._update(self.gradients(*inputs), inputs[1:])
-            torch.cuda.current_stream().wait_stream(stream)
-            self._capture_in -= 1
-            if self._capture_in == 0:
-                try:
-                    self._recording = self._recorded(inputs)
-                    self._graph.due = 0
-                except CannotStageError as error:
-                    self._reason = str(error)
-                    self._stay_eager()
-        return sums
-
-    def _recorded(self, inputs: list[Tensor]) -> "_Recording":
-        if not self._captures_whole_steps():  # what ranks say to each other stays outside of the graph
-            return _Recording(captured(self.gradients, inputs), None)
-
-        def step(*inputs: Tensor) -> tuple[Tensor]:
-            return (self._update(self.gradients(*inputs), list(inputs[1:])),)
-
-        run = captured(step, inputs)
-        return _Recording(run, [p.grad for p in self.updates.parameters if p.grad is not None])
+    def _step_on_the_way_to_capture(self, tensors: list[Tensor]) -> None:
+        """A step on a side stream, as capturing needs, which may not wait; after the last of them it is recorded."""
+        self._capture_in -= 1
+        results, reason = (), None
+        with pyro.validation_enabled(is_validate=False), capture.on_side_stream():
+            try:
+                with capture.refusing_to_wait():
+                    results = self.gradients(*self._inputs(tensors))
+            except Exception as error:
+                reason = f"their graph cannot be captured ({reason_of(error)})"
+            if not self._disagree(reason):
+                self._take(results, tensors)
+        if self._reason is not None:
+            self._go_back()
+        elif self._capture_in == 0:
+            try:
+                with pyro.validation_enabled(is_validate=False):
+                    self._recording = self._recorded(tensors)
+            except CannotStageError as error:
+                reason = f"their graph cannot be captured ({error})"
+            if self._disagree(reason):
+                self._fall_back()
+                return
+            what = "captured" if self._captures_whole_steps() else "gradients captured"
+            self.how = f"{self.how}, {what} in a CUDA graph"
+            self._graph.due = 0
 
     def _captures_whole_steps(self) -> bool:
         return world_size() == 1 and self.updates.can_be_captured
 
-    def _replayed(self, recording: "_Recording", inputs: list[Tensor]) -> Tensor:
-        results = recording.run(*inputs)
-        return self._update(results, inputs[1:]) if recording.gradients is None else results[0].clone()
+    def _recorded(self, tensors: list[Tensor]) -> "_Recording":
+        if not self._captures_whole_steps():  # what ranks say to each other stays outside of the graph
+            return _Recording(capture.captured(self.gradients, self._inputs(tensors)))
+        groups, by_index = self.updates.optimizer.param_groups, isinstance(self.eager.rows, Resident)
+        tape = capture.Tape(self._epoch.whole_steps, len(groups), tensors, by_index=by_index)
 
-    def _checked_replay(self, recording: "_Recording", inputs: list[Tensor], reason: str | None) -> Tensor:
+        def step() -> list[Tensor]:
+            share, rates, rows = tape.read()
+            for group, rate in zip(groups, rates.unbind(), strict=True):
+                group["lr"].copy_(rate)
+            sums = self._apply(self.gradients(share, *rows), len(tensors[0]))
+            tape.wind_on()
+            return [sums, *(parameter.grad for parameter in self.updates.parameters if parameter.grad is not None)]
+
+        results, launch = capture.recorded(step)
+
+        def run() -> Results:
+            launch()
+            return tuple(results)
+
+        recording = _Recording(run, tape)
+        recording.begin(self._epoch)
+        return recording
+
+    def _replay(self, recording: "_Recording", tensors: list[Tensor]) -> None:
+        results = self._launch(recording, tensors)
+        if recording.tape is None:
+            self._take(results, tensors)
+
+    def _launch(self, recording: "_Recording", tensors: list[Tensor]) -> Results:
+        if recording.tape is None:
+            return recording.run(*self._inputs(tensors))
+        recording.tape.wind(self._position, tensors)
+        results = recording.run()
+        recording.tape.at += 1
+        return results
+
+    def _checked_replay(self, recording: "_Recording", tensors: list[Tensor], reason: str | None) -> None:
         """A step of the recording, if it is what the programs do; else the same step after going back."""
-        expected: Results | None = None
+        expected, results = None, ()
         if reason is None and recording.has_the_noise is not False:
-            expected, reason = self._checker.expected(inputs)
-        sums = torch.zeros(())
+            expected, reason = self._checker.expected(self._inputs(tensors))
         if reason is None:
-            sums = self._replayed(recording, inputs)
-            if expected is not None and not self._is_replay_of(recording, sums, expected):
+            results = self._launch(recording, tensors)
+            if expected is not None and not self._are_the_same(recording, results, expected):
                 if recording.has_the_noise is None:  # what is new agrees but for its noise, which no check can see past
                     recording.has_the_noise = False
                 else:
@@ -538,30 +579,45 @@ class Execution:
             elif expected is not None:
                 recording.has_the_noise = True
         if self._disagree(reason):
-            return self._go_back(inputs)
+            self._go_back()
+            return
         self._graph.was_checked()
-        return sums
+        if recording.tape is None:
+            self._take(results, tensors)
 
-    def _is_replay_of(self, recording: "_Recording", sums: Tensor, expected: Results) -> bool:
-        """Whether a step that was replayed had the programs' sums and gradients, which only have their last digits."""
-        if recording.gradients is None:
-            found = [parameter.grad for parameter in self.updates.parameters if parameter.grad is not None]
-        else:
-            found = recording.gradients
-        wanted = [expected[0], *self.updates.clipped(expected[1:])]
-        return agree([sums, *found], wanted, lambda errors: wanted, tolerance=1e-3)
+    def _are_the_same(self, recording: "_Recording", results: Results, expected: Results) -> bool:
+        """Whether what was replayed had the programs' sums and gradients, which only have their last digits."""
+        sums, *gradients = expected
+        wanted = [sums, *(gradients if recording.tape is None else self.updates.clipped(gradients))]
+        return agree(list(results), wanted, lambda errors: wanted, tolerance=1e-3)
 
 
 @dataclass
 class _Recording:
-    """A CUDA graph of the gradients, or of whole steps: then with the gradients that a step leaves.
+    """A CUDA graph of gradients; or of whole steps, which go by a tape.
 
     ``has_the_noise`` says whether a replay draws the numbers that the programs would; None until it has been seen.
     """
 
     run: Callable[..., Results]
-    gradients: list[Tensor] | None
+    tape: capture.Tape | None = None
     has_the_noise: bool | None = None
+
+    def begin(self, epoch: Epoch) -> None:
+        """Makes an epoch's steps the next ones."""
+        if self.tape is not None:
+            whole = epoch.whole_steps
+            self.tape.fill(epoch.shares[:whole], epoch.rates[:whole], epoch.indices[:whole])
+
+
+def _as_traced(trace: Trace) -> Callable[..., Results]:
+    """What was traced, uncompiled: unlike the programs it reads no values, and does no more than operations."""
+
+    def call(*tensors: Tensor) -> Results:
+        with torch.no_grad():
+            return tuple(trace.graph(*tensors, *trace.held))
+
+    return call
 
 
 def _held(trace: Trace, state: State) -> dict[int, Tensor]:

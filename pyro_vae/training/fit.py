@@ -8,10 +8,10 @@ import torch
 
 from pyro_vae.data.rows import Inputs
 from pyro_vae.pair import Pair
+from pyro_vae.training.arithmetic import Precision
 from pyro_vae.training.execution import Compile
 from pyro_vae.training.run import Run
 from pyro_vae.training.settings import OptimizerFactory, Schedule
-from pyro_vae.training.step import Precision
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -32,7 +32,6 @@ from pyro_vae.training.code import is_library
 __all__ = [
     "CannotStageError",
     "Trace",
-    "captured",
     "compile_trace",
     "compiled",
     "compiler_missing",
@@ -170,33 +169,6 @@ def compiled(function: Function, inputs: Sequence[Tensor]) -> Function:
         (tensor([2., 2., 2.]),)
     """
     return compile_trace(trace(function, inputs), inputs)
-
-
-def captured(function: Function, inputs: Sequence[Tensor]) -> Function:
-    """The function as one CUDA graph, which is launched in one piece.
-
-    Args:
-        function: As in :func:`compiled`, and already run a few times on a side stream. It is recorded, and not run.
-        inputs: An example, on the device.
-
-    Returns:
-        A function whose results are overwritten by its next call. Its random numbers are new at every call.
-    """
-    static = [tensor.clone() for tensor in inputs]
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            outputs = function(*static)
-    except RuntimeError as error:
-        raise CannotStageError(reason_of(error)) from error
-
-    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
-        for place, tensor in zip(static, tensors, strict=True):
-            place.copy_(tensor, non_blocking=True)
-        graph.replay()
-        return outputs
-
-    return call
 
 
 class _Values:

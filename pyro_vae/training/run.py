@@ -18,25 +18,25 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_vae._support.devices import current, get_random_state, resolve_device, set_random_state
 from pyro_vae.data.rows import Inputs, Rows, as_rows
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import forked_random_state, local_parameters
 from pyro_vae.training import parallel
+from pyro_vae.training.arithmetic import has_bfloat16, in_force, repeatable
 from pyro_vae.training.checkpoints import (
     Checkpoint,
-    get_random_state,
     numbers_of,
     pack_optimizer,
     read_checkpoint,
-    set_random_state,
     unpack_optimizer,
     write_checkpoint,
 )
 from pyro_vae.training.elbo import elbo_per_row
-from pyro_vae.training.execution import Execution
+from pyro_vae.training.execution import Epoch, Execution
 from pyro_vae.training.parameters import STORE, trainable
-from pyro_vae.training.settings import Settings, resolve_device
-from pyro_vae.training.step import SUMS, Gradients, has_bfloat16
+from pyro_vae.training.settings import Settings
+from pyro_vae.training.step import Gradients
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,7 +100,7 @@ class Run:
             self.structure = pair.structure(batch)
             self.parameters = trainable(pair, batch, self.structure)
             self.optimizer = settings.make_optimizer(list(self.parameters.values()), self.device)
-            self.scheduler = settings.make_scheduler(self.optimizer, settings.epochs * self.steps)
+            self.scheduler = settings.make_scheduler(self.optimizer)
             self.history: list[dict[str, float]] = []
             self.changes: list[dict[str, Any]] = []
             self.weights = self._copy_weights()
@@ -233,8 +233,14 @@ class Run:
 
     @contextmanager
     def _in_force(self) -> Iterator[None]:
-        """The run's own random numbers, and parameters of modules kept out of Pyro's store."""
-        with _seeded(self.state, self.settings.seed, self.device) as state, local_parameters():
+        """The run's own random numbers, device and arithmetic; parameters of modules kept out of Pyro's store."""
+        with (
+            current(self.device),
+            _seeded(self.state, self.settings.seed, self.device) as state,
+            local_parameters(),
+            repeatable(),
+            in_force("full"),
+        ):
             yield
         self.state = state
 
@@ -260,25 +266,12 @@ class Run:
         epoch = len(self.history) + 1
         started = time.perf_counter()
         order = torch.randperm(self.num_rows, generator=self.order)
-        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
-        learning_rate, progress, seen = self._learning_rate(), 0.0, 0
+        done = [((epoch - 1) * self.steps + step) / (self.settings.epochs * self.steps) for step in range(self.steps)]
+        rates = self.settings.rates(self.optimizer, done)
         indices = self._split(order)
         parallel.seed_other_ranks(self.settings.seed, epoch)
-        self.execution.begin_epoch(indices, self._references, sums)
-        for step, (index, reference) in enumerate(zip(indices, self._references(indices), strict=True)):
-            if step % _STEPS_BETWEEN_AGREEMENTS == 0:
-                self.interrupts.agree(self.device)
-            progress = ((epoch - 1) * self.steps + step) / (self.settings.epochs * self.steps)
-            self.execution.step(reference, progress, checked=epoch == 1 and step == 0)
-            if step in (0, self.steps - 1):
-                self._equal_buffers()
-            if self.settings.schedule != "plateau":
-                self.scheduler.step()
-            seen += len(index)
-            # Between redraws of the bar nothing is read back from the device.
-            if not bar.disable and time.time() - bar.last_print_t >= bar.mininterval:
-                bar.set_postfix_str(self._postfix(epoch, sums / seen, started, seen), refresh=False)
-            bar.update()
+        with in_force(self.settings.precision):
+            sums, seen = self._steps(Epoch(indices, self._references, done, rates), bar, started)
         reconstruction, kl, auxiliary, objective = (sums / seen).tolist()
         seconds = time.perf_counter() - started
         row = {"epoch": epoch, "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
@@ -299,9 +292,9 @@ class Run:
         weight = getattr(self.settings.objective, "weight", None)
         self.history.append(
             row
-            | ({} if weight is None else {"kl_weight": float(weight(progress))})
+            | ({} if weight is None else {"kl_weight": float(weight(done[-1]))})
             | {
-                "learning_rate": learning_rate,
+                "learning_rate": rates[0][0],
                 "seconds": seconds,
                 "rows_per_second": seen / seconds,
             }
@@ -309,10 +302,29 @@ class Run:
         self.weights = self._copy_weights()
         if self.valid is not None and row["validation_elbo"] > self.best_elbo:
             self.best, self.best_elbo, self.best_epoch = self.weights, row["validation_elbo"], epoch
-        if self.settings.schedule == "plateau":
+        if self.scheduler is not None:
             self.scheduler.step(row.get("validation_elbo", row["elbo"]))
         if self.checkpoint is not None and parallel.rank() == 0:
             write_checkpoint(self._state(), self.checkpoint)
+
+    def _steps(self, plan: Epoch, bar: Any, started: float) -> tuple[Tensor, int]:
+        """Takes the steps of an epoch; returns their sums and how many rows they had."""
+        epoch, seen = len(self.history) + 1, 0
+        self.execution.begin_epoch(plan)
+        sums = self.execution.sums
+        for step, (index, reference) in enumerate(zip(plan.indices, plan.read(plan.indices), strict=True)):
+            if step % _STEPS_BETWEEN_AGREEMENTS == 0:
+                self.interrupts.agree(self.device)
+            self.execution.step(reference, checked=epoch == 1 and step == 0)
+            if step in (0, self.steps - 1):
+                self._equal_buffers()
+            seen += len(index)
+            # Between redraws of the bar nothing is read back from the device.
+            if not bar.disable and time.time() - bar.last_print_t >= bar.mininterval:
+                rate = plan.rates[step][0]
+                bar.set_postfix_str(self._postfix(epoch, sums / seen, started, seen, rate), refresh=False)
+            bar.update()
+        return sums, seen
 
     def _refuse(self, what: str, epoch: int) -> NoReturn:
         """Ends a run that has diverged, with the weights that it had before."""
@@ -331,9 +343,6 @@ class Run:
         """Gives all ranks what the first has learned from its rows besides the weights."""
         parallel.broadcast(self.pair.buffers())
 
-    def _learning_rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
-
     def _validate(self, valid: Rows) -> dict[str, float]:
         # The same noise after every epoch: the weights alone make the difference.
         terms = elbo_per_row(
@@ -346,12 +355,12 @@ class Run:
             "validation_kl": kl,
         }
 
-    def _postfix(self, epoch: int, means: Tensor, started: float, seen: int) -> str:
+    def _postfix(self, epoch: int, means: Tensor, started: float, seen: int, learning_rate: float) -> str:
         reconstruction, kl, *_ = means.tolist()
         rate = seen / (time.perf_counter() - started)
         return (
             f"epoch {epoch}/{self.settings.epochs}, ELBO {reconstruction - kl:.2f}, "
-            f"reconstruction {reconstruction:.2f}, KL {kl:.2f} nats, lr {self._learning_rate():.1e}, {rate:,.0f} rows/s"
+            f"reconstruction {reconstruction:.2f}, KL {kl:.2f} nats, lr {learning_rate:.1e}, {rate:,.0f} rows/s"
         )
 
     def _store_parameters(self) -> dict[str, Tensor]:
@@ -393,7 +402,7 @@ class Run:
             numbers={
                 "identity": self.identity,
                 "optimizer": optimizer,
-                "scheduler": numbers_of(self.scheduler.state_dict()),
+                "scheduler": {} if self.scheduler is None else numbers_of(self.scheduler.state_dict()),
                 "history": self.history,
                 "changes": self.changes,
                 "best_epoch": self.best_epoch,
@@ -431,15 +440,11 @@ class Run:
         self._check_same(before, other_rate=other_rate)
         self._set_weights(saved.tensors["weights"])
         unpack_optimizer(self.optimizer, saved.tensors["moments"], saved.numbers["optimizer"])
-        rates = getattr(self.scheduler, "base_lrs", None)  # tensors where the optimiser's are
-        self.scheduler.load_state_dict(saved.numbers["scheduler"])
-        if rates is not None:
-            self.scheduler.base_lrs = rates
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(saved.numbers["scheduler"])
         self.history, self.changes = saved.numbers["history"], saved.numbers["changes"]
         if before["learning_rate"] != self.settings.learning_rate:
             self._change_rate(before["learning_rate"], self.settings.learning_rate)
-        if self.settings.schedule != "plateau":  # another number of ranks takes another number of steps
-            self.scheduler.last_epoch = len(self.history) * self.steps
         self.best_epoch, self.best_elbo = saved.numbers["best_epoch"], saved.numbers["best_elbo"]
         self.weights = self._copy_weights()
         self.best = {name: tensor.to(self.device) for name, tensor in saved.tensors["best"].items()}
@@ -451,8 +456,5 @@ class Run:
         """Goes on with another learning rate, by the schedule that there was."""
         for group in self.optimizer.param_groups:
             group["lr"] *= after / before  # in place, where it is a tensor
-            if "initial_lr" in group:
-                group["initial_lr"] *= after / before
-        if hasattr(self.scheduler, "base_lrs"):
-            self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+            group["initial_lr"] *= after / before
         self.changes.append({"epoch": len(self.history) + 1, "learning_rate": [before, after]})

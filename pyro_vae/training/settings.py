@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim import lr_scheduler
 
+from pyro_vae._support import devices
 from pyro_vae._support.names import lookup
 from pyro_vae.inference.objectives import Elbo, as_objective
+from pyro_vae.training.arithmetic import Precision
 from pyro_vae.training.execution import Compile
-from pyro_vae.training.step import Precision
 
-__all__ = ["OptimizerFactory", "Schedule", "Settings", "resolve_device"]
+__all__ = ["OptimizerFactory", "Schedule", "Settings"]
 
 Schedule = Literal["cosine", "constant", "plateau"]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -28,30 +29,11 @@ def _late_cosine(done: float) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * min(1.0, max(0.0, 2 * done - 1)))
 
 
-_SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, int], Any]] = {
-    "cosine": lambda optimizer, steps: lr_scheduler.LambdaLR(optimizer, lambda step: _late_cosine(step / steps)),
-    "constant": lambda optimizer, steps: lr_scheduler.ConstantLR(optimizer, factor=1.0),
-    "plateau": lambda optimizer, steps: lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=5),
+_SCHEDULES: dict[str, Callable[[float], float] | None] = {  # step sizes by the share of the run that is done
+    "cosine": _late_cosine,
+    "constant": lambda done: 1.0,
+    "plateau": None,  # which goes by the ELBO, between epochs
 }
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """The device that a name stands for; ``"auto"`` is CUDA where there is one, else the CPU.
-
-    Raises:
-        ValueError: if there is no such device here.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"cannot use device {str(device)!r} ({reason}); use auto, cpu or cuda") from error
-    if device.type == "meta":
-        raise ValueError("cannot use device 'meta', which holds no numbers; use auto, cpu or cuda")
-    return device
 
 
 @dataclass(frozen=True)
@@ -103,15 +85,19 @@ class Settings:
         Raises:
             TypeError: if that is not what ``optimizer`` makes.
         """
-        if self.optimizer is not torch.optim.Adam:
-            return self._made_by_user(parameters)
-        on_gpu = device.type == "cuda"
+        made = self._adam(parameters, device) if self.optimizer is torch.optim.Adam else self._made_by_user(parameters)
+        for group in made.param_groups:
+            group.setdefault("initial_lr", float(group["lr"]))
+        return made
+
+    def _adam(self, parameters: Sequence[Tensor], device: torch.device) -> torch.optim.Optimizer:
+        captured = devices.captures(device)
         return torch.optim.Adam(
-            parameters,
+            [{"params": parameters, "initial_lr": self.learning_rate}],
             # A graph that was captured sees a tensor change, and a number not.
-            lr=torch.full((), self.learning_rate, device=device) if on_gpu else self.learning_rate,
-            fused=on_gpu or device.type == "cpu",
-            capturable=on_gpu,
+            lr=torch.full((), self.learning_rate, device=device) if captured else self.learning_rate,
+            fused=device.type in ("cpu", "cuda", "xpu"),
+            capturable=captured,
         )
 
     def _made_by_user(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
@@ -131,6 +117,15 @@ class Settings:
             )
         return made
 
-    def make_scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> Any:
-        """What sets the step size, in a run of so many steps."""
-        return _SCHEDULES[self.schedule](optimizer, steps)
+    def make_scheduler(self, optimizer: torch.optim.Optimizer) -> lr_scheduler.ReduceLROnPlateau | None:
+        """What changes the step size between epochs, if something does."""
+        if self.schedule != "plateau":
+            return None
+        return lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=5)
+
+    def rates(self, optimizer: torch.optim.Optimizer, done: Sequence[float]) -> list[list[float]]:
+        """The step sizes of steps before which such shares of the run are done, for each group of parameters."""
+        factor = _SCHEDULES[self.schedule]
+        if factor is None:
+            return [[float(group["lr"]) for group in optimizer.param_groups]] * len(done)
+        return [[group["initial_lr"] * factor(share) for group in optimizer.param_groups] for share in done]

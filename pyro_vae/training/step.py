@@ -1,16 +1,13 @@
 """The objective of a batch and its gradient, as one function of tensors: what a training step computes."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from pyro_vae._support.devices import tensors_on
+from pyro_vae._support.constructors import tensors_on
 from pyro_vae.data.rows import Rows
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.objectives import is_pyros
@@ -18,10 +15,9 @@ from pyro_vae.inference.sites import Draws, run_pair
 from pyro_vae.inference.structure import PROGRAM_ERRORS, ContractError, Structure, first_line
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import forked_random_state
+from pyro_vae.training.arithmetic import Precision, bfloat16_products
 
-__all__ = ["SUMS", "Gradients", "Precision", "has_bfloat16", "precision_in_force"]
-
-Precision = Literal["full", "tf32", "bfloat16"]
+__all__ = ["SUMS", "Gradients"]
 
 SUMS = ("reconstruction", "kl", "auxiliary", "objective")  # over the rows of a step
 
@@ -40,7 +36,7 @@ class Gradients:
         example: A reference to some of them.
         structure: What the programs are made of.
         objective: A function of draws, or an ELBO object of Pyro's.
-        precision: Of matrix products and convolutions.
+        precision: Of matrix products and convolutions; TF32 is for the caller to put in force.
     """
 
     def __init__(
@@ -70,7 +66,7 @@ class Gradients:
 
     def __call__(self, progress: Tensor, *reference: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         named = self.rows.resolve(dict(zip(self.names, reference, strict=True)))
-        with torch.enable_grad(), tensors_on(self.pair.device), precision_in_force(self.precision):
+        with torch.enable_grad(), tensors_on(self.pair.device), bfloat16_products(self.precision):
             batch = self.pair.prepare(named, redraw=True)
             if is_pyros(self.objective):
                 return self._by_pyro(batch)
@@ -152,61 +148,3 @@ class Gradients:
             return guide(*args, **kwargs)
 
         return stating
-
-
-_PRODUCTS = {
-    F.linear,
-    F.conv1d,
-    F.conv2d,
-    F.conv3d,
-    F.conv_transpose1d,
-    F.conv_transpose2d,
-    F.conv_transpose3d,
-    torch.matmul,
-    torch.mm,
-    torch.bmm,
-    torch.addmm,
-    torch.baddbmm,
-    torch.einsum,
-    Tensor.matmul,
-    Tensor.__matmul__,
-    Tensor.__rmatmul__,
-    Tensor.mm,
-    Tensor.bmm,
-}
-
-
-class _Bfloat16Products(TorchFunctionMode):
-    """Takes matrix products and convolutions of float32 in bfloat16 and gives float32, as all else stays."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in _PRODUCTS:
-            return func(*args, **(kwargs or {}))
-        device = next((a.device.type for a in args if isinstance(a, Tensor)), "cpu")
-        with torch.autocast(device, torch.bfloat16, cache_enabled=False):
-            out = func(*args, **(kwargs or {}))
-        return out.float() if out.dtype == torch.bfloat16 else out
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies in bfloat16; a CPU without such instructions takes many times as long for it."""
-    if device.type != "cpu":
-        return True
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-@contextlib.contextmanager
-def precision_in_force(precision: Precision) -> Iterator[None]:
-    """Lets matrix products and convolutions be less precise than float32; distributions never are."""
-    if precision == "bfloat16":
-        with _Bfloat16Products():
-            yield
-    elif precision == "tf32":
-        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        try:
-            yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-    else:
-        yield

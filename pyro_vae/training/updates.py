@@ -79,7 +79,7 @@ class Updates:
     def rates(self, rates: Sequence[Any]) -> None:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             if isinstance(group["lr"], Tensor):
-                group["lr"].copy_(rate)
+                group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
 
