@@ -1,7 +1,7 @@
 """A CUDA graph's stand-in on a CPU: what a function does to tensors, recorded once and then repeated without Python.
 
-As on a GPU, nothing is done while it is recorded; what it does repeats, with new random numbers, on the very tensors that
-it found and made; numbers of Python stay as they were then; and reading a value off a tensor is refused.
+As on a GPU, nothing is done while it is recorded; what it does repeats, with new random numbers, on the very tensors
+that it found and made; numbers of Python stay as they were then; and reading a value off a tensor is refused.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ class Recorder(TorchDispatchMode):
 
 
 class HostGraphs:
-    """Patches capturing, so that ``fit`` takes a CPU for a device that captures; counts what is recorded and launched."""
+    """Patches capturing, so that ``fit`` takes a CPU for a device that captures; counts recordings and launches."""
 
     def __init__(self, monkeypatch):
         self.num_recorded = self.num_launched = 0
