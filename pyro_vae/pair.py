@@ -24,6 +24,7 @@ from pyro_vae.inference import predictive
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.imputation import draw_imputations, seen_by_obs_mask
 from pyro_vae.inference.inspection import inspect_pair
+from pyro_vae.inference.placed import placed
 from pyro_vae.inference.posterior import posterior_at
 from pyro_vae.inference.sites import Draws, run_pair
 from pyro_vae.inference.structure import (
@@ -36,7 +37,7 @@ from pyro_vae.inference.structure import (
 )
 from pyro_vae.programs.arguments import accepted, check_arguments, check_mask, check_values
 from pyro_vae.programs.ownership import Owned
-from pyro_vae.programs.running import evaluating, forked_random_state, in_mode, site_distribution
+from pyro_vae.programs.running import evaluating, forked_random_state, in_mode, move_stored, site_distribution
 from pyro_vae.programs.saving import argument_shapes, save_pair
 from pyro_vae.transforms import Identity, Transform
 
@@ -105,6 +106,7 @@ class Pair(nn.Module):
         self.transform = Identity() if transform is None else transform
         self.event_shape = None if event_shape is None else tuple(event_shape)
         self.data_range = data_range
+        self._place = torch.empty(0)
         self.num_rows: int | None = None  # that it was trained on, which share a global latent
         self.store_names: set[str] = set()  # of its entries in Pyro's parameter store, where they are known
         self.argument_shapes: dict[str, Any] = {}  # of the programs' arguments, so that they can run without data
@@ -127,8 +129,11 @@ class Pair(nn.Module):
 
     @property
     def programs(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Model and guide, each of which ignores the keyword arguments that only the other takes."""
-        return _taking(self.model), _taking(self.guide)
+        """Model and guide, each of which ignores the keyword arguments that only the other takes.
+
+        On another device than the CPU the tensors that they make are made there (:mod:`pyro_vae.inference.placed`).
+        """
+        return placed(_taking(self.model), "model", self.device), placed(_taking(self.guide), "guide", self.device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -137,8 +142,15 @@ class Pair(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the programs' parameters."""
-        return next((p.device for p in self.parameters()), torch.get_default_device())
+        """Device of the programs' parameters; of programs without modules the one that the pair was moved to."""
+        return next((p.device for p in self.parameters()), self._place.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Pair":  # noqa: FBT001, FBT002
+        """Moves as modules do, with the pair's own entries of Pyro's parameter store."""
+        super()._apply(fn, recurse)
+        self._place = fn(self._place)
+        move_stored(self.store_names, self.device)
+        return self
 
     def save(self, folder: File, run: Mapping[str, Any] | None = None) -> None:
         """Writes the pair's state to a folder, whole or not at all: ``config.json`` and ``model.safetensors``.

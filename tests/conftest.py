@@ -1,6 +1,7 @@
 """Every test starts alike: seeded, with an empty parameter store and Pyro's checks on; nothing writes outside tmp."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pyro
@@ -12,6 +13,10 @@ ROOT = Path(__file__).parents[1]
 if "PYTEST_XDIST_WORKER" in os.environ:  # one core for each worker, and for what it starts
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # one of this run's own, which its workers inherit
+    _compiled = tempfile.TemporaryDirectory(prefix="compiled-")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = _compiled.name
 
 
 @pytest.fixture(autouse=True)

@@ -104,7 +104,7 @@ def _traced(program: Program, which: str, batch: Batch) -> Any:
 
 def _failed(which: str, batch: Batch, error: Exception) -> ContractError:
     if isinstance(error, ContractError):
-        return error
+        return ContractError(first_line(error))
     return ContractError(
         f"the {which} fails on {len(batch)} rows of {batch.x.dtype}, and must run on any number of them: "
         f"{first_line(error)}"

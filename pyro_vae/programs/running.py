@@ -1,6 +1,6 @@
 """How any Pyro program is run here: in which mode, with which random state and which parameters in Pyro's store."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from pyro_vae._support.devices import forked_random_state
 from pyro_vae.programs.ownership import modules_of
 
-__all__ = ["evaluating", "forked_random_state", "in_mode", "local_parameters", "site_distribution"]
+__all__ = ["evaluating", "forked_random_state", "in_mode", "local_parameters", "move_stored", "site_distribution"]
 
 
 @contextmanager
@@ -41,6 +41,19 @@ def local_parameters() -> Iterator[None]:
 def _bare(state: Any) -> Any:
     params = {name: value for name, value in state["params"].items() if not isinstance(value, nn.Parameter)}
     return {"params": params, "constraints": {name: state["constraints"][name] for name in params}}
+
+
+def move_stored(names: Iterable[str], device: torch.device) -> None:
+    """Moves entries of Pyro's parameter store to a device, but for parameters of modules, which move with those."""
+    store = pyro.get_param_store()
+    values = dict(store.named_parameters())
+    bare = {name: values[name] for name in names if name in values and not isinstance(values[name], nn.Parameter)}
+    if away := {name: value for name, value in bare.items() if value.device != device}:
+        here = {name: value.detach().to(device).requires_grad_() for name, value in away.items()}
+        state = store.get_state()
+        store.set_state({**state, "params": {**state["params"], **here}})
+        for name in store:
+            store[name]  # gives back the mark that get_state takes from values
 
 
 @contextmanager

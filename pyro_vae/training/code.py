@@ -3,10 +3,7 @@
 import dis
 import functools
 import gc
-import importlib.util
-import os
 import sys
-import sysconfig
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -14,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_vae._support.libraries import LIBRARIES
+from pyro_vae._support.libraries import is_library
 
 __all__ = ["Code", "is_library"]
 
@@ -199,28 +196,3 @@ def _asked(module: str, name: str) -> str | None:
     if what is None or stem in never or (only is not None and stem not in only):
         return None
     return f"{what} ({module.lstrip('_')}.{stem})"
-
-
-@functools.cache
-def is_library(file: str) -> bool:
-    """Whether code from this file belongs to Python or to a library that is known, and not to a user's program."""
-    if file.startswith(("<frozen", "<built-in")):
-        return True
-    if file.startswith(_known_folders()):
-        return True
-    return file.startswith(_STANDARD) and "site-packages" not in file and "dist-packages" not in file
-
-
-@functools.cache
-def _known_folders() -> tuple[str, ...]:
-    specs = [importlib.util.find_spec(name) for name in sorted(LIBRARIES)]
-    return tuple(
-        folder + os.sep
-        for spec in specs
-        if spec is not None
-        for folder in spec.submodule_search_locations or [str(spec.origin).removesuffix(".py")]
-    )
-
-
-_PATHS = [path for name in ("stdlib", "platstdlib") if (path := sysconfig.get_path(name))]
-_STANDARD = tuple({path + os.sep for given in _PATHS for path in (given, os.path.realpath(given))})

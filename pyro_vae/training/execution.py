@@ -321,6 +321,8 @@ class Execution:
         if self._after is not None and (moved := self._after.changes(before)):
             return moved[0].by_others
         uncompiled = None
+        if plan.compiles:
+            lowering.prepare_compiler()
         try:
             trace = self._traced(self._example, 0.7, seed=0)
             if (difference := trace.difference(self._traced(inputs, 0.3, seed=1))) is not None:

@@ -35,6 +35,7 @@ __all__ = [
     "compile_trace",
     "compiled",
     "compiler_missing",
+    "prepare_compiler",
     "reason_of",
     "trace",
 ]
@@ -122,20 +123,25 @@ def trace(function: Function, inputs: Sequence[Tensor], *, changing: Sequence[Te
     return Trace(graph, _tensors_as_inputs(graph), read)
 
 
+def prepare_compiler() -> None:
+    """Begins with what any compilation needs, beside what else there is to do before."""
+    from pyro_vae.training import inductor  # here, for it takes more than a second to import
+
+    inductor.prepare()
+
+
 def compile_trace(trace: Trace, inputs: Sequence[Tensor]) -> Function:
     """The function that was traced, compiled by Inductor.
 
     Raises:
         CannotStageError: if it does not compile.
     """
-    from torch._inductor import compile as compile_graph
-    from torch._inductor import config
+    from pyro_vae.training.inductor import compile_quickly
 
     held = trace.held
     with _quiet():
         try:
-            with torch.no_grad(), config.patch(fallback_random=True):
-                run: Any = compile_graph(trace.graph, [*inputs, *held])
+            run = compile_quickly(trace.graph, [*inputs, *held])
         except Exception as error:
             raise CannotStageError(f"it does not compile: {reason_of(error)}") from error
 

@@ -7,6 +7,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae._support.constructors import tensors_on
 from pyro_vae.data.rows import Rows
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.objectives import is_pyros
@@ -65,7 +66,7 @@ class Gradients:
 
     def __call__(self, progress: Tensor, *reference: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
         named = self.rows.resolve(dict(zip(self.names, reference, strict=True)))
-        with torch.enable_grad(), bfloat16_products(self.precision):
+        with torch.enable_grad(), tensors_on(self.pair.device), bfloat16_products(self.precision):
             batch = self.pair.prepare(named, redraw=True)
             if is_pyros(self.objective):
                 return self._by_pyro(batch)
