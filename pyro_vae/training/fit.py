@@ -75,13 +75,16 @@ def fit(
         max_grad_norm: Bound on the norm of the whole gradient, in nats per datum.
         patience: Stop when the validation ELBO has not risen for this many epochs.
         seed: Seeds the order of the rows, the noise and the transform. The caller's random state is left alone.
-        device: ``"auto"`` is CUDA where there is one, else the CPU.
-        precision: Of matrix products and convolutions: ``"full"`` is that of the weights; ``"tf32"`` lets a GPU round
-            factors to 10 bits; ``"bfloat16"`` has factors of 8 bits. All else, distributions first, is never rounded.
-        compile: ``True`` runs the programs once and trains the graph of what they did, compiled, and on a GPU captured;
-            ``False`` runs them at every step; ``"auto"`` captures on a GPU, and compiles on a CPU where there are steps
-            enough to repay it. The numbers are the same up to rounding: where a graph would not be what the programs
-            do, training runs the programs, and one warning says why.
+        device: ``"auto"`` is CUDA where there is one, else XPU, else the CPU. Apple's MPS is refused: it has no
+            float64, in which data keep their digits. Steps are captured on CUDA alone.
+        precision: Of matrix products, convolutions and recurrent networks: ``"full"`` is that of the weights, also
+            where torch by itself would take less, as cuDNN does in convolutions; ``"tf32"`` lets a GPU round factors to
+            10 bits; ``"bfloat16"`` has factors of 8 bits. All else, distributions and validation first, is never
+            rounded. Torch's settings are put back between epochs; on a GPU convolutions are deterministic meanwhile.
+        compile: ``True`` runs the programs once and trains the graph of what they did, compiled; ``"auto"`` compiles it
+            where there are steps enough to repay that. On a GPU both capture it, compiled or not. ``False`` runs the
+            programs at every step. The numbers are the same up to rounding: where a graph would not be what the
+            programs do, training runs the programs, and one warning says why.
         progress: Show a progress bar.
         checkpoint: File to which the run's state is written after each epoch.
         resume: Go on from the file ``checkpoint``, to the same numbers as a run that was never stopped. Other data, in

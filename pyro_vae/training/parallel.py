@@ -152,8 +152,8 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     store, number, size = next(rendezvous("env://", timeout=timedelta(minutes=10)))
     try:
-        on_gpu = device.type == "cuda"
-        if on_gpu:
+        backend, own = "gloo", None
+        if device.type == "cuda":
             local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
             if local >= found:
                 raise ValueError(
@@ -161,7 +161,8 @@ def process_group(device: torch.device) -> Iterator[None]:
                     f"use --nproc-per-node {found}, or --device cpu"
                 )
             torch.cuda.set_device(local)
-        dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=number, world_size=size)
+            backend, own = "nccl", torch.device("cuda", local)  # NCCL would guess it, and hang where it guesses wrong
+        dist.init_process_group(backend, store=store, rank=number, world_size=size, device_id=own)
         yield
     except Exception as error:
         if store.add("failed", 1) > 1:

@@ -93,7 +93,7 @@ class Run:
         self.order = torch.Generator().manual_seed(settings.seed)
         self.state: dict[str, Any] | None = None  # of random numbers, between epochs
         self.stopped = "finished"
-        with _seeded(None, settings.seed, self.device) as self.state, local_parameters():
+        with current(self.device), _seeded(None, settings.seed, self.device) as self.state, local_parameters():
             self.first = self._first_reference()
             with forked_random_state(self.device):
                 batch = pair.prepare(self.data.resolve(self.first))
