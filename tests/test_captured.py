@@ -207,8 +207,8 @@ def test_what_waits_of_its_own_accord_is_refused(name):
 def test_tensors_of_the_cpu_are_told_in_a_sentence_with_their_line(name):
     program = ZOO[name]
     sentence = (
-        rf"^the {ELSEWHERE[name]} uses a tensor that is not on cuda:0 \(\w+\.py, line \d+\): register it as a buffer of "
-        r"a module, which moves with the pair, or make it where the program runs$"
+        rf"^the {ELSEWHERE[name]} uses a tensor that is not on cuda:0 \(\w+\.py, line \d+\): register it as a buffer "
+        r"of a module, which moves with the pair, or make it where the program runs$"
     )
     with pytest.raises(ContractError, match=sentence):
         captured_step(lambda: of(program), program.rows)
