@@ -23,7 +23,6 @@ from unittest import mock
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pyro_vae._support import libraries
 
@@ -130,28 +129,44 @@ class _Graph:
             return func(*_plain(args), **_plain(kwargs))
         copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-        def copied(tensor: There) -> torch.Tensor:
+        def copied(tensor: torch.Tensor) -> torch.Tensor:
+            if not isinstance(tensor, There):
+                return tensor
             copy = tensor.elem.clone()
             copies[id(copy)] = copy, tensor.elem
             return copy
 
-        out = func(*tree_map_only(There, copied, args), **tree_map_only(There, copied, kwargs))
-        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor) and id(leaf) not in copies]
+        out = func(*_mapped(copied, args), **_mapped(copied, kwargs))
+        made = [tensor for tensor in _tensors(out) if id(tensor) not in copies]
         self.operations.append((func, _plain(args), _plain(kwargs), made))
-        return tree_map_only(torch.Tensor, lambda tensor: copies.get(id(tensor), (tensor, tensor))[1], out)
+        return _mapped(lambda tensor: copies.get(id(tensor), (tensor, tensor))[1], out)
 
     def replay(self):
         with _disable_current_modes(), torch.no_grad():
             for func, args, kwargs, places in self.operations:
-                given = {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
-                leaves = tree_leaves(func(*args, **kwargs))
-                made = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and id(leaf) not in given]
+                given = set(map(id, _tensors(args, kwargs)))
+                made = [tensor for tensor in _tensors(func(*args, **kwargs)) if id(tensor) not in given]
                 for place, value in zip(places, made, strict=True):
                     place.copy_(value)
 
 
+def _mapped(function, tree):
+    """The arguments or results of an operation with a function of each tensor in its place; faster than pytree's."""
+    if isinstance(tree, torch.Tensor):
+        return function(tree)
+    if isinstance(tree, (tuple, list)):
+        return type(tree)([_mapped(function, part) for part in tree])
+    return {name: _mapped(function, part) for name, part in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _tensors(*trees):
+    found = []
+    _mapped(found.append, trees)
+    return found
+
+
 def _plain(tree):
-    return tree_map_only(There, lambda tensor: tensor.elem, tree)
+    return _mapped(lambda tensor: tensor.elem if isinstance(tensor, There) else tensor, tree)
 
 
 _READ_MORE = {  # that make the host wait, beside those that torch marks
@@ -196,6 +211,8 @@ class _Functions(TorchFunctionMode):
         return self.called(func, args, kwargs)
 
     def called(self, func, args, kwargs):
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
         args = tuple(map(_with_index, args))
         if func is torch.Tensor.__setitem__ and _is_mask(args[1]) and isinstance(args[2], Number):
             shape = (*args[1].shape, *[1] * (args[0].dim() - args[1].dim()))
@@ -237,6 +254,20 @@ def _with_index(value):
     return CUDA if isinstance(value, torch.device | str) and str(value) == "cuda" else value
 
 
+def _swapping(apply: Any) -> Any:
+    """Moves modules so that their parameters stay the objects that they are, as on a GPU."""
+
+    def swapped(module, fn, recurse=True):
+        before = torch.__future__.get_swap_module_params_on_conversion()
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        try:
+            return apply(module, fn, recurse)
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(before)
+
+    return swapped
+
+
 class _Stream:
     def wait_stream(self, other: Any) -> None: ...
     def synchronize(self) -> None: ...
@@ -263,15 +294,14 @@ class PretendedCuda(contextlib.ExitStack):
         super().__enter__()
         _devices.append(self)
         self.callback(_devices.pop)
-        swaps = torch.__future__.get_swap_module_params_on_conversion()
-        torch.__future__.set_swap_module_params_on_conversion(True)  # so that parameters stay themselves
-        self.callback(torch.__future__.set_swap_module_params_on_conversion, swaps)
         handled = torch.fx.experimental.proxy_tensor.HANDLED_TYPES
         folders = (*libraries._known_folders(), __file__)
         for target, value in {
             "torch.fx.experimental.proxy_tensor.HANDLED_TYPES": (*handled, There),
             "pyro_vae._support.libraries._known_folders": lambda: folders,  # no state of the programs is kept here
+            "torch._inductor.compile": lambda graph, *_, **__: graph,  # which runs as it is
             "torch.optim.Optimizer._accelerator_graph_capture_health_check": lambda *_: None,
+            "torch.nn.Module._apply": _swapping(torch.nn.Module._apply),
             "torch.backends.cudnn.is_acceptable": lambda *_: False,
             "torch.cuda._lazy_init": lambda: None,
             "torch.cuda.is_available": lambda: True,
@@ -332,9 +362,9 @@ class PretendedCuda(contextlib.ExitStack):
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """An operation, where its tensors are."""
-        leaves = tree_leaves((args, kwargs))
-        there = [leaf for leaf in leaves if isinstance(leaf, There)]
-        is_there = self._place(func, args, kwargs, there, [leaf for leaf in leaves if _is_here(leaf)])
+        tensors = _tensors(args, kwargs)
+        there = [tensor for tensor in tensors if isinstance(tensor, There)]
+        is_there = self._place(func, args, kwargs, there, [tensor for tensor in tensors if _is_here(tensor)])
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": torch.device("cpu")}
         if is_there and self.graph is not None:
@@ -344,9 +374,7 @@ class PretendedCuda(contextlib.ExitStack):
         if not is_there:
             return out
         given = {id(tensor.elem): tensor for tensor in there}
-        return tree_map_only(
-            torch.Tensor, lambda tensor: given[id(tensor)] if id(tensor) in given else There(tensor), out
-        )
+        return _mapped(lambda tensor: given[id(tensor)] if id(tensor) in given else There(tensor), out)
 
     def _place(
         self, func: Any, args: Any, kwargs: dict[str, Any], there: list[There], here: list[torch.Tensor]
