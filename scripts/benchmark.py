@@ -57,6 +57,7 @@ OURS = [
     Contender("pyro_vae eager", "pyro_vae_fit", {"compile": False}),
     Contender("pyro_vae compiled", "pyro_vae_fit", {"compile": True}),
     Contender("pyro_vae bfloat16", "pyro_vae_fit", {"compile": True, "precision": "bfloat16"}),
+    Contender("pyro_vae captured", "pyro_vae_fit", {"compile": "auto"}, only_on="cuda"),  # too few steps to compile
 ]
 LIBRARY = Contender("pyro_vae", "pyro_vae_fit")  # which compiles where it repays
 SECTIONS = ("mlp", "conv", "samples", "evidence", "growth")

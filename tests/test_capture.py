@@ -52,7 +52,7 @@ def test_captured_training_is_the_programs_training(graphs, case):
     assert_alike(captured, trained(build, data, compile=False, **options), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize(("schedule", "streamed"), [("cosine", True), ("constant", False), ("plateau", False)])
+@pytest.mark.parametrize(("schedule", "streamed"), [("cosine", True), ("plateau", False)])
 def test_every_schedule_and_streamed_rows_reach_the_graph(graphs, schedule, streamed):
     x = torch.randn(90, 3)
     data = TensorDataset(x) if streamed else x
@@ -65,7 +65,7 @@ def test_every_schedule_and_streamed_rows_reach_the_graph(graphs, schedule, stre
     assert captured[0].attrs["execution"] == CAPTURED
     assert_alike(captured, trained(build, data, compile=False, **options), rtol=1e-6, atol=1e-8)
     rates = captured[0]["learning_rate"]
-    assert bool(rates.iloc[-1] < rates.iloc[0]) is (schedule != "constant")
+    assert rates.iloc[-1] < rates.iloc[0]
 
 
 def test_a_replay_launches_nothing_beside_the_graph(graphs, monkeypatch):
@@ -86,16 +86,16 @@ def test_a_replay_launches_nothing_beside_the_graph(graphs, monkeypatch):
         counts.append(list(beside))
 
     monkeypatch.setattr(execution.Execution, "_replay", watched)
-    trained(bits_vae, torch.randint(0, 256, (640, 12), dtype=torch.uint8), max_grad_norm=5.0)
-    assert len(counts) > 100
+    trained(bits_vae, torch.randint(0, 256, (400, 12), dtype=torch.uint8), max_grad_norm=5.0)
+    assert len(counts) > 60
     # After a step that was checked, or another epoch's first, the tape is wound by hand.
     assert sum(map(len, counts)) <= 4
     assert [] in counts
 
 
 def test_a_captured_run_goes_on_to_the_same_bits(graphs, tmp_path):
-    x = torch.randint(0, 256, (150, 12), dtype=torch.uint8)
-    whole = trained(bits_vae, x, epochs=6, validation_data=x[:20])
+    x = torch.randint(0, 256, (112, 12), dtype=torch.uint8)
+    whole = trained(bits_vae, x, epochs=4, validation_data=x[:20])
     path = tmp_path / "run.safetensors"
 
     class StopError(Exception):
@@ -105,15 +105,15 @@ def test_a_captured_run_goes_on_to_the_same_bits(graphs, tmp_path):
 
     def stopping(self, epoch):
         begun.append(epoch)
-        if len(begun) == 4:
+        if len(begun) == 3:
             raise StopError
         begin(self, epoch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(execution.Execution, "begin_epoch", stopping)
         with pytest.raises(StopError):
-            trained(bits_vae, x, epochs=6, validation_data=x[:20], checkpoint=path)
-    resumed = trained(bits_vae, x, epochs=6, validation_data=x[:20], checkpoint=path, resume=True)
+            trained(bits_vae, x, epochs=4, validation_data=x[:20], checkpoint=path)
+    resumed = trained(bits_vae, x, epochs=4, validation_data=x[:20], checkpoint=path, resume=True)
     assert resumed[0].attrs["execution"] == CAPTURED
     assert resumed[0]["elbo"].tolist() == whole[0]["elbo"].tolist()
     assert all(torch.equal(resumed[1][name], value) for name, value in whole[1].items())

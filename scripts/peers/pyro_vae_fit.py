@@ -22,7 +22,7 @@ def build(shape: tuple[int, ...], task: Task, seed: int) -> VAE:
 
 
 def train(
-    x: np.ndarray, task: Task, *, epochs: int, seed: int, compile: bool, precision: Any = "full"
+    x: np.ndarray, task: Task, *, epochs: int, seed: int, compile: Any, precision: Any = "full"
 ) -> list[dict[str, float]]:
     """Trains from fresh weights."""
     history = fit(
