@@ -20,11 +20,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
+import torch._inductor
 from platformdirs import user_cache_path
 from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._inductor import async_compile, codecache, config, cpu_vec_isa
-from torch._inductor import compile as compile_graph
 from torch._inductor.codecache import CppPythonBindingsCodeCache
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
@@ -45,9 +45,9 @@ def compile_quickly(graph: GraphModule, inputs: Sequence[Tensor]) -> Any:
     with torch.no_grad(), config.patch(settings), _found_again(), _without_garbage_collection():
         try:
             with _one_library(), _known_instructions():
-                return compile_graph(graph, list(inputs))
+                return torch._inductor.compile(graph, list(inputs))
         except Exception:  # a compiler or a torch that has it otherwise: then as Inductor does it
-            return compile_graph(graph, list(inputs))
+            return torch._inductor.compile(graph, list(inputs))
 
 
 @contextlib.contextmanager
