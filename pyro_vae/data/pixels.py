@@ -106,8 +106,8 @@ def _is_deep(image: Any) -> bool:
     if image.mode not in ("RGB", "RGBA", "LA", "CMYK"):
         return False
     if image.format in _DEEPER:
-        said = re.search(_DEEPER[image.format], Path(image.filename).read_bytes()[:4096], re.DOTALL)
-        return said is not None
+        with Path(image.filename).open("rb") as file:
+            return re.search(_DEEPER[image.format], file.read(4096), re.DOTALL) is not None
     of_pnm = image.format == "PPM"
     for _, _, _, settings in getattr(image, "tile", ()):
         highest = max((s for s in settings if type(s) is int), default=0) if isinstance(settings, tuple) else 0

@@ -35,8 +35,8 @@ __all__ = ["cache_folder", "compile_quickly", "prepare"]
 
 def prepare() -> None:
     """Begins, beside whatever else there is to do, what every graph needs: digests of the libraries' sources."""
-    for key in (codecache.torch_key, codecache.triton_key):
-        getattr(key, "prefetch", lambda: None)()
+    for name in ("torch_key", "triton_key"):
+        getattr(getattr(codecache, name, None), "prefetch", lambda: None)()  # not in every version of torch
 
 
 def compile_quickly(graph: GraphModule, inputs: Sequence[Tensor]) -> Any:
