@@ -67,12 +67,15 @@ GROWTH: dict[str, tuple[int, ...]] = {
     "num_particles": (1, 4, 16),
 }
 
+Data = Annotated[str, typer.Option(help="mnist; or a .npy file of grey images.")]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Where downloaded data sets live. [default: $PYRO_VAE_DATA, or data]")
+]
+
 
 def main(
-    data: Annotated[str, typer.Option(help="mnist; or a .npy file of grey images.")] = "mnist",
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where downloaded data sets live. [default: $PYRO_VAE_DATA, or data]")
-    ] = None,
+    data: Data = "mnist",
+    data_root: DataRoot = None,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -53,7 +53,7 @@ def main(
     ] = None,
     epochs: Annotated[int, typer.Option(help="Times that every model sees every row.")] = 5,
     out: Annotated[Path, typer.Option(help="Folder for decoders-figures.json and images/decoders/.")] = Path("docs"),
-    device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto (CUDA or XPU where there is one), cpu, cuda or xpu.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the weights, the order of rows and the noise.")] = 0,
 ) -> None:
     """Makes the figures and numbers of the guide to decoders."""

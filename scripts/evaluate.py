@@ -35,7 +35,7 @@ def main(
     data_root: Annotated[
         Path | None, typer.Option(help="Where downloaded data sets live. [default: the run's]")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto (CUDA or XPU where there is one), cpu, cuda or xpu.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
 ) -> None:
     """Evaluates a trained model: ELBO, rate (KL) and distortion in nats per datum, bits per dimension, active units.

@@ -31,12 +31,15 @@ QUICK = [
 
 
 def main(
-    data: Annotated[str, typer.Option(help="mnist; or a .npy file of grey images.")] = "mnist",
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where downloaded data sets live. [default: $PYRO_VAE_DATA, or data]")
-    ] = None,
+    data: benchmark.Data = "mnist",
+    data_root: benchmark.DataRoot = None,
     out: Annotated[
-        Path, typer.Option(help="Writes OUT.json, OUT.png and OUT.md, and README.md beside them.", metavar="OUT")
+        Path,
+        typer.Option(
+            help="Writes OUT.json, OUT.png and OUT.md, and README.md beside them.",
+            metavar="OUT",
+            show_default="docs/benchmarks/gpu",
+        ),
     ] = ROOT / "docs" / "benchmarks" / "gpu",
     device: Annotated[str, typer.Option(help="cuda, or cpu to see that this script works.")] = "cuda",
     goal: Annotated[float, typer.Option(help="The ELBO of test rows to train to, in nats.")] = -100.0,

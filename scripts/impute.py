@@ -26,7 +26,7 @@ def main(
     ] = None,
     num_samples: Annotated[int, typer.Option(help="Times that each missing entry is drawn.")] = 5,
     num_particles: Annotated[int, typer.Option(help="Draws from the guide that importance weights choose from.")] = 100,
-    device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto (CUDA or XPU where there is one), cpu, cuda or xpu.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
 ) -> None:
     """Draws missing entries given the observed ones of their row, several times, for multiple imputation.

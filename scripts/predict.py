@@ -27,7 +27,7 @@ def main(
         Path | None, typer.Option(help="Where downloaded data sets live. [default: the run's]")
     ] = None,
     num_samples: Annotated[int, typer.Option(help="Draws for each row.")] = 10,
-    device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto (CUDA or XPU where there is one), cpu, cuda or xpu.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
 ) -> None:
     """Draws new data like each row: z ~ q(z|x), then x' ~ p(x'|z), in the units of the data.

@@ -25,7 +25,7 @@ def main(
             "[default: means for a picture, else draws]",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto (CUDA or XPU where there is one), cpu, cuda or xpu.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
 ) -> None:
     """Draws new rows x ~ p(x) from a trained model, in the units of its data.
