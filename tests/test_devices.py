@@ -183,3 +183,11 @@ def test_each_rank_says_which_gpu_is_its_own(monkeypatch, kind, backend, own):
         name, arguments = joined[-1]
     assert (name, arguments["device_id"]) == (backend, own)
     assert joined[:-1] == ([1] if kind == "cuda" else [])
+
+
+@pytest.mark.parametrize("name", ["mps", "meta", "nonsense"])
+def test_a_device_that_is_not_taken_is_refused_in_one_short_sentence(name):
+    with pytest.raises(ValueError, match=r"^cannot use device .*use auto, cpu, cuda or xpu$") as error:
+        devices.resolve_device(name)
+    assert len(str(error.value)) < 400
+    assert "Could not run" not in str(error.value)

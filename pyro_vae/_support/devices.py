@@ -39,7 +39,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return next(usable, torch.device("cpu"))
     try:
         device = torch.device(device)
-        torch.empty(0, device=device)
+        if device.type != "mps":  # which is refused below, and says a page where there is none
+            torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"cannot use device {str(device)!r} ({reason}); {_USE}") from error
