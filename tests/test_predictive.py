@@ -326,7 +326,7 @@ def test_files_that_cannot_be_are_refused_before_the_draws(tmp_path, monkeypatch
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_number_of_draws(tmp_path):
-    """157 megabytes of draws, by which the allocator settles, then 314 in one go: memory's highest is about the same."""
+    """157 megabytes of draws, by which the allocator settles, then 314: the highest memory is about the same."""
     script = """
 import sys
 from pyro_vae import mlp_vae
