@@ -299,6 +299,7 @@ class PretendedCuda(contextlib.ExitStack):
         for target, value in {
             "torch.fx.experimental.proxy_tensor.HANDLED_TYPES": (*handled, There),
             "pyro_vae._support.libraries._known_folders": lambda: folders,  # no state of the programs is kept here
+            "torch._subclasses.fake_tensor.init_gpu_context": lambda *_: None,
             "torch._inductor.compile": lambda graph, *_, **__: graph,  # which runs as it is
             "torch.optim.Optimizer._accelerator_graph_capture_health_check": lambda *_: None,
             "torch.nn.Module._apply": _swapping(torch.nn.Module._apply),

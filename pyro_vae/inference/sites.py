@@ -154,7 +154,7 @@ class Draws:
     def _total(self, kind: Kind) -> Tensor:
         rows = [term.rows for term in self.terms if term.kind == kind]
         if not rows:
-            like = self.terms[0].rows if self.terms else torch.zeros(())
+            like = self.terms[0].rows if self.terms else self._run.like
             return like.new_zeros(self.shape)
         return sum(rows[1:], rows[0])
 
@@ -363,7 +363,7 @@ class _Run:
         enumerate_guide: bool,
     ) -> None:
         self.structure, self.particles, self.rows = structure, num_particles, len(batch)
-        self.shape = (num_particles or 1, len(batch))
+        self.shape, self.like = (num_particles or 1, len(batch)), batch.log_jacobian
         self.shared = 1 / (len(batch) if num_rows is None else num_rows)
         self.weights = (1 / (self.rows * self.shape[0]), self.shared / self.shape[0])  # of local sites, of global ones
         self.nesting = structure.nesting

@@ -211,8 +211,26 @@ def _library(kernels: Sequence[tuple[list[str], str]]) -> list[Callable[..., Non
         entry.load_pybinding_async(argtypes, renamed)
         includes |= dict.fromkeys(_INCLUDE.findall(entry.source))
         spaces.append(f"namespace space_{name} {{\n{_INCLUDE.sub('', entry.source)}\n}}\n")
-    library = _Library.load("\n".join(["#define PY_SSIZE_T_CLEAN", *includes, *spaces]))
+    source = "\n".join(["#define PY_SSIZE_T_CLEAN", *includes, *spaces])
+    library = _Library.load(source)
+    if not _is_whole(Path(library.path)):
+        Path(library.path).unlink()
+        _Library.cache.clear()
+        library = _Library.load(source)
     return [getattr(entry._load_library_inner(library.path, library.key), entry.entry_function) for entry in entries]
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether all of a library is there. One whose writing was cut short ends the process that loads it.
+
+    In the ELF format, the table of sections comes last; the head of the file says where it is to end.
+    """
+    with library.open("rb") as file:
+        head = file.read(64)
+    if not head.startswith(b"\x7fELF\x02\x01"):  # of another system, or of another kind
+        return len(head) == 64
+    start, size, count = (int.from_bytes(head[i:j], "little") for i, j in ((40, 48), (58, 60), (60, 62)))
+    return library.stat().st_size >= start + size * count > 0
 
 
 _INCLUDE = re.compile(r"^ *#include .*$", re.MULTILINE)

@@ -1,0 +1,82 @@
+"""Every tool runs where the pair is: on a pretended device, to the numbers that it gives on the CPU."""
+
+import warnings
+
+import pyro
+import pytest
+import torch
+from every_tool import TOOLS, numbers
+from pretended_cuda import PretendedCuda
+from test_captured import bits_vae, numbers_pair, of
+from zoo import ZOO
+from zoo.program import first
+
+from pyro_vae import mlp_vae
+from pyro_vae.likelihoods import Bernoulli, Categorical, Mixed, Normal, Poisson
+
+NUM = 24
+
+
+def gaps_vae():
+    return mlp_vae((6,), 2, hidden_dims=(4,), likelihood=Normal(), missing="nan")
+
+
+def table_with_gaps():
+    x = torch.randn(NUM, 6)
+    x[0, 0] = x[1, 2] = float("nan")
+    return x
+
+
+def mixed_vae():
+    parts = (Bernoulli(), Poisson(), Normal(), Categorical(3, ordered=False))
+    return mlp_vae((4,), 2, hidden_dims=(4,), likelihood=Mixed(parts))
+
+
+def mixed_table():
+    counts = torch.poisson(torch.full((NUM,), 3.0))
+    return torch.stack([torch.rand(NUM).round(), counts, torch.randn(NUM), torch.arange(NUM) % 3.0], -1)
+
+
+def of_zoo(name):
+    return lambda: of(ZOO[name]), lambda: first(ZOO[name].rows(), NUM)
+
+
+PROGRAMS = ("ladder", "two-headed", "obs_mask", "semi-supervised", "gaussian mixture", "deep Markov")
+PAIRS = {
+    "bits": (bits_vae, lambda: torch.randint(0, 256, (NUM, 6), dtype=torch.uint8)),
+    "README's": (numbers_pair, lambda: torch.randn(NUM)),
+    "gaps": (gaps_vae, table_with_gaps),
+    "mixed": (mixed_vae, mixed_table),
+    **{name: of_zoo(name) for name in PROGRAMS},
+}
+
+
+def outcome(tool, build, data, device):
+    """The tool's numbers, or the sentence by which it refuses."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    pair, rows = build(), data()
+    pair.to(device).eval()
+    pyro.set_rng_seed(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return numbers(TOOLS[tool](pair, rows))
+        except (ValueError, TypeError, NotImplementedError) as error:
+            return str(error)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_to_the_numbers_of_the_cpu(pair, tool):
+    build, data = PAIRS[pair]
+    expected = outcome(tool, build, data, "cpu")
+    with PretendedCuda():
+        found = outcome(tool, build, data, "cuda")
+    if isinstance(expected, str):
+        assert found == expected
+        return
+    assert not isinstance(found, str), found
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
