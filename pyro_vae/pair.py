@@ -320,11 +320,15 @@ class Pair(nn.Module):
         with in_mode([*self.transform.modules()], training=redraw):
             y, log_jacobian = self.transform.with_log_jacobian(x)
         y = y.to(self.dtype)
-        has_mass = torch.as_tensor(False if self.data_range is None else discrete(self.data_range), device=y.device)
-        counted = ~has_mass if mask is None else mask & ~has_mass
+        has_mass = False if self.data_range is None else discrete(self.data_range)
         if mask is not None and self.data_range is not None:
             y = torch.where(mask, y, self._filling(self.data_range))
-        log_jacobian = torch.where(counted, log_jacobian, 0.0).reshape(len(y), -1).sum(-1).to(self.dtype)
+        if has_mass is True:
+            log_jacobian = y.new_zeros(len(y), dtype=self.dtype)
+        else:
+            has_density = ~torch.as_tensor(has_mass, device=y.device)
+            counted = has_density if mask is None else mask & has_density
+            log_jacobian = torch.where(counted, log_jacobian, 0.0).reshape(len(y), -1).sum(-1).to(self.dtype)
         batch = Batch.of(y, arguments)
         return Batch(y, batch.context, log_jacobian, batch.constants)
 

@@ -368,14 +368,20 @@ def _noise(x: Tensor, seed: int | None, *, training: bool) -> Tensor:
 
 
 def _uniform_noise(x: Tensor) -> Tensor:
-    """As many numbers as ``x`` has elements, hashed from their places under keys that torch's generator draws.
+    """As many numbers as ``x`` has elements; on a CPU hashed from their places under keys that torch's generator draws.
 
     That takes whole vectors at a time, where torch's generator for the CPU takes one number after another, which costs
-    as much as a layer of a network.
+    as much as a layer of a network. On a GPU that generator is one kernel, and hashing as many as it has operations.
     """
+    if not _is_hashed(x.device):
+        return torch.rand_like(x)
     keys = torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32, device=x.device)
     place = torch.arange(x.numel(), device=x.device).reshape(x.shape).to(torch.int32)  # beyond 2³¹ it wraps around
     return _hashed(place, keys[0], keys[1]).to(x.dtype) * 2.0**-24
+
+
+def _is_hashed(device: torch.device) -> bool:
+    return device.type == "cpu"
 
 
 def _row_noise(x: Tensor, seed: int) -> Tensor:

@@ -79,7 +79,7 @@ def main(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Writes OUT.json and OUT.png, and README.md beside them. [default: only print]", metavar="OUT"
+            "--out", help="Writes OUT.json and OUT.png, and README.md beside them. [default: only print]", metavar="OUT"
         ),
     ] = None,
     only: Annotated[str, typer.Option(help="Sections to run, with commas between.")] = ",".join(SECTIONS),

@@ -36,6 +36,7 @@ def main(
     out: Annotated[
         Path,
         typer.Option(
+            "--out",
             help="Writes OUT.json, OUT.png and OUT.md, and README.md beside them.",
             metavar="OUT",
             show_default="docs/benchmarks/gpu",
@@ -84,7 +85,8 @@ def main(
 def run_tests(*, short: bool) -> Numbers:
     """The tests marked ``gpu``: how many passed, failed and were skipped, in a process of their own."""
     folder = ["tests/test_staging.py"] if short else ["tests"]
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *folder]
+    workers = [] if short else ["-n", "auto", "--dist", "worksteal"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *workers, *folder]
     end = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     words = next((line for line in reversed(end.stdout.splitlines()) if line.strip()), end.stderr.strip())
     counts = {kind: int(number) for number, kind in re.findall(r"(\d+) (passed|failed|error|skipped)", words)}

@@ -132,6 +132,7 @@ def main(
     resume: Annotated[
         Path | None,
         typer.Option(
+            "--resume",
             help="Go on with the run in this folder, with its own settings; --learning-rate alone may be another.",
             metavar="RUN",
         ),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pretended_cuda import CUDA, CaptureRefusedError, PretendedCuda
+from pretended_cuda import CUDA, CaptureRefusedError, DeviceLostError, PretendedCuda
 from torch import nn
 from torch.nn import functional as F
 
@@ -130,3 +130,11 @@ def test_a_graph_does_nothing_when_it_is_captured_and_all_of_it_when_it_is_repla
     assert total.tolist() == [22.0] * 3
     torch.set_rng_state(before)
     assert draws == [torch.randn(3).tolist(), torch.randn(3).tolist()]
+
+
+def test_an_index_outside_is_the_end(device):
+    x = torch.ones(3, device="cuda")
+    with pytest.raises(DeviceLostError):
+        x[torch.full((2,), 3, device="cuda")]
+    with pytest.raises(IndexError):
+        torch.ones(3)[torch.full((2,), 3)]

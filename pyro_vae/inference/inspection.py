@@ -18,6 +18,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_vae._support.indices import checked_indices
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.sites import run_pair
 from pyro_vae.inference.structure import (
@@ -60,7 +61,8 @@ def inspect_pair(model: Program, guide: Program, batch: Batch, *, count_bytes: b
         ContractError: if the programs break the contract, with the clause in one sentence.
     """
     few = batch[torch.arange(3, device=batch.x.device) % len(batch)]
-    with evaluating(model, guide), _passing_parameters():
+    # Some of what programs are tried with they need not be made for.
+    with evaluating(model, guide), _passing_parameters(), checked_indices(batch.x.device):
         # All rows, where there are more: how many steps a sequence has may depend on them.
         whole = batch if len(batch) > len(few) else few
         with _passing_parameters():

@@ -35,7 +35,7 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor
 
 from pyro_vae._support.names import lookup
-from pyro_vae.inference.sites import Draws, Term
+from pyro_vae.inference.sites import Draws, Term, over_draws
 
 __all__ = ["Elbo", "KlEstimate", "Objective", "as_objective", "is_pyros"]
 
@@ -128,7 +128,7 @@ class Elbo:
             return sign * kept.get(term.name, 1.0) if term.kind in ("guide", "prior") else sign
 
         score = draws.score_function(weight)
-        bound = bound.mean(0)
+        bound = over_draws(bound)
         return bound if score is None else bound + score
 
     def estimated(self, draws: Draws) -> Draws:

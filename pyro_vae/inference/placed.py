@@ -2,15 +2,18 @@
 
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae._support.constructors import tensors_on
+from pyro_vae._support.indices import checked_indices
 from pyro_vae._support.libraries import is_library
 from pyro_vae.inference.structure import ContractError
 from pyro_vae.programs.running import move_stored
@@ -20,6 +23,8 @@ __all__ = ["placed"]
 
 def placed(program: Callable[..., Any], which: str, device: torch.device) -> Callable[..., Any]:
     """The program as it runs on a device: the tensors and parameters that it makes are made there.
+
+    Where Pyro's checks are on, its indices are looked at as well.
 
     Args:
         program: Model or guide.
@@ -33,7 +38,8 @@ def placed(program: Callable[..., Any], which: str, device: torch.device) -> Cal
         return program
 
     def called(*rows: Tensor, **arguments: Any) -> Any:
-        with tensors_on(device), _ParametersOn(device):
+        looking = checked_indices(device) if poutine.is_validation_enabled() else nullcontext()
+        with tensors_on(device), _ParametersOn(device), looking:
             try:
                 return program(*rows, **arguments)
             except RuntimeError as error:

@@ -55,7 +55,7 @@ from pyro_vae.inference.structure import (
     vectorised_frames,
 )
 
-__all__ = ["Draws", "Term", "enumerated_logits", "run_pair", "unscaled"]
+__all__ = ["Draws", "Term", "enumerated_logits", "over_draws", "run_pair", "unscaled"]
 
 Program = Callable[..., Any]
 Kind = Literal["likelihood", "prior", "guide", "auxiliary"]
@@ -346,6 +346,11 @@ def _joined(parts: list[Draws]) -> Draws:
     )
     latents = {name: torch.stack([part.latents[name] for part in parts]) for name in first.latents}
     return replace(first, terms=terms, latents=latents, shape=(len(parts), first.shape[1]), _parts=tuple(parts))
+
+
+def over_draws(values: Tensor) -> Tensor:
+    """The mean over draws ``(K, N)``; a single one is taken as it is, which takes no kernel."""
+    return values[0] if len(values) == 1 else values.mean(0)
 
 
 class _Run:

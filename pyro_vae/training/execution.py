@@ -611,11 +611,12 @@ class _Recording:
 
 
 def _as_traced(trace: Trace) -> Callable[..., Results]:
-    """What was traced, uncompiled: unlike the programs it reads no values, and does no more than operations."""
+    """What was traced, uncompiled: unlike the programs it reads no values, and does no more than it needs."""
+    graph = lowering.without_dead_code(trace.graph)
 
     def call(*tensors: Tensor) -> Results:
         with torch.no_grad():
-            return tuple(trace.graph(*tensors, *trace.held))
+            return tuple(graph(*tensors, *trace.held))
 
     return call
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -38,6 +38,7 @@ __all__ = [
     "prepare_compiler",
     "reason_of",
     "trace",
+    "without_dead_code",
 ]
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -121,6 +122,28 @@ def trace(function: Function, inputs: Sequence[Tensor], *, changing: Sequence[Te
         if not _same_values(tensor, before):
             raise CannotStageError("the program reads the value of a tensor that it changes")
     return Trace(graph, _tensors_as_inputs(graph), read)
+
+
+def without_dead_code(graph: GraphModule) -> GraphModule:
+    """A copy that leaves out what nothing comes of, but for what draws random numbers: those that follow stay the same.
+
+    Example:
+        >>> def function(x):
+        ...     (x + 1), torch.rand(1)
+        ...     return (2 * x,)
+        >>> graph = trace(function, [torch.zeros(3)]).graph
+        >>> [node.name for node in without_dead_code(graph).graph.nodes if node.op == "call_function"]
+        ['rand', 'mul']
+    """
+    copy = GraphModule(graph, Graph())
+    copy.graph.output(copy.graph.graph_copy(graph.graph, {}))
+    copy.graph.eliminate_dead_code(_has_effects)
+    copy.recompile()
+    return copy
+
+
+def _has_effects(node: Node) -> bool:
+    return node.is_impure() or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def prepare_compiler() -> None:
@@ -296,14 +319,27 @@ class _Functions(TorchFunctionMode):
             return _one_hot(func, *args, **kwargs)
         if func is _IS_ALL_TRUE:  # of distributions that were told to check their arguments, which no graph does
             return True
-        if func is torch.lstm:  # oneDNN's is one operation, whose gradient no graph has
-            with torch.backends.mkldnn.flags(enabled=False):
+        if func in _RECURRENT:  # oneDNN's and cuDNN's are one operation, whose gradient or weights no graph has
+            with torch.backends.mkldnn.flags(enabled=False), _without_cudnn():
                 return func(*args, **kwargs)
         if func in (F.ctc_loss, torch.ctc_loss, torch.tensor_split, Tensor.tensor_split):
             for leaf in tree_leaves((args[1:], kwargs)):
                 if isinstance(leaf, Tensor) and leaf.dtype in (torch.int32, torch.int64):
                     self._values.known(leaf, _name_of(func))
         return func(*args, **kwargs)
+
+
+_RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+
+
+@contextlib.contextmanager
+def _without_cudnn() -> Iterator[None]:
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 _IS_ALL_TRUE: Any = torch._is_all_true  # pyright: ignore[reportPrivateImportUsage]

@@ -11,7 +11,7 @@ from pyro_vae._support.constructors import tensors_on
 from pyro_vae.data.rows import Rows
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.objectives import is_pyros
-from pyro_vae.inference.sites import Draws, run_pair
+from pyro_vae.inference.sites import Draws, over_draws, run_pair
 from pyro_vae.inference.structure import PROGRAM_ERRORS, ContractError, Structure, first_line
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import forked_random_state
@@ -97,8 +97,8 @@ class Gradients:
 
     def _sums(self, draws: Draws, objective: Tensor, batch: Batch) -> Tensor:
         jacobian = batch.log_jacobian
-        reconstruction, rate = (term.detach().mean(0) for term in (draws.reconstruction, draws.rate))
-        auxiliary = [term.detach().mean(0) for term in draws.auxiliary.values()]
+        reconstruction, rate = (over_draws(term.detach()) for term in (draws.reconstruction, draws.rate))
+        auxiliary = [over_draws(term.detach()) for term in draws.auxiliary.values()]
         return torch.stack(
             [
                 (reconstruction + jacobian).sum(),
