@@ -589,7 +589,7 @@ class Pair(nn.Module):
             arguments=batch.forward,
             latents=None if prior or not wanted else lambda runs: self._global_latents(wanted, runs, first),
             finish=self.transform.inverse,
-            shape=predictive.chunk_shape(elements, at_most=predictive.most_rows(trace)),
+            shape=predictive.chunk_shape(elements, at_most=predictive.most_rows(trace), device=self.device),
             sites=named,
             out=out,
             progress=progress,
@@ -641,6 +641,7 @@ class Pair(nn.Module):
             finish=self.transform.inverse,
             sites=named,
             elements=rows.num_elements,
+            device=self.device,
             out=out,
             progress=progress,
         )

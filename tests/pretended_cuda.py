@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from numbers import Number
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -316,6 +317,7 @@ class PretendedCuda(contextlib.ExitStack):
             "torch.cuda.current_device": lambda: 0,
             "torch.cuda.synchronize": lambda *_: None,
             "torch.cuda.empty_cache": lambda: None,
+            "torch.cuda.get_device_properties": lambda *_: SimpleNamespace(total_memory=2**32),  # draws as on the CPU
             "torch.cuda.mem_get_info": lambda *_: (2**33, 2**34),
             "torch.cuda.get_rng_state": lambda *_: torch.get_rng_state(),
             "torch.cuda.set_rng_state": lambda *_: None,  # the CPU's generator, whose state is set beside it

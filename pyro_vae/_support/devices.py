@@ -12,6 +12,7 @@ __all__ = [
     "current",
     "forked_random_state",
     "get_random_state",
+    "memory_for_draws",
     "resolve_device",
     "set_random_state",
 ]
@@ -62,6 +63,17 @@ def _has_float64(device: torch.device) -> bool:
 def captures(device: torch.device) -> bool:
     """Whether steps can be captured there, in a CUDA graph."""
     return device.type == "cuda"
+
+
+def memory_for_draws(device: torch.device) -> int:
+    """How many bytes draws may take at a time: 64 MiB on a CPU, whose caches are small; a 64th of a GPU's memory.
+
+    On a GPU many draws take no longer than few. It is a share of all its memory, and not of what happens to be free, so
+    that a seed gives the same draws every time.
+    """
+    if device.type not in _ACCELERATORS:
+        return 2**26
+    return int(torch.get_device_module(device.type).get_device_properties(device).total_memory) // 64
 
 
 def current(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae._support.devices import memory_for_draws
 from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.latent_density import require_weights
 from pyro_vae.inference.batch import Batch, rows_that_fit
@@ -72,7 +73,7 @@ class Evidence:
 
 
 def log_evidence(
-    pair: Pair, x: Inputs, *, num_particles: int = 5000, seed: int = 0, memory_mib: float = 64
+    pair: Pair, x: Inputs, *, num_particles: int = 5000, seed: int = 0, memory_mib: float | None = None
 ) -> Evidence:
     r"""Estimates the log evidence of each row by importance weighting from the guide.
 
@@ -104,8 +105,8 @@ def log_evidence(
             evidence of the observed part.
         num_particles: Draws K of the guide for each row. 5000 is the custom for numbers in papers.
         seed: Seeds the draws of the guide. The numbers also depend, within their error, on ``memory_mib``.
-        memory_mib: Bound on the memory for draws, in MiB, beside what data and parameters take. Little is faster
-            than much on a CPU, whose caches are small; on a GPU give a few thousand.
+        memory_mib: Bound on the memory for draws, in MiB, beside what data and parameters take; 64 where it is not
+            given, and on a GPU a 64th of its memory. Little is faster than much on a CPU, whose caches are small.
 
     Returns:
         The estimates with their errors, see :class:`Evidence`.
@@ -160,7 +161,7 @@ def reduce_log_weights(
     *,
     num_particles: int,
     seed: int = 0,
-    memory_mib: float = 64,
+    memory_mib: float | None = None,
     compile: bool = True,
 ) -> tuple[Tensor, Tensor, float]:
     r"""Draws the log-weights :math:`\log p(x, z_k) - \log q(z_k \mid x)` of every row, and keeps what is asked of them.
@@ -171,7 +172,7 @@ def reduce_log_weights(
         reduce: Maps the log-weights of some rows, ``(K, n)`` in float64 and in the model's units, to ``(m, n)``.
         num_particles: Draws K for each row.
         seed: Seeds the draws of the guide.
-        memory_mib: Bound on the memory for draws, in MiB.
+        memory_mib: Bound on the memory for draws, in MiB, as in :func:`log_evidence`.
         compile: Compile what the programs do, on a CPU, where there are draws enough to repay it.
 
     Returns:
@@ -183,6 +184,7 @@ def reduce_log_weights(
         ValueError: if data or programs do not fit, see :func:`log_evidence`.
         FloatingPointError: if a weight is NaN.
     """
+    memory_mib = memory_for_draws(pair.device) / _MIB if memory_mib is None else memory_mib
     if not memory_mib > 0:
         raise ValueError(f"memory_mib must be positive, found {memory_mib}")
     rows = pair.check(x)

@@ -23,6 +23,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Distribution, transform_to
 
+from pyro_vae._support.devices import memory_for_draws
 from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.evidence import draw_log_weights
 from pyro_vae.inference.batch import Batch, rows_that_fit
@@ -37,7 +38,6 @@ __all__ = ["Gaps", "RefinedPair", "gaps", "refine"]
 
 _ROW = "refined_row"  # the keyword argument by which the refined guide knows its rows
 
-_BYTES = 2**26  # of draws held at a time
 
 Key = tuple[str, str]  # a latent site, and the path to a parameter of its distribution
 Change = Callable[[str, Tensor, Any], Tensor]
@@ -474,7 +474,7 @@ def _same(a: Any, b: Any) -> bool:
 def _elbo(pair: Pair, batch: Batch, num_particles: int, seed: int) -> tuple[Tensor, Tensor]:
     """Each row's ELBO in the user's units, with its standard error over the draws."""
     structure = pair.structure(batch, count_bytes=True)
-    at_once = rows_that_fit(structure.bytes_per_draw * num_particles, budget=_BYTES)
+    at_once = rows_that_fit(structure.bytes_per_draw * num_particles, budget=memory_for_draws(pair.device))
     means, errors = [], []
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ELEMENTS", "Batch", "rows_that_fit"]
+__all__ = ["Batch", "rows_that_fit"]
 
-ELEMENTS = 2**22  # of draws or rows held at a time, so that memory stays flat: 16 MiB in float32
+_ELEMENTS = 2**22  # of draws or rows held at a time, so that memory stays flat: 16 MiB in float32
 
 
-def rows_that_fit(elements: int, *, budget: int = ELEMENTS, most: int = 1024) -> int:
+def rows_that_fit(elements: int, *, budget: int = _ELEMENTS, most: int = 1024) -> int:
     """How many rows that make so many elements each are worked on at a time: the one budget of all tools.
 
     Example:

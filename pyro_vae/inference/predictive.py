@@ -27,7 +27,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vae._support import files
-from pyro_vae.inference.batch import ELEMENTS, Batch
+from pyro_vae._support.devices import memory_for_draws
+from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.structure import (
     PROGRAM_ERRORS,
     ContractError,
@@ -63,27 +64,30 @@ Finish = Callable[[Tensor], Tensor]
 Draws = dict[str, Tensor]
 Chunks = Iterator[tuple[tuple[slice, ...], Draws]]  # where each goes, and the draws by site
 
+_CPU = torch.device("cpu")
 _CENTRE_DRAWS = 256  # of a distribution that does not know its mean
 
 
-def chunk_shape(elements: int, *, at_most: int = 1024) -> tuple[int, int]:
+def chunk_shape(elements: int, *, at_most: int | None = None, device: torch.device = _CPU) -> tuple[int, int]:
     """How many runs of how many rows make a chunk of rows with this many elements each.
 
-    A run has at most 2**19 elements and 1,024 rows or ``at_most``, a chunk 8 runs and 2**22 elements, but both have a
-    row.
+    On a CPU a run has at most 2**19 elements and 1,024 rows, a chunk 8 runs and 2**22 elements; on a GPU they grow with
+    its memory. A run has no more rows than ``at_most``, but a row it has.
 
     Example:
         >>> chunk_shape(28 * 28), chunk_shape(5), chunk_shape(3 * 512 * 512)
         ((8, 668), (8, 1024), (5, 1))
     """
-    rows = max(1, min(1024, at_most, ELEMENTS // 8 // max(1, elements)))
-    return max(1, min(8, ELEMENTS // (rows * max(1, elements)))), rows
+    memory = memory_for_draws(device)
+    most_elements, most_rows = memory // 16, memory // 2**16
+    rows = max(1, min(most_rows, most_rows if at_most is None else at_most, most_elements // 8 // max(1, elements)))
+    return max(1, min(8, most_elements // (rows * max(1, elements)))), rows
 
 
-def most_rows(trace: Any) -> int:
-    """The size of the plate ``"data"`` where that is fixed, and a run takes some of it; else as many as one likes."""
+def most_rows(trace: Any) -> int | None:
+    """The size of the plate ``"data"`` where that is fixed, and a run takes some of it; else None."""
     frames = [f for s in sample_sites(trace).values() for f in s["cond_indep_stack"] if f.name == "data"]
-    return min((f.full_size for f in frames if f.full_size is not None and f.full_size > f.size), default=1024)
+    return min((f.full_size for f in frames if f.full_size is not None and f.full_size > f.size), default=None)
 
 
 def centre(fn: Any) -> Tensor:
@@ -440,6 +444,7 @@ def draw_posterior_predictive(
     finish: Finish | None = None,
     sites: Sequence[str] = ("x",),
     elements: int = 1,
+    device: torch.device = _CPU,
     out: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Any:
@@ -456,6 +461,7 @@ def draw_posterior_predictive(
         finish: Applied to each chunk of draws of ``x``.
         sites: Names of the sites to draw. The model is not given the keyword arguments that hold their values.
         elements: Elements of a row, which bound how much is drawn at a time.
+        device: Where that is, whose memory bounds it, too.
         out: A ``.npy`` file to write the draws to instead; it is there once it is whole.
         progress: Show a progress bar.
 
@@ -463,9 +469,9 @@ def draw_posterior_predictive(
         By site ``(S, N, *E)``; or, with ``out``, the file memory-mapped to be read only.
     """
     _check_count(num_samples)
-    runs, rows = chunk_shape(elements)
+    runs, rows = chunk_shape(elements, device=device)
     draws_at_once = min(num_samples, 16, runs * rows)
-    rows_at_once = max(1, min(1024, runs * rows) // draws_at_once)
+    rows_at_once = max(1, min(runs * rows, max(rows, 1024)) // draws_at_once)
 
     def chunks() -> Chunks:
         start = 0

@@ -5,6 +5,7 @@ its rows, its share of the training and its step sizes are lines of a :class:`Ta
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -146,7 +147,9 @@ def on_side_stream() -> Iterator[None]:
 def refusing_to_wait() -> Iterator[None]:
     """Makes an error of what makes the host wait for the GPU: harmless here, where it would spoil a capture."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that it does not see all that waits; the rest spoils the capture
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

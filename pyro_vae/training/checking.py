@@ -152,15 +152,14 @@ class Checker:
             return None, changed
         return results, None
 
-    def expected(self, inputs: Sequence[Tensor]) -> tuple[Results | None, str | None]:
-        """What the programs come to, with everything as it was before; or None and the reason."""
-        before = self.watch.state()
+    def expected(self, inputs: Sequence[Tensor], before: State) -> Observation:
+        """What the programs come to from the state that they are in; tensors and random states are put back."""
         with self.putting_back(), pyro.validation_enabled(is_validate=False):
             results = self.eager(*inputs)
-        if (reason := self.watch.reason(before, self.watch.state())) is not None:
+        after = self.watch.state()
+        if (reason := self.watch.reason(before, after)) is not None:
             before.put_back()
-            return None, reason
-        return results, None
+        return Observation(results, before, after, reason)
 
     def _compare(
         self, graph: Callable[..., Results], inputs: Sequence[Tensor], kept: Kept
