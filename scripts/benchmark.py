@@ -39,6 +39,7 @@ class Contender:
     module: str
     arguments: Numbers = field(default_factory=dict)
     only_on: str | None = None  # a kind of device, if it needs one
+    cache: str | None = None  # a folder for compiled code that lasts, by its name; else it is compiled in each process
 
 
 FLOOR = [
@@ -60,7 +61,14 @@ OURS = [
     Contender("pyro_vae captured", "pyro_vae_fit", {"compile": "auto"}, only_on="cuda"),  # too few steps to compile
 ]
 LIBRARY = Contender("pyro_vae", "pyro_vae_fit")  # which compiles where it repays
-SECTIONS = ("mlp", "conv", "samples", "evidence", "growth")
+WHOLE = [
+    NUMPYRO,
+    PYRO,
+    EAGER,
+    Contender("pyro_vae cold", "pyro_vae_fit"),
+    Contender("pyro_vae warm", "pyro_vae_fit", cache="warm"),
+]
+SECTIONS = ("whole", "mlp", "conv", "samples", "evidence", "growth")
 GROWTH: dict[str, tuple[int, ...]] = {
     "batch_size": (32, 128, 512, 2048),
     "latent_dim": (10, 50, 200),
@@ -93,6 +101,8 @@ def main(
     num_samples: Annotated[int, typer.Option(help="Draws from the prior in a turn.")] = 20_000,
     evidence_rows: Annotated[int, typer.Option(help="Rows whose evidence is estimated in a turn.")] = 64,
     num_particles: Annotated[int, typer.Option(help="Draws of the guide for the evidence of a row.")] = 1000,
+    whole_epochs: Annotated[int, typer.Option(help="Epochs of a whole training, from the start of its process.")] = 20,
+    goal: Annotated[float, typer.Option(help="The ELBO of test rows that it is to reach, in nats.")] = -100.0,
     device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
 ) -> None:
     """Times training, draws and evidence against Pyro, PyTorch and NumPyro.
@@ -101,7 +111,7 @@ def main(
     fresh weights, and its last epoch counts. Ratios are taken round by round.
     """
     sections = chosen(only, SECTIONS, "--only")
-    names = [c.label for c in (PYRO, *PYTORCH, NUMPYRO, *OURS, *FLOOR, LIBRARY)]
+    names = list(dict.fromkeys(c.label for c in (PYRO, *PYTORCH, NUMPYRO, *OURS, *FLOOR, LIBRARY, *WHOLE)))
     wanted = names if contenders is None else chosen(contenders, names, "--contenders")
     if rounds < 1 or epochs < 1:
         raise ValueError(f"--rounds and --epochs must be at least 1, found {rounds} and {epochs}")
@@ -124,6 +134,8 @@ def main(
     measured: Numbers = {}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), x.numpy(), task, rounds)
+        if "whole" in sections:
+            measured["whole"] = bench.whole(usable(WHOLE), whole, whole_epochs, goal, loaded.x_test.numpy())
         if "mlp" in sections:
             among = usable([PYRO, *PYTORCH, NUMPYRO, *OURS, *FLOOR])
             measured["mlp"] = bench.training(among, {}, whole, epochs, [NUMPYRO.label, PYRO.label])
@@ -181,6 +193,42 @@ class Bench:
             np.save(path, self.x)
         with contextlib.ExitStack() as stack:
             yield {c.label: stack.enter_context(Worker(c, path, self.task, self.folder)) for c in contenders}
+
+    def whole(
+        self, contenders: Sequence[Contender], num_rows: int, epochs: int, goal: float, held_out: np.ndarray
+    ) -> Numbers:
+        """Seconds from the start of a process to the end of its training, and to an ELBO of rows held out."""
+        found: Numbers = {}
+        left_out: dict[str, str] = {}
+        path = self.folder / "bits.npy"
+        bits = np.random.default_rng(0).random(held_out.shape) * self.task["high"] < held_out
+        np.save(path, bits.astype(np.uint8) * np.uint8(self.task["high"]))
+        arguments = {"epochs": epochs, "held_out": str(path)}
+        for number in range(-1, self.rounds):  # the first is for what lasts
+            for c in contenders:
+                if c.label in left_out or (number < 0 and c.cache is None):
+                    continue
+                with self.workers([c]) as workers:
+                    started = time.time()
+                    answer = workers[c.label].call("train", num_rows, {}, seed=max(number, 0), **arguments)
+                    seconds = time.time() - started
+                if "missing" in answer:
+                    left_out[c.label] = answer["missing"]
+                    continue
+                reached = next((i for i, (_, elbo) in enumerate(answer["looks"]) if elbo >= goal), None)
+                if number < 0:
+                    continue
+                row = found.setdefault(
+                    c.label, {"seconds": [], "to_goal": [], "goal_epoch": [], "elbo": [], "peak_memory": 0.0}
+                )
+                row["seconds"].append(seconds)
+                row["to_goal"].append(None if reached is None else answer["looks"][reached][0] - started)
+                row["goal_epoch"].append(None if reached is None else reached + 1)
+                row["elbo"].append(answer["looks"][-1][1])
+                row["peak_memory"] = max(row["peak_memory"], answer["peak_memory"])
+                print(f"round {number + 1} {c.label:20} {seconds:8.1f} s, {row['elbo'][-1]:.2f} nats", flush=True)
+        of = {"epochs": epochs, "goal": goal, "num_rows": num_rows}
+        return report.section("seconds", found, left_out, [NUMPYRO.label]) | of
 
     def training(
         self, contenders: Sequence[Contender], task: Numbers, num_rows: int, epochs: int, references: Sequence[str]
@@ -258,10 +306,11 @@ class Worker:
 
     def __init__(self, contender: Contender, data: Path, task: Numbers, folder: Path) -> None:
         self.contender = contender
+        cache = str(folder / contender.cache) if contender.cache else tempfile.mkdtemp(dir=folder)
         self.command = [sys.executable, "-P", "-m", "peers", contender.module, str(data), json.dumps(task)]
         self.environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
-            "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(dir=folder),  # the first compilation is a cold one
+            "TORCHINDUCTOR_CACHE_DIR": cache,
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the others need room on the device
         }
         if task["device"] == "cpu":

@@ -3,9 +3,15 @@
 Every module here has ``train(x, task, *, epochs, seed, …)``, which trains from fresh weights and returns for each
 epoch its ``seconds`` and the mean ``elbo`` of its steps in nats per row. An epoch is the same work for all: the rows
 are shuffled, each batch is binarised again, and each batch is a step of Adam. No contender imports another's library.
+
+After each epoch ``train`` calls ``look``, if it is given one, with a function from rows to their mean ELBO.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+Look = Callable[[Callable[[Any], float]], None]
 
 
 @dataclass(frozen=True)

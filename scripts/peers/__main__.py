@@ -9,6 +9,8 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,12 @@ def peak_memory() -> float:
     if status.exists():
         return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if "VmHWM" in line)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def look(rows: np.ndarray, looks: list[tuple[float, float]], elbo: Callable[[np.ndarray], float]) -> None:
+    """Notes the ELBO of rows, and when an epoch had ended: the time by the clock, which other processes have, too."""
+    at = time.time()
+    looks.append((at, elbo(rows)))
 
 
 def main(module: str, data: str, task: str) -> None:
@@ -38,8 +46,12 @@ def main(module: str, data: str, task: str) -> None:
             contender = importlib.import_module(f"peers.{module}")
             started = time.perf_counter()
             task_now = Task(**{**settings.__dict__, **call["task"]})
-            result = getattr(contender, call["function"])(x[: call["num_rows"]], task_now, **call["arguments"])
-            answer = {"result": result, "seconds": time.perf_counter() - started}
+            job, arguments = getattr(contender, call["function"]), call["arguments"]
+            looks = []
+            if "held_out" in arguments:
+                arguments["look"] = partial(look, np.load(arguments.pop("held_out")), looks)
+            result = job(x[: call["num_rows"]], task_now, **arguments)
+            answer = {"result": result, "looks": looks, "seconds": time.perf_counter() - started}
         except ImportError as error:
             answer = {"missing": str(error)}
         answers.write(json.dumps(answer | {"peak_memory": peak_memory(), "idle": idle}) + "\n")

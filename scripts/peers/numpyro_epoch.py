@@ -13,7 +13,7 @@ from jax import lax, random
 from jax.example_libraries import stax
 from numpyro.infer import SVI, Trace_ELBO
 
-from peers import Task
+from peers import Look, Task
 
 WEIGHTS = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # as torch.nn.Linear's
 
@@ -84,7 +84,7 @@ def _executable(epoch: Any, *arguments: Any) -> Any:
     return _executables[key]
 
 
-def train(x: np.ndarray, task: Task, *, epochs: int, seed: int) -> list[dict[str, float]]:
+def train(x: np.ndarray, task: Task, *, epochs: int, seed: int, look: Look | None = None) -> list[dict[str, float]]:
     """Trains from fresh weights."""
     grey = jax.device_put(x.reshape(len(x), -1).astype(np.float32) / task.high, _device(task))
     svi, epoch = _compiled(grey.shape[1], len(x), task)
@@ -96,4 +96,11 @@ def train(x: np.ndarray, task: Task, *, epochs: int, seed: int) -> list[dict[str
         started = time.perf_counter()
         state, loss = compiled(state, random.fold_in(key, number), grey)
         history.append({"elbo": -float(loss) / len(x), "seconds": time.perf_counter() - started})
+        if look is not None:
+            look(functools.partial(_elbo, jax.jit(svi.evaluate), state, task))
     return history
+
+
+def _elbo(evaluate: Any, state: Any, task: Task, rows: np.ndarray) -> float:
+    x = jax.device_put(rows.reshape(len(rows), -1).astype(np.float32) / task.high, _device(task))
+    return -float(evaluate(state, x)) / len(rows)

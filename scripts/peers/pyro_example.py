@@ -12,7 +12,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from peers import Task
+from peers import Look, Task
 
 
 class Program(nn.Module):
@@ -43,7 +43,7 @@ class Program(nn.Module):
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
-def train(x: np.ndarray, task: Task, *, epochs: int, seed: int) -> list[dict[str, float]]:
+def train(x: np.ndarray, task: Task, *, epochs: int, seed: int, look: Look | None = None) -> list[dict[str, float]]:
     """Trains from fresh weights."""
     pyro.set_rng_seed(seed)
     pyro.clear_param_store()
@@ -59,4 +59,12 @@ def train(x: np.ndarray, task: Task, *, epochs: int, seed: int) -> list[dict[str
             value: Any = svi.step(torch.bernoulli(batch.to(task.device)))
             loss += value
         history.append({"seconds": time.perf_counter() - started, "elbo": -loss / len(x)})
+        if look is not None:
+            look(lambda rows: _elbo(svi, rows, task))
     return history
+
+
+def _elbo(svi: SVI, rows: np.ndarray, task: Task) -> float:
+    x = torch.from_numpy(rows).reshape(len(rows), -1).float().to(task.device) / task.high
+    value: Any = svi.evaluate_loss(x)
+    return -value / len(rows)

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from peers import Task
-from pyro_vae import VAE, Elbo, conv_vae, fit, mlp_vae
+import pyro_vae
+from peers import Look, Task
+from pyro_vae import VAE, Elbo, conv_vae, evaluate, mlp_vae
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.transforms import Binarize
 
@@ -22,11 +23,20 @@ def build(shape: tuple[int, ...], task: Task, seed: int) -> VAE:
 
 
 def train(
-    x: np.ndarray, task: Task, *, epochs: int, seed: int, compile: Any, precision: Any = "full"
+    x: np.ndarray,
+    task: Task,
+    *,
+    epochs: int,
+    seed: int,
+    compile: Any = "auto",
+    precision: Any = "full",
+    look: Look | None = None,
 ) -> list[dict[str, float]]:
     """Trains from fresh weights."""
-    history = fit(
-        build(x.shape[1:], task, seed),
+    vae = build(x.shape[1:], task, seed)
+    history = []
+    for row in pyro_vae.epochs(
+        vae,
         x,
         objective=Elbo(task.num_particles),
         epochs=epochs,
@@ -38,8 +48,11 @@ def train(
         progress=False,
         compile=compile,
         precision=precision,
-    )
-    return history.loc[:, ["seconds", "elbo"]].to_dict("records")  # pyright: ignore[reportCallIssue, reportReturnType]
+    ):
+        history.append({name: float(row[name]) for name in ("seconds", "elbo")})
+        if look is not None:
+            look(lambda rows: float(evaluate(vae, rows)["elbo"]))
+    return history
 
 
 def sample(x: np.ndarray, task: Task, *, num_samples: int, seed: int) -> float:

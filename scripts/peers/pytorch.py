@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peers import Task
+from peers import Look, Task
 
 
 class Autoencoder(nn.Module):
@@ -69,7 +69,14 @@ def fresh(shape: tuple[int, ...], task: Task, *, seed: int, compile: bool) -> tu
 
 
 def train(
-    x: np.ndarray, task: Task, *, epochs: int, seed: int, compile: bool = False, cuda_graph: bool = False
+    x: np.ndarray,
+    task: Task,
+    *,
+    epochs: int,
+    seed: int,
+    compile: bool = False,
+    cuda_graph: bool = False,
+    look: Look | None = None,
 ) -> list[dict[str, float]]:
     """Trains from fresh weights."""
     model, loss = fresh(x.shape[1:], task, seed=seed, compile=compile)
@@ -96,7 +103,14 @@ def train(
             replay()
         elbo = -float(total) / (len(grey) // task.batch_size)
         history.append({"seconds": time.perf_counter() - started, "elbo": elbo})
+        if look is not None:
+            look(lambda rows: _elbo(model, rows, task))
     return history
+
+
+@torch.no_grad()
+def _elbo(model: Autoencoder, rows: np.ndarray, task: Task) -> float:
+    return -float(model(torch.from_numpy(rows).to(task.device).float() / task.high))
 
 
 def captured(step: Callable[[], None], model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
