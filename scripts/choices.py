@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_vae import VAE, conv_vae, likelihoods, mlp_vae
+from pyro_vae import VAE, conv_vae, likelihoods, mlp_vae, posteriors, priors
 from pyro_vae._support.arrays import as_tensor, in_chunks
 from pyro_vae._support.moments import Moments
 from pyro_vae._support.names import lookup
@@ -15,6 +15,23 @@ from pyro_vae.likelihoods import Likelihood
 from pyro_vae.transforms import Compose, Dequantize, Transform, choose_transform
 
 NETWORKS: Mapping[str, Callable[..., VAE]] = {"mlp": mlp_vae, "conv": conv_vae}
+PRIORS: Mapping[str, Callable[[int], priors.Prior]] = {  # by the number of latents
+    "standard-normal": priors.StandardNormal,
+    "normal-mixture": priors.NormalMixture,
+    "vamp": priors.VampPrior,
+    "flow": priors.FlowPrior,
+    "coupling-flow": lambda latent_dim: priors.FlowPrior(latent_dim, "coupling"),
+    "spline-flow": lambda latent_dim: priors.FlowPrior(latent_dim, "spline"),
+}
+POSTERIORS: Mapping[str, Callable[[], posteriors.Posterior]] = {
+    "diagonal": posteriors.DiagonalNormal,
+    "full": posteriors.FullNormal,
+    "low-rank": posteriors.LowRankNormal,
+    "mixture": posteriors.MixturePosterior,
+    "householder": posteriors.Householder,
+    "flow": posteriors.FlowPosterior,
+    "spline-flow": lambda: posteriors.FlowPosterior("spline"),
+}
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,12 @@ def main(
         ),
     ] = "shared",
     latent_dim: Annotated[int, typer.Option(help="Number of latents.")] = 10,
+    prior: Annotated[
+        str, typer.Option(help=f"What latents are like before any data: {', '.join(choices.PRIORS)}.")
+    ] = "standard-normal",
+    posterior: Annotated[
+        str, typer.Option(help=f"What may be believed of a row's latents: {', '.join(choices.POSTERIORS)}.")
+    ] = "diagonal",
     hidden_dims: Annotated[str, typer.Option(help="Widths of mlp's hidden layers, such as 400,200.")] = "400",
     channels: Annotated[str, typer.Option(help="Channels of conv's layers, such as 32,64.")] = "32,64",
     activation: Annotated[str, typer.Option(help="ReLU, LeakyReLU, Tanh, Softplus, SiLU or GELU.")] = "ReLU",
@@ -332,11 +338,15 @@ def build(settings: dict[str, Any], data: DataSet) -> tuple[VAE, str]:
         "conv": {"channels": cli.integers(settings["channels"], "--channels"), "upsample": settings["upsample"]},
     }
     builder = choices.choose(choices.NETWORKS, settings["network"], "network")
+    prior = choices.choose(choices.PRIORS, settings["prior"], "prior")
+    posterior = choices.choose(choices.POSTERIORS, settings["posterior"], "posterior")
     torch.manual_seed(settings["seed"])
     vae = builder(
         tuple(data.x_train.shape[1:]),
         settings["latent_dim"],
         likelihood=likelihood,
+        prior=prior(settings["latent_dim"]),
+        posterior=posterior(),
         transform=transform,
         missing=settings["missing"],
         activation=settings["activation"],

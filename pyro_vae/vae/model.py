@@ -55,6 +55,7 @@ class VAE(Pair):
             raise ValueError(
                 f"the decoder's rows have shape {decoder.event_shape} and the encoder's {encoder.event_shape}"
             )
+        prior.join(encoder, decoder)
         transform = Identity() if transform is None else transform
         check_fit(transform, decoder.likelihood.data_range, type(decoder.likelihood).__name__)
         super().__init__(

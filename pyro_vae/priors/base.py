@@ -1,8 +1,12 @@
-"""Priors p(z): modules that are called with nothing and return a distribution over the latent vector."""
+"""What a prior is, and the one that has nothing to learn."""
+
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import nn
+
+from pyro_vae._support.configs import printed
 
 __all__ = ["Prior", "StandardNormal"]
 
@@ -12,9 +16,33 @@ class Prior(nn.Module):
 
     To write a new one, set ``latent_dim`` and return from ``forward()`` a ``pyro.distributions`` distribution with
     batch shape ``()`` and event ``(latent_dim,)``. Keep each constructor argument under its own name.
+
+    Example:
+        >>> class Sparse(Prior):
+        ...     def __init__(self, latent_dim):
+        ...         super().__init__(latent_dim)
+        ...         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
+        ...
+        ...     def forward(self):
+        ...         return dist.Laplace(self.loc, 1.0).to_event(1)
+        >>> Sparse(3)().event_shape
+        torch.Size([3])
     """
 
     latent_dim: int
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"latent_dim must be at least 1, found {latent_dim}")
+        self.latent_dim = latent_dim
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments, for printing."""
+        return printed(self)
+
+    def join(self, encoder: Any, decoder: Any) -> None:
+        """Called when a VAE is put together of this prior and these two; by default it does nothing."""
 
     def forward(self) -> dist.TorchDistribution:
         """The prior distribution."""
@@ -39,10 +67,7 @@ class StandardNormal(Prior):
     scale: torch.Tensor
 
     def __init__(self, latent_dim: int) -> None:
-        super().__init__()
-        if latent_dim < 1:
-            raise ValueError(f"latent_dim must be at least 1, found {latent_dim}")
-        self.latent_dim = latent_dim
+        super().__init__(latent_dim)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 

@@ -1,0 +1,35 @@
+"""Normalising flows, which are zuko's: the kinds that are known here, by name."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from pyro_vae._support.names import lookup
+
+__all__ = ["FlowKind", "make_flow"]
+
+FlowKind = Literal["autoregressive", "coupling", "spline"]
+
+
+def make_flow(kind: FlowKind, features: int, num_transforms: int, hidden_dims: Sequence[int], context: int = 0) -> Any:
+    """A flow of zuko's over vectors of so many features, given a context of so many.
+
+    - ``"autoregressive"``: masked affine (Papamakarios et al., 2017).
+    - ``"coupling"``: affine couplings (Dinh et al., 2015), as fast one way as the other.
+    - ``"spline"``: masked rational-quadratic splines (Durkan et al., 2019).
+
+    Raises:
+        ImportError: if zuko is not installed, with the command that does it.
+        ValueError: if there is no such kind.
+    """
+    lookup(kind, get_args(FlowKind), "flow")
+    if num_transforms < 1:
+        raise ValueError(f"num_transforms must be at least 1, found {num_transforms}")
+    try:
+        import zuko
+    except ImportError as error:
+        raise ImportError("flows are made by zuko: pip install 'pyro-vae[flows]'") from error
+    common: dict[str, Any] = {"transforms": num_transforms, "hidden_features": tuple(hidden_dims), "context": context}
+    if kind == "spline":
+        return zuko.flows.NSF(features, **common)
+    passes = {"passes": 2} if kind == "coupling" and features > 1 else {}
+    return zuko.flows.MAF(features, **passes, **common)

@@ -1,0 +1,16 @@
+r"""Posterior families :math:`q(z \mid x)`: what the encoder may believe about a row."""
+
+from pyro_vae.posteriors.base import Posterior
+from pyro_vae.posteriors.flows import FlowPosterior, Householder
+from pyro_vae.posteriors.mixtures import MixturePosterior
+from pyro_vae.posteriors.normal import DiagonalNormal, FullNormal, LowRankNormal
+
+__all__ = [
+    "DiagonalNormal",
+    "FlowPosterior",
+    "FullNormal",
+    "Householder",
+    "LowRankNormal",
+    "MixturePosterior",
+    "Posterior",
+]

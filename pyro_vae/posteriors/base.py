@@ -1,0 +1,20 @@
+"""What a posterior family is."""
+
+from pyro_vae.heads import Head
+
+__all__ = ["Posterior"]
+
+
+class Posterior(Head):
+    """Base class of posterior families: a :class:`~pyro_vae.heads.Head` whose event is the latent vector, ``(L,)``."""
+
+    @property
+    def known_event_shape(self) -> tuple[int, ...]:
+        """The event's shape.
+
+        Raises:
+            ValueError: if ``for_event`` has not told it.
+        """
+        if self.event_shape is None:
+            raise ValueError(f"{type(self).__name__} must know the number of latents: use for_event((latent_dim,))")
+        return self.event_shape

@@ -1,0 +1,47 @@
+"""A prior that a normalising flow makes."""
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+from pyro.contrib.zuko import ZukoToPyro
+
+from pyro_vae._support.flows import FlowKind, make_flow
+from pyro_vae.priors.base import Prior
+
+__all__ = ["FlowPrior"]
+
+
+class FlowPrior(Prior):
+    r"""A normalising flow from the standard normal, learned with the rest of the model.
+
+    Source: Chen et al., *Variational Lossy Autoencoder*, 2017; the flows are those of zuko, which
+    ``pip install 'pyro-vae[flows]'`` brings.
+
+    Args:
+        latent_dim: Number of latents :math:`L`.
+        kind: ``"autoregressive"``, ``"coupling"`` or ``"spline"``, see :func:`~pyro_vae._support.flows.make_flow`.
+        num_transforms: Transformations in a row.
+        hidden_dims: Widths of the layers that parametrise each.
+
+    Raises:
+        ImportError: if zuko is not installed.
+        ValueError: if there is no such kind.
+
+    Example:
+        >>> FlowPrior(4, num_transforms=2)().event_shape
+        torch.Size([4])
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        kind: FlowKind = "autoregressive",
+        num_transforms: int = 3,
+        hidden_dims: Sequence[int] = (64, 64),
+    ) -> None:
+        super().__init__(latent_dim)
+        self.kind, self.num_transforms, self.hidden_dims = kind, num_transforms, tuple(hidden_dims)
+        self.flow = make_flow(kind, latent_dim, num_transforms, hidden_dims)
+
+    def forward(self) -> dist.TorchDistribution:  # noqa: D102
+        return ZukoToPyro(self.flow())

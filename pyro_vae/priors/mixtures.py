@@ -1,0 +1,121 @@
+"""Priors that are mixtures: of normals, or of what the encoder believes about some inputs."""
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_vae._support.ranges import bounds
+from pyro_vae.priors.base import Prior
+
+__all__ = ["NormalMixture", "VampPrior"]
+
+
+class NormalMixture(Prior):
+    r"""A mixture of normals with independent latents, learned with the rest of the model.
+
+    .. math:: p(z) = \sum_k \pi_k \prod_j \mathcal{N}(z_j \mid \mu_{kj}, \sigma_{kj}^2)
+
+    Args:
+        latent_dim: Number of latents :math:`L`.
+        num_components: Components K.
+        min_scale: Floor of the standard deviations.
+
+    Raises:
+        ValueError: if a number is below 1, or ``min_scale`` is not in (0, 1).
+
+    Example:
+        >>> NormalMixture(2, num_components=5)().event_shape
+        torch.Size([2])
+    """
+
+    def __init__(self, latent_dim: int, num_components: int = 10, min_scale: float = 1e-2) -> None:
+        super().__init__(latent_dim)
+        _check_components(num_components)
+        if not 0 < min_scale < 1:
+            raise ValueError(f"min_scale must lie between 0 and 1, found {min_scale}")
+        self.num_components, self.min_scale = num_components, min_scale
+        self.locs = nn.Parameter(torch.randn(num_components, latent_dim))
+        start = math.log(math.expm1(1 - min_scale))  # standard deviations of 1
+        self.raw_scales = nn.Parameter(torch.full((num_components, latent_dim), start))
+        self.logits = nn.Parameter(torch.zeros(num_components))
+
+    def forward(self) -> dist.TorchDistribution:  # noqa: D102
+        components = dist.Normal(self.locs, F.softplus(self.raw_scales) + self.min_scale).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+
+
+class VampPrior(Prior):
+    r"""What the encoder believes about some inputs u, mixed: the aggregate posterior, from few rows.
+
+    .. math:: p(z) = \frac{1}{K} \sum_k q(z \mid u_k)
+
+    The inputs are learned with the rest of the model, in the model's units and within the range of the data.
+
+    Source: Tomczak & Welling, *VAE with a VampPrior*, 2018.
+
+    Args:
+        latent_dim: Number of latents :math:`L`.
+        num_components: Inputs K.
+
+    Raises:
+        ValueError: if a number is below 1; when it is called, if it is part of no VAE.
+
+    Example:
+        >>> from pyro_vae import mlp_vae
+        >>> from pyro_vae.likelihoods import Bernoulli
+        >>> vae = mlp_vae((28, 28), latent_dim=10, likelihood=Bernoulli(), prior=VampPrior(10, num_components=50))
+        >>> vae.prior.pseudo_inputs.shape, vae.sample(3).shape
+        (torch.Size([50, 28, 28]), torch.Size([3, 28, 28]))
+    """
+
+    pseudo_inputs: Tensor
+
+    def __init__(self, latent_dim: int, num_components: int = 500) -> None:
+        super().__init__(latent_dim)
+        _check_components(num_components)
+        self.num_components = num_components
+        self._encoder: list[Any] = []  # in a list, for it is a part of the guide and not of this
+        self._low, self._high = -math.inf, math.inf
+
+    def join(self, encoder: Any, decoder: Any) -> None:  # noqa: D102
+        if self._encoder and self._encoder[0] is not encoder:
+            raise ValueError("this VampPrior is part of another VAE, whose encoder it asks: give each its own")
+        self._encoder[:] = [encoder]
+        if "pseudo_inputs" in self._parameters:
+            return
+        self._low, self._high = bounds(decoder.likelihood.data_range)
+        shape = (self.num_components, *decoder.event_shape)
+        start = torch.randn(shape)
+        if math.isfinite(self._low) and math.isfinite(self._high):
+            start = self._low + (self._high - self._low) * torch.rand(shape)
+        elif math.isfinite(self._low):
+            start = self._low + start.abs()
+        self.pseudo_inputs = nn.Parameter(start)
+
+    def start_at(self, rows: Tensor) -> None:
+        """Lets the inputs start from these rows, ``(K, *E)`` in the model's units, as :meth:`Pair.prepare` gives them.
+
+        Raises:
+            ValueError: if they are not as many as the components, or of another shape.
+        """
+        if not self._encoder or rows.shape != self.pseudo_inputs.shape:
+            expected = tuple(self.pseudo_inputs.shape) if self._encoder else "those of a VAE's rows"
+            raise ValueError(f"the inputs have shape {expected}, found {tuple(rows.shape)}")
+        with torch.no_grad():
+            self.pseudo_inputs.copy_(rows)
+
+    def forward(self) -> dist.TorchDistribution:  # noqa: D102
+        if not self._encoder:
+            raise ValueError("a VampPrior asks the encoder of the VAE that it is part of: give it to mlp_vae(prior=…)")
+        components = self._encoder[0](self.pseudo_inputs.clamp(self._low, self._high))
+        weights = dist.Categorical(logits=self.pseudo_inputs.new_zeros(self.num_components))
+        return dist.MixtureSameFamily(weights, components)
+
+
+def _check_components(num_components: int) -> None:
+    if num_components < 1:
+        raise ValueError(f"num_components must be at least 1, found {num_components}")
