@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pyro_vae.evaluation import check_pair, evaluate
+    from pyro_vae.inference.importance import ImportanceWeighted, Renyi
     from pyro_vae.inference.objectives import Elbo
     from pyro_vae.pair import Batch, Pair
     from pyro_vae.training import epochs, fit
@@ -17,7 +18,9 @@ __all__ = [
     "VAE",
     "Batch",
     "Elbo",
+    "ImportanceWeighted",
     "Pair",
+    "Renyi",
     "__version__",
     "check_pair",
     "conv_vae",
@@ -33,6 +36,7 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         "evaluation": ["check_pair", "evaluate"],
+        "inference.importance": ["ImportanceWeighted", "Renyi"],
         "inference.objectives": ["Elbo"],
         "pair": ["Batch", "Pair"],
         "training": ["epochs", "fit"],

@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_vae import VAE, Elbo, fit, plotting
 from pyro_vae._support import files
 from pyro_vae._support.arrays import as_tensor
+from pyro_vae._support.names import lookup
 from pyro_vae.data.checks import check_finite
 from pyro_vae.data.sources import DataSet, default_root, split
 from pyro_vae.data.tables import Schema, parse_kinds
@@ -111,6 +112,12 @@ def main(
     learning_rate: Annotated[
         float, typer.Option(help="Adam's step size at the start; it falls along a cosine.")
     ] = 1e-3,
+    objective: Annotated[
+        str,
+        typer.Option(
+            help=f"What is maximised: elbo; or, with --num-particles of 2 or more, {', '.join(choices.WEIGHTED)}."
+        ),
+    ] = "elbo",
     kl_weight: Annotated[float, typer.Option(help="Weight β of the KL; 1 maximises the ELBO.")] = 1.0,
     kl: Annotated[
         str,
@@ -118,6 +125,7 @@ def main(
     ] = "sampled",
     num_particles: Annotated[int, typer.Option(help="Draws of the latents for each row and step.")] = 1,
     kl_warmup: Annotated[int, typer.Option(help="Epochs over which the weight of the KL rises from 0 to 1.")] = 0,
+    kl_cycles: Annotated[int, typer.Option(help="Times that it does so, one after another.")] = 1,
     patience: Annotated[
         int | None, typer.Option(help="Stop when the validation ELBO has not risen for so many epochs.")
     ] = None,
@@ -256,7 +264,7 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
             vae,
             data.x_train,
             validation_data=x_valid,
-            objective=objective(settings, epochs),
+            objective=objective_of(settings, epochs),
             epochs=epochs,
             batch_size=settings["batch_size"],
             learning_rate=settings["learning_rate"],
@@ -303,12 +311,26 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
         print(f"  python scripts/impute.py {folder} --num-samples 5 --out imputed.{numbers}")
 
 
-def objective(settings: dict[str, Any], epochs: int) -> Elbo:
-    """What is maximised. A warm-up is a share of the training there, and a number of epochs at the command line."""
-    warmup = settings["kl_warmup"]
-    if warmup < 0 or warmup > max(epochs, 0):
-        raise ValueError(f"--kl-warmup must be from 0 to {epochs}, the number of epochs; found {warmup}")
-    return Elbo(settings["num_particles"], settings["kl"], settings["kl_weight"], warmup / epochs)
+ELBO_ALONE = {"kl": "sampled", "kl_weight": 1.0, "kl_warmup": 0, "kl_cycles": 1}  # as they usually are
+
+
+def objective_of(settings: dict[str, Any], epochs: int) -> Any:
+    """What is maximised. A warm-up is a share of a cycle there, and a number of epochs at the command line."""
+    num_particles, warmup, cycles = (settings[name] for name in ("num_particles", "kl_warmup", "kl_cycles"))
+    if settings["objective"] != "elbo":
+        lookup(settings["objective"], ["elbo", *choices.WEIGHTED], "objective")
+        if num_particles < 2:
+            raise ValueError(
+                f"--objective {settings['objective']} weighs several draws of a row: give --num-particles 5"
+            )
+        changed = [name for name, usual in ELBO_ALONE.items() if settings[name] != usual]
+        if changed:
+            raise ValueError(f"--{changed[0].replace('_', '-')} is of --objective elbo alone: leave it out")
+        return choices.WEIGHTED[settings["objective"]](num_particles)
+    if warmup < 0 or warmup * cycles > max(epochs, 0):
+        raise ValueError(f"--kl-warmup must be from 0 to {epochs // max(1, cycles)} epochs; found {warmup}")
+    elbo = Elbo(num_particles, settings["kl"], settings["kl_weight"], kl_cycles=cycles)
+    return replace(elbo, kl_warmup=warmup * cycles / epochs)
 
 
 def check_same_columns(data: DataSet, kinds: dict[str, str], name: str) -> None:

@@ -120,7 +120,9 @@ def test_mixtures_are_mixtures_of_scipys_normals():
         prior.raw_scales.add_(torch.randn(4, 3))
         locs, weights = prior.locs.numpy(), prior.logits.softmax(-1).numpy()
         scales = np.logaddexp(0, prior.raw_scales.numpy()) + 1e-2
-        expected = np.log(sum(w * stats.norm(m, s).pdf(z).prod(-1) for w, m, s in zip(weights, locs, scales)))
+        expected = np.log(
+            sum(w * stats.norm(m, s).pdf(z).prod(-1) for w, m, s in zip(weights, locs, scales, strict=True))
+        )
         np.testing.assert_allclose(prior().log_prob(torch.as_tensor(z)).numpy(), expected, rtol=1e-9)
 
 

@@ -1,13 +1,13 @@
 r"""What is maximised: functions of the draws of both programs.
 
 An objective is called with :class:`~pyro_vae.inference.sites.Draws` and the share of training that is done, and returns
-nats per row, ``(N,)``; training goes up the gradient of their mean. A new one is a few lines, such as the
+nats per row, ``(N,)``; training goes up the gradient of their mean. A new one is a few lines, as is the
 importance-weighted bound of K draws:
 
 .. code-block:: python
 
     @dataclass(frozen=True)
-    class ImportanceWeighted:
+    class Weighted:
         num_particles: int = 5
 
         def __call__(self, draws, progress):
@@ -76,6 +76,8 @@ class Elbo:
         free_nats: λ, in nats: a latent site whose KL, on average over the batch, is below it is not pushed further down
             (Kingma et al., *Improved Variational Inference with Inverse Autoregressive Flow*, 2016). It is for sites
             with a KL of their own, not for draws that the guide alone makes, or that a sum over values joins.
+        kl_cycles: Times that the weight starts again from 0; ``kl_warmup`` is then a share of each cycle (Fu et al.,
+            *Cyclical Annealing Schedule*, 2019).
 
     What the guide observes is maximised beside it, and its factors are minimised: see
     :mod:`pyro_vae.inference.sites`.
@@ -86,6 +88,8 @@ class Elbo:
     Example:
         >>> Elbo(kl_weight=2.0, kl_warmup=0.5).weight(0.25)
         1.0
+        >>> [Elbo(kl_warmup=0.5, kl_cycles=4).weight(progress) for progress in (0.0625, 0.125, 0.25, 0.3125)]
+        [0.5, 1.0, 0.0, 0.5]
     """
 
     num_particles: int = 1
@@ -93,6 +97,7 @@ class Elbo:
     kl_weight: float = 1.0
     kl_warmup: float = 0.0
     free_nats: float = 0.0
+    kl_cycles: int = 1
 
     def __post_init__(self) -> None:
         if self.num_particles < 1:
@@ -103,12 +108,15 @@ class Elbo:
                 raise ValueError(f"{name} must be a finite number from 0, found {getattr(self, name)}")
         if not 0 <= self.kl_warmup <= 1:
             raise ValueError(f"kl_warmup is a share of the training, from 0 to 1; found {self.kl_warmup}")
+        if self.kl_cycles < 1:
+            raise ValueError(f"kl_cycles must be at least 1, found {self.kl_cycles}")
 
     def weight(self, progress: Any) -> Any:
         """The weight of the KL when this share of the training is done: a number, or a tensor of one."""
         if not self.kl_warmup:
             return self.kl_weight
-        share = progress / self.kl_warmup
+        share = (progress * self.kl_cycles) % 1 if self.kl_cycles > 1 else progress
+        share = share / self.kl_warmup
         return self.kl_weight * (share.clamp(max=1.0) if isinstance(share, Tensor) else min(1.0, share))
 
     def __call__(self, draws: Draws, progress: Tensor) -> Tensor:  # noqa: D102
@@ -162,7 +170,7 @@ def as_objective(objective: Any) -> Any:
 
     Example:
         >>> as_objective(Trace_ELBO(num_particles=4))
-        Elbo(num_particles=4, kl='sampled', kl_weight=1.0, kl_warmup=0.0, free_nats=0.0)
+        Elbo(num_particles=4, kl='sampled', kl_weight=1.0, kl_warmup=0.0, free_nats=0.0, kl_cycles=1)
     """
     equal: Mapping[type, KlEstimate] = {
         **dict.fromkeys((Trace_ELBO, JitTrace_ELBO, TraceEnum_ELBO, JitTraceEnum_ELBO), "sampled"),
