@@ -59,7 +59,10 @@ def document(results: Sequence[Numbers]) -> str:
     """Tables of all machines, in Markdown."""
     parts = [part for each in results for part in machine_tables(each)]
     if not any("gpu" in each["machine"] for each in results):
-        parts.append("## On a GPU\n\nNot yet measured: no GPU was at hand. The same command measures there.")
+        parts.append(
+            "## On a GPU\n\nNot yet measured by this command, which does so where there is one. What was seen on one is in "
+            "[gpu.md](../gpu.md)."
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -167,9 +170,9 @@ it says that they train alike, with a few nats' lead in the first epochs where t
 of one training, data and compiler included; the first step is taken on one batch, so it holds imports (from start) and
 compilation, and not the time for looking at all rows.
 
-The whole training is timed from the start of the process, imports and compilation included, to its end and to the end of
-the epoch after which the ELBO of test rows, whose bits are drawn once, was first as high as the goal; all look at the test
-rows after every epoch. Cold, nothing was compiled before on the machine; warm, the same was.
+The whole training is timed from the start of the process, imports and compilation included, to its end, and to the end
+of the epoch after which the ELBO of test rows, whose bits are drawn once, was first as high as the goal; all look at
+the test rows after every epoch. Cold, nothing was compiled before on the machine; warm, the same was.
 
 - **Pyro example**: a `DataLoader` over tensors, `SVI.step` with `Trace_ELBO` and `pyro.optim.Adam`, with
   Pyro's validation as it is by default. The example decodes every image again; that is left out.

@@ -80,7 +80,7 @@ def test_the_document_and_the_figure_are_made(measured):
     docs, printed = measured
     text = (docs / "README.md").read_text()
     assert "![Ratios and growth](small.png)" in text
-    assert "Not yet measured: no GPU" in text
+    assert "Not yet measured by this command" in text
     assert set(printed[printed.index("## On ") :].split("\n\n")) <= set(text.split("\n\n")) | {""}
     with Image.open(docs / "small.png") as image:
         assert min(image.size) > 300

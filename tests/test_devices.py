@@ -8,6 +8,7 @@ import torch
 
 from pyro_vae._support import devices
 from pyro_vae._support.devices import current, forked_random_state, get_random_state, resolve_device, set_random_state
+from pyro_vae.inference.predictive import chunk_shape
 from pyro_vae.training import capture, parallel
 from pyro_vae.training.lowering import CannotStageError
 
@@ -191,3 +192,26 @@ def test_a_device_that_is_not_taken_is_refused_in_one_short_sentence(name):
         devices.resolve_device(name)
     assert len(str(error.value)) < 400
     assert "Could not run" not in str(error.value)
+
+
+def test_draws_take_a_share_of_a_gpus_memory(monkeypatch):
+    assert devices.memory_for_draws(CPU) == 2**26
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(total_memory=2**37))
+    large = torch.device("cuda", 0)
+    assert devices.memory_for_draws(large) == 2**31
+    runs, rows = chunk_shape(784, device=large)
+    assert runs * rows * 784 <= 2**31 // 16 < (runs * (rows + 1)) * 784
+    assert chunk_shape(784, device=large, at_most=100)[1] == 100
+
+
+def test_a_device_is_looked_for_without_being_opened(monkeypatch):
+    """Under torchrun each process has one of its own, and would open the first besides."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: pytest.fail("opened"))
+    assert devices.resolve_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match=r"cannot use device 'cuda:2' \(2 of that kind are here\)"):
+        devices.resolve_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"cannot use device 'cuda' \(none of that kind is here\)"):
+        devices.resolve_device("cuda")

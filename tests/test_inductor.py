@@ -176,3 +176,46 @@ def test_a_damaged_cache_is_compiled_anew(cache):
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+DRAWS = {
+    "uniform": lambda p: torch.rand_like(p),
+    "normal": lambda p: torch.randn(p.shape),
+    "bits": lambda p: torch.bernoulli(p),
+    "whole": lambda p: torch.randint(0, 9, p.shape).to(p.dtype),
+    "exponential": lambda p: torch.empty_like(p).exponential_(),
+}
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+def test_draws_keep_their_order_and_their_numbers_whatever_is_used_first(cache, turn):
+    names = list(DRAWS)
+
+    def function(p):
+        drawn = {name: DRAWS[name](p.sigmoid()) for name in names}
+        hidden = p
+        for number in range(len(names)):  # in another order than they were drawn
+            hidden = (hidden @ p.T @ p).tanh() + drawn[names[number * turn % len(names)]]
+        return hidden, hidden.sum()
+
+    p = torch.randn(6, 4)
+    run, _ = compiled(function, p)
+    torch.manual_seed(3)
+    expected, state = function(p), torch.get_rng_state()
+    torch.manual_seed(3)
+    for a, b in zip(run(p), expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_bits_are_drawn_by_pytorchs_own_kernel():
+    """A uniform number that is compared, as Inductor has it, is the same bit on a CPU alone."""
+    p = torch.rand(7, 3).T
+    graph = trace(lambda p: (torch.bernoulli(p),), [p]).graph
+    torch.manual_seed(0)
+    expected = torch.bernoulli(p)
+    torch.manual_seed(0)
+    assert torch.equal(graph(p)[0], expected)
+    called = {node.target for node in graph.graph.nodes if node.op == "call_function"}
+    assert torch.ops.aten.bernoulli_.Tensor in called
+    assert torch.ops.aten.bernoulli.default not in called

@@ -40,7 +40,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return next(usable, torch.device("cpu"))
     try:
         device = torch.device(device)
-        if device.type != "mps":  # which is refused below, and says a page where there is none
+        if device.type in _ACCELERATORS:
+            _check_is_there(device)
+        elif device.type != "mps":  # which is refused below, and says a page where there is none
             torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -52,6 +54,14 @@ def resolve_device(device: str | torch.device) -> torch.device:
             f"cannot use device {str(device)!r}, which lacks float64, in which data keep their digits; {_USE}"
         )
     return device
+
+
+def _check_is_there(device: torch.device) -> None:
+    """Refuses an accelerator that is not there; asks without opening it, for each process of several has its own."""
+    module = torch.get_device_module(device.type)
+    found = module.device_count() if module.is_available() else 0
+    if (device.index or 0) >= found:
+        raise RuntimeError(f"{found or 'none'} of that kind {'is' if found < 2 else 'are'} here")
 
 
 def _has_float64(device: torch.device) -> bool:

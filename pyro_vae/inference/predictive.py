@@ -395,17 +395,13 @@ def _prior_chunks(
         rows = min(rows, num_samples - start)
         runs = min(most_runs, (num_samples - start) // rows)
         shared = latents(runs) if latents else {}
-        parts = [
-            _forward(program, {n: v[i] for n, v in shared.items()}, len(part), part.arguments, sites)
-            for i, part in enumerate(batch[start : start + runs * rows].chunks(rows))
-        ]
-        drawn = {name: torch.cat([part[name] for part in parts]) for name in sites}
-        del parts
-        if finish and "x" in drawn:
-            drawn["x"] = finish(drawn["x"])
-        yield (slice(start, start + runs * rows),), drawn
-        del drawn  # before the next chunk is drawn
-        start += runs * rows
+        for i, part in enumerate(batch[start : start + runs * rows].chunks(rows)):
+            drawn = _forward(program, {n: v[i] for n, v in shared.items()}, len(part), part.arguments, sites)
+            if finish and "x" in drawn:
+                drawn["x"] = finish(drawn["x"])  # while it is in the processor's cache
+            yield (slice(start, start + len(part)),), drawn
+            del drawn  # before the next is drawn
+            start += len(part)
 
 
 def _collect(chunks: Chunks, leading: tuple[int, ...], out: str | os.PathLike[str] | None, *, progress: bool) -> Any:

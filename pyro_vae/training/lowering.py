@@ -113,7 +113,7 @@ def trace(function: Function, inputs: Sequence[Tensor], *, changing: Sequence[Te
 
     with _quiet():
         try:
-            graph = make_fx(watched, decomposition_table=_CHEAP_LOGARITHMS)(*inputs)
+            graph = make_fx(watched, decomposition_table=_DECOMPOSED)(*inputs)
         except CannotStageError:
             raise
         except Exception as error:
@@ -438,7 +438,13 @@ def _binary_cross_entropy_with_logits(
     return logits.clamp(min=0) - logits * x + (1 + (-logits.abs()).exp()).log()
 
 
-_CHEAP_LOGARITHMS = {
+# Left to itself Inductor draws a uniform number and compares, which on a GPU are other bits.
+def _bernoulli(probs: Tensor, *, generator: Any = None) -> Tensor:
+    return torch.empty_like(probs, memory_format=torch.contiguous_format).bernoulli_(probs, generator=generator)
+
+
+_DECOMPOSED = {
+    torch.ops.aten.bernoulli.default: _bernoulli,
     torch.ops.aten.softplus.default: _softplus,
     torch.ops.aten.binary_cross_entropy_with_logits.default: _binary_cross_entropy_with_logits,
 }

@@ -280,7 +280,7 @@ class Run:
         row["objective"] = objective
         if math.isfinite(reconstruction - kl + auxiliary):
             # The last step shows in no ELBO of its epoch.
-            if not all(bool(parameter.isfinite().all()) for parameter in self.parameters.values()):
+            if not bool(torch.stack([parameter.isfinite().all() for parameter in self.parameters.values()]).all()):
                 self._refuse(f"weights became infinite or NaN in epoch {epoch}", epoch)
             if self.valid is not None:
                 row |= self._validate(self.valid)
