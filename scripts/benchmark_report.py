@@ -60,8 +60,8 @@ def document(results: Sequence[Numbers]) -> str:
     parts = [part for each in results for part in machine_tables(each)]
     if not any("gpu" in each["machine"] for each in results):
         parts.append(
-            "## On a GPU\n\nNot yet measured by this command, which does so where there is one. What was seen on one is in "
-            "[gpu.md](../gpu.md)."
+            "## On a GPU\n\nNot yet measured by this command, which does so where there is one. What was seen on one "
+            "is in [gpu.md](../gpu.md)."
         )
     return "\n\n".join(parts) + "\n"
 

@@ -48,16 +48,8 @@ def transform(name):
     return build, lambda: torch.cat([case.rows(event_shape), case.rows(event_shape)]).float(), None
 
 
-<<<<<<< HEAD
-WAITS_THERE = (
-    *WAIT,
-    "stick-breaking",
-    "Dirichlet process",
-)  # where the derivative of a cumulative product looks for zeros
-=======
 # The derivative of a cumulative product looks for zeros.
 WAITS_THERE = (*WAIT, "stick-breaking", "Dirichlet process")
->>>>>>> main
 STEPS = {
     **{f"likelihood {n}, {gaps}": likelihood(n, gaps=gaps) for n, gaps in itertools.product(NAMES, (False, True))},
     **{f"transform {name}": transform(name) for name in TRANSFORMS},
