@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pyro_vae.evaluation import check_pair, evaluate
+    from pyro_vae.inference.aggregate import InfoVae, TotalCorrelation
     from pyro_vae.inference.importance import ImportanceWeighted, Renyi
     from pyro_vae.inference.objectives import Elbo
     from pyro_vae.pair import Batch, Pair
@@ -19,8 +20,10 @@ __all__ = [
     "Batch",
     "Elbo",
     "ImportanceWeighted",
+    "InfoVae",
     "Pair",
     "Renyi",
+    "TotalCorrelation",
     "__version__",
     "check_pair",
     "conv_vae",
@@ -36,6 +39,7 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         "evaluation": ["check_pair", "evaluate"],
+        "inference.aggregate": ["InfoVae", "TotalCorrelation"],
         "inference.importance": ["ImportanceWeighted", "Renyi"],
         "inference.objectives": ["Elbo"],
         "pair": ["Batch", "Pair"],

@@ -4,7 +4,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_vae import VAE, ImportanceWeighted, Renyi, conv_vae, likelihoods, mlp_vae, posteriors, priors
+from pyro_vae import (
+    VAE,
+    ImportanceWeighted,
+    InfoVae,
+    Renyi,
+    TotalCorrelation,
+    conv_vae,
+    likelihoods,
+    mlp_vae,
+    posteriors,
+    priors,
+)
 from pyro_vae._support.arrays import as_tensor, in_chunks
 from pyro_vae._support.moments import Moments
 from pyro_vae._support.names import lookup
@@ -34,6 +45,7 @@ POSTERIORS: Mapping[str, Callable[[], posteriors.Posterior]] = {
 }
 # By the number of draws of a row; the ELBO has settings of its own.
 WEIGHTED: Mapping[str, Callable[[int], Any]] = {"importance-weighted": ImportanceWeighted, "renyi": Renyi}
+AGGREGATE: Mapping[str, Callable[[], Any]] = {"total-correlation": TotalCorrelation, "mmd": InfoVae}
 
 
 @dataclass(frozen=True)

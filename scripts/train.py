@@ -115,7 +115,8 @@ def main(
     objective: Annotated[
         str,
         typer.Option(
-            help=f"What is maximised: elbo; or, with --num-particles of 2 or more, {', '.join(choices.WEIGHTED)}."
+            help=f"What is maximised: elbo; {', '.join(choices.AGGREGATE)}; or, of --num-particles of 2 or more, "
+            f"{', '.join(choices.WEIGHTED)}."
         ),
     ] = "elbo",
     kl_weight: Annotated[float, typer.Option(help="Weight β of the KL; 1 maximises the ELBO.")] = 1.0,
@@ -316,17 +317,20 @@ ELBO_ALONE = {"kl": "sampled", "kl_weight": 1.0, "kl_warmup": 0, "kl_cycles": 1}
 
 def objective_of(settings: dict[str, Any], epochs: int) -> Any:
     """What is maximised. A warm-up is a share of a cycle there, and a number of epochs at the command line."""
-    num_particles, warmup, cycles = (settings[name] for name in ("num_particles", "kl_warmup", "kl_cycles"))
-    if settings["objective"] != "elbo":
-        lookup(settings["objective"], ["elbo", *choices.WEIGHTED], "objective")
+    name, num_particles = settings["objective"], settings["num_particles"]
+    lookup(name, ["elbo", *choices.WEIGHTED, *choices.AGGREGATE], "objective")
+    changed = [option for option, usual in ELBO_ALONE.items() if settings[option] != usual]
+    if name != "elbo" and changed:
+        raise ValueError(f"--{changed[0].replace('_', '-')} is of --objective elbo alone: leave it out")
+    if name in choices.AGGREGATE:
+        if num_particles != 1:
+            raise ValueError(f"--objective {name} takes one draw of a row: leave --num-particles out")
+        return choices.AGGREGATE[name]()
+    if name in choices.WEIGHTED:
         if num_particles < 2:
-            raise ValueError(
-                f"--objective {settings['objective']} weighs several draws of a row: give --num-particles 5"
-            )
-        changed = [name for name, usual in ELBO_ALONE.items() if settings[name] != usual]
-        if changed:
-            raise ValueError(f"--{changed[0].replace('_', '-')} is of --objective elbo alone: leave it out")
-        return choices.WEIGHTED[settings["objective"]](num_particles)
+            raise ValueError(f"--objective {name} weighs several draws of a row: give --num-particles 5")
+        return choices.WEIGHTED[name](num_particles)
+    warmup, cycles = settings["kl_warmup"], settings["kl_cycles"]
     if warmup < 0 or warmup * cycles > max(epochs, 0):
         raise ValueError(f"--kl-warmup must be from 0 to {epochs // max(1, cycles)} epochs; found {warmup}")
     elbo = Elbo(num_particles, settings["kl"], settings["kl_weight"], kl_cycles=cycles)

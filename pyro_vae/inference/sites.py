@@ -198,6 +198,15 @@ class Draws:
         return total.logsumexp(tuple(range(total.dim() - 2))).expand(self.shape)
 
     @property
+    def num_rows(self) -> int:
+        """Rows that there are altogether, of which these are a part."""
+        return self._run.num_rows
+
+    def distributions(self, name: str) -> tuple[Any, Any]:
+        """The guide's distribution at a latent site, and the model's, as they were for these rows."""
+        return self._run.guide[name]["fn"], self._run.model[name]["fn"]
+
+    @property
     def scaled(self) -> "Draws":
         """The same draws with the scales that the programs put on their sites, as objectives take them."""
         return self._with([term.as_scaled() for term in self.terms], lambda part: part.scaled)
@@ -369,7 +378,8 @@ class _Run:
     ) -> None:
         self.structure, self.particles, self.rows = structure, num_particles, len(batch)
         self.shape, self.like = (num_particles or 1, len(batch)), batch.log_jacobian
-        self.shared = 1 / (len(batch) if num_rows is None else num_rows)
+        self.num_rows = len(batch) if num_rows is None else num_rows
+        self.shared = 1 / self.num_rows
         self.weights = (1 / (self.rows * self.shape[0]), self.shared / self.shape[0])  # of local sites, of global ones
         self.nesting = structure.nesting
         self.has_score_function = False  # whether an objective has asked for it

@@ -1,0 +1,128 @@
+"""Objectives that look at the latents of all rows of a step together: the aggregate posterior."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_vae.inference.sites import Draws
+from pyro_vae.inference.structure import ContractError
+
+__all__ = ["InfoVae", "TotalCorrelation"]
+
+
+@dataclass(frozen=True)
+class TotalCorrelation:
+    r"""The ELBO, with a weight on how much the latents depend on each other over all rows (β-TCVAE).
+
+    .. math:: \mathrm{ELBO} - (\beta - 1)\, \mathrm{TC}, \qquad
+        \mathrm{TC} = \mathrm{KL}\Big(q(z) \,\Big\|\, \prod_j q(z_j)\Big), \quad q(z) = \frac{1}{N} \sum_n q(z \mid x_n)
+
+    The aggregate q(z) is estimated from the rows of a step, weighted as a part of all N (the paper's minibatch-weighted
+    sampling): it is biased, the less the larger the step.
+
+    Source: Chen et al., *Isolating Sources of Disentanglement in Variational Autoencoders*, 2018.
+
+    Args:
+        beta: The weight β; at 1 it is the ELBO.
+
+    Raises:
+        ValueError: if ``beta`` is not finite; when it is called, of a guide without one latent vector for each row
+            whose entries are independent given the row.
+
+    Example:
+        >>> TotalCorrelation(beta=6.0)
+        TotalCorrelation(beta=6.0)
+    """
+
+    beta: float = 6.0
+    num_particles: int = field(default=1, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.beta):
+            raise ValueError(f"beta must be finite, found {self.beta}")
+
+    def __call__(self, draws: Draws, progress: Any) -> Tensor:  # noqa: D102
+        return draws.scaled.elbo[0] - (self.beta - 1) * total_correlation(draws)
+
+
+def total_correlation(draws: Draws) -> Tensor:
+    """Each row's estimate of the total correlation, ``(N,)``, in nats."""
+    name = _only_latent(draws, "TotalCorrelation")
+    z, (q, _) = draws.latents[name], draws.distributions(name)
+    if not isinstance(q, dist.Independent) or q.base_dist.batch_shape != z.shape:
+        raise ContractError(
+            f"TotalCorrelation takes latents that are independent given the row, and {name!r} is drawn from a "
+            f"{type(q).__name__}: use a diagonal posterior"
+        )
+    pairs = q.base_dist.log_prob(z[:, None])  # of each row's draw given each row, and each latent
+    all_pairs = math.log(draws.num_rows * len(z))
+    joint = pairs.sum(-1).logsumexp(1) - all_pairs
+    return joint - (pairs.logsumexp(1) - all_pairs).sum(-1)
+
+
+@dataclass(frozen=True)
+class InfoVae:
+    r"""Reconstruction, with a weight on the KL and one on how far the aggregate posterior is from the prior (MMD-VAE).
+
+    .. math:: \mathbb{E}\left[\log p(x \mid z)\right] - w_{\mathrm{KL}}\, \mathrm{KL} -
+        w_{\mathrm{MMD}}\, \mathrm{MMD}^2(q(z), p(z)), \qquad k(a, b) = e^{-\|a - b\|^2 / 2 L}
+
+    With the maximum mean discrepancy in the place of the KL, rows may keep their information.
+
+    Source: Zhao et al., *InfoVAE: Balancing Learning and Inference in Variational Autoencoders*, 2019; Gretton et al.,
+    *A Kernel Two-Sample Test*, 2012, whose unbiased estimate of the squared discrepancy this is.
+
+    Args:
+        mmd_weight: :math:`w_{\mathrm{MMD}}`, in nats.
+        kl_weight: :math:`w_{\mathrm{KL}}`.
+
+    Raises:
+        ValueError: if a weight is negative or not finite; when it is called, of a guide without one latent vector for
+            each row, or on a single row.
+
+    Example:
+        >>> InfoVae(mmd_weight=500.0)
+        InfoVae(mmd_weight=500.0, kl_weight=0.0)
+    """
+
+    mmd_weight: float = 100.0
+    kl_weight: float = 0.0
+    num_particles: int = field(default=1, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("mmd_weight", "kl_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number from 0, found {getattr(self, name)}")
+
+    def __call__(self, draws: Draws, progress: Any) -> Tensor:  # noqa: D102
+        name = _only_latent(draws, "InfoVae")
+        z, (_, p) = draws.latents[name], draws.distributions(name)
+        drawn = p.rsample() if p.has_rsample else p.sample()
+        bound = draws.scaled.reconstruction[0] - self.mmd_weight * squared_discrepancy(z, drawn.expand_as(z))
+        return bound - self.kl_weight * draws.scaled.rate[0] if self.kl_weight else bound
+
+
+def squared_discrepancy(a: Tensor, b: Tensor) -> Tensor:
+    """The unbiased estimate of the squared maximum mean discrepancy between two sets of as many vectors ``(N, L)``."""
+    size, width = len(a), 2 * a.shape[-1]
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (-(x[:, None] - y).square().sum(-1) / width).exp()
+
+    others = 1 - torch.eye(size, dtype=a.dtype, device=a.device)
+    within = ((kernel(a, a) + kernel(b, b)) * others).sum() / (size * (size - 1))
+    return within - 2 * kernel(a, b).mean()
+
+
+def _only_latent(draws: Draws, who: str) -> str:
+    """The name of the one latent vector of a row that the guide draws."""
+    if len(draws.latents) == 1:
+        ((name, z),) = draws.latents.items()
+        if z.dim() == 2 and len(z) == draws.shape[1]:
+            return name
+    shapes = ", ".join(f"{name} {tuple(z.shape)}" for name, z in draws.latents.items()) or "none"
+    raise ContractError(f"{who} takes a guide that draws one latent vector for each row, (N, L); found {shapes}")
