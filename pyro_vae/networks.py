@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pyro_vae._support.names import lookup
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder"]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP", "ResidualMLP"]
 
 ACTIVATIONS = {a.__name__: a for a in (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Softplus, nn.SiLU, nn.GELU)}
 UPSAMPLES = ("transposed", "nearest")
@@ -88,6 +88,95 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         batch_shape = _batch_shape(x, self.in_shape, self)
         return self.layers(x.reshape(*batch_shape, math.prod(self.in_shape))).reshape(*batch_shape, *self.out_shape)
+
+
+class GatedMLP(nn.Module):
+    r"""Fully connected network of gated layers, :math:`h = (A x + a) \odot \sigma(B x + b)`, then an affine map.
+
+    With ``hidden_dims=(300, 300)`` it is the network of Tomczak & Welling, *VAE with a VampPrior*, 2018; the layer is
+    that of Dauphin et al., *Language Modeling with Gated Convolutional Networks*, 2017.
+
+    Args:
+        in_shape: Shape of one input, of any rank.
+        out_shape: Shape of one output, of any rank.
+        hidden_dims: Widths of the gated layers, from input to output.
+
+    Shape:
+        ``(*B, *in_shape)`` to ``(*B, *out_shape)``.
+
+    Example:
+        >>> GatedMLP((28, 28), (2, 40))(torch.zeros(5, 28, 28)).shape
+        torch.Size([5, 2, 40])
+    """
+
+    def __init__(
+        self, in_shape: Sequence[int], out_shape: Sequence[int], hidden_dims: Sequence[int] = (300, 300)
+    ) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape, self.hidden_dims = tuple(in_shape), tuple(out_shape), tuple(hidden_dims)
+        layers: list[nn.Module] = []
+        width = math.prod(self.in_shape)
+        for hidden_dim in self.hidden_dims:
+            layers += [nn.Linear(width, 2 * hidden_dim), nn.GLU()]
+            width = hidden_dim
+        self.layers = nn.Sequential(*layers, nn.Linear(width, math.prod(self.out_shape)))
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        batch_shape = _batch_shape(x, self.in_shape, self)
+        return self.layers(x.reshape(*batch_shape, math.prod(self.in_shape))).reshape(*batch_shape, *self.out_shape)
+
+
+class ResidualMLP(nn.Module):
+    r"""Fully connected network of one width, whose blocks add to what they are given.
+
+    .. math:: h \leftarrow h + W_2\, \phi\left(W_1\, \mathrm{norm}(h) + b_1\right) + b_2
+
+    Source: He et al., *Identity Mappings in Deep Residual Networks*, 2016; the layers' norm of Ba et al., *Layer
+    Normalization*, 2016.
+
+    Args:
+        in_shape: Shape of one input, of any rank.
+        out_shape: Shape of one output, of any rank.
+        hidden_dim: The width.
+        num_blocks: Blocks in a row.
+        activation: Name of a ``torch.nn`` activation, as in :class:`MLP`.
+
+    Shape:
+        ``(*B, *in_shape)`` to ``(*B, *out_shape)``.
+
+    Example:
+        >>> ResidualMLP((10,), (2, 4), hidden_dim=32)(torch.zeros(5, 10)).shape
+        torch.Size([5, 2, 4])
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        hidden_dim: int = 256,
+        num_blocks: int = 2,
+        activation: str = "ReLU",
+    ) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
+        self.hidden_dim, self.num_blocks, self.activation = hidden_dim, num_blocks, activation
+        nonlinearity = _activation(activation)
+        self.first = nn.Linear(math.prod(self.in_shape), hidden_dim)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, hidden_dim), nonlinearity(),
+                nn.Linear(hidden_dim, hidden_dim),
+            )
+            for _ in range(num_blocks)
+        )  # fmt: skip
+        self.last = nn.Sequential(nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, math.prod(self.out_shape)))
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        batch_shape = _batch_shape(x, self.in_shape, self)
+        h = self.first(x.reshape(*batch_shape, math.prod(self.in_shape)))
+        for block in self.blocks:
+            h = h + block(h)
+        return self.last(h).reshape(*batch_shape, *self.out_shape)
 
 
 class ConvEncoder(nn.Module):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pyro_vae import networks
-from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder
+from pyro_vae import load, make_vae, networks
+from pyro_vae.likelihoods import Normal
+from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder, GatedMLP, ResidualMLP
 
 IMAGES = [(28, 28), (8, 8), (28, 20), (3, 32, 32), (1, 28, 28), (5, 7), (1, 1), (3, 17, 9)]
 WIDTHS = [(2, 3), (2, 3, 4)]
@@ -221,3 +222,38 @@ def test_every_parameter_gets_a_gradient(kind, image):
     network(torch.randn(4, *in_out_shapes(kind, image)[0])).square().sum().backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
+
+
+@pytest.mark.parametrize("batch_shape", [(), (5,), (2, 3)], ids=str)
+@pytest.mark.usefixtures("float64")
+def test_gated_and_residual_layers_are_their_formulas(batch_shape):
+    x = torch.randn(*batch_shape, 2, 3)
+    flat = x.flatten(-2)
+    gated = GatedMLP((2, 3), (4, 5), hidden_dims=(7,))
+    (w, b), (last, bias) = [(layer.weight, layer.bias) for layer in gated.layers if isinstance(layer, torch.nn.Linear)]
+    h = (flat @ w[:7].T + b[:7]) * (flat @ w[7:].T + b[7:]).sigmoid()
+    torch.testing.assert_close(gated(x), (h @ last.T + bias).reshape(*batch_shape, 4, 5))
+    residual = ResidualMLP((2, 3), (4, 5), hidden_dim=7, num_blocks=2, activation="Tanh")
+    w = dict(residual.named_parameters())
+
+    def norm(h, name):
+        centred = h - h.mean(-1, keepdim=True)
+        return (
+            centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+        )
+
+    h = flat @ w["first.weight"].T + w["first.bias"]
+    for block in ("blocks.0", "blocks.1"):
+        inner = (norm(h, f"{block}.0") @ w[f"{block}.1.weight"].T + w[f"{block}.1.bias"]).tanh()
+        h = h + inner @ w[f"{block}.3.weight"].T + w[f"{block}.3.bias"]
+    expected = norm(h, "last.0") @ w["last.1.weight"].T + w["last.1.bias"]
+    torch.testing.assert_close(residual(x), expected.reshape(*batch_shape, 4, 5))
+
+
+@pytest.mark.parametrize("network", [GatedMLP, ResidualMLP])
+def test_they_make_a_vae_that_is_saved_and_opened(network, tmp_path):
+    vae = make_vae((3, 2), 2, likelihood=Normal(), encoder_network=network, decoder_network=network)
+    x = torch.randn(9, 3, 2)
+    vae.save(tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    torch.testing.assert_close(again.reconstruct(x), vae.reconstruct(x))
