@@ -100,6 +100,55 @@ def test_training_goes_up_compiled_and_as_programs_alike(case, objective):
     assert eager["objective"].iloc[-1] > eager["objective"].iloc[0]
 
 
+@pytest.mark.parametrize("num_particles", [1, 8])
+@pytest.mark.usefixtures("float64")
+def test_the_doubly_reparameterised_gradient_has_the_same_mean_and_less_noise(num_particles):
+    torch.manual_seed(0)
+    lg = LinearGaussian()
+    vae, x = lg.vae, lg.draw(6)
+    batch = vae.prepare({"x": x})
+    structure = vae.structure(batch)
+    parts = {"guide": list(vae.guide.parameters()), "model": list(vae.model.parameters())}
+    means, errors, values = {}, {}, {}
+    for doubly in (False, True):
+        objective = ImportanceWeighted(num_particles, doubly_reparameterized=doubly)
+        kept = {part: [] for part in parts}
+        for seed in range(1500):
+            torch.manual_seed(seed)
+            particles = num_particles if num_particles > 1 else None
+            draws = run_pair(*vae.programs, batch, structure, num_particles=particles)
+            bound = objective(draws, torch.ones(()))
+            values[doubly] = bound.detach()
+            everything = [p for group in parts.values() for p in group]
+            gradients = dict(zip(map(id, everything), torch.autograd.grad(bound.mean(), everything), strict=True))
+            for part, group in parts.items():
+                kept[part].append(torch.cat([gradients[id(p)].flatten() for p in group]))
+        for part, rows in kept.items():
+            rows = torch.stack(rows)
+            means[part, doubly], errors[part, doubly] = rows.mean(0), rows.var(0) / len(rows)
+    torch.testing.assert_close(values[True], values[False])  # of the last seed
+    for part in parts:
+        error = (errors[part, True] + errors[part, False]).sqrt()
+        assert bool(((means[part, True] - means[part, False]).abs() < 5 * error + 1e-9).all()), part
+    if num_particles > 1:
+        assert float(errors["guide", True].sum()) < 0.7 * float(errors["guide", False].sum())
+
+
+def test_the_doubly_reparameterised_gradient_trains_and_refuses_flows():
+    build, rows, _ = CASES["bits"]
+    data, histories = rows(), []
+    objective = ImportanceWeighted(4, doubly_reparameterized=True)
+    for compile in (False, True):
+        torch.manual_seed(0)
+        options = {"epochs": 4, "batch_size": 32, "learning_rate": 0.02, "progress": False, "seed": 0}
+        histories.append(fit(build(), data, objective=objective, compile=compile, **options))
+    assert histories[1].attrs["execution"] == "compiled"
+    assert histories[1]["objective"].tolist() == pytest.approx(histories[0]["objective"].tolist(), rel=1e-4)
+    programs = ZOO["flow guide"].build()
+    with pytest.raises(ValueError, match="made of tensors, and a ZukoToPyro is not"):
+        fit(Pair(programs.model, programs.guide), ZOO["flow guide"].rows(), objective=objective, progress=False)
+
+
 def test_latents_of_all_rows_and_draws_without_derivatives_are_refused():
     programs = ZOO["common scale"].build()
     with pytest.raises(ValueError, match="'scale' lies outside the plate 'data'"):

@@ -51,7 +51,7 @@ class TotalCorrelation:
 
 def total_correlation(draws: Draws) -> Tensor:
     """Each row's estimate of the total correlation, ``(N,)``, in nats."""
-    name = _only_latent(draws, "TotalCorrelation")
+    name = draws.only_latent("TotalCorrelation")
     z, (q, _) = draws.latents[name], draws.distributions(name)
     if not isinstance(q, dist.Independent) or q.base_dist.batch_shape != z.shape:
         raise ContractError(
@@ -99,7 +99,7 @@ class InfoVae:
                 raise ValueError(f"{name} must be a finite number from 0, found {getattr(self, name)}")
 
     def __call__(self, draws: Draws, progress: Any) -> Tensor:  # noqa: D102
-        name = _only_latent(draws, "InfoVae")
+        name = draws.only_latent("InfoVae")
         z, (_, p) = draws.latents[name], draws.distributions(name)
         drawn = p.rsample() if p.has_rsample else p.sample()
         bound = draws.scaled.reconstruction[0] - self.mmd_weight * squared_discrepancy(z, drawn.expand_as(z))
@@ -116,13 +116,3 @@ def squared_discrepancy(a: Tensor, b: Tensor) -> Tensor:
     others = 1 - torch.eye(size, dtype=a.dtype, device=a.device)
     within = ((kernel(a, a) + kernel(b, b)) * others).sum() / (size * (size - 1))
     return within - 2 * kernel(a, b).mean()
-
-
-def _only_latent(draws: Draws, who: str) -> str:
-    """The name of the one latent vector of a row that the guide draws."""
-    if len(draws.latents) == 1:
-        ((name, z),) = draws.latents.items()
-        if z.dim() == 2 and len(z) == draws.shape[1]:
-            return name
-    shapes = ", ".join(f"{name} {tuple(z.shape)}" for name, z in draws.latents.items()) or "none"
-    raise ContractError(f"{who} takes a guide that draws one latent vector for each row, (N, L); found {shapes}")

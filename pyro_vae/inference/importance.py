@@ -1,10 +1,13 @@
 """Objectives that weigh the draws of a row against each other."""
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_vae.inference.sites import Draws, over_draws
 from pyro_vae.inference.structure import ContractError
@@ -72,20 +75,71 @@ class ImportanceWeighted(Renyi):
 
     It rises with K towards the evidence, and at 1 is the ELBO. Else as :class:`Renyi`, of which it is that of order 0.
 
-    Source: Burda et al., *Importance Weighted Autoencoders*, 2016.
+    With many draws the plain gradient says less and less about the guide. The doubly reparameterised one has the same
+    mean and less noise; it is for a guide that draws one latent vector for each row, from a distribution that is made of
+    tensors.
+
+    Source: Burda et al., *Importance Weighted Autoencoders*, 2016; Tucker et al., *Doubly Reparameterized Gradient
+    Estimators for Monte Carlo Objectives*, 2019.
 
     Args:
         num_particles: Draws K of the guide for each row.
         alpha: Stays 0.
+        doubly_reparameterized: Take that gradient.
+
+    Raises:
+        ValueError: as :class:`Renyi`; of that gradient, where the guide is no such one.
 
     Example:
-        >>> ImportanceWeighted(50).num_particles
+        >>> ImportanceWeighted(50, doubly_reparameterized=True).num_particles
         50
     """
 
     alpha: float = 0.0
+    doubly_reparameterized: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.alpha != 0:
             raise ValueError(f"the importance-weighted bound has order 0, found alpha={self.alpha}: use Renyi(...)")
+
+    def __call__(self, draws: Draws, progress: Any) -> Tensor:  # noqa: D102
+        bound = super().__call__(draws, progress)
+        if not self.doubly_reparameterized:
+            return bound
+        name = draws.only_latent("The doubly reparameterised gradient")
+        z, (q, _) = draws.latents[name], draws.distributions(name)
+        # log q(z | x) of the same draws, of which the guide learns through the draws alone.
+        log_weights = draws.log_weights + draws.log_guide[name] - detached(q).log_prob(z).expand(draws.shape)
+        weights = draws.log_weights.softmax(0).detach()
+        if z.requires_grad:
+            z.register_hook(lambda gradient: gradient * weights.reshape(*z.shape[:-1], 1))
+        surrogate = (weights * log_weights).sum(0)
+        return bound.detach() + surrogate - surrogate.detach()
+
+
+def detached(fn: Any) -> Any:
+    """A copy of a distribution through whose parameters no gradient goes.
+
+    Raises:
+        ContractError: if it is not made of tensors alone, as a flow is not.
+
+    Example:
+        >>> import torch
+        >>> from pyro.distributions import Normal
+        >>> scale = torch.ones(2, requires_grad=True)
+        >>> detached(Normal(0.0, scale).to_event(1)).log_prob(torch.zeros(2)).requires_grad
+        False
+    """
+    made = copy.copy(fn)
+    for name, value in vars(fn).items():
+        if isinstance(value, Tensor):
+            setattr(made, name, value.detach())
+        elif isinstance(value, Distribution):
+            setattr(made, name, detached(value))
+        elif not isinstance(value, (torch.Size, bool, int, float, str, dict, type(None))):
+            raise ContractError(
+                f"the doubly reparameterised gradient takes a guide whose distribution is made of tensors, and a "
+                f"{type(fn).__name__} is not: leave doubly_reparameterized out"
+            )
+    return made

@@ -202,6 +202,19 @@ class Draws:
         """Rows that there are altogether, of which these are a part."""
         return self._run.num_rows
 
+    def only_latent(self, who: str) -> str:
+        """The name of the one latent vector of each row that the guide draws, and no other.
+
+        Raises:
+            ContractError: if there is no such latent; ``who`` asks for it.
+        """
+        if len(self.latents) == 1:
+            ((name, z),) = self.latents.items()
+            if z.shape[:-1].numel() == math.prod(self.shape):
+                return name
+        shapes = ", ".join(f"{name} {tuple(z.shape)}" for name, z in self.latents.items()) or "none"
+        raise ContractError(f"{who} takes a guide that draws one latent vector for each row, (N, L); found {shapes}")
+
     def distributions(self, name: str) -> tuple[Any, Any]:
         """The guide's distribution at a latent site, and the model's, as they were for these rows."""
         return self._run.guide[name]["fn"], self._run.model[name]["fn"]
