@@ -76,7 +76,7 @@ class ImportanceWeighted(Renyi):
     It rises with K towards the evidence, and at 1 is the ELBO. Else as :class:`Renyi`, of which it is that of order 0.
 
     With many draws the plain gradient says less and less about the guide. The doubly reparameterised one has the same
-    mean and less noise; it is for a guide that draws one latent vector for each row, from a distribution that is made of
+    mean and less noise; it is for a guide that draws one latent vector for each row, from a distribution made of
     tensors.
 
     Source: Burda et al., *Importance Weighted Autoencoders*, 2016; Tucker et al., *Doubly Reparameterized Gradient
