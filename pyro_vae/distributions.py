@@ -5,13 +5,23 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.contrib.zuko import ZukoToPyro
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn import functional as F
 
-__all__ = ["Columns", "ContinuousBernoulli", "DiscretizedLogistic", "Kinds", "Levels", "ZeroInflated"]
+__all__ = [
+    "Columns",
+    "ContinuousBernoulli",
+    "DiscretizedLogistic",
+    "Flow",
+    "Kinds",
+    "Levels",
+    "MixtureOfNormals",
+    "ZeroInflated",
+]
 
 
 class ContinuousBernoulli(dist.ContinuousBernoulli):
@@ -231,3 +241,70 @@ class ZeroInflated(dist.ZeroInflatedDistribution):
         gate_logits, value = broadcast_all(gate, value)
         counted = F.logsigmoid(-gate_logits) + self.base_dist.log_prob(value)
         return torch.where(value == 0, torch.logaddexp(F.logsigmoid(gate_logits), counted), counted)
+
+
+class Flow(ZukoToPyro):
+    """A normalising flow of zuko's, with draws as of any distribution and with moments.
+
+    The moments are those of 512 draws, always the same ones: a flow knows none.
+
+    Args:
+        dist: A ``zuko.distributions.NormalizingFlow``.
+    """
+
+    support = constraints.real_vector
+    has_rsample = True  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Flow":
+        """The same for a larger batch."""
+        return Flow(self.dist.expand(torch.Size(batch_shape)))
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draws through which gradients go."""
+        return self.dist.rsample(torch.Size(sample_shape))
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        """Draws."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of those draws."""
+        return self._draws().mean(0)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of those draws."""
+        return self._draws().var(0)
+
+    def _draws(self) -> Tensor:
+        device = self.dist.base.mean.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            return self.rsample(torch.Size((512,)))
+
+
+class MixtureOfNormals(dist.MixtureOfDiagNormals):
+    """Pyro's mixture of normals with independent entries, whose draws have derivatives, and with moments."""
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "MixtureOfNormals":
+        """The same for a larger batch."""
+        shape = torch.Size(batch_shape)
+        locs, scales = (value.expand(*shape, *value.shape[-2:]) for value in (self.locs, self.coord_scale))
+        return MixtureOfNormals(locs, scales, self.component_logits.expand(*shape, *self.component_logits.shape[-1:]))
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of the components' means."""
+        return (self._weights * self.locs).sum(-2)
+
+    @property
+    def variance(self) -> Tensor:
+        """The mean of the components' second moments, less the square of the mean."""
+        second = (self._weights * (self.locs.square() + self.coord_scale.square())).sum(-2)
+        return second - self.mean.square()
+
+    @property
+    def _weights(self) -> Tensor:
+        return self.component_logits.softmax(-1)[..., None]

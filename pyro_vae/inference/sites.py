@@ -206,8 +206,10 @@ class Draws:
         """The name of the one latent vector of each row that the guide draws, and no other.
 
         Raises:
-            ContractError: if there is no such latent; ``who`` asks for it.
+            ContractError: if there is no such latent, which ``who`` asks for, or each draw was a run of its own.
         """
+        if self._parts:
+            raise ContractError(f"{who} takes programs that run for several draws at once, which these do not")
         if len(self.latents) == 1:
             ((name, z),) = self.latents.items()
             if z.shape[:-1].numel() == math.prod(self.shape):

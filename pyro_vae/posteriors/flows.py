@@ -1,17 +1,15 @@
 """Posteriors that a normalising flow makes of a normal one."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.contrib.zuko import ZukoToPyro
-from pyro.distributions import constraints
 from pyro.distributions.transforms import ConditionedHouseholder
 from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_vae._support.flows import FlowKind, make_flow
+from pyro_vae.distributions import Flow
 from pyro_vae.posteriors.base import Posterior
 from pyro_vae.posteriors.normal import check_min_scale
 
@@ -79,29 +77,7 @@ class FlowPosterior(Posterior):
 
         loc, raw_scale, context = params
         base = DiagNormal(loc, F.softplus(raw_scale) + self.min_scale)
-        return _Bent(NormalizingFlow(self.flow.transform(context).inv, base))
-
-
-class _Bent(ZukoToPyro):
-    """A flow of zuko's as a distribution of Pyro's, with moments: those of 512 draws, always the same ones."""
-
-    support = constraints.real_vector
-
-    def expand(self, *args: Any, **kwargs: Any) -> "_Bent":
-        return _Bent(self.dist.expand(*args, **kwargs))
-
-    @property
-    def mean(self) -> Tensor:
-        return self._draws().mean(0)
-
-    @property
-    def variance(self) -> Tensor:
-        return self._draws().var(0)
-
-    def _draws(self) -> Tensor:
-        with torch.random.fork_rng(devices=[self.dist.base.mean.device] if self.dist.base.mean.is_cuda else []):
-            torch.manual_seed(0)
-            return self.dist.rsample(torch.Size([512]))
+        return Flow(NormalizingFlow(self.flow.transform(context).inv, base))
 
 
 class Householder(Posterior):

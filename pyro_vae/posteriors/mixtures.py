@@ -1,13 +1,12 @@
 """A posterior with several modes."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_vae.distributions import MixtureOfNormals
 from pyro_vae.posteriors.base import Posterior
 from pyro_vae.posteriors.normal import check_min_scale
 
@@ -57,27 +56,5 @@ class MixturePosterior(Posterior):
         locs, raw_scales, logits = params
         scales, logits = F.softplus(raw_scales) + self.min_scale, logits.squeeze(-1)
         if locs.shape[-1] > 1:
-            return _Mixture(locs, scales, logits)
+            return MixtureOfNormals(locs, scales, logits)
         return dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(locs, scales).to_event(1))
-
-
-class _Mixture(dist.MixtureOfDiagNormals):
-    """Pyro's, with its moments."""
-
-    @property
-    def mean(self) -> Tensor:
-        return (self._weights * self.locs).sum(-2)
-
-    @property
-    def variance(self) -> Tensor:
-        second = (self._weights * (self.locs.square() + self.coord_scale.square())).sum(-2)
-        return second - self.mean.square()
-
-    @property
-    def _weights(self) -> Tensor:
-        return self.component_logits.softmax(-1)[..., None]
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "_Mixture":
-        shape = torch.Size(batch_shape)
-        each = [value.expand(*shape, *value.shape[-2:]) for value in (self.locs, self.coord_scale)]
-        return _Mixture(*each, self.component_logits.expand(*shape, *self.component_logits.shape[-1:]))

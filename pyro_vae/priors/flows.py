@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import pyro.distributions as dist
-from pyro.contrib.zuko import ZukoToPyro
 
 from pyro_vae._support.flows import FlowKind, make_flow
+from pyro_vae.distributions import Flow
 from pyro_vae.priors.base import Prior
 
 __all__ = ["FlowPrior"]
@@ -44,4 +44,4 @@ class FlowPrior(Prior):
         self.flow = make_flow(kind, latent_dim, num_transforms, hidden_dims)
 
     def forward(self) -> dist.TorchDistribution:  # noqa: D102
-        return ZukoToPyro(self.flow())
+        return Flow(self.flow())
