@@ -127,7 +127,7 @@ class DiscretizedLogistic(TorchDistribution):
         at_top = torch.where(value >= self.num_levels - 1, F.logsigmoid(-below), inside)
         return torch.where(value <= 0, F.logsigmoid(above), at_top)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:  # noqa: B008, D102
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008, D102
         with torch.no_grad():
             shape = self._extended_shape(sample_shape)
             uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
@@ -168,14 +168,14 @@ class Levels(dist.Categorical):
         """The variance of the level."""
         return (self.probs * (self._level() - self.mean[..., None]).square()).sum(-1)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:  # noqa: B008, D102
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008, D102
         return super().sample(sample_shape).to(self.probs.dtype)
 
 
 class Kinds(dist.Categorical):
     """Categorical over kinds without an order; the most probable one stands in for the mean, which they lack."""
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:  # noqa: B008, D102
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008, D102
         return super().sample(sample_shape).to(self.probs.dtype)
 
     @property
@@ -211,7 +211,7 @@ class Columns(TorchDistribution):
         parts = value.unbind(-1)
         return torch.stack([c.log_prob(part) for c, part in zip(self.columns, parts, strict=True)], dim=-1)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:  # noqa: B008, D102
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008, D102
         draws = [column.sample(sample_shape) for column in self.columns]
         dtype = next((d.dtype for d in draws if d.is_floating_point()), torch.get_default_dtype())
         return torch.stack([draw.to(dtype) for draw in draws], dim=-1)
