@@ -1,0 +1,40 @@
+"""The rows nearest to a row by brute force, and the effects of latents by a linear decoder."""
+
+import pytest
+import torch
+from linear_gaussian import LinearGaussian
+from torch.distributions import kl_divergence
+
+from pyro_vae import mlp_vae
+from pyro_vae.evaluation import latent_effects, nearest_rows
+from pyro_vae.likelihoods import Normal
+from pyro_vae.posteriors import FullNormal
+
+
+def test_the_nearest_rows_are_those_of_least_divergence():
+    torch.manual_seed(0)
+    vae, x, others = mlp_vae((4,), 3, likelihood=Normal()), torch.randn(5, 4), torch.randn(30, 4)
+    nearest, nats = nearest_rows(vae, x, others, 4)
+    for row in range(5):
+        q = vae.encode(x[row : row + 1])
+        kl = torch.stack([kl_divergence(q, vae.encode(others[i : i + 1]))[0] for i in range(30)])
+        expected = kl.argsort()[:4]
+        assert nearest[row].tolist() == expected.tolist()
+        torch.testing.assert_close(nats[row].float(), kl[expected], rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_compared_is_refused():
+    x = torch.randn(5, 4)
+    with pytest.raises(ValueError, match="from 1 to 5, the number of rows; found 6"):
+        nearest_rows(mlp_vae((4,), 3, likelihood=Normal()), x, x, 6)
+    with pytest.raises(ValueError, match="and the guide draws this latent from a MultivariateNormal"):
+        nearest_rows(mlp_vae((4,), 3, likelihood=Normal(), posterior=FullNormal()), x, x, 1)
+
+
+def test_effects_of_a_linear_decoder_are_its_weights():
+    torch.manual_seed(0)
+    lg = LinearGaussian()
+    x = lg.draw(100)
+    spread = lg.vae.encode(x).mean.std(0)
+    expected = 2 * spread[:, None] * lg.weight.T
+    torch.testing.assert_close(latent_effects(lg.vae, x), expected, rtol=1e-4, atol=1e-5)
