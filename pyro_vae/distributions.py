@@ -294,6 +294,10 @@ class MixtureOfNormals(dist.MixtureOfDiagNormals):
         locs, scales = (value.expand(*shape, *value.shape[-2:]) for value in (self.locs, self.coord_scale))
         return MixtureOfNormals(locs, scales, self.component_logits.expand(*shape, *self.component_logits.shape[-1:]))
 
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws through which gradients go; Pyro's own takes no shape where there is a batch."""
+        return super(MixtureOfNormals, self.expand((*sample_shape, *self.batch_shape))).rsample()
+
     @property
     def mean(self) -> Tensor:
         """The mean of the components' means."""

@@ -90,7 +90,8 @@ def details(name: str, found: Numbers) -> str:
     if name in ("mlp", "conv"):
         return f", {found['num_rows']:,} rows an epoch"
     if name == "whole":
-        return f", {found['epochs']} epochs of {found['num_rows']:,} rows"
+        rounds = max((len(row["seconds"]) for row in found["contenders"].values()), default=0)
+        return f", {found['epochs']} epochs of {found['num_rows']:,} rows; {rounds} rounds"
     if name == "samples":
         return f", {found['count']:,} of them"
     return f", {found['num_particles']:,} particles" if name == "evidence" else ""

@@ -18,6 +18,7 @@ CPU = torch.device("cpu")
 def kinds(monkeypatch, *, cuda, xpu, float64=True):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.xpu, "is_available", lambda: xpu)
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: int(xpu))
     properties = types.SimpleNamespace(has_fp64=float64)
     monkeypatch.setattr(torch.xpu, "get_device_properties", lambda device: properties)
 

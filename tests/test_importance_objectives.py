@@ -106,6 +106,7 @@ def test_the_doubly_reparameterised_gradient_has_the_same_mean_and_less_noise(nu
     torch.manual_seed(0)
     lg = LinearGaussian()
     vae, x = lg.vae, lg.draw(6)
+    fit(vae, lg.draw(500), epochs=20, batch_size=50, learning_rate=0.02, progress=False)
     batch = vae.prepare({"x": x})
     structure = vae.structure(batch)
     parts = {"guide": list(vae.guide.parameters()), "model": list(vae.model.parameters())}
@@ -113,7 +114,7 @@ def test_the_doubly_reparameterised_gradient_has_the_same_mean_and_less_noise(nu
     for doubly in (False, True):
         objective = ImportanceWeighted(num_particles, doubly_reparameterized=doubly)
         kept = {part: [] for part in parts}
-        for seed in range(1500):
+        for seed in range(800):
             torch.manual_seed(seed)
             particles = num_particles if num_particles > 1 else None
             draws = run_pair(*vae.programs, batch, structure, num_particles=particles)
@@ -130,8 +131,10 @@ def test_the_doubly_reparameterised_gradient_has_the_same_mean_and_less_noise(nu
     for part in parts:
         error = (errors[part, True] + errors[part, False]).sqrt()
         assert bool(((means[part, True] - means[part, False]).abs() < 5 * error + 1e-9).all()), part
-    if num_particles > 1:
-        assert float(errors["guide", True].sum()) < 0.7 * float(errors["guide", False].sum())
+    if num_particles > 1:  # less where most is lost, and in all; single weights may have more
+        ratios = errors["guide", True] / errors["guide", False]
+        assert float(ratios.median()) < 0.5
+        assert float(errors["guide", True].sum()) < 0.9 * float(errors["guide", False].sum())
 
 
 def test_the_doubly_reparameterised_gradient_trains_and_refuses_flows():
@@ -145,7 +148,7 @@ def test_the_doubly_reparameterised_gradient_trains_and_refuses_flows():
     assert histories[1].attrs["execution"] == "compiled"
     assert histories[1]["objective"].tolist() == pytest.approx(histories[0]["objective"].tolist(), rel=1e-4)
     programs = ZOO["flow guide"].build()
-    with pytest.raises(ValueError, match="made of tensors, and a ZukoToPyro is not"):
+    with pytest.raises(ValueError, match="made of tensors, and a NormalizingFlow is not"):
         fit(Pair(programs.model, programs.guide), ZOO["flow guide"].rows(), objective=objective, progress=False)
 
 

@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+import torch
+
 from pyro_vae._support.names import lookup
 
 __all__ = ["FlowKind", "make_flow"]
+
+_WIDEST = 2**14  # so that a damaged description does not ask for all memory
 
 FlowKind = Literal["autoregressive", "coupling", "spline"]
 
@@ -24,12 +28,14 @@ def make_flow(kind: FlowKind, features: int, num_transforms: int, hidden_dims: S
     lookup(kind, get_args(FlowKind), "flow")
     if num_transforms < 1:
         raise ValueError(f"num_transforms must be at least 1, found {num_transforms}")
+    if max(features, context, *hidden_dims, 0) > _WIDEST:
+        raise ValueError(f"a flow is at most {_WIDEST:,} wide, found {max(features, context, *hidden_dims, 0):,}")
     try:
         import zuko
     except ImportError as error:
         raise ImportError("flows are made by zuko: pip install 'pyro-vae[flows]'") from error
     common: dict[str, Any] = {"transforms": num_transforms, "hidden_features": tuple(hidden_dims), "context": context}
-    if kind == "spline":
-        return zuko.flows.NSF(features, **common)
     passes = {"passes": 2} if kind == "coupling" and features > 1 else {}
-    return zuko.flows.MAF(features, **passes, **common)
+    make = zuko.flows.NSF if kind == "spline" else zuko.flows.MAF
+    with torch.device("cpu"):  # its masks are computed, and not where a model is made without memory for its size
+        return make(features, **passes, **common)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.transforms import ConditionedHouseholder
+from pyro.distributions.transforms.householder import ConditionedHouseholder
 from torch import Tensor
 from torch.nn import functional as F
 
