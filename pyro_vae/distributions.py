@@ -279,7 +279,8 @@ class Flow(ZukoToPyro):
         return self._draws().var(0)
 
     def _draws(self) -> Tensor:
-        device = self.dist.base.mean.device
+        base: Any = self.dist
+        device = base.base.mean.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(0)
             return self.rsample(torch.Size((512,)))

@@ -59,7 +59,8 @@ class FlowPosterior(Posterior):
         if context_dim < 1:
             raise ValueError(f"context_dim must be at least 1, found {context_dim}")
         make_flow(kind, 1, num_transforms, hidden_dims, context_dim)
-        self.kind, self.num_transforms, self.hidden_dims = kind, num_transforms, tuple(hidden_dims)
+        self.kind: FlowKind = kind
+        self.num_transforms, self.hidden_dims = num_transforms, tuple(hidden_dims)
         self.context_dim, self.min_scale = context_dim, min_scale
 
     def raw_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:  # noqa: D102

@@ -78,6 +78,8 @@ class FullNormal(Posterior):
         torch.Size([5, 3, 3])
     """
 
+    below: Tensor
+
     def __init__(self, min_scale: float = 1e-4) -> None:
         super().__init__()
         check_min_scale(min_scale)
