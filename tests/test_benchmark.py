@@ -101,7 +101,7 @@ def test_a_peer_that_is_not_installed_is_left_out_with_a_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--only", "mlp,cnn"), "--only knows mlp, conv"),
+        (("--only", "mlp,cnn"), "--only knows whole, mlp, conv"),
         (("--contenders", "pythae"), "--contenders knows Pyro example"),
         (("--rounds", "0"), "at least 1"),
         (("--num-rows", "100"), "fewer than a batch of 128"),
@@ -151,3 +151,20 @@ def test_growth_is_drawn_and_tabulated():
 
 def test_the_tasks_of_the_script_are_known():
     assert tuple(report.TITLES) == benchmark.SECTIONS
+
+
+def test_whole_trainings_are_run_from_their_start_and_tabulated(tmp_path):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    x = np.random.default_rng(0).integers(0, 256, (400, 28, 28), dtype=np.uint8)
+    bench = benchmark.Bench(folder, x, {"high": 255, "device": "cpu"}, 1)
+    found = bench.whole([benchmark.EAGER], 384, 2, -1e9, x[384:])
+    row = found["contenders"]["PyTorch eager"]
+    assert 0 < row["to_goal"][0] < row["seconds"][0]
+    assert row["goal_epoch"] == [1]
+    assert -800 < row["elbo"][0] < 0
+    table = report.whole_table(found)
+    assert "| PyTorch eager | " in table
+    assert "seconds to −1000000000 nats" in table
+    row |= {"to_goal": [None], "goal_epoch": [None]}
+    assert "not reached" in report.whole_table(found)
