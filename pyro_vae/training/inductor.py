@@ -41,9 +41,10 @@ def prepare() -> None:
 
 def compile_quickly(graph: GraphModule, inputs: Sequence[Tensor]) -> Any:
     """A graph, compiled, with the random numbers that it would draw as it stands."""
-    settings = {
+    # Some versions reorder draws as well, each of which then is another's.
+    in_order = {name: False for name in ("reorder_for_locality", "reorder_for_peak_memory") if hasattr(config, name)}
+    settings = in_order | {
         "fallback_random": True,
-        "reorder_for_locality": False,  # some versions reorder draws as well, each of which then is another's
         "cpp.threads": torch.get_num_threads(),
         "cpp_cache_precompile_headers": False,
     }
