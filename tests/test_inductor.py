@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.compiler_bisector  # looks for the cache when it is imported, which tests move
 from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import async_compile, config, cpu_vec_isa
