@@ -12,6 +12,8 @@ from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn import functional as F
 
+from pyro_vae._support.devices import forked_random_state
+
 __all__ = [
     "Columns",
     "ContinuousBernoulli",
@@ -279,9 +281,8 @@ class Flow(ZukoToPyro):
         return self._draws().var(0)
 
     def _draws(self) -> Tensor:
-        base: Any = self.dist
-        device = base.base.mean.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        flow: Any = self.dist
+        with forked_random_state(flow.base.mean.device):
             torch.manual_seed(0)
             return self.rsample(torch.Size((512,)))
 

@@ -24,8 +24,8 @@ class Head(nn.Module):
     To write a new head:
 
     - set ``num_params``, the number of raw outputs for each element of the event;
-    - write ``distribution(*params)``: as many tensors as ``num_params``, each ``(*B, *E)``, to an elementwise
-      ``pyro.distributions`` distribution of that batch shape. The base class makes it one event;
+    - write ``distribution(*params)``: as many tensors as ``num_params``, each ``(*B, *E)``, to a
+      ``pyro.distributions`` distribution, elementwise or of the event. The base class makes it one event;
     - keep each constructor argument under its own name, for that is what gets saved;
     - if it owns parameters that depend on the event's shape, create them in ``add_parameters``;
     - if its raw output is not ``num_params`` blocks of the event's shape, override ``raw_shape`` and ``read``.
@@ -60,7 +60,7 @@ class Head(nn.Module):
         """Creates the parameters that depend on the event's shape; by default there are none."""
 
     def distribution(self, *params: Tensor) -> TorchDistribution:
-        """The elementwise distribution with these raw parameters."""
+        """The distribution with these raw parameters, of elements or of the event."""
         raise NotImplementedError(f"{type(self).__name__} must define distribution(*params)")
 
     def read(self, raw: Tensor) -> tuple[Sequence[Tensor], int]:
@@ -78,7 +78,8 @@ class Head(nn.Module):
         """The distribution over one event that the raw output stands for."""
         params, event_dim = self.read(raw)
         with _unchecked() if torch.compiler.is_exporting() else contextlib.nullcontext():
-            return self.distribution(*params).to_event(event_dim)
+            made = self.distribution(*params)
+            return made.to_event(event_dim - made.event_dim)
 
 
 @contextlib.contextmanager

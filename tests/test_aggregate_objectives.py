@@ -6,10 +6,11 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from pyro import poutine
 from scipy import stats
 from zoo import ZOO
 
-from pyro_vae import Elbo, InfoVae, Pair, TotalCorrelation, fit, mlp_vae
+from pyro_vae import Elbo, ImportanceWeighted, InfoVae, Pair, Renyi, TotalCorrelation, fit, mlp_vae
 from pyro_vae.inference.aggregate import squared_discrepancy, total_correlation
 from pyro_vae.inference.sites import run_pair
 from pyro_vae.likelihoods import Bernoulli, Normal
@@ -97,6 +98,38 @@ def test_what_has_no_such_latent_is_refused():
         programs = ZOO["ladder"].build()
         with pytest.raises(ValueError, match="one latent vector for each row"):
             fit(Pair(programs.model, programs.guide), ZOO["ladder"].rows(), objective=objective, progress=False)
+
+
+@pytest.mark.parametrize(
+    "objective", [TotalCorrelation(), InfoVae(), ImportanceWeighted(2, doubly_reparameterized=True)]
+)
+def test_a_scaled_latent_is_refused_and_one_row_too(objective):
+    """Its density would be weighed once by the scale and once without."""
+    vae = mlp_vae((4,), 3, hidden_dims=(5,), likelihood=Normal())
+    pair = Pair(poutine.scale(vae.model, 2.0), poutine.scale(vae.guide, 2.0))
+    with pytest.raises(ValueError, match="without a mask and a scale, and 'z' has one"):
+        fit(pair, torch.randn(40, 4), objective=objective, epochs=1, progress=False)
+    if isinstance(objective, InfoVae):
+        with pytest.raises(ValueError, match="use larger batches"):
+            fit(vae, torch.randn(4, 4), objective=objective, epochs=1, batch_size=1, progress=False)
+
+
+@pytest.mark.parametrize("objective", [TotalCorrelation(1.0), Renyi(1, 1.0), Renyi(1, 0.0)], ids=str)
+def test_what_the_guide_adds_counts_as_with_the_elbo(objective):
+    """A factor in the guide, as that of a commitment."""
+    vae = mlp_vae((4,), 3, hidden_dims=(5,), likelihood=Normal())
+
+    def guide(x):
+        pyro.module("encoder", vae.encoder)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", vae.encoder(x))
+            pyro.factor("commitment", x.square().sum(-1), has_rsample=True)
+
+    pair, x = Pair(vae.model, guide), torch.randn(6, 4)
+    batch = pair.prepare({"x": x})
+    draws = run_pair(*pair.programs, batch, pair.structure(batch), num_particles=None, num_rows=6)
+    torch.testing.assert_close(objective(draws, torch.ones(())), Elbo()(draws, torch.ones(())))
+    assert not torch.allclose(objective(draws, torch.ones(())), draws.elbo[0])
 
 
 @pytest.mark.parametrize(

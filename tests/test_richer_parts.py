@@ -9,6 +9,7 @@ import pyro
 import pytest
 import torch
 from scipy import stats
+from test_captured import LIKELIHOODS, NAMES, rows_of
 
 from pyro_vae import evaluate, fit, load, mlp_vae
 from pyro_vae.evaluation import log_evidence
@@ -260,3 +261,23 @@ def test_a_mixture_finds_both_modes():
 def test_mistakes_are_sentences(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_a_vamp_prior_goes_with_every_likelihood_or_says_why_not():
+    """Its inputs are learned, with and without gaps in the data."""
+    for name, gaps in itertools.product(NAMES, (False, True)):
+        case, missing = LIKELIHOODS[name], "nan" if gaps else None
+        shape, prior = case.events[-1], VampPrior(2, 3)
+        options = {"likelihood": case.make(), "hidden_dims": (4,), "missing": missing, "prior": prior}
+        if name in ("categorical, kinds", "mixed"):
+            with pytest.raises(ValueError, match="a VampPrior learns inputs"):
+                mlp_vae(shape, 2, activation="Softplus", **options)
+            continue
+        vae = mlp_vae(shape, 2, activation="Softplus", **options)
+        before = vae.prior.pseudo_inputs.detach().clone()
+        rows = rows_of(case, shape, gaps=gaps)
+        x = rows | {"x": torch.where((rows["x"] > 0) & (rows["x"] < 1e-3), 1e-3, rows["x"])}  # not at float32's end
+        fit(vae, x, epochs=1, batch_size=12, progress=False, compile=False)
+        assert not torch.equal(before, vae.prior.pseudo_inputs), name
+        given = {"size_factor": torch.ones(3)} if case.takes_size_factor else {}
+        assert len(vae.sample(3, given=given)) == 3

@@ -46,7 +46,8 @@ class TotalCorrelation:
             raise ValueError(f"beta must be finite, found {self.beta}")
 
     def __call__(self, draws: Draws, progress: Any) -> Tensor:  # noqa: D102
-        return draws.scaled.elbo[0] - (self.beta - 1) * total_correlation(draws)
+        scaled = draws.scaled
+        return sum(scaled.auxiliary.values(), scaled.elbo)[0] - (self.beta - 1) * total_correlation(draws)
 
 
 def total_correlation(draws: Draws) -> Tensor:
@@ -82,7 +83,7 @@ class InfoVae:
 
     Raises:
         ValueError: if a weight is negative or not finite; when it is called, of a guide without one latent vector for
-            each row, or on a single row.
+            each row, or of a single row.
 
     Example:
         >>> InfoVae(mmd_weight=500.0)
@@ -100,10 +101,13 @@ class InfoVae:
 
     def __call__(self, draws: Draws, progress: Any) -> Tensor:  # noqa: D102
         name = draws.only_latent("InfoVae")
+        if draws.shape[1] < 2:
+            raise ContractError("InfoVae compares the rows of a step, and a step has one row: use larger batches")
         z, (_, p) = draws.latents[name], draws.distributions(name)
         drawn = p.rsample() if p.has_rsample else p.sample()
-        bound = draws.scaled.reconstruction[0] - self.mmd_weight * squared_discrepancy(z, drawn.expand_as(z))
-        return bound - self.kl_weight * draws.scaled.rate[0] if self.kl_weight else bound
+        scaled = draws.scaled
+        bound = sum(scaled.auxiliary.values(), scaled.reconstruction - self.kl_weight * scaled.rate)[0]
+        return bound - self.mmd_weight * squared_discrepancy(z, drawn.expand_as(z))
 
 
 def squared_discrepancy(a: Tensor, b: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ class Renyi:
 
     It rises as α falls: at 1 it is the ELBO, at 0 the importance-weighted bound, below 0 it may exceed the evidence.
     The gradient goes through the draws, and a guide with draws that cannot be differentiated through is refused. Scales
-    that the programs put on their sites count in the weights; what the guide observes is left out.
+    that the programs put on their sites count in the weights. What the guide observes is maximised beside it, as with
+    :class:`~pyro_vae.Elbo`.
 
     Source: Li & Turner, *Rényi Divergence Variational Inference*, 2016.
 
@@ -61,10 +62,14 @@ class Renyi:
                     f"'data': use Elbo(...)"
                 )
         log_weights = draws.scaled.log_weights
-        if self.alpha == 1:
-            return over_draws(log_weights)
         power = 1 - self.alpha
-        return ((power * log_weights).logsumexp(0) - math.log(len(log_weights))) / power
+        if power:
+            bound = ((power * log_weights).logsumexp(0) - math.log(len(log_weights))) / power
+        else:
+            bound = over_draws(log_weights)
+        for values in draws.scaled.auxiliary.values():
+            bound = bound + over_draws(values)
+        return bound
 
 
 @dataclass(frozen=True)
@@ -107,11 +112,16 @@ class ImportanceWeighted(Renyi):
         bound = super().__call__(draws, progress)
         if not self.doubly_reparameterized:
             return bound
+        if draws.auxiliary:
+            raise ContractError(
+                "the doubly reparameterised gradient knows nothing of what the guide observes: leave it out"
+            )
         name = draws.only_latent("The doubly reparameterised gradient")
         z, (q, _) = draws.latents[name], draws.distributions(name)
         # log q(z | x) of the same draws, of which the guide learns through the draws alone.
-        log_weights = draws.log_weights + draws.log_guide[name] - detached(q).log_prob(z).expand(draws.shape)
-        weights = draws.log_weights.softmax(0).detach()
+        plain = draws.scaled.log_weights
+        log_weights = plain + draws.log_guide[name] - detached(q).log_prob(z).expand(draws.shape)
+        weights = plain.softmax(0).detach()
         if z.requires_grad:
             z.register_hook(lambda gradient: gradient * weights.reshape(*z.shape[:-1], 1))
         surrogate = (weights * log_weights).sum(0)

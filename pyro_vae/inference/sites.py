@@ -212,6 +212,9 @@ class Draws:
             raise ContractError(f"{who} takes programs that run for several draws at once, which these do not")
         if len(self.latents) == 1:
             ((name, z),) = self.latents.items()
+            for site in (self._run.guide[name], self._run.model[name]):
+                if site["mask"] is not None or not _is_same(site["scale"], 1.0):
+                    raise ContractError(f"{who} takes latents without a mask and a scale, and {name!r} has one")
             if z.shape[:-1].numel() == math.prod(self.shape):
                 return name
         shapes = ", ".join(f"{name} {tuple(z.shape)}" for name, z in self.latents.items()) or "none"

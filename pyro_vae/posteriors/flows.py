@@ -71,7 +71,7 @@ class FlowPosterior(Posterior):
 
     def read(self, raw: Tensor) -> tuple[Sequence[Tensor], int]:  # noqa: D102
         (size,) = self.known_event_shape
-        return raw.split([size, size, self.context_dim], -1), 0
+        return raw.split([size, size, self.context_dim], -1), 1
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:  # noqa: D102
         from zuko.distributions import DiagNormal, NormalizingFlow
@@ -109,9 +109,6 @@ class Householder(Posterior):
         if num_reflections < 1:
             raise ValueError(f"num_reflections must be at least 1, found {num_reflections}")
         self.num_reflections, self.min_scale, self.num_params = num_reflections, min_scale, 2 + num_reflections
-
-    def read(self, raw: Tensor) -> tuple[Sequence[Tensor], int]:  # noqa: D102
-        return super().read(raw)[0], 0
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:  # noqa: D102
         loc, raw_scale, *normals = params

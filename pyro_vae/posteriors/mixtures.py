@@ -50,7 +50,7 @@ class MixturePosterior(Posterior):
     def read(self, raw: Tensor) -> tuple[Sequence[Tensor], int]:  # noqa: D102
         (size,) = self.known_event_shape
         each = raw.reshape(*raw.shape[:-1], self.num_components, 2 * size + 1)
-        return each.split([size, size, 1], -1), 0
+        return each.split([size, size, 1], -1), 1
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:  # noqa: D102
         locs, raw_scales, logits = params

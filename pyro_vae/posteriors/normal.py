@@ -96,7 +96,7 @@ class FullNormal(Posterior):
 
     def read(self, raw: Tensor) -> tuple[Sequence[Tensor], int]:  # noqa: D102
         (size,) = self.known_event_shape
-        return raw.split([size, size * (size + 1) // 2], -1), 0
+        return raw.split([size, size * (size + 1) // 2], -1), 1
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:  # noqa: D102
         loc, entries = params
@@ -133,9 +133,6 @@ class LowRankNormal(Posterior):
         if rank < 1:
             raise ValueError(f"rank must be at least 1, found {rank}")
         self.rank, self.min_scale, self.num_params = rank, min_scale, 2 + rank
-
-    def read(self, raw: Tensor) -> tuple[Sequence[Tensor], int]:  # noqa: D102
-        return super().read(raw)[0], 0
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:  # noqa: D102
         loc, raw_scale, *columns = params

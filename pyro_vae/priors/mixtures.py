@@ -6,6 +6,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn import functional as F
 
 from pyro_vae._support.ranges import bounds
@@ -62,7 +63,8 @@ class VampPrior(Prior):
         num_components: Inputs K.
 
     Raises:
-        ValueError: if a number is below 1; when it is called, if it is part of no VAE.
+        ValueError: if a number is below 1; when a VAE is made of it, if its data are kinds or columns of several sorts;
+            when it is called, if it is part of no VAE.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -87,6 +89,10 @@ class VampPrior(Prior):
         self._encoder[:] = [encoder]
         if "pseudo_inputs" in self._parameters:
             return
+        if isinstance(decoder.likelihood.data_range, constraints.stack):
+            raise ValueError(
+                "a VampPrior learns inputs of one kind, and these data have columns of several: use another"
+            )
         self._low, self._high = bounds(decoder.likelihood.data_range)
         shape = (self.num_components, *decoder.event_shape)
         start = torch.randn(shape)
@@ -95,6 +101,10 @@ class VampPrior(Prior):
         elif math.isfinite(self._low):
             start = self._low + start.abs()
         self.pseudo_inputs = nn.Parameter(start)
+        if not encoder.encoding(self.pseudo_inputs).requires_grad:
+            raise ValueError(
+                "a VampPrior learns inputs, and the encoder is shown kinds, between which there is nothing: use another"
+            )
 
     def start_at(self, rows: Tensor) -> None:
         """Lets the inputs start from these rows, ``(K, *E)`` in the model's units, as :meth:`Pair.prepare` gives them.
