@@ -92,8 +92,8 @@ def is_one_of_many(name):
 NAMES = [name for name in LIKELIHOODS if not is_one_of_many(name)]
 
 
-@pytest.mark.parametrize(("name", "gaps"), list(zip(NAMES, itertools.cycle([True, False]), strict=False)))
-def test_likelihoods(name, gaps):
+def with_likelihood(name, *, gaps):
+    """A VAE with a likelihood, and its rows."""
     case = LIKELIHOODS[name]
     event_shape = case.events[-1]
 
@@ -101,11 +101,11 @@ def test_likelihoods(name, gaps):
         missing = "nan" if gaps else None
         return mlp_vae(event_shape, 2, hidden_dims=(4,), likelihood=case.make(), missing=missing)
 
-    check(build, lambda: rows_of(case, event_shape, gaps=gaps))
+    return build, lambda: rows_of(case, event_shape, gaps=gaps)
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
-def test_transforms(name):
+def with_transform(name):
+    """A VAE with a transform, and its rows."""
     case = TRANSFORMS[name]
     event_shape = case.events[0]
 
@@ -113,7 +113,17 @@ def test_transforms(name):
         likelihood = Bernoulli() if "binarize" in name else Normal()
         return mlp_vae(event_shape, 2, hidden_dims=(4,), likelihood=likelihood, transform=case.make(event_shape))
 
-    check(build, lambda: torch.cat([case.rows(event_shape), case.rows(event_shape)]).float())
+    return build, lambda: torch.cat([case.rows(event_shape), case.rows(event_shape)]).float()
+
+
+@pytest.mark.parametrize(("name", "gaps"), list(zip(NAMES, itertools.cycle([True, False]), strict=False)))
+def test_likelihoods(name, gaps):
+    check(*with_likelihood(name, gaps=gaps))
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms(name):
+    check(*with_transform(name))
 
 
 def bits_vae():

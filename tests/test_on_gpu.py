@@ -8,14 +8,23 @@ import pyro
 import pytest
 import torch
 from every_tool import TOOLS, numbers
-from test_captured import ELSEWHERE, LIKELIHOODS, NAMES, OBJECTIVES, PAIRS, TRANSFORMS, WAIT, of, rows_of
+from test_captured import (
+    ELSEWHERE,
+    NAMES,
+    OBJECTIVES,
+    PAIRS,
+    TRANSFORMS,
+    WAIT,
+    of,
+    with_likelihood,
+    with_transform,
+)
 from test_execution import CASES
 from test_fit_on_device import RUNS, table, table_vae, trained, weights_of
 from zoo import ZOO
 from zoo.program import first
 
-from pyro_vae import Elbo, epochs, fit, mlp_vae
-from pyro_vae.likelihoods import Bernoulli, Normal
+from pyro_vae import Elbo, epochs, fit
 from pyro_vae.programs import local_parameters
 from pyro_vae.training import capture, lowering
 from pyro_vae.training.parameters import trainable
@@ -27,32 +36,14 @@ pytestmark = [
 ]
 
 
-def likelihood(name, *, gaps):
-    case = LIKELIHOODS[name]
-    event_shape = case.events[-1]
-
-    def build():
-        return mlp_vae(event_shape, 2, hidden_dims=(4,), likelihood=case.make(), missing="nan" if gaps else None)
-
-    return build, lambda: rows_of(case, event_shape, gaps=gaps), None
-
-
-def transform(name):
-    case = TRANSFORMS[name]
-    event_shape = case.events[0]
-
-    def build():
-        made = Bernoulli() if "binarize" in name else Normal()
-        return mlp_vae(event_shape, 2, hidden_dims=(4,), likelihood=made, transform=case.make(event_shape))
-
-    return build, lambda: torch.cat([case.rows(event_shape), case.rows(event_shape)]).float(), None
-
-
 # The derivative of a cumulative product looks for zeros.
 WAITS_THERE = (*WAIT, "stick-breaking", "Dirichlet process")
 STEPS = {
-    **{f"likelihood {n}, {gaps}": likelihood(n, gaps=gaps) for n, gaps in itertools.product(NAMES, (False, True))},
-    **{f"transform {name}": transform(name) for name in TRANSFORMS},
+    **{
+        f"likelihood {n}, {gaps}": (*with_likelihood(n, gaps=gaps), None)
+        for n, gaps in itertools.product(NAMES, (False, True))
+    },
+    **{f"transform {name}": (*with_transform(name), None) for name in TRANSFORMS},
     **{f"objective {objective}": (*CASES["bits"][:2], objective) for objective in OBJECTIVES},
     **{f"pair {name}": (*case, None) for name, case in PAIRS.items()},
     **{
