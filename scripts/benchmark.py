@@ -90,7 +90,9 @@ def main(
             "--out", help="Writes OUT.json and OUT.png, and README.md beside them. [default: only print]", metavar="OUT"
         ),
     ] = None,
-    only: Annotated[str, typer.Option(help="Sections to run, with commas between.")] = ",".join(SECTIONS),
+    only: Annotated[
+        str, typer.Option(help="Sections to run, with commas between; a turn of whole takes minutes.")
+    ] = ",".join(SECTIONS),
     contenders: Annotated[
         str | None, typer.Option(help="Only these, by their names in the tables, with commas between. [default: all]")
     ] = None,

@@ -31,13 +31,13 @@ PARTS: Mapping[str, dict[str, Any]] = {
     "Householder": {"posterior": "householder"},
     "flow posterior": {"posterior": "flow"},
     "flow prior and posterior": {"prior": "flow", "posterior": "flow"},
-    "importance-weighted, 5": {"objective": ImportanceWeighted(5)},
-    "importance-weighted, 5, doubly": {"objective": ImportanceWeighted(5, doubly_reparameterized=True)},
-    "importance-weighted, 50": {"objective": ImportanceWeighted(50)},
-    "total correlation, 6": {"objective": TotalCorrelation(6.0)},
+    "IWAE 5": {"objective": ImportanceWeighted(5)},
+    "IWAE 5 doubly": {"objective": ImportanceWeighted(5, doubly_reparameterized=True)},
+    "IWAE 50": {"objective": ImportanceWeighted(50)},
+    "total correlation": {"objective": TotalCorrelation(6.0)},
     "MMD": {"objective": InfoVae(100.0)},
     "gated networks": {"gated": True},
-    "gated networks, VampPrior": {"gated": True, "prior": "vamp"},
+    "gated VampPrior": {"gated": True, "prior": "vamp"},
 }
 
 
@@ -46,7 +46,9 @@ def main(
     data_root: Annotated[
         Path | None, typer.Option(help="Where downloaded data sets live. [default: $PYRO_VAE_DATA, or data]")
     ] = None,
-    only: Annotated[str | None, typer.Option(help="Only these, with commas between. [default: all]")] = None,
+    only: Annotated[
+        str | None, typer.Option(help=f"Only these, with commas between: {', '.join(PARTS)}. [default: all]")
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Times every row is seen.")] = 20,
     num_rows: Annotated[int | None, typer.Option(help="Rows to train on. [default: all]")] = None,
     test_rows: Annotated[int, typer.Option(help="Test rows whose evidence is estimated.")] = 1000,
