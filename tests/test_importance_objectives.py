@@ -166,7 +166,7 @@ def test_latents_of_all_rows_and_draws_without_derivatives_are_refused():
     [
         (lambda: Renyi(0), "num_particles must be at least 1, found 0"),
         (lambda: Renyi(2, math.nan), "alpha must be finite, found nan"),
-        (lambda: ImportanceWeighted(2, 0.5), "order 0, found alpha=0.5"),
+        (lambda: ImportanceWeighted(0), "num_particles must be at least 1, found 0"),
     ],
 )
 def test_mistakes_are_sentences(make, words):

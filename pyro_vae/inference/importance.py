@@ -58,8 +58,8 @@ class Renyi:
         for term in draws.terms:
             if not term.is_local:
                 raise ContractError(
-                    f"{type(self).__name__} weighs the draws of each row, and {term.name!r} lies outside the plate "
-                    f"'data': use Elbo(...)"
+                    f"this bound weighs the draws of each row, and {term.name!r} lies outside the plate 'data': use "
+                    f"Elbo(...)"
                 )
         log_weights = draws.scaled.log_weights
         power = 1 - self.alpha
@@ -73,7 +73,7 @@ class Renyi:
 
 
 @dataclass(frozen=True)
-class ImportanceWeighted(Renyi):
+class ImportanceWeighted:
     r"""The importance-weighted bound of each row, from K draws.
 
     .. math:: \mathcal{L}_K = \mathbb{E}\left[\log \frac{1}{K} \sum_k \frac{p(x, z_k)}{q(z_k \mid x)}\right]
@@ -89,7 +89,6 @@ class ImportanceWeighted(Renyi):
 
     Args:
         num_particles: Draws K of the guide for each row.
-        alpha: Stays 0.
         doubly_reparameterized: Take that gradient.
 
     Raises:
@@ -100,16 +99,17 @@ class ImportanceWeighted(Renyi):
         50
     """
 
-    alpha: float = 0.0
+    num_particles: int = 5
     doubly_reparameterized: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.alpha != 0:
-            raise ValueError(f"the importance-weighted bound has order 0, found alpha={self.alpha}: use Renyi(...)")
+        self._plain()
+
+    def _plain(self) -> Renyi:
+        return Renyi(self.num_particles, alpha=0.0)
 
     def __call__(self, draws: Draws, progress: Any) -> Tensor:  # noqa: D102
-        bound = super().__call__(draws, progress)
+        bound = self._plain()(draws, progress)
         if not self.doubly_reparameterized:
             return bound
         if draws.auxiliary:
