@@ -1,4 +1,4 @@
-"""What a VAE says of its parts, where they can be built again from it."""
+"""What a premade pair says of its parts, where they can be built again from it."""
 
 import contextlib
 from typing import Any
@@ -10,7 +10,7 @@ from pyro_vae import encodings, likelihoods, networks, posteriors, priors, progr
 from pyro_vae._support import configs
 from pyro_vae.programs.running import evaluating, forked_random_state
 
-__all__ = ["PARTS", "describe_vae"]
+__all__ = ["PARTS", "describe"]
 
 # The library's own parts, by name.
 PARTS = {
@@ -21,16 +21,16 @@ PARTS = {
 }
 
 
-def describe_vae(vae: Any) -> dict[str, Any] | None:
-    """A VAE as JSON data; None if it can't be built again from that.
+def describe(pair: Any) -> dict[str, Any] | None:
+    """A premade pair as JSON data; None if it can't be built again from that.
 
     Networks of the user's own, and of PyTorch's layers, are built once to see that they come out as they are.
     """
     try:
-        description = configs.describe(vae)
-        classes = _classes_of(vae)
-        own = any(not type(part).__module__.startswith(("pyro_vae.", "torch.nn.")) for part in vae.modules())
-        if (own or _names_layers(description)) and not _builds_again(vae, description, classes):
+        description = configs.describe(pair)
+        classes = _classes_of(pair)
+        own = any(not type(part).__module__.startswith(("pyro_vae.", "torch.nn.")) for part in pair.modules())
+        if (own or _names_layers(description)) and not _builds_again(pair, description, classes):
             return None
     except ValueError:
         return None
@@ -43,14 +43,14 @@ def _names_layers(description: Any) -> bool:
     return isinstance(description, list) and any(map(_names_layers, description))
 
 
-def _classes_of(vae: nn.Module) -> dict[str, type[nn.Module]]:
-    """The library's parts, and those of the user's own that the VAE is made of.
+def _classes_of(pair: nn.Module) -> dict[str, type[nn.Module]]:
+    """The library's parts, and those of the user's own that the pair is made of.
 
     Raises:
         ValueError: if two of them have one name.
     """
     classes = dict(PARTS)
-    for part in vae.modules():
+    for part in pair.modules():
         if type(part).__module__.startswith("torch.nn."):
             continue
         if classes.setdefault(type(part).__name__, type(part)) is not type(part):
@@ -58,22 +58,22 @@ def _classes_of(vae: nn.Module) -> dict[str, type[nn.Module]]:
     return classes
 
 
-def _builds_again(vae: Any, description: dict[str, Any], classes: dict[str, type[nn.Module]]) -> bool:
+def _builds_again(pair: Any, description: dict[str, Any], classes: dict[str, type[nn.Module]]) -> bool:
     """Whether the description gives networks that have the same parameters and compute the same."""
-    with forked_random_state(vae.device), contextlib.suppress(Exception):
-        again = configs.build(description, classes).to(device=vae.device, dtype=vae.dtype)
-        if len(list(again.parameters())) != len(list(vae.parameters())):  # where two layers share one, it counts once
+    with forked_random_state(pair.device), contextlib.suppress(Exception):
+        again = configs.build(description, classes).to(device=pair.device, dtype=pair.dtype)
+        if len(list(again.parameters())) != len(list(pair.parameters())):  # where two layers share one, it counts once
             return False
-        again.load_state_dict(vae.state_dict())
-        shown = vae.encoder.encoding.shape(vae.event_shape)
-        for find, shape in ((lambda v: v.encoder.network, shown), (lambda v: v.decoder.network, (vae.latent_dim,))):
+        again.load_state_dict(pair.state_dict())
+        twins = again.networks()
+        for name, (network, shape) in pair.networks().items():
             torch.manual_seed(0)
-            rows = torch.rand(2, *shape, dtype=vae.dtype, device=vae.device)
+            rows = torch.rand(2, *shape, dtype=pair.dtype, device=pair.device)
             outputs = []
-            for network in (find(vae), find(again)):
+            for one in (network, twins[name][0]):
                 torch.manual_seed(0)
-                with evaluating(network):
-                    outputs.append(network(rows))
+                with evaluating(one):
+                    outputs.append(one(rows))
             here, there = outputs
             if not (isinstance(here, Tensor) and torch.allclose(here, there, rtol=1e-4, atol=1e-6, equal_nan=True)):
                 return False

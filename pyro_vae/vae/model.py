@@ -1,22 +1,20 @@
 r"""The pair that most people want: one latent vector, a prior, a decoder, an encoder."""
 
-import os
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
+
+from torch import nn
 
 from pyro_vae.data.checks import check_fit
-from pyro_vae.pair import Pair
 from pyro_vae.priors import Prior
 from pyro_vae.programs.latent import Guide, Model
 from pyro_vae.programs.parts import Decoder, Encoder
-from pyro_vae.programs.saving import save_pair
 from pyro_vae.transforms import Identity, Transform
-from pyro_vae.vae.description import describe_vae
+from pyro_vae.vae.premade import Premade
 
 __all__ = ["VAE"]
 
 
-class VAE(Pair):
+class VAE(Premade):
     r"""Variational autoencoder: :math:`p(z)\,p(x \mid z)` with the guide :math:`q(z \mid x)`.
 
     ``vae.model`` and ``vae.guide`` are Pyro programs in the model's units; Pyro's own ``SVI``, ``Predictive`` and
@@ -87,22 +85,7 @@ class VAE(Pair):
         """Number of latents."""
         return self.encoder.latent_dim
 
-    def save(self, folder: str | os.PathLike[str], run: Mapping[str, Any] | None = None) -> None:
-        """Writes the model to a folder: ``config.json`` and ``model.safetensors``, both whole or none at all.
-
-        :func:`~pyro_vae.load` builds it again from what its parts say of themselves. Where a part does not, such as a
-        network that keeps no constructor arguments, the state alone is written, as of any pair, and
-        ``load(folder, into=vae)`` opens it.
-
-        Args:
-            folder: Made if it is not there; the two files in it are replaced.
-            run: JSON data to keep beside the model's description, such as where it was trained and how.
-
-        Raises:
-            ValueError: if something can't be saved, before anything is written.
-        """
-        save_pair(self, folder, run, description=describe_vae(self))
-
-    def save_config(self, folder: str | os.PathLike[str], run: Mapping[str, Any] | None = None) -> None:
-        """Writes the model's description alone, without weights."""
-        save_pair(self, folder, run, description=describe_vae(self), weights=False)
+    def networks(self) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+        """The networks, each with the shape of one row that it takes."""
+        shown = self.encoder.encoding.shape(self.decoder.event_shape)
+        return {"encoder": (self.encoder.network, shown), "decoder": (self.decoder.network, (self.latent_dim,))}

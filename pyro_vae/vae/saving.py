@@ -11,16 +11,19 @@ from torch import nn
 from pyro_vae._support import configs
 from pyro_vae.pair import Pair
 from pyro_vae.programs.saving import CONFIG, check_shapes, load_config, open_into, read_weights
-from pyro_vae.vae.description import PARTS, describe_vae
+from pyro_vae.vae.description import PARTS, describe
 from pyro_vae.vae.model import VAE
+from pyro_vae.vae.premade import Premade
 
 __all__ = ["check_same", "load"]
+
+PREMADE: dict[str, type[Premade]] = {kind.__name__: kind for kind in (VAE,)}
 
 _Pair = TypeVar("_Pair", bound=Pair)
 
 
 @overload
-def load(folder: str | os.PathLike[str], *, into: None = ..., parts: Iterable[type[nn.Module]] = ...) -> VAE: ...
+def load(folder: str | os.PathLike[str], *, into: None = ..., parts: Iterable[type[nn.Module]] = ...) -> Any: ...
 
 
 @overload
@@ -30,17 +33,17 @@ def load(folder: str | os.PathLike[str], *, into: _Pair, parts: Iterable[type[nn
 def load(folder: str | os.PathLike[str], *, into: Pair | None = None, parts: Iterable[type[nn.Module]] = ()) -> Pair:
     """Opens what ``save`` wrote, in evaluation mode.
 
-    A :class:`~pyro_vae.VAE` is built again from its description, on the CPU. Programs of the user's own come from the
-    user's code: build the pair as it was when it was saved, and give it as ``into``.
+    A :class:`~pyro_vae.VAE`, or another premade pair, is built again from its description, on the CPU. Programs of the
+    user's own come from the user's code: build the pair as it was when it was saved, and give it as ``into``.
 
     Args:
         folder: The folder that it was saved to.
-        into: A pair of the same programs, or a VAE of the same parts, which takes on the saved state: weights, buffers,
-            entries in Pyro's parameter store, and transform.
-        parts: Classes of your own that a VAE or a transform is made of, if there are any.
+        into: A pair of the same programs, or a premade one of the same parts, which takes on the saved state: weights,
+            buffers, entries in Pyro's parameter store, and transform.
+        parts: Classes of your own that a premade pair or a transform is made of, if there are any.
 
     Returns:
-        ``into``, or a new VAE.
+        ``into``, or a new pair.
 
     Raises:
         ValueError: if the folder holds no saved model, a damaged or half-written one, one of a newer version, or the
@@ -60,16 +63,16 @@ def load(folder: str | os.PathLike[str], *, into: Pair | None = None, parts: Ite
     folder, parts = Path(folder), tuple(parts)
     config = load_config(folder)
     if into is None:
-        vae = _build(folder, config, parts)
-        open_into(vae, folder, config, parts, whose=f"the model that {CONFIG} describes")
-        return vae.eval()
-    if isinstance(into, VAE):
-        check_same(into, folder, config, whose="the VAE given as into=")
+        pair = _build(folder, config, parts)
+        open_into(pair, folder, config, parts, whose=f"the model that {CONFIG} describes")
+        return pair.eval()
+    if isinstance(into, Premade):
+        check_same(into, folder, config, whose=f"the {type(into).__name__} given as into=")
     open_into(into, folder, config, parts)
     return into.eval()
 
 
-def _build(folder: Path, config: dict[str, Any], parts: tuple[type[nn.Module], ...]) -> VAE:
+def _build(folder: Path, config: dict[str, Any], parts: tuple[type[nn.Module], ...]) -> Premade:
     """The model that a configuration describes, with fresh weights."""
     description = config["model"]
     if isinstance(description, dict) and description.get("class") == "Pair":
@@ -78,29 +81,29 @@ def _build(folder: Path, config: dict[str, Any], parts: tuple[type[nn.Module], .
             f"{folder} holds the state of a pair whose programs are code ({programs}): build the pair as it was, and "
             f"open it with load(folder, into=pair)"
         )
-    classes = PARTS | {"VAE": VAE} | {part.__name__: part for part in parts}
+    classes = PARTS | PREMADE | {part.__name__: part for part in parts}
     try:
         if not parts:  # before memory is asked for: a damaged size may be any
             with torch.device("meta"):
                 sizes = configs.build(description, classes)
-            if not isinstance(sizes, VAE):
+            if not isinstance(sizes, Premade):
                 raise ValueError("it does not describe a VAE")
             header, _ = read_weights(folder, config, header=True)
             check_shapes(sizes.state_dict(), header, sizes.dtype, folder, f"the model that {CONFIG} describes")
         model = configs.build(description, classes)
-        if not isinstance(model, VAE):
+        if not isinstance(model, Premade):
             raise ValueError("it does not describe a VAE")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"cannot open {folder / CONFIG}: {error!s:.500}") from error
     return model
 
 
-def check_same(vae: VAE, folder: Path, config: dict[str, Any], *, whose: str) -> None:
-    """Makes sure that a VAE is made of the parts that were saved, where both say what they are."""
-    saved, own = config["model"], describe_vae(vae)
+def check_same(pair: Premade, folder: Path, config: dict[str, Any], *, whose: str) -> None:
+    """Makes sure that a premade pair is made of the parts that were saved, where both say what they are."""
+    saved, own = config["model"], describe(pair)
     if own is None or not isinstance(saved, dict) or saved.get("class") != own["class"]:
         return
-    for name in ("prior", "decoder", "encoder", "missing"):
-        here, there = own.get(name), saved.get(name)
-        if here != there and not (config["format_version"] == 1 and name == "encoder"):
+    for name, here in own.items():
+        there = saved.get(name)
+        if name != "transform" and here != there and not (config["format_version"] == 1 and name == "encoder"):
             raise ValueError(f"{whose} is not the one in {folder}: its {name} is {here}, saved was {there}")
