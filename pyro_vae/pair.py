@@ -15,7 +15,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae._support.arrays import as_tensor
-from pyro_vae._support.memory import check_memory
+from pyro_vae._support.memory import check_memory, keep_freed_memory
 from pyro_vae._support.precision import Rounding, arithmetic, floating
 from pyro_vae._support.ranges import Constraint, discrete, elementwise, inner_value, of_all_rows
 from pyro_vae.data.checks import check_columns, check_digits, check_rows, observed
@@ -101,6 +101,7 @@ class Pair(nn.Module):
         super().__init__()
         if missing not in (None, "nan"):
             raise ValueError(f"missing must be 'nan' or None, found {missing!r}")
+        keep_freed_memory()
         self.missing = missing
         self.model, self.guide = model, guide
         self.transform = Identity() if transform is None else transform
