@@ -18,8 +18,7 @@ class MixturePosterior(Posterior):
 
     .. math:: q(z \mid x) = \sum_k \pi_k(x) \prod_j \mathcal{N}(z_j \mid \mu_{kj}(x), \sigma_{kj}^2(x))
 
-    Draws have pathwise derivatives (Jankowiak & Karaletsos, *Pathwise Derivatives for Multivariate Distributions*,
-    2019), which there are from two latents; a single latent is learned by the score function.
+    Draws have derivatives (:class:`~pyro_vae.distributions.MixtureOfNormals`).
 
     Args:
         num_components: Components K.
@@ -54,7 +53,4 @@ class MixturePosterior(Posterior):
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:  # noqa: D102
         locs, raw_scales, logits = params
-        scales, logits = F.softplus(raw_scales) + self.min_scale, logits.squeeze(-1)
-        if locs.shape[-1] > 1:
-            return MixtureOfNormals(locs, scales, logits)
-        return dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(locs, scales).to_event(1))
+        return MixtureOfNormals(locs, F.softplus(raw_scales) + self.min_scale, logits.squeeze(-1))
