@@ -22,6 +22,7 @@ from pyro_vae.networks import GatedMLP
 # What differs from the first: the words of the command line, the objective, the network.
 PARTS: Mapping[str, dict[str, Any]] = {
     "standard": {},
+    "standard, KL of draws": {"objective": Elbo()},  # as of parts that have no KL in closed form
     "normal mixture prior": {"prior": "normal-mixture"},
     "VampPrior": {"prior": "vamp"},
     "flow prior": {"prior": "flow"},
@@ -34,6 +35,7 @@ PARTS: Mapping[str, dict[str, Any]] = {
     "IWAE 5": {"objective": ImportanceWeighted(5)},
     "IWAE 5 doubly": {"objective": ImportanceWeighted(5, doubly_reparameterized=True)},
     "IWAE 50": {"objective": ImportanceWeighted(50)},
+    "IWAE 50 doubly": {"objective": ImportanceWeighted(50, doubly_reparameterized=True)},
     "total correlation": {"objective": TotalCorrelation(6.0)},
     "MMD": {"objective": InfoVae(100.0)},
     "gated networks": {"gated": True},
@@ -47,7 +49,7 @@ def main(
         Path | None, typer.Option(help="Where downloaded data sets live. [default: $PYRO_VAE_DATA, or data]")
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help=f"Only these, with commas between: {', '.join(PARTS)}. [default: all]")
+        str | None, typer.Option(help=f"Only these, with semicolons between: {'; '.join(PARTS)}. [default: all]")
     ] = None,
     epochs: Annotated[int, typer.Option(help="Times every row is seen.")] = 20,
     num_rows: Annotated[int | None, typer.Option(help="Rows to train on. [default: all]")] = None,
@@ -65,7 +67,7 @@ def main(
     """
     write = cli.writer(out, {".json": files.write_json})
     loaded = load_data(data, data_root or default_root())
-    names = list(PARTS) if only is None else [lookup(name.strip(), PARTS, "model") for name in only.split(",")]
+    names = list(PARTS) if only is None else [lookup(name.strip(), PARTS, "model") for name in only.split(";")]
     results: list[dict[str, Any]] = []
     first: torch.Tensor | None = None
     for name in names:
