@@ -96,11 +96,12 @@ def test_normal_families_are_scipys(name):
             loc, entries = values[:size], values[size:]
             root = np.zeros((size, size))
             root[np.tril_indices(size)] = entries
-            root = np.tril(root, -1) / 2 + np.diag(softplus(np.diag(root)))
+            root = np.diag(softplus(np.diag(root))) @ (np.tril(root, -1) / 2 + np.eye(size))
             covariance = root @ root.T
         elif name == "low rank":
             loc = values[0]
-            covariance = np.diag(softplus(values[1]) ** 2) + values[2:].T @ values[2:]
+            scales = np.diag(softplus(values[1]))
+            covariance = scales @ (np.eye(size) + values[2:].T @ values[2:] / size) @ scales
         else:
             turn = np.eye(size)
             for normal in values[2:]:

@@ -60,12 +60,14 @@ class FullNormal(Posterior):
     r"""Normal with a covariance of its own for every row.
 
     .. math:: q(z \mid x) = \mathcal{N}(z \mid \mu(x), R R^\top), \qquad
-        R_{jj} = \mathrm{softplus}(\text{raw}) + \sigma_{\min}, \quad R_{jk} = \text{raw} / \sqrt{L} \ (k < j)
+        R_{jj} = \sigma_j = \mathrm{softplus}(\text{raw}) + \sigma_{\min}, \quad
+        R_{jk} = \sigma_j\, \text{raw} / \sqrt{L} \ (k < j)
 
-    With a linear decoder and normal noise it holds the exact posterior; a diagonal one does not.
+    With a linear decoder and normal noise it holds the exact posterior; a diagonal one does not. Where a latent is
+    precise, what ties it to others is as small, before anything is learned of it.
 
     Args:
-        min_scale: Floor of the diagonal of R.
+        min_scale: Floor of :math:`\sigma`.
 
     Shape:
         raw: ``(*B, L + L (L + 1) / 2)``. Returns a distribution with batch ``(*B,)`` and event ``(L,)``.
@@ -104,13 +106,15 @@ class FullNormal(Posterior):
         flat = entries.new_zeros(*entries.shape[:-1], size * size).index_copy(-1, self.below, entries)
         raw = flat.reshape(*entries.shape[:-1], size, size)
         diagonal = F.softplus(raw.diagonal(dim1=-2, dim2=-1)) + self.min_scale
-        return dist.MultivariateNormal(loc, scale_tril=raw.tril(-1) / math.sqrt(size) + torch.diag_embed(diagonal))
+        ties = raw.tril(-1) / math.sqrt(size) + torch.eye(size, dtype=raw.dtype, device=raw.device)
+        return dist.MultivariateNormal(loc, scale_tril=diagonal[..., None] * ties)
 
 
 class LowRankNormal(Posterior):
     r"""Normal whose covariance is diagonal but for a few directions.
 
-    .. math:: q(z \mid x) = \mathcal{N}(z \mid \mu(x), \operatorname{diag}(\sigma^2(x)) + W(x) W(x)^\top)
+    .. math:: q(z \mid x) = \mathcal{N}(z \mid \mu(x), D (I + W(x) W(x)^\top) D), \qquad
+        D = \operatorname{diag}(\sigma(x)), \quad W = \text{raw} / \sqrt{L}
 
     Args:
         rank: Columns of W.
@@ -136,5 +140,6 @@ class LowRankNormal(Posterior):
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:  # noqa: D102
         loc, raw_scale, *columns = params
-        variance = (F.softplus(raw_scale) + self.min_scale).square()
-        return dist.LowRankMultivariateNormal(loc, torch.stack(columns, -1), variance)
+        scale = F.softplus(raw_scale) + self.min_scale
+        factor = scale[..., None] * torch.stack(columns, -1) / math.sqrt(loc.shape[-1])
+        return dist.LowRankMultivariateNormal(loc, factor, scale.square())
