@@ -143,7 +143,9 @@ def main(
     kl_cycles: Annotated[int, typer.Option(help="Times that it does so, one after another.")] = 1,
     average_weights: Annotated[
         float | None,
-        typer.Option(help="Use an average of the weights, in which those of a step before count this much less: 0.999."),
+        typer.Option(
+            help="Use an average of the weights over steps, each counting this much less than the next: 0.999."
+        ),
     ] = None,
     patience: Annotated[
         int | None, typer.Option(help="Stop when the validation ELBO has not risen for so many epochs.")

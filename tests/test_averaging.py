@@ -145,8 +145,8 @@ def test_noise_of_the_steps_is_averaged_out():
         settings = SETTINGS | {"epochs": 25, "batch_size": 20, "learning_rate": 0.05, "schedule": "constant"}
         fit(vae, x, average_weights=decay, **settings)
         elbos[decay] = evaluate(vae, x)["elbo"]
-    print(elbos, truth.log_evidence(x).mean())
-    assert elbos[None] + 0.05 < elbos[0.98]
+    assert elbos[None] + 0.1 < elbos[0.98]
+    assert elbos[0.98] == pytest.approx(float(truth.log_evidence(x).mean()), abs=0.1)
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.1, math.nan])

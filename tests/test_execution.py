@@ -61,7 +61,11 @@ def recurrent_vae():
 
 
 CASES = {
-    "bits": (bits_vae, lambda: torch.randint(0, 256, (150, 12), dtype=torch.uint8), {"max_grad_norm": 5.0, "average_weights": 0.9}),
+    "bits": (
+        bits_vae,
+        lambda: torch.randint(0, 256, (150, 12), dtype=torch.uint8),
+        {"max_grad_norm": 5.0, "average_weights": 0.9},
+    ),
     "counts": (
         lambda: mlp_vae((6,), 2, hidden_dims=(8,), likelihood=Poisson()),
         lambda: torch.poisson(torch.full((150, 6), 40.0)),

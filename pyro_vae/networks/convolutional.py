@@ -61,7 +61,12 @@ class _Encoder(Network):
     layers: nn.Sequential
 
     def __init__(
-        self, in_shape: Sequence[int], out_shape: Sequence[int], channels: Sequence[int], kernel_size: int, num_dims: int
+        self,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        channels: Sequence[int],
+        kernel_size: int,
+        num_dims: int,
     ) -> None:
         super().__init__(in_shape, out_shape)
         self.channels, self.kernel_size, self.num_dims = tuple(channels), kernel_size, num_dims

@@ -132,10 +132,10 @@ class VampPriorConvEncoder(Network):
 
 
 class VampPriorConvDecoder(Network):
-    r"""Gated affine maps to an image, then gated convolutions: p(x | z₁, z₂) of the convolutional model of the same paper.
+    r"""Gated affine maps to an image, then gated convolutions: p(x | z₁, z₂) of the same model.
 
     Each of the latents has a gated layer of 300 of its own; one more joins them to as many numbers as the image has.
-    Four gated convolutions with 64 channels and kernels of 3 work on that, at full size, and one with a kernel of 1 ends.
+    Four gated convolutions with 64 channels and kernels of 3 work on that, at full size; the last has a kernel of 1.
 
     Source: Tomczak & Welling, *VAE with a VampPrior*, 2018; the layers are those of the authors' code.
 

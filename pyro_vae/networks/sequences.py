@@ -1,5 +1,6 @@
 """Recurrent networks of sequences: one that reads the steps one after another, and one that writes them."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -29,9 +30,7 @@ class RecurrentEncoder(Network):
         torch.Size([4, 2, 5])
     """
 
-    def __init__(
-        self, in_shape: Sequence[int], out_shape: Sequence[int], hidden_dims: Sequence[int] = (128,)
-    ) -> None:
+    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], hidden_dims: Sequence[int] = (128,)) -> None:
         super().__init__(in_shape, out_shape)
         self.hidden_dims = tuple(hidden_dims)
         num_parts, self.num_steps, num_features = _as_sequence(self.in_shape, "inputs")
@@ -67,9 +66,7 @@ class RecurrentDecoder(Network):
         torch.Size([4, 2, 12, 3])
     """
 
-    def __init__(
-        self, in_shape: Sequence[int], out_shape: Sequence[int], hidden_dims: Sequence[int] = (128,)
-    ) -> None:
+    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], hidden_dims: Sequence[int] = (128,)) -> None:
         super().__init__(in_shape, out_shape)
         self.hidden_dims = tuple(hidden_dims)
         num_parts, self.num_steps, num_features = _as_sequence(self.out_shape, "outputs")
@@ -100,5 +97,5 @@ def _checked(hidden_dims: tuple[int, ...]) -> tuple[int, ...]:
 
 def _units(widths: Sequence[int]) -> nn.ModuleList:
     return nn.ModuleList(
-        nn.GRU(width, hidden_dim, batch_first=True) for width, hidden_dim in zip(widths, widths[1:], strict=False)
+        nn.GRU(width, hidden_dim, batch_first=True) for width, hidden_dim in itertools.pairwise(widths)
     )

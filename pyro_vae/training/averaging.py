@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ class WeightAverage:
         >>> weight = torch.zeros(())
         >>> average = WeightAverage([weight], decay=0.5)
         >>> for value in (1.0, 4.0):
-        ...     average.add_step() if weight.fill_(value) is not None else None
+        ...     _ = weight.fill_(value)
+        ...     average.add_step()
         >>> average.values[0]  # (0.5 * 1 + 4) / 1.5
         tensor(3.)
     """
@@ -45,8 +47,9 @@ class WeightAverage:
         self.total.mul_(self.decay).add_(1 - self.decay)
         share = (1 - self.decay) / self.total  # of the new weights: all of it at the first step
         dtype = self.values[0].dtype
-        torch._foreach_mul_(self.values, (1 - share).to(dtype))
-        torch._foreach_add_(self.values, torch._foreach_mul(self.parameters, share.to(dtype)))
+        foreach: Any = torch  # these are public by use: torch's own optimisers and averages are made of them
+        foreach._foreach_mul_(self.values, (1 - share).to(dtype))
+        foreach._foreach_add_(self.values, foreach._foreach_mul(self.parameters, share.to(dtype)))
 
     @property
     def state(self) -> list[Tensor]:

@@ -134,8 +134,8 @@ def epochs(pair: Pair, x_train: Inputs, **arguments: Any) -> Iterator[dict[str, 
     r"""The loop of :func:`fit`, to be used: trains an epoch at a time, and yields its row of the history.
 
     Between epochs the pair is in evaluation mode, and the caller's random state is in force: log, draw, change weights,
-    or leave the loop. With ``average_weights`` the pair has the averages there, and changes to them are not kept. At its end, however it comes, the best weights are in the pair if there are
-    ``validation_data``.
+    or leave the loop. With ``average_weights`` the pair has the averages there, and changes to them are not kept.
+    At its end, however it comes, the best weights are in the pair if there are ``validation_data``.
 
     Args:
         pair: The programs.

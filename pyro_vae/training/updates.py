@@ -1,4 +1,4 @@
-"""What becomes of a step's gradient: added up over ranks, clipped, given to the optimiser; then weights are averaged."""
+"""What becomes of a step's gradient: added up over ranks, clipped, given to the optimiser; weights are averaged."""
 
 import copy
 import sys

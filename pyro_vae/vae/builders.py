@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.parameter import UninitializedBuffer
 
 from pyro_vae import networks
+from pyro_vae._support.names import lookup
 from pyro_vae.encodings import WithMask
 from pyro_vae.likelihoods import Likelihood
-from pyro_vae._support.names import lookup
 from pyro_vae.networks import (
     MLP,
     ConvDecoder,
@@ -176,7 +176,9 @@ def _options(block: Block, activation: str, normalization: Normalization | None)
     """What a network of such blocks is told of its layers."""
     lookup(block, _BLOCKS, "block")
     if block == "gated" and activation != "ReLU":
-        raise ValueError(f"gated layers have no activation but their gates, found activation={activation!r}: leave it out")
+        raise ValueError(
+            f"gated layers have no activation but their gates, found activation={activation!r}: leave it out"
+        )
     options = {} if block == "gated" else {"activation": activation}
     return options if normalization is None else options | {"normalization": normalization}
 
