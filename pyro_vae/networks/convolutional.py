@@ -149,6 +149,7 @@ class ConvEncoder(_Encoder):
         ``(*B, *in_shape)`` to ``(*B, *out_shape)``.
 
     Example:
+        >>> import torch
         >>> ConvEncoder((3, 32, 32), (2, 10), channels=(16, 32))(torch.zeros(4, 3, 32, 32)).shape
         torch.Size([4, 2, 10])
         >>> ConvEncoder((100,), (2, 10), num_dims=1)(torch.zeros(4, 100)).shape
@@ -191,6 +192,7 @@ class ConvDecoder(_Decoder):
         ``(*B, *in_shape)`` to ``(*B, *out_shape)``.
 
     Example:
+        >>> import torch
         >>> ConvDecoder((10,), (1, 28, 20), upsample="nearest")(torch.zeros(4, 10)).shape
         torch.Size([4, 1, 28, 20])
     """
@@ -228,6 +230,7 @@ class GatedConvEncoder(_Encoder):
         ``(*B, *in_shape)`` to ``(*B, *out_shape)``.
 
     Example:
+        >>> import torch
         >>> GatedConvEncoder((1, 28, 28), (2, 10))(torch.zeros(4, 1, 28, 28)).shape
         torch.Size([4, 2, 10])
     """
@@ -262,6 +265,7 @@ class GatedConvDecoder(_Decoder):
         ``(*B, *in_shape)`` to ``(*B, *out_shape)``.
 
     Example:
+        >>> import torch
         >>> GatedConvDecoder((10,), (1, 28, 20))(torch.zeros(4, 10)).shape
         torch.Size([4, 1, 28, 20])
     """
@@ -302,6 +306,7 @@ class ResidualConvEncoder(_Encoder):
         ``(*B, *in_shape)`` to ``(*B, *out_shape)``.
 
     Example:
+        >>> import torch
         >>> ResidualConvEncoder((1, 28, 28), (2, 10))(torch.zeros(4, 1, 28, 28)).shape
         torch.Size([4, 2, 10])
     """
@@ -340,6 +345,7 @@ class ResidualConvDecoder(_Decoder):
         ``(*B, *in_shape)`` to ``(*B, *out_shape)``.
 
     Example:
+        >>> import torch
         >>> ResidualConvDecoder((10,), (1, 28, 20))(torch.zeros(4, 10)).shape
         torch.Size([4, 1, 28, 20])
     """

@@ -25,6 +25,7 @@ class MLP(Network):
         ``(*B, *in_shape)`` to ``(*B, *out_shape)``.
 
     Example:
+        >>> import torch
         >>> MLP((28, 28), (2, 50), hidden_dims=(400,))(torch.zeros(5, 3, 28, 28)).shape
         torch.Size([5, 3, 2, 50])
     """
@@ -67,6 +68,7 @@ class GatedMLP(Network):
         ``(*B, *in_shape)`` to ``(*B, *out_shape)``.
 
     Example:
+        >>> import torch
         >>> GatedMLP((28, 28), (2, 40))(torch.zeros(5, 28, 28)).shape
         torch.Size([5, 2, 40])
     """
@@ -110,6 +112,7 @@ class ResidualMLP(Network):
         ``(*B, *in_shape)`` to ``(*B, *out_shape)``.
 
     Example:
+        >>> import torch
         >>> ResidualMLP((10,), (2, 4), hidden_dim=32)(torch.zeros(5, 10)).shape
         torch.Size([5, 2, 4])
     """

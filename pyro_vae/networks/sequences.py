@@ -26,6 +26,7 @@ class RecurrentEncoder(Network):
         ``(*B, *in_shape)`` to ``(*B, *out_shape)``.
 
     Example:
+        >>> import torch
         >>> RecurrentEncoder((12, 3), (2, 5), hidden_dims=(32,))(torch.zeros(4, 12, 3)).shape
         torch.Size([4, 2, 5])
     """
@@ -62,6 +63,7 @@ class RecurrentDecoder(Network):
         ``(*B, *in_shape)`` to ``(*B, *out_shape)``.
 
     Example:
+        >>> import torch
         >>> RecurrentDecoder((5,), (2, 12, 3), hidden_dims=(32,))(torch.zeros(4, 5)).shape
         torch.Size([4, 2, 12, 3])
     """
