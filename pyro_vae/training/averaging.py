@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,10 +45,8 @@ class WeightAverage:
         """Takes in the weights as they are."""
         self.total.mul_(self.decay).add_(1 - self.decay)
         share = (1 - self.decay) / self.total  # of the new weights: all of it at the first step
-        dtype = self.values[0].dtype
-        foreach: Any = torch  # these are public by use: torch's own optimisers and averages are made of them
-        foreach._foreach_mul_(self.values, (1 - share).to(dtype))
-        foreach._foreach_add_(self.values, foreach._foreach_mul(self.parameters, share.to(dtype)))
+        for value, parameter in zip(self.values, self.parameters, strict=True):
+            value.lerp_(parameter, share.to(value.dtype))
 
     @property
     def state(self) -> list[Tensor]:
