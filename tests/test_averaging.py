@@ -1,6 +1,7 @@
 """Averaged weights: the average that they should be, in every way of running, and kept when a run is resumed."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from pyro_vae import epochs, evaluate, fit, mlp_vae
 from pyro_vae.likelihoods import Normal
 from pyro_vae.training.averaging import WeightAverage
 
-SETTINGS = {"epochs": 4, "batch_size": 16, "learning_rate": 0.01, "progress": False, "compile": False}
+SETTINGS: dict[str, Any] = {"epochs": 4, "batch_size": 16, "learning_rate": 0.01, "progress": False, "compile": False}
 
 
 def rows(seed=0, num_rows=48):

@@ -1,6 +1,7 @@
 """Networks of every kind: gated, residual, normalised, of signals and sequences, those of two papers; in a VAE, too."""
 
 import math
+from typing import Any
 
 import choices
 import pytest
@@ -296,7 +297,8 @@ def test_the_decoder_of_two_latents_shows_each_its_own_layer():
 
 
 def digits():
-    x = torch.tensor(load_digits().images, dtype=torch.float32)
+    found: Any = load_digits()
+    x = torch.tensor(found.images, dtype=torch.float32)
     return (x > 8).float()
 
 
@@ -356,7 +358,10 @@ def test_missing_entries_of_sequences_and_signals_are_shown_to_the_encoder():
 
 
 MISTAKES = {
-    "an unknown norm": (lambda: MLP((4,), (2,), (8,), "Tanh", "batch"), "unknown normalization 'batch'"),
+    "an unknown norm": (
+        lambda: MLP((4,), (2,), (8,), "Tanh", "batch"),  # pyright: ignore[reportArgumentType]
+        "unknown normalization 'batch'",
+    ),
     "a norm of one number": (lambda: MLP((4,), (2,), (1,), "Tanh", "layer"), "of a layer with one number"),
     "no grid": (lambda: ConvEncoder((), (2,), num_dims=1), r"\(T,\) or \(C, T\), found \(\)"),
     "three dimensions": (
@@ -368,7 +373,10 @@ MISTAKES = {
     "no steps": (lambda: RecurrentDecoder((4,), (0, 2)), "at least one step"),
     "no recurrent layer": (lambda: RecurrentDecoder((4,), (3, 2), ()), "hidden_dims is empty"),
     "latents of three dimensions": (lambda: VampPriorConvDecoder((2, 2, 2), (1, 8, 8)), r"found \(2, 2, 2\)"),
-    "an unknown block": (lambda: mlp_vae((4,), 2, likelihood=Normal(), block="gatde"), "did you mean 'gated'"),
+    "an unknown block": (
+        lambda: mlp_vae((4,), 2, likelihood=Normal(), block="gatde"),  # pyright: ignore[reportArgumentType]
+        "did you mean 'gated'",
+    ),
     "blocks of two widths": (
         lambda: mlp_vae((4,), 2, likelihood=Normal(), block="residual", hidden_dims=(4, 5)),
         r"of one width, found hidden_dims=\(4, 5\)",
