@@ -12,6 +12,7 @@ from pyro_vae.likelihoods import Normal
 from pyro_vae.training.averaging import WeightAverage
 
 SETTINGS: dict[str, Any] = {"epochs": 4, "batch_size": 16, "learning_rate": 0.01, "progress": False, "compile": False}
+ONE_EPOCH: dict[str, Any] = SETTINGS | {"epochs": 1}
 
 
 def rows(seed=0, num_rows=48):
@@ -111,9 +112,9 @@ def test_a_run_goes_on_to_the_same_numbers(tmp_path, validation_data):
 @pytest.mark.parametrize(("before", "after"), [(None, 0.9), (0.9, None), (0.9, 0.99)])
 def test_a_run_with_another_average_is_refused_by_name(tmp_path, before, after):
     path = tmp_path / "checkpoint.safetensors"
-    fit(small_vae(), rows(), checkpoint=path, average_weights=before, **SETTINGS | {"epochs": 1})
+    fit(small_vae(), rows(), checkpoint=path, average_weights=before, **ONE_EPOCH)
     with pytest.raises(ValueError, match=f"average_weights={before}, found average_weights={after}"):
-        fit(small_vae(), rows(), checkpoint=path, resume=True, average_weights=after, **SETTINGS | {"epochs": 1})
+        fit(small_vae(), rows(), checkpoint=path, resume=True, average_weights=after, **ONE_EPOCH)
 
 
 def test_where_training_diverges_the_averages_of_the_last_whole_epoch_are_put_back():
