@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pyro_vae.inference.objectives import Elbo
     from pyro_vae.pair import Batch, Pair
     from pyro_vae.training import epochs, fit
-    from pyro_vae.vae import VAE, conv_vae, load, make_vae, mlp_vae
+    from pyro_vae.vae import VAE, conv_vae, load, make_vae, mlp_vae, recurrent_vae
 
 __all__ = [
     "VAE",
@@ -33,6 +33,7 @@ __all__ = [
     "load",
     "make_vae",
     "mlp_vae",
+    "recurrent_vae",
 ]
 
 __getattr__, __dir__ = lazily(
@@ -44,6 +45,6 @@ __getattr__, __dir__ = lazily(
         "inference.objectives": ["Elbo"],
         "pair": ["Batch", "Pair"],
         "training": ["epochs", "fit"],
-        "vae": ["VAE", "conv_vae", "load", "make_vae", "mlp_vae"],
+        "vae": ["VAE", "conv_vae", "load", "make_vae", "mlp_vae", "recurrent_vae"],
     },
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pyro_vae import (
@@ -15,6 +16,7 @@ from pyro_vae import (
     mlp_vae,
     posteriors,
     priors,
+    recurrent_vae,
 )
 from pyro_vae._support.arrays import as_tensor, in_chunks
 from pyro_vae._support.moments import Moments
@@ -25,7 +27,19 @@ from pyro_vae.data.tables.names import quoted
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.transforms import Compose, Dequantize, Transform, choose_transform
 
-NETWORKS: Mapping[str, Callable[..., VAE]] = {"mlp": mlp_vae, "conv": conv_vae}
+_FULLY_CONNECTED = ("hidden_dims", "activation", "normalization")
+_CONVOLUTIONAL = ("channels", "upsample", "activation", "normalization")
+# A network's builder, and the options that it has.
+NETWORKS: Mapping[str, tuple[Callable[..., VAE], tuple[str, ...]]] = {
+    "mlp": (mlp_vae, _FULLY_CONNECTED),
+    "gated": (partial(mlp_vae, block="gated"), ("hidden_dims", "normalization")),
+    "residual": (partial(mlp_vae, block="residual"), _FULLY_CONNECTED),
+    "conv": (conv_vae, _CONVOLUTIONAL),
+    "gated-conv": (partial(conv_vae, block="gated"), ("channels", "upsample", "normalization")),
+    "residual-conv": (partial(conv_vae, block="residual"), _CONVOLUTIONAL),
+    "conv1d": (partial(conv_vae, num_dims=1), _CONVOLUTIONAL),
+    "recurrent": (recurrent_vae, ("hidden_dims",)),
+}
 PRIORS: Mapping[str, Callable[[int], priors.Prior]] = {  # by the number of latents
     "standard-normal": priors.StandardNormal,
     "normal-mixture": priors.NormalMixture,

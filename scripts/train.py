@@ -44,8 +44,16 @@ def main(
     data_root: Annotated[
         Path | None, typer.Option(help="Where downloaded data sets live. [default: $PYRO_VAE_DATA, or data]")
     ] = None,
-    network: Annotated[str, typer.Option(help="mlp (fully connected) or conv (convolutional).")] = "mlp",
-    upsample: Annotated[str, typer.Option(help="How conv's decoder enlarges: transposed or nearest.")] = "transposed",
+    network: Annotated[
+        str,
+        typer.Option(
+            help="Fully connected: mlp, gated or residual; of images: conv, gated-conv or residual-conv; of signals: "
+            "conv1d; of sequences, steps × numbers: recurrent."
+        ),
+    ] = "mlp",
+    upsample: Annotated[
+        str, typer.Option(help="How a convolutional decoder enlarges: transposed or nearest.")
+    ] = "transposed",
     columns: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,9 +107,15 @@ def main(
     posterior: Annotated[
         str, typer.Option(help=f"What may be believed of a row's latents: {', '.join(choices.POSTERIORS)}.")
     ] = "diagonal",
-    hidden_dims: Annotated[str, typer.Option(help="Widths of mlp's hidden layers, such as 400,200.")] = "400",
-    channels: Annotated[str, typer.Option(help="Channels of conv's layers, such as 32,64.")] = "32,64",
+    hidden_dims: Annotated[
+        str, typer.Option(help="Widths of fully connected and recurrent networks' layers, such as 400,200.")
+    ] = "400",
+    channels: Annotated[str, typer.Option(help="Channels of convolutional networks' layers, such as 32,64.")] = "32,64",
     activation: Annotated[str, typer.Option(help="ReLU, LeakyReLU, Tanh, Softplus, SiLU or GELU.")] = "ReLU",
+    normalization: Annotated[
+        str | None,
+        typer.Option(help="Of the layers: none, layer or group. [default: none; in residual networks layer or group]"),
+    ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(help="Times every row is seen. [default: 20, or as many as make 6,000 steps, up to 1,000]"),
@@ -127,6 +141,12 @@ def main(
     num_particles: Annotated[int, typer.Option(help="Draws of the latents for each row and step.")] = 1,
     kl_warmup: Annotated[int, typer.Option(help="Epochs over which the weight of the KL rises from 0 to 1.")] = 0,
     kl_cycles: Annotated[int, typer.Option(help="Times that it does so, one after another.")] = 1,
+    average_weights: Annotated[
+        float | None,
+        typer.Option(
+            help="Use an average of the weights over steps, each counting this much less than the next: 0.999."
+        ),
+    ] = None,
     patience: Annotated[
         int | None, typer.Option(help="Stop when the validation ELBO has not risen for so many epochs.")
     ] = None,
@@ -269,6 +289,7 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
             epochs=epochs,
             batch_size=settings["batch_size"],
             learning_rate=settings["learning_rate"],
+            average_weights=settings["average_weights"],
             patience=settings["patience"],
             seed=settings["seed"],
             device=device,
@@ -359,11 +380,13 @@ def build(settings: dict[str, Any], data: DataSet) -> tuple[VAE, str]:
     likelihood, transform, why = choices.likelihood_and_transform(
         data, settings["likelihood"], cli.number_or_name(settings["scale"]), dequantize=settings["dequantize"]
     )
-    network = {
-        "mlp": {"hidden_dims": cli.integers(settings["hidden_dims"], "--hidden-dims")},
-        "conv": {"channels": cli.integers(settings["channels"], "--channels"), "upsample": settings["upsample"]},
+    builder, options = choices.choose(choices.NETWORKS, settings["network"], "network")
+    for name, usual in {"activation": "ReLU", "normalization": None}.items():
+        if name not in options and settings[name] != usual:
+            raise ValueError(f"--network {settings['network']} has no --{name}: leave it out")
+    of_network = settings | {
+        name: cli.integers(settings[name], "--" + name.replace("_", "-")) for name in ("hidden_dims", "channels")
     }
-    builder = choices.choose(choices.NETWORKS, settings["network"], "network")
     prior = choices.choose(choices.PRIORS, settings["prior"], "prior")
     posterior = choices.choose(choices.POSTERIORS, settings["posterior"], "posterior")
     torch.manual_seed(settings["seed"])
@@ -375,8 +398,7 @@ def build(settings: dict[str, Any], data: DataSet) -> tuple[VAE, str]:
         posterior=posterior(),
         transform=transform,
         missing=settings["missing"],
-        activation=settings["activation"],
-        **network[settings["network"]],
+        **{name: of_network[name] for name in options},
     )
     return vae, why
 

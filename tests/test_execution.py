@@ -10,10 +10,18 @@ import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from pyro_vae import Pair, conv_vae, fit, mlp_vae
+from pyro_vae import Pair, conv_vae, fit, make_vae, mlp_vae
 from pyro_vae.data.rows import as_rows
 from pyro_vae.inference.objectives import Elbo
 from pyro_vae.likelihoods import Bernoulli, Normal, Poisson
+from pyro_vae.networks import (
+    GatedConvDecoder,
+    GatedMLP,
+    RecurrentDecoder,
+    RecurrentEncoder,
+    ResidualConvEncoder,
+    ResidualMLP,
+)
 from pyro_vae.programs import local_parameters
 from pyro_vae.training import execution, run
 from pyro_vae.training.step import Gradients
@@ -34,8 +42,30 @@ def normalised_vae():
     return vae
 
 
+def vae_of(event_shape, encoder, decoder):
+    return make_vae(event_shape, 3, likelihood=Normal(), encoder_network=encoder, decoder_network=decoder)
+
+
+def gated_vae():
+    return vae_of((6,), lambda i, o: GatedMLP(i, o, (8,), "layer"), lambda i, o: ResidualMLP(i, o, 8, 1))
+
+
+def residual_conv_vae():
+    return vae_of(
+        (1, 6, 5), lambda i, o: ResidualConvEncoder(i, o, (4,)), lambda i, o: GatedConvDecoder(i, o, (4,), "nearest")
+    )
+
+
+def recurrent_vae():
+    return vae_of((4, 2), lambda i, o: RecurrentEncoder(i, o, (5,)), lambda i, o: RecurrentDecoder(i, o, (5, 4)))
+
+
 CASES = {
-    "bits": (bits_vae, lambda: torch.randint(0, 256, (150, 12), dtype=torch.uint8), {"max_grad_norm": 5.0}),
+    "bits": (
+        bits_vae,
+        lambda: torch.randint(0, 256, (150, 12), dtype=torch.uint8),
+        {"max_grad_norm": 5.0, "average_weights": 0.9},
+    ),
     "counts": (
         lambda: mlp_vae((6,), 2, hidden_dims=(8,), likelihood=Poisson()),
         lambda: torch.poisson(torch.full((150, 6), 40.0)),
@@ -46,6 +76,14 @@ CASES = {
     "functions": (pairs.function_pair, lambda: torch.randn(150), {"objective": Elbo(kl_weight=0.5)}),
     "score function": (pairs.discrete_pair, lambda: torch.randn(150), {}),
     "PyroModules": (pairs.pyro_module_pair, lambda: torch.randn(150, 3), {"objective": Elbo(kl="analytic")}),
+    "gated and residual layers": (gated_vae, lambda: torch.randn(150, 6), {}),
+    "gated and residual convolutions": (residual_conv_vae, lambda: torch.randn(150, 1, 6, 5), {}),
+    "convolutions of signals": (
+        lambda: conv_vae((2, 9), 3, likelihood=Normal(), channels=(3,), normalization="layer", num_dims=1),
+        lambda: torch.randn(150, 2, 9),
+        {},
+    ),
+    "recurrent networks": (recurrent_vae, lambda: torch.randn(150, 4, 2), {}),
     "labels": (pairs.labelled_pair, lambda: {"x": torch.randn(150), "labels": torch.arange(150) % 2}, {}),
 }
 

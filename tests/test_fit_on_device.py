@@ -75,6 +75,7 @@ RUNS = {
         "objective": Elbo(kl_warmup=0.5),
         "max_grad_norm": 0.5,
     },
+    "averaged weights": {"average_weights": 0.9},
 }
 
 

@@ -27,7 +27,7 @@ SETTINGS = {"epochs": 4, "seed": 3, "device": "cpu", "progress": False, "compile
 # The last step of an epoch has 13 rows for two ranks; 33, since a row alone joins the step before; 31, of which one
 # rank has as many as of a whole step, and the other does not.
 FIXED = {
-    "uneven": {"num_rows": 77, "max_grad_norm": 0.5},
+    "uneven": {"num_rows": 77, "max_grad_norm": 0.5, "average_weights": 0.9},
     "one left over": {"num_rows": 65, "objective": Elbo(kl_warmup=0.5)},
     "compiled": {"num_rows": 95, "compile": True},
 }

@@ -88,6 +88,7 @@ def test_a_run_leaves_its_model_history_and_figures(trained):
         ("--likelihood", "normal", "--scale", "0.1", "--kl-warmup", "1", "--patience", "1"),
         ("--likelihood", "normal", "--scale", "network", "--activation", "GELU"),
         ("--likelihood", "normal", "--scale", "element"),
+        ("--network", "residual", "--hidden-dims", "16,16", "--normalization", "group", "--average-weights", "0.9"),
     ],
     ids=lambda arguments: " ".join(arguments),
 )
@@ -270,6 +271,8 @@ MISTAKES = {
     "unknown likelihood": (["--likelihood", "bernouli"], ["did you mean 'bernoulli'", "normal"]),
     "unknown network": (["--network", "cnov"], ["did you mean 'conv'"]),
     "unknown activation": (["--activation", "relu6"], ["did you mean 'ReLU'", "GELU"]),
+    "an activation of gates": (["--network", "gated", "--activation", "Tanh"], ["--network gated has no --activation"]),
+    "an average that is none": (["--average-weights", "1"], ["average_weights must be between 0 and 1", "found 1.0"]),
     "unknown upsampling": (["--network", "conv", "--upsample", "nearst"], ["did you mean 'nearest'"]),
     "unknown scale": (["--likelihood", "normal", "--scale", "shard"], ["did you mean 'shared'"]),
     "negative scale": (["--likelihood", "normal", "--scale", "-1"], ["positive number", "-1"]),

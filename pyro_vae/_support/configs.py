@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["arguments", "build", "describe", "printed"]
+__all__ = ["arguments", "build", "describe", "printed", "with_defaults"]
 
 _TORCH = "torch.nn."
 
@@ -110,3 +110,20 @@ def build(description: Any, classes: Mapping[str, type[nn.Module]]) -> Any:
     except Exception as error:  # of many kinds, for arguments of any kind
         reason = " ".join(str(error).split())
         raise ValueError(f"its description of {name} is damaged ({reason or type(error).__name__})") from error
+
+
+def with_defaults(description: Any, classes: Mapping[str, type[nn.Module]]) -> Any:
+    """A description of an older version, with the defaults of arguments that its parts had not then.
+
+    Example:
+        >>> with_defaults({"class": "Softplus", "beta": 2.0}, {"Softplus": nn.Softplus})
+        {'class': 'Softplus', 'beta': 2.0, 'threshold': 20.0}
+    """
+    if isinstance(description, list):
+        return [with_defaults(value, classes) for value in description]
+    if not isinstance(description, dict):
+        return description
+    known = {name: with_defaults(value, classes) for name, value in description.items()}
+    kind = classes.get(str(description.get("class")))
+    parameters = () if kind is None else inspect.signature(kind).parameters.values()
+    return known | {p.name: describe(p.default) for p in parameters if p.name not in known and p.default is not p.empty}

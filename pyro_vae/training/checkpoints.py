@@ -27,7 +27,7 @@ class Checkpoint:
     """The state of a run after a whole number of epochs.
 
     Args:
-        tensors: Weights, best weights, moments of the optimiser and random states, by group and name.
+        tensors: Weights, best weights, averaged weights, moments of the optimiser and random states, by group and name.
         numbers: Everything else, as JSON data.
     """
 
@@ -65,6 +65,8 @@ def read_checkpoint(path: Path, *, like: Checkpoint, parameters: Sequence[Tensor
         numbers = json.loads(metadata["numbers"])
         if tensors["best"]:
             _check_alike("best", tensors["best"], like.tensors["weights"])
+        if _averages(numbers) and like.tensors["average"]:  # a run with another setting is refused by that
+            _check_alike("average", tensors["average"], like.tensors["average"])
         _check_moments(tensors["moments"], parameters)
         _check_alike("random", tensors["random"], like.tensors["random"])
         _check_alike("order", tensors["order"], like.tensors["order"])
@@ -76,6 +78,11 @@ def read_checkpoint(path: Path, *, like: Checkpoint, parameters: Sequence[Tensor
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is damaged ({reason}): train anew, or put back a copy of it") from error
     return Checkpoint(tensors, numbers)
+
+
+def _averages(numbers: Any) -> bool:
+    """Whether the run says that its weights are averaged."""
+    return numbers["identity"].get("average_weights") is not None
 
 
 def _check_weights(path: Path, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -29,6 +29,7 @@ from torch import Tensor
 from pyro_vae._support import devices
 from pyro_vae.data.rows import Resident
 from pyro_vae.training import capture, lowering
+from pyro_vae.training.averaging import WeightAverage
 from pyro_vae.training.checking import UNSEEN, Checker, Kept, Results
 from pyro_vae.training.lowering import CannotStageError, Trace, compiler_missing, reason_of
 from pyro_vae.training.parallel import add_up, broadcast, world_size
@@ -146,6 +147,7 @@ class Execution:
         gradients: What a step computes.
         optimizer: Over the gradients' parameters.
         max_grad_norm: Bound on the norm of the whole gradient.
+        average: Of the parameters, if there is one; each step is added to it.
 
     With several ranks, each takes its part of the step's rows, and all go up the gradient of the whole. ``how`` says
     how steps are run, and why; ``sums`` are those of the epoch's steps so far, over the rows of all ranks. Steps that
@@ -155,10 +157,14 @@ class Execution:
     _epoch: Epoch
 
     def __init__(
-        self, gradients: Gradients, optimizer: torch.optim.Optimizer, max_grad_norm: float | None = None
+        self,
+        gradients: Gradients,
+        optimizer: torch.optim.Optimizer,
+        max_grad_norm: float | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
         self.eager = self.gradients = gradients
-        self.updates = Updates(gradients.parameters, optimizer, max_grad_norm)
+        self.updates = Updates(gradients.parameters, optimizer, max_grad_norm, average)
         self.how = "eager"
         self._mode = _Mode.PROGRAMS
         device = self.updates.parameters[0].device

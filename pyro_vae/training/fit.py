@@ -31,6 +31,7 @@ def fit(
     learning_rate: float = 1e-3,
     schedule: Schedule = "cosine",
     max_grad_norm: float | None = None,
+    average_weights: float | None = None,
     patience: int | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -73,6 +74,10 @@ def fit(
             other half, ``"constant"`` keeps it, ``"plateau"`` halves it when the validation (without any, the
             training) ELBO has not risen for five epochs.
         max_grad_norm: Bound on the norm of the whole gradient, in nats per datum.
+        average_weights: Have an average of the weights after each step, in which those of one step count this much less
+            than those of the next, such as 0.999 (Polyak & Juditsky, *Acceleration of Stochastic Approximation by
+            Averaging*, 1992). It is what is validated, kept as the best, and left in the pair; steps are taken from the
+            weights themselves, and the training rows' ELBO is theirs. Buffers are not averaged.
         patience: Stop when the validation ELBO has not risen for this many epochs.
         seed: Seeds the order of the rows, the noise and the transform. The caller's random state is left alone.
         device: ``"auto"`` is CUDA where there is one, else XPU, else the CPU. Apple's MPS is refused: it has no
@@ -128,9 +133,9 @@ def fit(
 def epochs(pair: Pair, x_train: Inputs, **arguments: Any) -> Iterator[dict[str, float]]:
     r"""The loop of :func:`fit`, to be used: trains an epoch at a time, and yields its row of the history.
 
-    Between epochs the pair is in evaluation mode, and the caller's random state is in force: log, draw, average
-    weights, or leave the loop. At its end, however it comes, the best weights are in the pair if there are
-    ``validation_data``.
+    Between epochs the pair is in evaluation mode, and the caller's random state is in force: log, draw, change weights,
+    or leave the loop. With ``average_weights`` the pair has the averages there, and changes to them are not kept.
+    At its end, however it comes, the best weights are in the pair if there are ``validation_data``.
 
     Args:
         pair: The programs.

@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -24,6 +24,7 @@ from pyro_vae.pair import Pair
 from pyro_vae.programs.running import forked_random_state, local_parameters
 from pyro_vae.training import parallel
 from pyro_vae.training.arithmetic import has_bfloat16, in_force, repeatable
+from pyro_vae.training.averaging import WeightAverage
 from pyro_vae.training.checkpoints import (
     Checkpoint,
     numbers_of,
@@ -101,9 +102,12 @@ class Run:
             self.parameters = trainable(pair, batch, self.structure)
             self.optimizer = settings.make_optimizer(list(self.parameters.values()), self.device)
             self.scheduler = settings.make_scheduler(self.optimizer)
+            decay = settings.average_weights
+            self.average = None if decay is None else WeightAverage(list(self.parameters.values()), decay)
             self.history: list[dict[str, float]] = []
             self.changes: list[dict[str, Any]] = []
             self.weights = self._copy_weights()
+            self.averages = self._copy_averages()
             self.best: dict[str, Tensor] = {}
             self.best_elbo, self.best_epoch = -math.inf, 0
 
@@ -183,7 +187,7 @@ class Run:
             settings.objective,
             precision=settings.precision,
         )
-        execution = Execution(gradients, self.optimizer, settings.max_grad_norm)
+        execution = Execution(gradients, self.optimizer, settings.max_grad_norm, self.average)
         if (why := gradients.why_programs) is not None:
             execution.how = f"eager: {why}"
         else:
@@ -198,9 +202,10 @@ class Run:
     def epochs(self) -> Iterator[dict[str, float]]:
         """Trains what is left to train, an epoch at a time, and leaves the best weights in the pair."""
         total, done = self.settings.epochs, len(self.history)
-        parallel.broadcast([*self.parameters.values(), *self.pair.state_dict().values()])
+        averages = [] if self.average is None else self.average.state
+        parallel.broadcast([*self.parameters.values(), *self.pair.state_dict().values(), *averages])
         self._equal_buffers()
-        self.weights = self._copy_weights()
+        self.weights, self.averages = self._copy_weights(), self._copy_averages()
         bar = tqdm(
             total=total * self.steps,
             initial=done * self.steps,
@@ -221,12 +226,15 @@ class Run:
                     with self._in_force(), self.interrupts:
                         self._epoch(bar)
                     self.pair.eval()
-                    yield dict(self.history[-1])
+                    with self._averaged():
+                        yield dict(self.history[-1])
         except KeyboardInterrupt:
             self.stopped = "interrupted"
         finally:
             if self.best:
                 self._set_weights(self.best)
+            elif self.average is not None:
+                self.average.show()
             for parameter in self.parameters.values():
                 parameter.grad = None
             self.pair.eval()
@@ -283,7 +291,8 @@ class Run:
             if not bool(torch.stack([parameter.isfinite().all() for parameter in self.parameters.values()]).all()):
                 self._refuse(f"weights became infinite or NaN in epoch {epoch}", epoch)
             if self.valid is not None:
-                row |= self._validate(self.valid)
+                with self._averaged():
+                    row |= self._validate(self.valid)
                 if math.isnan(row["validation_elbo"]):
                     self._refuse(f"the validation ELBO became nan in epoch {epoch}", epoch)
         else:
@@ -299,9 +308,11 @@ class Run:
                 "rows_per_second": seen / seconds,
             }
         )
-        self.weights = self._copy_weights()
+        self.weights, self.averages = self._copy_weights(), self._copy_averages()
         if self.valid is not None and row["validation_elbo"] > self.best_elbo:
-            self.best, self.best_elbo, self.best_epoch = self.weights, row["validation_elbo"], epoch
+            self.best_elbo, self.best_epoch = row["validation_elbo"], epoch
+            with self._averaged():
+                self.best = self._copy_weights()
         if self.scheduler is not None:
             self.scheduler.step(row.get("validation_elbo", row["elbo"]))
         if self.checkpoint is not None and parallel.rank() == 0:
@@ -329,6 +340,8 @@ class Run:
     def _refuse(self, what: str, epoch: int) -> NoReturn:
         """Ends a run that has diverged, with the weights that it had before."""
         self._set_weights(self.weights)
+        if self.average is not None:
+            self.average.set_state(self.averages)
         raise FloatingPointError(
             f"{what}; the weights are those of epoch {epoch - 1}: try a lower learning_rate, max_grad_norm=100, or a "
             f"likelihood with a higher floor on its scale"
@@ -366,6 +379,13 @@ class Run:
     def _store_parameters(self) -> dict[str, Tensor]:
         return {name: p for name, p in self.parameters.items() if name.startswith(STORE)}
 
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Has the pair be what training is for: with the averages of its weights, where they are averaged."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def _copy_averages(self) -> list[Tensor]:
+        return [] if self.average is None else [tensor.clone() for tensor in self.average.state]
+
     def _copy_weights(self) -> dict[str, Tensor]:
         state = {**self.pair.state_dict(), **self._store_parameters()}
         return {name: tensor.detach().clone() for name, tensor in state.items()}
@@ -395,6 +415,7 @@ class Run:
             tensors={
                 "weights": self.weights,
                 "best": self.best,
+                "average": {} if self.average is None else dict(zip(self.parameters, self.averages, strict=False)),
                 "moments": moments,
                 "random": get_random_state(self.device),
                 "order": {"state": self.order.get_state()},
@@ -407,6 +428,7 @@ class Run:
                 "changes": self.changes,
                 "best_epoch": self.best_epoch,
                 "best_elbo": self.best_elbo,
+                "average_total": 0.0 if self.average is None else float(self.averages[-1]),
             },
         )
 
@@ -437,7 +459,7 @@ class Run:
         assert self.checkpoint is not None
         saved = read_checkpoint(self.checkpoint, like=self._state(), parameters=list(self.parameters.values()))
         before = saved.numbers["identity"]
-        self._check_same(before, other_rate=other_rate)
+        self._check_same({"average_weights": None} | before, other_rate=other_rate)
         self._set_weights(saved.tensors["weights"])
         unpack_optimizer(self.optimizer, saved.tensors["moments"], saved.numbers["optimizer"])
         if self.scheduler is not None:
@@ -446,7 +468,11 @@ class Run:
         if before["learning_rate"] != self.settings.learning_rate:
             self._change_rate(before["learning_rate"], self.settings.learning_rate)
         self.best_epoch, self.best_elbo = saved.numbers["best_epoch"], saved.numbers["best_elbo"]
-        self.weights = self._copy_weights()
+        if self.average is not None:
+            averages = saved.tensors["average"]
+            total = self.average.total.new_tensor(saved.numbers["average_total"])
+            self.average.set_state([*(averages[name] for name in self.parameters), total])
+        self.weights, self.averages = self._copy_weights(), self._copy_averages()
         self.best = {name: tensor.to(self.device) for name, tensor in saved.tensors["best"].items()}
         self.order.set_state(saved.tensors["order"]["state"])
         assert self.state is not None

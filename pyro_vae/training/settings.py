@@ -47,6 +47,7 @@ class Settings:
     learning_rate: float
     schedule: Schedule
     max_grad_norm: float | None
+    average_weights: float | None
     patience: int | None
     seed: int
     precision: Precision
@@ -61,6 +62,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, found {value}")
+        if self.average_weights is not None and not 0 < self.average_weights < 1:
+            raise ValueError(
+                f"average_weights must be between 0 and 1, such as 0.999, or None; found {self.average_weights}"
+            )
         object.__setattr__(self, "objective", Elbo() if self.objective is None else as_objective(self.objective))
         lookup(self.schedule, _SCHEDULES, "schedule")
         lookup(self.precision, ("full", "tf32", "bfloat16"), "precision")

@@ -1,4 +1,4 @@
-"""What becomes of a step's gradient: added up over ranks, clipped, and given to the optimiser."""
+"""What becomes of a step's gradient: added up over ranks, clipped, given to the optimiser; weights are averaged."""
 
 import copy
 import sys
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.training.averaging import WeightAverage
 from pyro_vae.training.parallel import add_up, world_size
 
 __all__ = ["Updates"]
@@ -18,6 +19,7 @@ __all__ = ["Updates"]
 class _Saved:
     weights: list[Tensor]
     moments: list[dict[str, Any]]
+    average: list[Tensor]
 
 
 class Updates:
@@ -27,12 +29,18 @@ class Updates:
         parameters: What is trained.
         optimizer: Over these parameters.
         max_grad_norm: Bound on the norm of the whole gradient.
+        average: Of the parameters, if there is one.
     """
 
     def __init__(
-        self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, max_grad_norm: float | None
+        self,
+        parameters: Sequence[Tensor],
+        optimizer: torch.optim.Optimizer,
+        max_grad_norm: float | None,
+        average: WeightAverage | None = None,
     ) -> None:
         self.parameters, self.optimizer, self.max_grad_norm = list(parameters), optimizer, max_grad_norm
+        self.average = average
         self._adam: _AdamState | None = None
 
     def apply(self, sums: Tensor, gradients: Sequence[Tensor], num_rows: int, *, short: bool) -> Tensor:
@@ -55,6 +63,8 @@ class Updates:
             self._step_of_adam()
         else:
             self.optimizer.step()
+        if self.average is not None:
+            self.average.add_step()
         return sums
 
     def clip(self) -> None:
@@ -89,13 +99,16 @@ class Updates:
         return self._is_plain_adam() and bool(self.optimizer.param_groups[0]["capturable"])
 
     def save(self) -> _Saved:
-        """Copies of the weights and of the optimiser's state."""
+        """Copies of the weights, of their average and of the optimiser's state."""
         weights = [parameter.detach().clone() for parameter in self.parameters]
-        return _Saved(weights, [_copy(self.optimizer.state.get(parameter, {})) for parameter in self.parameters])
+        moments = [_copy(self.optimizer.state.get(parameter, {})) for parameter in self.parameters]
+        return _Saved(weights, moments, [] if self.average is None else [t.clone() for t in self.average.state])
 
     @torch.no_grad()
     def restore(self, saved: _Saved) -> None:
         """Goes back to what was saved, in the same tensors."""
+        if self.average is not None:
+            self.average.set_state(saved.average)
         for parameter, weight, moments in zip(self.parameters, saved.weights, saved.moments, strict=True):
             parameter.copy_(weight)
             state = self.optimizer.state[parameter]

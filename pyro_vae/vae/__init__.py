@@ -1,7 +1,7 @@
 r"""The pair that most people want, put together for them: one latent vector, a prior, a decoder, an encoder."""
 
 from pyro_vae.programs.saving import CONFIG, FORMAT_VERSION, WEIGHTS, load_config
-from pyro_vae.vae.builders import conv_vae, make_vae, mlp_vae
+from pyro_vae.vae.builders import conv_vae, make_vae, mlp_vae, recurrent_vae
 from pyro_vae.vae.model import VAE
 from pyro_vae.vae.saving import load
 
@@ -15,4 +15,5 @@ __all__ = [
     "load_config",
     "make_vae",
     "mlp_vae",
+    "recurrent_vae",
 ]

@@ -1,16 +1,31 @@
 """The functions that build the usual VAEs, each with the shapes that its parts need."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer
 
 from pyro_vae import networks
+from pyro_vae._support.names import lookup
 from pyro_vae.encodings import WithMask
 from pyro_vae.likelihoods import Likelihood
-from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder
+from pyro_vae.networks import (
+    MLP,
+    ConvDecoder,
+    ConvEncoder,
+    GatedConvDecoder,
+    GatedConvEncoder,
+    GatedMLP,
+    Normalization,
+    RecurrentDecoder,
+    RecurrentEncoder,
+    ResidualConvDecoder,
+    ResidualConvEncoder,
+    ResidualMLP,
+    Upsample,
+)
 from pyro_vae.posteriors import DiagonalNormal, Posterior
 from pyro_vae.priors import Prior, StandardNormal
 from pyro_vae.programs.parts import Decoder, Encoder, must_map, read_raw
@@ -18,7 +33,10 @@ from pyro_vae.programs.running import evaluating, forked_random_state
 from pyro_vae.transforms import Auto, Transform
 from pyro_vae.vae.model import VAE
 
-__all__ = ["conv_vae", "make_vae", "mlp_vae"]
+__all__ = ["Block", "conv_vae", "make_vae", "mlp_vae", "recurrent_vae"]
+
+Block = Literal["plain", "gated", "residual"]
+_BLOCKS: tuple[Block, ...] = ("plain", "gated", "residual")
 
 
 def mlp_vae(
@@ -27,7 +45,9 @@ def mlp_vae(
     *,
     likelihood: Likelihood,
     hidden_dims: Sequence[int] = (400,),
+    block: Block = "plain",
     activation: str = "ReLU",
+    normalization: Normalization | None = None,
     prior: Prior | None = None,
     posterior: Posterior | None = None,
     transform: Transform | Literal["auto"] | None = None,
@@ -39,8 +59,13 @@ def mlp_vae(
         event_shape: Shape of one row of data.
         latent_dim: Number of latents.
         likelihood: What kind of data they are.
-        hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse.
-        activation: Name of a ``torch.nn`` activation.
+        hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse. Of residual networks, whose
+            width is one, a width for each block.
+        block: ``"plain"`` for :class:`~pyro_vae.networks.MLP`, ``"gated"`` for
+            :class:`~pyro_vae.networks.GatedMLP`, ``"residual"`` for :class:`~pyro_vae.networks.ResidualMLP`.
+        activation: Name of a ``torch.nn`` activation. Gates are their own.
+        normalization: ``"layer"``, ``"group"`` or ``"none"``; by default that of the network's class, which is none
+            but in residual ones.
         prior: By default :class:`~pyro_vae.priors.StandardNormal`.
         posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
         transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one when it sees the
@@ -54,13 +79,24 @@ def mlp_vae(
         >>> vae.sample(3).shape, vae.encode(torch.zeros(2, 28, 28)).event_shape
         (torch.Size([3, 28, 28]), torch.Size([50]))
     """
-    hidden_dims = tuple(hidden_dims)
+    widths, options = tuple(hidden_dims), _options(block, activation, normalization)
+
+    def network(in_shape: tuple[int, ...], out_shape: tuple[int, ...], widths: tuple[int, ...]) -> nn.Module:
+        if block == "residual":
+            return ResidualMLP(in_shape, out_shape, widths[0], len(widths), **options)
+        return (GatedMLP if block == "gated" else MLP)(in_shape, out_shape, widths, **options)
+
+    if block == "residual" and len(set(widths)) != 1:
+        raise ValueError(
+            f"the blocks of a residual network are of one width, found hidden_dims={widths}: give that width once for "
+            f"each block, such as (400, 400)"
+        )
     return make_vae(
         event_shape,
         latent_dim,
         likelihood=likelihood,
-        encoder_network=lambda in_shape, out_shape: MLP(in_shape, out_shape, hidden_dims, activation),
-        decoder_network=lambda in_shape, out_shape: MLP(in_shape, out_shape, hidden_dims[::-1], activation),
+        encoder_network=lambda in_shape, out_shape: network(in_shape, out_shape, widths),
+        decoder_network=lambda in_shape, out_shape: network(in_shape, out_shape, widths[::-1]),
         prior=prior,
         posterior=posterior,
         transform=transform,
@@ -74,24 +110,33 @@ def conv_vae(
     *,
     likelihood: Likelihood,
     channels: Sequence[int] = (32, 64),
-    upsample: Literal["transposed", "nearest"] = "transposed",
+    upsample: Upsample = "transposed",
     kernel_size: int = 3,
+    block: Block = "plain",
     activation: str = "ReLU",
+    normalization: Normalization | None = None,
+    num_dims: int = 2,
     prior: Prior | None = None,
     posterior: Posterior | None = None,
     transform: Transform | Literal["auto"] | None = None,
     missing: Literal["nan"] | None = None,
 ) -> VAE:
-    """A VAE with convolutional networks, for images of any size; the decoder is the encoder's mirror image.
+    """A VAE with convolutional networks, for images or signals of any size; the decoder is the encoder's mirror image.
 
     Args:
-        event_shape: ``(H, W)`` or ``(C, H, W)``.
+        event_shape: ``(H, W)`` or ``(C, H, W)``; of signals, ``(T,)`` or ``(C, T)``.
         latent_dim: Number of latents.
         likelihood: What kind of data they are.
         channels: Channels of the encoder's layers; each halves height and width.
         upsample: How the decoder doubles them, see :class:`~pyro_vae.networks.ConvDecoder`.
         kernel_size: Side of the kernels, odd.
-        activation: Name of a ``torch.nn`` activation.
+        block: ``"plain"`` for :class:`~pyro_vae.networks.ConvEncoder` and its mirror image, ``"gated"`` for
+            :class:`~pyro_vae.networks.GatedConvEncoder`, ``"residual"`` for
+            :class:`~pyro_vae.networks.ResidualConvEncoder`.
+        activation: Name of a ``torch.nn`` activation. Gates are their own.
+        normalization: ``"layer"``, ``"group"`` or ``"none"``; by default that of the network's class, which is none
+            but in residual ones.
+        num_dims: 2 for images, 1 for signals.
         prior: By default :class:`~pyro_vae.priors.StandardNormal`.
         posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
         transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one when it sees the
@@ -104,13 +149,77 @@ def conv_vae(
         >>> vae.sample(3).shape
         torch.Size([3, 1, 28, 28])
     """
-    upwards = (channels, upsample, kernel_size, activation)
+    options = _options(block, activation, normalization)
+    options |= {"channels": tuple(channels), "kernel_size": kernel_size, "num_dims": num_dims}
+    encoder, decoder = _CONVOLUTIONAL[block]
     return make_vae(
         event_shape,
         latent_dim,
         likelihood=likelihood,
-        encoder_network=lambda i, o: ConvEncoder(i, o, channels, kernel_size, activation),
-        decoder_network=lambda i, o: ConvDecoder(i, o, *upwards),
+        encoder_network=lambda in_shape, out_shape: encoder(in_shape, out_shape, **options),
+        decoder_network=lambda in_shape, out_shape: decoder(in_shape, out_shape, upsample=upsample, **options),
+        prior=prior,
+        posterior=posterior,
+        transform=transform,
+        missing=missing,
+    )
+
+
+_CONVOLUTIONAL: Mapping[Block, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
+    "plain": (ConvEncoder, ConvDecoder),
+    "gated": (GatedConvEncoder, GatedConvDecoder),
+    "residual": (ResidualConvEncoder, ResidualConvDecoder),
+}
+
+
+def _options(block: Block, activation: str, normalization: Normalization | None) -> dict[str, Any]:
+    """What a network of such blocks is told of its layers."""
+    lookup(block, _BLOCKS, "block")
+    if block == "gated" and activation != "ReLU":
+        raise ValueError(
+            f"gated layers have no activation but their gates, found activation={activation!r}: leave it out"
+        )
+    options = {} if block == "gated" else {"activation": activation}
+    return options if normalization is None else options | {"normalization": normalization}
+
+
+def recurrent_vae(
+    event_shape: Sequence[int],
+    latent_dim: int,
+    *,
+    likelihood: Likelihood,
+    hidden_dims: Sequence[int] = (128,),
+    prior: Prior | None = None,
+    posterior: Posterior | None = None,
+    transform: Transform | Literal["auto"] | None = None,
+    missing: Literal["nan"] | None = None,
+) -> VAE:
+    """A VAE with recurrent networks, for sequences: one latent vector for each, from which the decoder unrolls it.
+
+    Args:
+        event_shape: ``(T, C)``: T steps of C numbers.
+        latent_dim: Number of latents.
+        likelihood: What kind of data they are.
+        hidden_dims: Sizes of the states of the encoder's layers; the decoder has them in reverse. See
+            :class:`~pyro_vae.networks.RecurrentEncoder`.
+        prior: By default :class:`~pyro_vae.priors.StandardNormal`.
+        posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
+        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one when it sees the
+            training rows, and say what and why.
+        missing: ``"nan"`` if NaN in the data is a missing entry: the encoder is then shown which entries are there.
+
+    Example:
+        >>> from pyro_vae.likelihoods import Normal
+        >>> vae = recurrent_vae((12, 3), latent_dim=4, likelihood=Normal())
+        >>> vae.sample(5).shape
+        torch.Size([5, 12, 3])
+    """
+    return make_vae(
+        event_shape,
+        latent_dim,
+        likelihood=likelihood,
+        encoder_network=lambda in_shape, out_shape: RecurrentEncoder(in_shape, out_shape, hidden_dims),
+        decoder_network=lambda in_shape, out_shape: RecurrentDecoder(in_shape, out_shape, hidden_dims),
         prior=prior,
         posterior=posterior,
         transform=transform,
@@ -200,7 +309,7 @@ def _made(network: _Network, in_shape: tuple[int, ...], out_shape: tuple[int, ..
     made = network if isinstance(network, nn.Module) else network(in_shape, out_shape) if callable(network) else network
     if not isinstance(made, nn.Module):
         raise TypeError(f"{who} must be an nn.Module, or a function of two shapes that makes one; found {made!r}")
-    if type(made).__module__ == networks.__name__:
+    if type(made).__module__.startswith(f"{networks.__name__}."):
         return made
     try:
         _try_out(made, in_shape, out_shape, who)

@@ -100,7 +100,7 @@ def _build(folder: Path, config: dict[str, Any], parts: tuple[type[nn.Module], .
 
 def check_same(pair: Premade, folder: Path, config: dict[str, Any], *, whose: str) -> None:
     """Makes sure that a premade pair is made of the parts that were saved, where both say what they are."""
-    saved, own = config["model"], describe(pair)
+    saved, own = configs.with_defaults(config["model"], PARTS | PREMADE), describe(pair)
     if own is None or not isinstance(saved, dict) or saved.get("class") != own["class"]:
         return
     for name, here in own.items():
