@@ -17,6 +17,25 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one core for each worker, and for wha
 if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # one of this run's own, which its workers inherit
     _compiled = tempfile.TemporaryDirectory(prefix="compiled-")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = _compiled.name
+os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "1")  # once for all graphs, which halves g++'s time
+
+
+def pytest_addoption(parser):
+    parser.addoption("--exhaustive", action="store_true", help="all cases of grids, and not a covering of them")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what tests/coverings.py leaves to an exhaustive run."""
+    if not config.getoption("exhaustive"):
+        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+
+
+@pytest.fixture(scope="session")
+def exhaustive(request):
+    """Whether a test that goes through a grid by itself is to go through all of it."""
+    return request.config.getoption("exhaustive")
 
 
 @pytest.fixture(autouse=True)

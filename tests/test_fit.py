@@ -251,8 +251,14 @@ def test_the_loop_yields_what_fit_tabulates_and_can_be_left():
         next(epochs(third, x, learning_rat=0.1))
 
 
-@pytest.mark.parametrize("make", [discrete_pair, function_pair, mixture_pair])
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize(
+    ("make", "compile"),
+    [
+        *((make, False) for make in (discrete_pair, function_pair, mixture_pair)),
+        (function_pair, True),  # parameters of Pyro's store; of modules below, and of both in an exhaustive run
+        *(pytest.param(make, True, marks=pytest.mark.exhaustive) for make in (discrete_pair, mixture_pair)),
+    ],
+)
 def test_nothing_is_left_in_the_gradients(make, compile):
     pair = make()
     x = torch.randn(48, 4) if make is mixture_pair else torch.randn(48)
