@@ -1,11 +1,13 @@
 """What fit is given: objectives of Pyro's, optimisers of torch's, programs of all kinds; against loops by hand."""
 
 import functools
+import itertools
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from coverings import covering
 from linear_gaussian import LinearGaussian
 from pairs import discrete_pair, function_pair, mixture_pair, pyro_module_pair
 from pyro.infer import (
@@ -296,8 +298,10 @@ def test_programs_for_one_batch_dimension_are_run_for_one_particle_after_another
     assert_equal_weights(pair, expected, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.parametrize("autoguide", [AutoNormal, AutoLowRankMultivariateNormal, AutoDelta])
+@pytest.mark.parametrize(
+    ("autoguide", "compile"),
+    covering(itertools.product([AutoNormal, AutoLowRankMultivariateNormal, AutoDelta], [False, True])),
+)
 def test_an_autoguide_comes_to_the_posterior_of_a_global_latent(autoguide, compile):
     torch.manual_seed(1)
     x = 1.5 + torch.randn(200)
