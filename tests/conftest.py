@@ -48,6 +48,28 @@ def _fresh():
 
 
 @pytest.fixture
+def as_traced(monkeypatch):
+    """Runs graphs as they were traced: what is tested is what is in them, and compiling takes seconds each."""
+    from pyro_vae.training import lowering
+
+    def run_as_it_is(trace, inputs):
+        def call(*tensors):
+            with torch.no_grad():
+                return tuple(trace.graph(*tensors, *trace.held))
+
+        return call
+
+    monkeypatch.setattr(lowering, "compile_trace", run_as_it_is)
+
+
+@pytest.fixture
+def compiled_if_exhaustive(request, exhaustive):
+    """Runs graphs as they were traced, but in an exhaustive run. Some test of each kind compiles in any case."""
+    if not exhaustive:
+        request.getfixturevalue("as_traced")
+
+
+@pytest.fixture
 def float64():
     torch.set_default_dtype(torch.float64)
     yield

@@ -261,6 +261,7 @@ def test_the_loop_yields_what_fit_tabulates_and_can_be_left():
         *(pytest.param(make, True, marks=pytest.mark.exhaustive) for make in (discrete_pair, mixture_pair)),
     ],
 )
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_nothing_is_left_in_the_gradients(make, compile):
     pair = make()
     x = torch.randn(48, 4) if make is mixture_pair else torch.randn(48)
@@ -276,6 +277,7 @@ def test_nothing_is_left_in_the_gradients(make, compile):
 
 
 @pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_a_last_row_alone_joins_the_batch_before_it(compile):
     programs = Methods(nn.BatchNorm1d(4))
     first, norm = programs.encode[:2]
@@ -290,6 +292,7 @@ def test_a_last_row_alone_joins_the_batch_before_it(compile):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_programs_for_one_batch_dimension_are_run_for_one_particle_after_another(compile):
     pair, other = two(lambda: Methods().pair())
     x = torch.randn(32, 3)
@@ -302,6 +305,7 @@ def test_programs_for_one_batch_dimension_are_run_for_one_particle_after_another
     ("autoguide", "compile"),
     covering(itertools.product([AutoNormal, AutoLowRankMultivariateNormal, AutoDelta], [False, True])),
 )
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_an_autoguide_comes_to_the_posterior_of_a_global_latent(autoguide, compile):
     torch.manual_seed(1)
     x = 1.5 + torch.randn(200)

@@ -90,6 +90,7 @@ def test_value_and_gradient_are_those_of_pyros_object(alpha):
     covering(itertools.product(["bits", "counts", "mixture prior", "labels"], [ImportanceWeighted(3), Renyi(3, 0.5)])),
     ids=str,
 )
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_training_goes_up_compiled_and_as_programs_alike(case, objective):
     build, rows, _ = CASES[case]
     data, histories = rows(), []

@@ -25,10 +25,12 @@ SMALL = ("--epochs", "3", "--hidden-dims", "16", "--latent-dim", "3")
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs a script in this process; returns its exit status, output and errors."""
+    """Runs a script in this process; returns its exit status, output and errors. Drawing figures takes seconds."""
 
-    def command(script, *arguments):
+    def command(script, *arguments, figures=False):
         module = importlib.import_module(script)
+        if script == "train" and not figures:
+            monkeypatch.setattr(module, "draw_figures", lambda *_, **__: None)
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
@@ -92,7 +94,7 @@ def test_a_run_leaves_its_model_history_and_figures(trained):
     ids=lambda arguments: " ".join(arguments),
 )
 def test_every_choice_trains(run, tmp_path, arguments):
-    status, out, _ = run("train", "--epochs", 2, "--out", tmp_path / "run", *arguments)
+    status, out, _ = run("train", "--epochs", 2, "--out", tmp_path / "run", *arguments, figures=True)
     assert status == 0
     assert f"python scripts/sample.py {tmp_path / 'run'}" in out
     assert (tmp_path / "run" / "figures" / "manifold.png").exists() == ("2" in arguments)
@@ -178,7 +180,7 @@ def test_measurements_without_bounds_are_standardised(run, tmp_path):
     x = np.random.default_rng(0).normal(size=(300, 5)) * [1, 10, 100, 1, 1] + [0, 50, 0, 0, 0]
     np.savez(tmp_path / "table.npz", x_train=x[:250], x_test=x[250:], y_train=np.array(["a", "b"] * 125))
     arguments = ("--data", tmp_path / "table.npz", "--likelihood", "normal", "--epochs", 40, "--hidden-dims", "16")
-    assert run("train", *arguments, "--out", tmp_path / "run")[0] == 0
+    assert run("train", *arguments, "--out", tmp_path / "run", figures=True)[0] == 0
     run("sample", tmp_path / "run", "--num-samples", 4000, "--out", tmp_path / "x.npy")
     drawn = np.load(tmp_path / "x.npy")
     assert drawn.std(0) / x.std(0) == pytest.approx(np.ones(5), abs=0.3)
