@@ -220,7 +220,7 @@ def test_of_two_that_train_in_one_folder_one_is_told_so(commands, states, trials
         assert [one.status for one in results].count(0) >= 1, f"{what}: {results}"
         told += "another process is training in run" in other.err
         assert folder.numbers() == end, what
-        number += 1 if number < (12 if exhaustive else 8) else 5 if exhaustive else 13
+        number += 1 if number < (12 if exhaustive else 4) else 5 if exhaustive else 7
     assert told > 5
 
 
