@@ -69,7 +69,7 @@ def test_latents_of_any_name_number_and_plates_are_drawn(make):
 
 def test_latents_of_all_rows_are_drawn_with_those_of_each():
     exact = shared_mean(8)
-    found = nuts_posterior(exact.pair, exact.data, 80, 60, 2)
+    found = nuts_posterior(exact.pair, exact.data, 120, 80, 2)
     assert found.draws["mean"].shape == (2, 120)
     assert found.draws["level"].shape == (2, 120, 8)
     for name, (mean, sd) in exact.posterior.items():
