@@ -17,6 +17,25 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one core for each worker, and for wha
 if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # one of this run's own, which its workers inherit
     _compiled = tempfile.TemporaryDirectory(prefix="compiled-")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = _compiled.name
+os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "1")  # once for all graphs, which halves g++'s time
+
+
+def pytest_addoption(parser):
+    parser.addoption("--exhaustive", action="store_true", help="all cases of grids, and not a covering of them")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what tests/coverings.py leaves to an exhaustive run."""
+    if not config.getoption("exhaustive"):
+        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+
+
+@pytest.fixture(scope="session")
+def exhaustive(request):
+    """Whether a test that goes through a grid by itself is to go through all of it."""
+    return request.config.getoption("exhaustive")
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +45,28 @@ def _fresh():
     pyro.enable_validation(True)
     yield
     pyro.clear_param_store()
+
+
+@pytest.fixture
+def as_traced(monkeypatch):
+    """Runs graphs as they were traced: what is tested is what is in them, and compiling takes seconds each."""
+    from pyro_vae.training import lowering
+
+    def run_as_it_is(trace, inputs):
+        def call(*tensors):
+            with torch.no_grad():
+                return tuple(trace.graph(*tensors, *trace.held))
+
+        return call
+
+    monkeypatch.setattr(lowering, "compile_trace", run_as_it_is)
+
+
+@pytest.fixture
+def compiled_if_exhaustive(request, exhaustive):
+    """Runs graphs as they were traced, but in an exhaustive run. Some test of each kind compiles in any case."""
+    if not exhaustive:
+        request.getfixturevalue("as_traced")
 
 
 @pytest.fixture

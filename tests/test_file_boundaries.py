@@ -139,16 +139,36 @@ def said(result):
 
 
 @pytest.fixture(scope="module")
+def takes(exhaustive):
+    """Which of the ways of disturbing a command at a boundary are tried.
+
+    All in an exhaustive run. Else each boundary in one way, in turn, and each kind of boundary in every way.
+    """
+
+    def taken(calls, ways):
+        seen = set()
+        for number, call in enumerate(calls):
+            for i, way in enumerate(ways):
+                kind = (call.split()[0], way)
+                if exhaustive or i == number % len(ways) or kind not in seen:
+                    seen.add(kind)
+                    yield number, way
+
+    return taken
+
+
+@pytest.fixture(scope="module")
 def trials(commands, states):
     """Of each command."""
     return functools.cache(lambda name: Trials(commands, states, name))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_that_is_killed_at_any_boundary_ends_at_the_same_files_when_it_is_run_again(trials, name):
+def test_a_command_that_is_killed_at_any_boundary_ends_at_the_same_files_when_it_is_run_again(trials, takes, name):
     of_name = trials(name)
     assert len(of_name.kills) >= 2 * len(of_name.calls)
-    for (number, how), left in of_name.kills.items():
+    for number, how in filter(of_name.kills.__contains__, takes(of_name.calls, KILLS)):
+        left = of_name.kills[number, how]
         what = f"killed {how} {of_name.calls[number]} ({number})"
         if number % 10 == 3:  # what was recorded is what a kill leaves
             assert of_name.run(number, how).status == KILLED
@@ -160,20 +180,20 @@ def test_a_command_that_is_killed_at_any_boundary_ends_at_the_same_files_when_it
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_that_gets_an_error_at_any_boundary_says_so_and_leaves_nothing(trials, name):
+def test_a_command_that_gets_an_error_at_any_boundary_says_so_and_leaves_nothing(trials, takes, name):
     of_name = trials(name)
-    for number, call in enumerate(of_name.calls):
-        for error in ERRORS:
-            result, what = of_name.run(number, error), f"{error} at {call} ({number})"
-            lines = said(result)
-            assert (result.status, len(lines)) in ((0, 0), (2, 1)), f"{what}: status {result.status}, {result.err}"
-            assert all(line.startswith("error: ") for line in lines), f"{what}: {result.err}"
-            left = of_name.folder.numbers()
-            if not call.startswith(("unlink", "rmdir")):
-                assert not list(filter(hidden, left.keys() - of_name.before.keys())), what
-            if result.status == 0:
-                assert {name: data for name, data in left.items() if not hidden(name)} == of_name.end, what
-            of_name.check_recovery(what)
+    for number, error in takes(of_name.calls, ERRORS):
+        call = of_name.calls[number]
+        result, what = of_name.run(number, error), f"{error} at {call} ({number})"
+        lines = said(result)
+        assert (result.status, len(lines)) in ((0, 0), (2, 1)), f"{what}: status {result.status}, {result.err}"
+        assert all(line.startswith("error: ") for line in lines), f"{what}: {result.err}"
+        left = of_name.folder.numbers()
+        if not call.startswith(("unlink", "rmdir")):
+            assert not list(filter(hidden, left.keys() - of_name.before.keys())), what
+        if result.status == 0:
+            assert {name: data for name, data in left.items() if not hidden(name)} == of_name.end, what
+        of_name.check_recovery(what)
 
 
 # Two at once: one is held at each of its boundaries while the other runs
@@ -181,8 +201,12 @@ def test_a_command_that_gets_an_error_at_any_boundary_says_so_and_leaves_nothing
 
 @pytest.mark.parametrize(
     ("before", "first", "second"),
-    [("new", NEW_RUN, NEW_RUN), ("stopped", RESUME, RESUME), ("new", NEW_RUN, RESUME), ("stopped", RESUME, NEW_RUN)],
-    ids=["two runs", "resumed twice", "a run and its resumption", "resumed, and begun anew"],
+    [
+        pytest.param("new", NEW_RUN, NEW_RUN, id="two runs", marks=pytest.mark.exhaustive),
+        pytest.param("stopped", RESUME, RESUME, id="resumed twice", marks=pytest.mark.exhaustive),
+        pytest.param("new", NEW_RUN, RESUME, id="a run and its resumption"),
+        pytest.param("stopped", RESUME, NEW_RUN, id="resumed, and begun anew"),
+    ],
 )
 def test_of_two_that_train_in_one_folder_one_is_told_so(commands, states, trials, before, first, second):
     folder, end = Folder(commands.root), trials("train").end
@@ -204,9 +228,9 @@ def test_of_two_that_train_in_one_folder_one_is_told_so(commands, states, trials
     assert told > 5
 
 
-def test_two_that_train_without_a_name_have_a_folder_each(commands, states, trials):
+def test_two_that_train_without_a_name_have_a_folder_each(commands, states, trials, exhaustive):
     folder, end = Folder(commands.root), trials("train").end
-    for number in (*range(12), 30, 60):
+    for number in (*range(12 if exhaustive else 6), 30, 60):
         folder.fill(states["new"])
         held = commands.start(*TRAIN, at=number)
         other = commands.run(*TRAIN)
@@ -221,11 +245,12 @@ def test_two_that_train_without_a_name_have_a_folder_each(commands, states, tria
 
 
 @pytest.mark.parametrize("name", ["sample .csv", "evaluate"])
-def test_what_uses_a_run_that_trains_is_whole_or_a_sentence(commands, states, trials, name):
+def test_what_uses_a_run_that_trains_is_whole_or_a_sentence(commands, states, trials, exhaustive, name):
     folder, of_name = Folder(commands.root), trials(name)
     out = of_name.command[-1]
     outcomes = []
-    for number in range(0, len(trials("train").calls), 3):
+    calls = trials("train").calls
+    for number in range(0, len(calls), 3) if exhaustive else [*range(0, len(calls), 11), len(calls) - 1]:
         folder.fill(states["new"])
         held = commands.start(*NEW_RUN, at=number)
         user = commands.run(*of_name.command)

@@ -1,11 +1,13 @@
 """What fit is given: objectives of Pyro's, optimisers of torch's, programs of all kinds; against loops by hand."""
 
 import functools
+import itertools
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from coverings import covering
 from linear_gaussian import LinearGaussian
 from pairs import discrete_pair, function_pair, mixture_pair, pyro_module_pair
 from pyro.infer import (
@@ -251,8 +253,15 @@ def test_the_loop_yields_what_fit_tabulates_and_can_be_left():
         next(epochs(third, x, learning_rat=0.1))
 
 
-@pytest.mark.parametrize("make", [discrete_pair, function_pair, mixture_pair])
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize(
+    ("make", "compile"),
+    [
+        *((make, False) for make in (discrete_pair, function_pair, mixture_pair)),
+        (function_pair, True),  # parameters of Pyro's store; of modules below, and of both in an exhaustive run
+        *(pytest.param(make, True, marks=pytest.mark.exhaustive) for make in (discrete_pair, mixture_pair)),
+    ],
+)
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_nothing_is_left_in_the_gradients(make, compile):
     pair = make()
     x = torch.randn(48, 4) if make is mixture_pair else torch.randn(48)
@@ -268,6 +277,7 @@ def test_nothing_is_left_in_the_gradients(make, compile):
 
 
 @pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_a_last_row_alone_joins_the_batch_before_it(compile):
     programs = Methods(nn.BatchNorm1d(4))
     first, norm = programs.encode[:2]
@@ -282,6 +292,7 @@ def test_a_last_row_alone_joins_the_batch_before_it(compile):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_programs_for_one_batch_dimension_are_run_for_one_particle_after_another(compile):
     pair, other = two(lambda: Methods().pair())
     x = torch.randn(32, 3)
@@ -290,8 +301,11 @@ def test_programs_for_one_batch_dimension_are_run_for_one_particle_after_another
     assert_equal_weights(pair, expected, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.parametrize("autoguide", [AutoNormal, AutoLowRankMultivariateNormal, AutoDelta])
+@pytest.mark.parametrize(
+    ("autoguide", "compile"),
+    covering(itertools.product([AutoNormal, AutoLowRankMultivariateNormal, AutoDelta], [False, True])),
+)
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_an_autoguide_comes_to_the_posterior_of_a_global_latent(autoguide, compile):
     torch.manual_seed(1)
     x = 1.5 + torch.randn(200)

@@ -139,9 +139,13 @@ def command_line(script, option, value):
 
 
 @pytest.mark.parametrize(("script", "option"), [(script, option) for script in WORDS for option in WORDS[script]])
-def test_an_option_of_any_value_works_or_is_refused_in_one_sentence(commands, script, option):
+def test_an_option_of_any_value_works_or_is_refused_in_one_sentence(commands, exhaustive, script, option):
+    """By default, of values that several options are given each is given a quarter, so that all values are given."""
     before = content(commands.root)
     values = WORDS[script][option].split("|")
+    shared = [(s, o) for s in WORDS for o in WORDS[s] if WORDS[s][o] == WORDS[script][option]]
+    if len(shared) >= 4 and not exhaustive:
+        values = values[shared.index((script, option)) % 4 :: 4]
     found = [faults(commands, before, command_line(script, option, value)) for value in values]
     assert not any(found), "\n".join(filter(None, found))
 

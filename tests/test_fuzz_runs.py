@@ -24,7 +24,17 @@ ODD = [
     {"class": "torch.nn.Linear", "in_features": 10**12, "out_features": 10**6},
     {"class": "torch.nn.Module"}, {"class": "StandardNormal", "latent_dim": 10**12}, {"class": ["a"]},
 ]  # fmt: skip
-RUNS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(scope="session")
+def fuzzed(exhaustive):
+    """Settings for a number of changes, of which the default run tries a quarter: the first of the same sequence."""
+
+    def of(number):
+        number = number if exhaustive else number // 4
+        return settings(max_examples=number, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+    return of
 
 
 def places(content, path=()):
@@ -101,11 +111,11 @@ def copied(saved, tmp_path):
     return tmp_path / "copy"
 
 
-def test_a_configuration_with_one_change_opens_the_same_model_or_is_refused(saved, copied):
+def test_a_configuration_with_one_change_opens_the_same_model_or_is_refused(saved, copied, fuzzed):
     folder, vae = saved
     config = json.loads((folder / "config.json").read_text())
 
-    @RUNS
+    @fuzzed(150)
     @given(place=st.sampled_from(places(config)), change=changes)
     def check(place, change):
         (copied / "config.json").write_text(json.dumps(changed(config, place, change)))
@@ -155,11 +165,11 @@ def test_a_folder_in_the_place_of_a_file_is_refused(saved, copied, name):
     assert not assert_opens_or_refused(copied, saved[1])
 
 
-def test_weights_with_bytes_changed_or_cut_open_the_same_model_or_are_refused(saved, copied):
+def test_weights_with_bytes_changed_or_cut_open_the_same_model_or_are_refused(saved, copied, fuzzed):
     folder, vae = saved
     whole = (folder / "model.safetensors").read_bytes()
 
-    @RUNS
+    @fuzzed(150)
     @given(at=st.integers(0, len(whole) - 1), bit=st.integers(0, 7), cut=st.booleans())
     @example(at=7, bit=6, cut=False)  # a header of 2**62 bytes
     @example(at=3, bit=5, cut=False)
@@ -254,12 +264,12 @@ def assert_goes_on_or_refused(path, end):
     return True
 
 
-def test_a_checkpoint_with_bytes_changed_or_cut_goes_on_to_the_same_numbers_or_is_refused(begun, tmp_path):
+def test_a_checkpoint_with_bytes_changed_or_cut_goes_on_to_the_same_numbers_or_is_refused(begun, tmp_path, fuzzed):
     whole, path = begun[0].read_bytes(), tmp_path / "checkpoint.safetensors"
     path.write_bytes(whole)
     assert assert_goes_on_or_refused(path, begun[1])
 
-    @RUNS
+    @fuzzed(150)
     @given(at=st.integers(0, len(whole) - 1), bit=st.integers(0, 7), cut=st.booleans())
     def check(at, bit, cut):
         damaged = bytearray(whole[:at] if cut else whole)
@@ -291,13 +301,13 @@ def test_a_checkpoint_of_other_tensors_is_refused(begun, tmp_path):
                 assert not assert_goes_on_or_refused(path, begun[1]), f"{name} {what}"
 
 
-def test_a_checkpoint_with_one_other_number_is_refused_or_goes_on(begun, tmp_path):
+def test_a_checkpoint_with_one_other_number_is_refused_or_goes_on(begun, tmp_path, fuzzed):
     """With a checksum made anew: no other error, and none that was written over."""
     path = tmp_path / "checkpoint.safetensors"
     tensors, metadata = files.read_tensors(begun[0])
     numbers = json.loads(metadata["numbers"])
 
-    @RUNS
+    @fuzzed(150)
     @given(place=st.sampled_from(places(numbers)), change=changes)
     def check(place, change):
         files.save_tensors(tensors, path, {"numbers": json.dumps(changed(numbers, place, change))})
@@ -341,13 +351,13 @@ def assert_sentence(result):
     return result.status == 0
 
 
-def test_a_run_whose_settings_have_one_change_ends_at_the_same_numbers_or_is_refused(commands, run_state):
+def test_a_run_whose_settings_have_one_change_ends_at_the_same_numbers_or_is_refused(commands, run_state, fuzzed):
     begun, end = run_state
     config = json.loads((begun / "config.json").read_text())
     run = commands.root / "run"
     chosen = [("run", *place) for place in places(config["run"])] + [(name,) for name in config]
 
-    @settings(RUNS, max_examples=60)
+    @fuzzed(60)
     @given(place=st.sampled_from(chosen), change=changes)
     @example(place=("run", "activation"), change=("put", "Tanh"))
     @example(place=("run", "hidden_dims"), change=("put", "5"))

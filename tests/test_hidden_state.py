@@ -28,7 +28,7 @@ from pyro import poutine
 from torch import nn
 
 from pyro_vae import Pair, fit
-from pyro_vae.training import epochs, lowering
+from pyro_vae.training import epochs
 
 KINDS = {}  # name: (class of model, what the reason names; None if the graph is trained)
 BETWEEN = {}  # name: what the user's loop does after an epoch, given the pair and the epoch's number
@@ -1018,23 +1018,14 @@ def train(cls, compile, between=None, num_epochs=6, rows=22, **options):
 
 
 @pytest.fixture
-def as_traced(monkeypatch):
-    """Runs graphs as they were traced: what is tested is what is in them, and compiling takes seconds each."""
-
-    def run_as_it_is(trace, inputs):
-        def call(*tensors):
-            with torch.no_grad():
-                return tuple(trace.graph(*tensors, *trace.held))
-
-        return call
-
-    monkeypatch.setattr(lowering, "compile_trace", run_as_it_is)
+def watched(as_traced, monkeypatch):
+    """Graphs run as they were traced; the clock and the environment are put back."""
     monkeypatch.setattr(time, "time", time.time)
     monkeypatch.setenv("LEVEL_NOW", "0")
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_compiled_training_is_the_programs_or_says_why_not(name, as_traced):
+def test_compiled_training_is_the_programs_or_says_why_not(name, watched):
     cls, named = KINDS[name]
     elbos, weights, _, said = train(cls, False, BETWEEN.get(name))
     assert not said

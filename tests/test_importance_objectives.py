@@ -6,6 +6,7 @@ import math
 import pyro
 import pytest
 import torch
+from coverings import covering
 from linear_gaussian import LinearGaussian
 from pyro.infer import RenyiELBO
 from test_execution import CASES
@@ -67,7 +68,7 @@ def test_value_and_gradient_are_those_of_pyros_object(alpha):
     structure, parameters = pair.structure(batch), list(pair.parameters())
     theirs, ours = [], []
     loss = RenyiELBO(alpha, num_particles=4, vectorize_particles=True, max_plate_nesting=1)
-    for seed in range(600):
+    for seed in range(250):
         torch.manual_seed(seed)
         with local_parameters():
             pyro.clear_param_store()
@@ -84,8 +85,12 @@ def test_value_and_gradient_are_those_of_pyros_object(alpha):
     assert bool(((theirs.mean(0) - ours.mean(0)).abs() < 5 * error + 1e-9).all())
 
 
-@pytest.mark.parametrize("objective", [ImportanceWeighted(3), Renyi(3, 0.5)], ids=str)
-@pytest.mark.parametrize("case", ["bits", "counts", "mixture prior", "labels"])
+@pytest.mark.parametrize(
+    ("case", "objective"),
+    covering(itertools.product(["bits", "counts", "mixture prior", "labels"], [ImportanceWeighted(3), Renyi(3, 0.5)])),
+    ids=str,
+)
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_training_goes_up_compiled_and_as_programs_alike(case, objective):
     build, rows, _ = CASES[case]
     data, histories = rows(), []
@@ -114,7 +119,7 @@ def test_the_doubly_reparameterised_gradient_has_the_same_mean_and_less_noise(nu
     for doubly in (False, True):
         objective = ImportanceWeighted(num_particles, doubly_reparameterized=doubly)
         kept = {part: [] for part in parts}
-        for seed in range(800):
+        for seed in range(300):
             torch.manual_seed(seed)
             particles = num_particles if num_particles > 1 else None
             draws = run_pair(*vae.programs, batch, structure, num_particles=particles)

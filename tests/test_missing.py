@@ -107,7 +107,7 @@ def test_training_on_observed_entries_recovers_the_model():
     lg = LinearGaussian(data_dim=5, latent_dim=1, scale=0.5)
     x = lg.draw(3000)
     vae = mlp_vae((5,), 1, hidden_dims=(32,), likelihood=Normal(), missing="nan").double()
-    history = fit(vae, with_gaps(x, 0.4), epochs=40, batch_size=100, learning_rate=1e-2, progress=False)
+    history = fit(vae, with_gaps(x, 0.4), epochs=20, batch_size=100, learning_rate=1e-2, progress=False)
     assert np.isfinite(history["elbo"]).all()
     assert all(torch.isfinite(p).all() for p in vae.parameters())
     p_x = vae.sample(50_000)

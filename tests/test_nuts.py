@@ -60,7 +60,7 @@ def test_latents_of_any_name_number_and_plates_are_drawn(make):
     """Components of the mixture are summed out; the plate that is a subsample of a thousand rows counts one row."""
     exact = make(3)
     row = {n: v[1:2] if isinstance(v, torch.Tensor) and v.dim() else v for n, v in exact.data.items()}
-    found = nuts_posterior(exact.pair, row, 120, 80, 2)
+    found = nuts_posterior(exact.pair, row, 80, 60, 2)
     assert set(found.draws) == set(exact.posterior) - {"k"}
     for name, draws in found.draws.items():
         mean, sd = exact.posterior[name]
@@ -80,7 +80,7 @@ def test_masks_are_kept():
     exact = sequences(40)
     index = int((exact.data["lengths"] == 3).nonzero()[0])
     row = {name: value[index : index + 1] for name, value in exact.data.items()}
-    found = nuts_posterior(exact.pair, row, 120, 80, 2)
+    found = nuts_posterior(exact.pair, row, 80, 60, 2)
     for step in range(3):
         assert_agrees(
             found.draws[f"z_{step}"], found.effective_sample_size[f"z_{step}"], 0.8 * row["x"][:, step], 0.2**0.5
@@ -92,7 +92,7 @@ def test_masks_are_kept():
             p_x = dist.Normal(z, 0.5)
             return pyro.sample("x", (p_x if mask is None else p_x.mask(mask)).to_event(1), obs=x)
 
-    found = nuts_posterior(Pair(model, model, missing="nan"), torch.tensor([[2.0, float("nan")]]), 120, 80, 2)
+    found = nuts_posterior(Pair(model, model, missing="nan"), torch.tensor([[2.0, float("nan")]]), 80, 60, 2)
     assert_agrees(
         found.draws["z"], found.effective_sample_size["z"], torch.tensor([[1.6, 0.0]]), torch.tensor([[0.2**0.5, 1.0]])
     )
@@ -115,7 +115,7 @@ def test_a_prior_without_a_support_is_on_real_numbers():
             scale = pyro.sample("scale", dist.LogNormal(torch.tensor(-0.7), 0.01))
             return pyro.sample("x", dist.Normal(z, scale), obs=x)
 
-    found = nuts_posterior(Pair(model, model), torch.tensor([1.0]), 120, 80, 2, max_tree_depth=5)
+    found = nuts_posterior(Pair(model, model), torch.tensor([1.0]), 80, 60, 2, max_tree_depth=5)
     assert_agrees(found.draws["z"], found.effective_sample_size["z"], torch.tensor([0.8]), torch.tensor([0.2**0.5]))
     assert (found.draws["scale"] > 0).all()
 

@@ -1,8 +1,11 @@
 """The quick tools on the programs of the zoo, as scripts/programs_table.py tries them: most untrained."""
 
+import itertools
+
 import programs_table
 import pytest
 import torch
+from coverings import covering
 from zoo import ZOO
 from zoo.checks import Disagreement, agree, below, equal, same_draws
 from zoo.program import Program, Programs
@@ -17,8 +20,15 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", ZOO)
-@pytest.mark.parametrize("tool", ["sample", "reconstruct", "encode", "evaluate"])
+def features(case):
+    """Each tool, each program, and each refusal."""
+    return {*case, case if case in REFUSED else case[0]}
+
+
+CASES = itertools.product(["sample", "reconstruct", "encode", "evaluate"], ZOO)
+
+
+@pytest.mark.parametrize(("tool", "name"), covering(CASES, features))
 def test_agrees_with_a_second_way(tool, name):
     trial = Trial(ZOO[name])
     words = REFUSED.get((tool, name))

@@ -5,6 +5,7 @@ import warnings
 import pyro
 import pytest
 import torch
+from coverings import covering
 from every_tool import TOOLS, numbers
 from pretended_cuda import PretendedCuda
 from test_captured import bits_vae, numbers_pair, of
@@ -60,7 +61,13 @@ SLOW = ("check_pair", "ais_bounds", "ais_bounds of simulated rows", "nuts_poster
 CASES = [(p, t) for p in PAIRS for t in TOOLS if t not in SLOW or p in ("bits", "gaussian mixture", "partial pooling")]
 
 
-@pytest.mark.parametrize(("pair", "tool"), CASES)
+def features(case):
+    """Each tool on a VAE of the library and on programs of another hand; each pair."""
+    pair, tool = case
+    return {(tool, pair in ("bits", "gaps")), pair}
+
+
+@pytest.mark.parametrize(("pair", "tool"), covering(CASES, features))
 def test_to_the_numbers_of_the_cpu(pair, tool):
     build, data = PAIRS[pair]
     expected = outcome(tool, build, data, "cpu")

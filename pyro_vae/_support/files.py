@@ -42,7 +42,9 @@ _LOCK = ".lock"
 _JSON_BYTES = 2**26  # of settings; what is longer is none
 _CHECKSUM = "crc32"
 _DAY = 24 * 3600
-_PATIENCE = 0.2  # seconds: a lock that is being given up is not there to be opened, nor free to be made
+# A lock that is being given up is not there to be opened, nor free to be made: how often one comes back, and after how
+# many seconds. Tries and not the clock count, for a process may be held up in one of them for longer than all take.
+_TRIES, _PAUSE = 10, 0.02
 
 
 def _temporary(target: Path) -> Path:
@@ -79,11 +81,15 @@ def only_writer(folder: Path) -> Iterator[None]:
         ValueError: if nothing can be written there.
     """
     check_writable(folder)
-    lock = FileLock(folder / _LOCK, timeout=_PATIENCE, poll_interval=_PATIENCE / 10)
+    lock = FileLock(folder / _LOCK, timeout=0)
     try:
-        lock.acquire()
-    except Timeout:
-        raise Busy(f"another process is training in {folder}: wait until it ends, or name another folder") from None
+        for left in reversed(range(_TRIES)):
+            with contextlib.suppress(Timeout):
+                lock.acquire()
+                break
+            if not left:
+                raise Busy(f"another process is training in {folder}: wait until it ends, or name another folder")
+            time.sleep(_PAUSE)
     except OSError as error:
         raise ValueError(f"cannot write in {folder}: {error.strerror or error}; choose another folder") from error
     try:

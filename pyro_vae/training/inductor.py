@@ -46,7 +46,8 @@ def compile_quickly(graph: GraphModule, inputs: Sequence[Tensor]) -> Any:
     settings = in_order | {
         "fallback_random": True,
         "cpp.threads": torch.get_num_threads(),
-        "cpp_cache_precompile_headers": False,
+        # Takes as long as two graphs; whoever compiles dozens, as tests do, asks for it by Inductor's own variable.
+        "cpp_cache_precompile_headers": os.environ.get("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS") == "1",
     }
     with torch.no_grad(), config.patch(settings), _found_again(), _without_garbage_collection():
         try:
