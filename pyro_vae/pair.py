@@ -421,13 +421,25 @@ class Pair(nn.Module):
             given: Keyword arguments of the model.
         """
         latents, rows = self._latents(z, given)
-        return self._mean(latents, rows, self._given(given, rows).forward)
+        return self._at(latents, rows, self._given(given, rows).forward, mean=True)
 
-    def _mean(self, latents: Mapping[str, Tensor], rows: int, arguments: Mapping[str, Any]) -> Tensor:
+    def sample_at(self, z: Tensor | Mapping[str, Tensor], *, given: Given | None = None) -> Tensor:
+        r"""Draws :math:`x \sim p(x \mid z)` at latents ``(N, L)``, one for each: ``(N, *E)``.
+
+        Args:
+            z: Values of the only latent, or of each by name.
+            given: Keyword arguments of the model.
+        """
+        latents, rows = self._latents(z, given)
+        return self._at(latents, rows, self._given(given, rows).forward, mean=False)
+
+    def _at(
+        self, latents: Mapping[str, Tensor], rows: int, arguments: Mapping[str, Any], *, mean: bool = True
+    ) -> Tensor:
         stacked = {name: value[None] for name, value in latents.items()}
         with evaluating(self.model):
-            means = predictive.predict_from_latents(self.programs[0], stacked, rows, mean=True, arguments=arguments)
-        return self.transform.inverse(means["x"][0])
+            found = predictive.predict_from_latents(self.programs[0], stacked, rows, mean=mean, arguments=arguments)
+        return self.transform.inverse(found["x"][0])
 
     def _given(self, given: Given | None, rows: int) -> Batch:
         """Keyword arguments of a run without data, with so many rows each."""
@@ -658,10 +670,20 @@ class Pair(nn.Module):
         structure: Structure | None = None
         for batch in self.batches(x):
             structure = self.structure(batch) if structure is None else structure
-            parts.append(self._mean(self._middle(batch, structure), len(batch), batch.forward))
+            parts.append(self._at(self.middle(batch, structure), len(batch), batch.forward))
         return torch.cat(parts)
 
-    def _middle(self, batch: Batch, structure: Structure) -> dict[str, Tensor]:
+    def middle(self, batch: Batch, structure: Structure | None = None) -> dict[str, Tensor]:
+        r"""The middle of :math:`q(z \mid x)`, of every latent by name: what :meth:`reconstruct` shows the mean at.
+
+        Args:
+            batch: N rows.
+            structure: What the programs are made of, if that is known.
+
+        Returns:
+            By site ``(*plates, N, *event)``; ``event`` where it is global.
+        """
+        structure = self.structure(batch) if structure is None else structure
         with forked_random_state(self.device), evaluating(self.model, self.guide):
             torch.manual_seed(0)
             latents = predictive.posterior_latents(*self.programs, batch, structure, 1, middle=True)
@@ -679,7 +701,7 @@ class Pair(nn.Module):
         if len(starts) != len(ends):
             raise ValueError(f"a has {len(starts)} rows and b has {len(ends)}: give as many of each")
         structure = self.structure(starts)
-        first, last = self._middle(starts, structure), self._middle(ends, structure)
+        first, last = self.middle(starts, structure), self.middle(ends, structure)
         way: dict[str, Tensor] = {}
         for name, value in first.items():
             latent = structure.latents[name]
@@ -693,7 +715,7 @@ class Pair(nn.Module):
             way[name] = between.reshape(steps, *value.movedim(dim, 0).shape).movedim(1, dim + 1)
         arguments = [starts.forward if step < steps / 2 else ends.forward for step in range(steps)]
         return torch.stack(
-            [self._mean({n: v[step] for n, v in way.items()}, len(starts), arguments[step]) for step in range(steps)]
+            [self._at({n: v[step] for n, v in way.items()}, len(starts), arguments[step]) for step in range(steps)]
         )
 
     def impute(

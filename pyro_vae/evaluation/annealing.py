@@ -19,13 +19,14 @@ from pyro_vae.inference.structure import Structure
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import evaluating, forked_random_state
 
-__all__ = ["AnnealedBounds", "ais_bounds", "sigmoidal_schedule"]
+__all__ = ["AnnealedBounds", "ais_bounds", "annealed_draws", "sigmoidal_schedule"]
 
 _PILOT_CHAINS = 16
 _PILOT_TRANSITIONS = 100  # at least so many in a pilot run, however few the temperatures
 _TARGET = 0.8  # acceptance that the pilot run aims at
 _GAIN = 0.3  # change of the logarithm of a step size for each unit of acceptance off the target
 _STEEPNESS = 4.0
+_WIDENED = 1.5  # variance of a normal start over that of the chains it was made of
 
 
 @dataclass(frozen=True)
@@ -229,15 +230,15 @@ class _Run:
 
     def _add(self, density: LatentDensity, true_u: Tensor | None) -> None:
         temperatures = self.temperatures if density.layout else [0.0, 1.0]  # then weights are exact
-        moves = _pilot(density, temperatures, self.num_leapfrog)
-        weights, rate = _anneal(density, density.draw(self.num_chains), temperatures, moves)
+        moves, _ = _pilot(density, temperatures, self.num_leapfrog)
+        weights, rate, _ = _anneal(density, density.draw(self.num_chains), temperatures, moves)
         lower, error, _ = log_mean_exp(weights)
         self.lowers.append(lower + density.batch.log_jacobian.double())
         self.errors.append(error)
         self.rates.append(rate * len(lower))
         if true_u is not None:
             u = true_u.expand(self.num_chains, -1, -1)
-            weights, _ = _anneal(density, u, temperatures, moves, reverse=True)
+            weights, _, _ = _anneal(density, u, temperatures, moves, reverse=True)
             self.uppers.append(-log_mean_exp(-weights)[0])
 
     def bounds(self) -> AnnealedBounds:
@@ -251,6 +252,76 @@ class _Run:
             None if self.simulated is None else self.simulated.x,
             {} if self.simulated is None else self.simulated.arguments,
         )
+
+
+def annealed_draws(
+    density: LatentDensity, num_chains: int, num_steps: int, num_leapfrog: int = 3
+) -> tuple[Tensor, Tensor]:
+    r"""Weighted draws of the posterior of each row, each by a chain of its own, from a normal distribution near it.
+
+    Chains that run from the density's start to the posterior, without weights, find where that lies. Their mean and
+    covariance make the normal distribution of each row from which chains are annealed then, as in :func:`ais_bounds`,
+    in coordinates in which it is the standard normal. Their weights are right however far off it is, and the nearer it
+    is the more even.
+
+    Args:
+        density: Of the latents of N rows.
+        num_chains: Chains C for each.
+        num_steps: Steps T to the posterior.
+        num_leapfrog: Leapfrog steps of a transition.
+
+    Returns:
+        Latents as real numbers, ``(C, N, d)``, and log-weights ``(C, N)``.
+    """
+    temperatures = sigmoidal_schedule(num_steps)
+    near = _Near.of(density, _pilot(density, temperatures, num_leapfrog, num_chains)[1].u)
+    near = _Near.of(density, near.latents(_pilot(near, temperatures, num_leapfrog, num_chains)[1].u))
+    moves, _ = _pilot(near, temperatures, num_leapfrog)
+    weights, _, point = _anneal(near, near.draw(num_chains), temperatures, moves)
+    return near.latents(point.u), weights
+
+
+@dataclass(frozen=True)
+class _Near:
+    """The joint density of a pair, beside a normal distribution of each row, where that is the standard normal.
+
+    Args:
+        density: Of the latents of N rows, u.
+        loc: Means of the normals, ``(N, d)``.
+        root: Their covariances' Cholesky factors, ``(N, d, d)``: u is ``loc + root @ v``.
+    """
+
+    density: LatentDensity
+    loc: Tensor
+    root: Tensor
+
+    @staticmethod
+    def of(density: LatentDensity, u: Tensor) -> "_Near":
+        """The normals with the moments of chains ``(C, N, d)``, somewhat wider, so that weights have bounds."""
+        loc, num = u.mean(0), len(u)
+        centred = (u - loc).movedim(0, 1).double()
+        covariance = centred.mT @ centred / num
+        variances = covariance.diagonal(dim1=-2, dim2=-1)
+        alone = (variances + 1e-12).diag_embed()
+        share = min(1.0, u.shape[-1] / num)  # of many latents too few chains tell how they are correlated
+        widened = _WIDENED * ((1 - share) * covariance + share * alone) + 1e-9 * alone
+        return _Near(density, loc, torch.linalg.cholesky(widened).to(u.dtype))
+
+    def latents(self, v: Tensor) -> Tensor:
+        """The latents u at these points."""
+        return self.loc + (self.root @ v[..., None])[..., 0]
+
+    def draw(self, num_chains: int) -> Tensor:
+        """Draws of the standard normal, ``(C, N, d)``."""
+        return torch.randn(num_chains, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
+
+    def at(self, v: Tensor) -> Point:
+        """Both log-densities and their gradients at ``v``, ``(C, N, d)``."""
+        point = self.density.at(self.latents(v))
+        log_start = -0.5 * v.square().sum(-1) - 0.5 * v.shape[-1] * math.log(2 * math.pi)
+        log_joint = point.log_joint + self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        grad = (self.root.mT @ point.grad_joint[..., None])[..., 0]
+        return Point(v, log_start, log_joint, -v, grad)
 
 
 def sigmoidal_schedule(num_steps: int) -> list[float]:
@@ -278,12 +349,14 @@ class _Moves:
     num_leapfrog: int
 
 
-def _pilot(density: LatentDensity, temperatures: list[float], num_leapfrog: int) -> _Moves:
-    """A forward run of chains of its own, which finds step sizes for every row and temperature."""
-    u = density.draw(_PILOT_CHAINS)
+def _pilot(
+    density: "LatentDensity | _Near", temperatures: list[float], num_leapfrog: int, num_chains: int = _PILOT_CHAINS
+) -> tuple[_Moves, Point]:
+    """A forward run of chains of its own, which finds step sizes for every row and temperature; and where it ends."""
+    u = density.draw(num_chains)
     inner, steps = temperatures[1:-1], []
     if not inner:
-        return _Moves(torch.ones_like(u[0]), steps, num_leapfrog)
+        return _Moves(torch.ones_like(u[0]), steps, num_leapfrog), density.at(u)
     scale = u.std(0).nan_to_num(1.0).clamp_min(1e-6)
     step = torch.full_like(scale[:, 0], 0.5)
     point = density.at(u)
@@ -293,13 +366,13 @@ def _pilot(density: LatentDensity, temperatures: list[float], num_leapfrog: int)
             point, accepted = _transition(density, point, t, step[:, None] * scale, num_leapfrog)
             step = step * (_GAIN * (accepted.mean(0) - _TARGET)).exp()
         steps.append(step)
-    return _Moves(scale, steps, num_leapfrog)
+    return _Moves(scale, steps, num_leapfrog), point
 
 
 def _anneal(
-    density: LatentDensity, u: Tensor, temperatures: list[float], moves: _Moves, *, reverse: bool = False
-) -> tuple[Tensor, float]:
-    """Log-weights ``(C, N)`` of chains from the start to the posterior, or back, and their mean acceptance rate.
+    density: "LatentDensity | _Near", u: Tensor, temperatures: list[float], moves: _Moves, *, reverse: bool = False
+) -> tuple[Tensor, float, Point]:
+    """Log-weights ``(C, N)`` of chains from the start to the posterior, or back, their mean acceptance, and their end.
 
     The weights are those of the way forward, either way. Transitions are reversible, so back is the same in turn.
     """
@@ -320,11 +393,11 @@ def _anneal(
             f"{int(weights.isnan().any(0).sum())} of {weights.shape[1]} rows have NaN among their log-weights: the "
             f"programs gave a distribution with NaN in it, or log-probabilities of opposite infinities"
         )
-    return weights, float(torch.stack(rates).mean()) if rates else math.nan
+    return weights, float(torch.stack(rates).mean()) if rates else math.nan, point
 
 
 def _transition(
-    density: LatentDensity, point: Point, t: float, steps: Tensor, num_leapfrog: int
+    density: "LatentDensity | _Near", point: Point, t: float, steps: Tensor, num_leapfrog: int
 ) -> tuple[Point, Tensor]:
     """One transition of Hamiltonian Monte Carlo at temperature t, with steps ``(N, d)``; and its acceptance ``(C, N)``.
 

@@ -103,6 +103,19 @@ class LatentDensity:
             )
         return u
 
+    def latents(self, u: Tensor) -> dict[str, Tensor]:
+        """The latents that real numbers ``(C, N, d)`` are mapped to, by site ``(C, *plates, N, *event)``."""
+        model, counts = self.pair.programs[0], self._counts(len(u))
+        shapes = {name: site["value"].shape for name, site in self._model_sites({}, None).items()}
+        found: list[dict[str, Tensor]] = []
+        for part, count in zip(u.split(len(u) // len(counts)), counts, strict=True):
+            with _Mapped(part, self.layout, self.structure.nesting, plated=count is not None) as mapped:
+                self._run(model, _nothing, count)
+            found.append(mapped.values)
+        return {  # under a plate of chains there are spare dimensions
+            name: torch.cat([values[name] for values in found]).reshape(len(u), *shapes[name]) for name in self.layout
+        }
+
     def _model_sites(self, latents: Mapping[str, Tensor], num_chains: int | None) -> dict[str, Any]:
         """The model's sites where some latents have these values; those that it enumerates are drawn."""
         program = under_particles(self.pair.programs[0], num_chains, self.structure.particle_dim)

@@ -1,6 +1,6 @@
 """Missing entries, drawn given those that are there."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from pyro_vae.inference.sites import Draws, run_pair
 from pyro_vae.inference.structure import Structure
 from pyro_vae.programs.running import evaluating
 
-__all__ = ["draw_imputations", "seen_by_obs_mask"]
+__all__ = ["draw_imputations", "draw_rows", "resampled", "seen_by_obs_mask"]
 
 Program = Callable[..., Any]
 
@@ -67,21 +67,45 @@ def draw_imputations(
         raise ValueError(f"num_samples and num_particles must be at least 1, found {num_samples} and {num_particles}")
     structure.require_local("rows cannot choose among its draws one by one")
     with evaluating(model, guide):
-        chosen = _resample(model, guide, batch, structure, num_samples, num_particles)
-        if structure.enumerated("model"):
-            drawn = [
-                enumerated_latents(model, {n: v[i] for n, v in chosen.items()}, batch, structure)
-                for i in range(num_samples)
-            ]
-            chosen |= {name: torch.stack([latents[name] for latents in drawn]) for name in drawn[0]}
-        given = without_sites(batch, structure, sites)
-        found = predict_from_latents(model, chosen, len(batch), num_samples=num_samples, arguments=given, sites=sites)
+        chosen = _from_guide(model, guide, batch, structure, num_samples, num_particles)
+        found = draw_rows(model, chosen, batch, structure, num_samples, sites)
     if finish and "x" in found:
         found["x"] = finish(found["x"])
     return found
 
 
-def _resample(
+def draw_rows(
+    model: Program,
+    latents: dict[str, Tensor],
+    batch: Batch,
+    structure: Structure,
+    num_samples: int,
+    sites: Sequence[str] = ("x",),
+) -> dict[str, Tensor]:
+    """Rows drawn by the model at latents that were drawn given a batch, and what the model enumerates given those.
+
+    Args:
+        model: The generative program.
+        latents: Of the guide's latents, by site ``(S, *plates, N, *event)``.
+        batch: N rows.
+        structure: What the programs are made of.
+        num_samples: Draws S.
+        sites: Names of the sites to draw.
+
+    Returns:
+        By site ``(S, N, *E)`` in the model's units.
+    """
+    if structure.enumerated("model"):
+        drawn = [
+            enumerated_latents(model, {n: v[i] for n, v in latents.items()}, batch, structure)
+            for i in range(num_samples)
+        ]
+        latents = latents | {name: torch.stack([values[name] for values in drawn]) for name in drawn[0]}
+    given = without_sites(batch, structure, sites)
+    return predict_from_latents(model, latents, len(batch), num_samples=num_samples, arguments=given, sites=sites)
+
+
+def _from_guide(
     model: Program, guide: Program, batch: Batch, structure: Structure, num_samples: int, num_particles: int
 ) -> dict[str, Tensor]:
     """Latents ``(S, *plates, N, *event)``, drawn from the guide and chosen by their weights."""
@@ -92,12 +116,33 @@ def _resample(
         log_weights.append(draws.log_weights)
         for name, values in latents.items():  # under a plate of draws there are spare dimensions
             values.append(draws.latents[name].reshape(draws.shape[0], *one.latents[name].shape))
-    weights = torch.cat(log_weights).double().softmax(0)
-    index = torch.multinomial(weights.T, num_samples, replacement=True).T  # (S, N)
+    return resampled(
+        {name: torch.cat(values) for name, values in latents.items()},
+        one.event_dims,
+        torch.cat(log_weights),
+        num_samples,
+    )
+
+
+def resampled(
+    latents: Mapping[str, Tensor], event_dims: Mapping[str, int], log_weights: Tensor, num_samples: int
+) -> dict[str, Tensor]:
+    """Latents chosen by their weights, for every row by itself and with replacement.
+
+    Args:
+        latents: By site ``(K, *plates, N, *event)``.
+        event_dims: Dimensions of an event at each.
+        log_weights: ``(K, N)``.
+        num_samples: How many S to choose.
+
+    Returns:
+        By site ``(S, *plates, N, *event)``.
+    """
+    index = torch.multinomial(log_weights.double().softmax(0).T, num_samples, replacement=True).T  # (S, N)
     chosen = {}
     for name, values in latents.items():
-        rows = values[0].dim() - 1 - one.event_dims[name]  # the dimension of rows
-        by_row = torch.cat(values).movedim(rows, 1)[index, torch.arange(len(batch), device=index.device)]
+        rows = values.dim() - 1 - event_dims[name]  # the dimension of rows
+        by_row = values.movedim(rows, 1)[index, torch.arange(index.shape[1], device=index.device)]
         chosen[name] = by_row.movedim(1, rows)
     return chosen
 

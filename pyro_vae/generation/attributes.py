@@ -1,0 +1,91 @@
+"""Arithmetic with attributes: the direction in which rows get one, and rows moved along it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_vae.data.rows import Inputs
+from pyro_vae.generation.codes import rows_of, with_rows
+from pyro_vae.inference.structure import ContractError, Structure
+from pyro_vae.pair import Pair
+
+__all__ = ["attribute_direction", "moved_along"]
+
+
+def attribute_direction(pair: Pair, x: Inputs, has_attribute: Tensor, *, site: str | None = None) -> Tensor:
+    r"""The mean code of rows with an attribute, less that of rows without: ``(L,)``.
+
+    Args:
+        pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair` with a continuous latent for each row.
+        x: Rows.
+        has_attribute: Which of them have it, ``(N,)``.
+        site: Name of the latent; by default the only one there is, or ``"z"``.
+
+    Returns:
+        The direction; of a latent with several dimensions, or in plates within a row, one vector of all its entries.
+
+    Raises:
+        ContractError: if the latent is discrete or belongs to all rows.
+        ValueError: if no row has the attribute, or all do.
+
+    Example:
+        >>> from pyro_vae import mlp_vae
+        >>> from pyro_vae.likelihoods import Normal
+        >>> vae, x = mlp_vae((3,), latent_dim=2, likelihood=Normal()), torch.randn(50, 3)
+        >>> direction = attribute_direction(vae, x, x[:, 0] > 0)
+        >>> direction.shape, moved_along(vae, x[:5], direction, [-1, 0, 1]).shape
+        (torch.Size([2]), torch.Size([3, 5, 3]))
+
+    Source: Radford et al., *Unsupervised Representation Learning with Deep Convolutional GANs*, 2016; White, *Sampling
+    Generative Networks*, 2016.
+    """
+    codes, start = [], 0
+    has = torch.as_tensor(has_attribute).bool()
+    for batch in pair.batches(x):
+        structure = pair.structure(batch)
+        name = _continuous(structure, site)
+        codes.append(rows_of(pair.middle(batch, structure)[name], structure.latents[name].event_dim))
+        start += len(batch)
+    if has.shape != (start,) or not 0 < int(has.sum()) < start:
+        raise ValueError(
+            f"has_attribute must say of each of the {start} rows whether it has it, with both kinds among them; found "
+            f"{int(has.sum())} true of shape {tuple(has.shape)}"
+        )
+    found, has = torch.cat(codes), has.to(codes[0].device)
+    return found[has].mean(0) - found[~has].mean(0)
+
+
+def moved_along(
+    pair: Pair, x: Inputs, direction: Tensor, strengths: Sequence[float] | Tensor = (1.0,), *, site: str | None = None
+) -> Tensor:
+    r"""Means :math:`E[x' \mid z + a\,d]` at the codes of rows moved by strengths a along a direction: ``(A, N, *E)``.
+
+    Args:
+        pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair` with a continuous latent for each row.
+        x: Rows, whose codes are the middle of :math:`q(z \mid x)`; their other latents stay.
+        direction: ``(L,)``, as :func:`attribute_direction` gives it.
+        strengths: How far to go, A of them.
+        site: Name of the latent; by default the only one there is, or ``"z"``.
+    """
+    batch = pair.batch(x)
+    structure = pair.structure(batch)
+    name, middle = _continuous(structure, site), pair.middle(batch, structure)
+    event_dim, shape = structure.latents[name].event_dim, middle[name].shape
+    code = rows_of(middle[name], event_dim)
+    if direction.shape != code.shape[1:]:
+        raise ValueError(f"the direction has shape {tuple(direction.shape)}, expected that of a code, {tuple(code.shape[1:])}")
+    moved = []
+    for a in torch.as_tensor(strengths).tolist():
+        there = with_rows(code + a * direction.to(code), shape, event_dim)
+        moved.append(pair.mean_at({**middle, name: there}, given=batch.forward))
+    return torch.stack(moved)
+
+
+def _continuous(structure: Structure, site: str | None) -> str:
+    name = structure.site(site)
+    latent = structure.latents[name]
+    if latent.is_discrete or not latent.is_local:
+        kind = "is discrete" if latent.is_discrete else "belongs to all rows"
+        raise ContractError(f"the latent {name!r} {kind}, so that rows cannot be moved along it")
+    return name
