@@ -549,6 +549,7 @@ class Pair(nn.Module):
         *,
         given: Given | None = None,
         prior: bool = False,
+        temperature: float = 1.0,
         sites: Sequence[str] | None = None,
         mean: bool = False,
         out: File | None = None,
@@ -562,6 +563,9 @@ class Pair(nn.Module):
                 ``given={"labels": torch.full((16,), 3)}``.
             prior: Draw latents outside the plate ``"data"`` from their prior. By default they come from the guide: what
                 was learned of them. They are drawn again for every thousand rows or so.
+            temperature: What the standard deviations of a row's latents are multiplied by, each given those before it.
+                They must be normal. Below 1 rows are more alike and nearer to the middle of the data; only at 1 are
+                they draws from the model.
             sites: Names of the sites to draw, where that is not ``"x"`` alone.
             mean: Return :math:`E[x \mid z]` at :math:`z \sim p(z)` instead: smoother, but not draws from the model.
             out: A ``.npy`` file to write the same rows to some megabytes at a time, however many; it appears once it
@@ -572,15 +576,18 @@ class Pair(nn.Module):
             The rows; with ``sites`` a mapping of each site's.
 
         Raises:
-            ValueError: if ``num_samples`` is below 1, the model has no such site, or the file cannot be written there.
+            ValueError: if ``num_samples`` is below 1, the model has no such site, or the file cannot be written there;
+                if there is a temperature, and a latent of a row is not normal.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, found {num_samples}")
         batch = self._given(given, num_samples)
         named = _sites(sites, out)
-        first = batch[:1].forward
+        first, model = batch[:1].forward, self.programs[0]
+        if temperature != 1:
+            model = predictive.Tempered(temperature, {"x", *(accepted(self.model) or ())})(model)
         with forked_random_state(self.device), evaluating(self.model):
-            trace = predictive.forward_trace(self.programs[0], 1, first)
+            trace = predictive.forward_trace(model, 1, first)
         elements = (
             math.prod(self.event_shape)
             if self.event_shape
@@ -596,7 +603,7 @@ class Pair(nn.Module):
             n for n, s in sample_sites(trace).items() if not is_local(s) and n not in named and not s["is_observed"]
         ]
         drawn = predictive.draw_prior_predictive(
-            self.programs[0],
+            model,
             num_samples,
             mean=mean,
             arguments=batch.forward,

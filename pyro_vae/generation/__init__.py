@@ -7,7 +7,7 @@ from pyro_vae._support.lazy import lazily
 if TYPE_CHECKING:
     from pyro_vae.generation.aggregate import AggregatePosterior, aggregate_posterior
     from pyro_vae.generation.attributes import attribute_direction, moved_along
-    from pyro_vae.generation.conditional import ConditionalDraws, conditional
+    from pyro_vae.generation.entries import ConditionalDraws, conditional
     from pyro_vae.generation.traversal import traverse
 
 __all__ = [
@@ -25,7 +25,7 @@ __getattr__, __dir__ = lazily(
     {
         "aggregate": ("AggregatePosterior", "aggregate_posterior"),
         "attributes": ("attribute_direction", "moved_along"),
-        "conditional": ("ConditionalDraws", "conditional"),
+        "entries": ("ConditionalDraws", "conditional"),
         "traversal": ("traverse",),
     },
 )

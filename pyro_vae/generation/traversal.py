@@ -74,8 +74,8 @@ def traverse(
     code = rows_of(middle[name], event_dim)[0]
     moved = range(len(code)) if latents is None else [range(len(code))[i] for i in latents]
     if values is None:
-        levels = torch.linspace(*quantiles, steps, dtype=torch.float64)
-        each = rows_of(_quantiles(centre[name]["fn"], levels), event_dim + 1)[0].reshape(steps, -1)[:, list(moved)].T
+        levels = torch.linspace(*quantiles, steps, dtype=torch.float64, device=code.device)
+        each = rows_of(_quantiles(centre[name]["fn"], levels), event_dim)[0].reshape(steps, -1)[:, list(moved)].T
     else:
         each = torch.as_tensor(values, dtype=code.dtype).reshape(1, -1).expand(len(moved), -1)
     codes = code.repeat(len(moved), each.shape[1], 1)
@@ -84,7 +84,7 @@ def traverse(
     num = len(moved) * each.shape[1]
     whole = batch[torch.zeros(num, dtype=torch.long, device=batch.x.device)]
     held = {
-        other: value.expand_as(value) if not is_local(centre[other]) else _repeated(value, centre[other], num)
+        other: _repeated(value, centre[other], num) if is_local(centre[other]) else value
         for other, value in middle.items()
     }
     held[name] = with_rows(codes.flatten(0, 1), middle[name].shape, event_dim)

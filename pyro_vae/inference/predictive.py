@@ -10,9 +10,10 @@ because ``Predictive`` first runs a program twice to learn its sites, and needs 
 not say.
 """
 
+import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +46,7 @@ from pyro_vae.inference.structure import (
 from pyro_vae.programs.running import evaluating
 
 __all__ = [
+    "Tempered",
     "centre",
     "chunk_shape",
     "draw_posterior_predictive",
@@ -139,6 +141,37 @@ class _MeanOf(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.sites and not msg["is_observed"]:
             msg["value"], msg["done"] = _mean(msg["fn"], msg["name"]), True
+
+
+class Tempered(Messenger):
+    r"""Draws latents of rows from their normal distributions with the scale multiplied, :math:`N(\mu, T^2 \Sigma)`.
+
+    Args:
+        temperature: T.
+        sites: Names of sites that are no latents, and stay as they are.
+
+    Raises:
+        ContractError: when it runs, if a latent is not normal.
+    """
+
+    def __init__(self, temperature: float, sites: Collection[str]) -> None:
+        super().__init__()
+        if not (temperature > 0 and math.isfinite(temperature)):
+            raise ValueError(f"temperature must be positive, found {temperature}")
+        self.temperature, self.sites = temperature, frozenset(sites)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["done"] or msg["name"] in self.sites or not is_local(msg):
+            return
+        if site_is_subsample(msg) or msg["infer"].get("_deterministic"):
+            return
+        fn = msg["fn"]
+        if not isinstance(innermost(fn), (dist.Normal, dist.MultivariateNormal, dist.LowRankMultivariateNormal)):
+            raise ContractError(
+                f"a temperature multiplies the scale of normal latents, and the model draws {msg['name']!r} from a "
+                f"{type(innermost(fn)).__name__}: draw without one"
+            )
+        msg["value"], msg["done"] = fn.mean + self.temperature * (fn() - fn.mean), True
 
 
 def _mean(fn: Any, name: str) -> Tensor:
