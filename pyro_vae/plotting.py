@@ -28,6 +28,7 @@ __all__ = [
     "plot_manifold",
     "plot_reconstructions",
     "plot_samples",
+    "plot_traversal",
     "save_figure",
 ]
 
@@ -167,6 +168,18 @@ def _colour(kind: int, count: int) -> tuple[float, float, float, float]:
 def plot_manifold(x: Tensor, *, bounds: Bounds = None) -> "Figure":
     """Draws the means ``(side, side, *E)`` at a grid of two latents; the second one rises upwards."""
     return plot_grid(x.flip(0), bounds=bounds, title="E[x|z] at the prior's quantiles of z₁ (across) and z₂ (up)")
+
+
+def plot_traversal(x: Tensor, names: Sequence[str] = (), *, bounds: Bounds = None) -> "Figure":
+    """Draws ``(latents, steps, *E)`` with one latent in each row, which rises from left to right.
+
+    Args:
+        x: As :func:`~pyro_vae.generation.traverse` gives it.
+        names: Of the latents; by default they are numbered.
+        bounds: The values that are black and white.
+    """
+    named = list(names) or [f"z[{i}]" for i in range(len(x))]
+    return plot_grid(x, bounds=bounds, row_labels=named, title="E[x|z] as one latent rises from left to right")
 
 
 def plot_curves(history: "pd.DataFrame") -> "Figure":

@@ -11,7 +11,7 @@ from scipy import stats
 
 from pyro_vae import Pair
 from pyro_vae.generation import conditional
-from pyro_vae.generation.codes import rows_of, with_rows
+from pyro_vae.inference.batch import rows_of, with_rows
 from pyro_vae.inference.gaps import leaving_out_gaps
 from pyro_vae.inference.structure import ContractError
 from pyro_vae.transforms import Scale
@@ -117,7 +117,9 @@ def test_rows_that_cannot_be_drawn_are_refused_by_name():
     lg = LinearGaussian(data_dim=8, latent_dim=2, scale=1e-4)
     x = with_gaps(lg.draw(3), 0.3)
     pair = Pair(plain_model(lg), lg.vae.guide)
-    with pytest.raises(ContractError, match=r"draws of 3 rows have an effective sample size below min_ess=20, rows 0 \("):
+    with pytest.raises(
+        ContractError, match=r"draws of 3 rows have an effective sample size below min_ess=20, rows 0 \("
+    ):
         conditional(pair, x, num_particles=100, num_steps=1)
     assert conditional(pair, x, num_particles=100, min_ess=1).ess.min() >= 1  # and are given to who asks for them
 

@@ -144,7 +144,7 @@ def test_quantiles_without_a_formula_are_those_of_draws():
     found = traverse(pair, steps=3, quantiles=(0.1, 0.9))
     for latent in range(2):
         where = [
-            optimize.brentq(lambda v, q=q: stats.norm.cdf(v, locs[:, latent], 0.5).mean() - q, -9, 9)
+            optimize.brentq(lambda v, q=q, at=locs[:, latent]: stats.norm.cdf(v, at, 0.5).mean() - q, -9, 9)
             for q in (0.1, 0.5, 0.9)
         ]
         here = locs.mean(0).repeat(3, 1)

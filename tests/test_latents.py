@@ -3,10 +3,11 @@
 import pytest
 import torch
 from linear_gaussian import LinearGaussian
+from pairs import labelled_pair, mixture_pair
 from torch.distributions import kl_divergence
 
 from pyro_vae import mlp_vae
-from pyro_vae.evaluation import latent_effects, nearest_rows
+from pyro_vae.evaluation import active_latents, evaluate, latent_effects, nearest_rows
 from pyro_vae.likelihoods import Normal
 from pyro_vae.posteriors import FullNormal
 
@@ -38,3 +39,26 @@ def test_effects_of_a_linear_decoder_are_its_weights():
     spread = lg.vae.encode(x).mean.std(0)
     expected = 2 * spread[:, None] * lg.weight.T
     torch.testing.assert_close(latent_effects(lg.vae, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_active_latents_are_those_that_vary_with_the_rows():
+    torch.manual_seed(0)
+    vae, x = mlp_vae((4,), 3, likelihood=Normal(), hidden_dims=()), torch.randn(200, 4)
+    with torch.no_grad():
+        vae.encoder.network.layers[0].weight[1] = 0  # the mean of the second latent
+    active = active_latents(vae, x)
+    means = vae.encode(x).mean
+    assert active.tolist() == (means.var(0) > 0.01).tolist()
+    assert active.tolist() == [True, False, True]
+    assert evaluate(vae, x)["active_units"] == int(active.sum())
+
+
+def test_effects_under_what_comes_with_the_rows():
+    pair = labelled_pair()
+    pair.guide.weight.data = torch.ones(2)
+    x = torch.randn(50)
+    rows = {"x": x, "labels": torch.arange(50) % 2}
+    torch.testing.assert_close(latent_effects(pair, rows), (2 * x.std())[None])
+    assert active_latents(pair, rows).tolist() == [True]
+    mixture = mixture_pair()
+    assert latent_effects(mixture, torch.randn(20, 4)).shape == (2, 4)

@@ -63,6 +63,15 @@ def test_the_second_latent_rises_upwards_in_the_manifold():
     assert picture[-1, -1] == 1
 
 
+def test_a_traversal_has_a_row_for_each_latent():
+    x = torch.arange(6.0).reshape(3, 2, 1, 1).expand(3, 2, 4, 4)
+    figure = plotting.plot_traversal(x)
+    assert pixels(figure)[5 * 2, 5] == 5  # the third latent's second step
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["z[0]", "z[1]", "z[2]"]
+    named = plotting.plot_traversal(x, ["slant", "width", "loop"])
+    assert named.axes[0].get_yticklabels()[1].get_text() == "width"
+
+
 def test_curves_show_training_and_validation():
     history = pd.DataFrame(
         {"epoch": [1, 2, 3], "elbo": [-3.0, -2, -1], "reconstruction": [-2.0, -1, -0.5], "kl": [1.0, 1, 0.5]}

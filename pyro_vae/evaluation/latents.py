@@ -1,14 +1,16 @@
-"""What latents are good for: the rows nearest to a row, and what each latent does to the data."""
+"""What latents are good for: the rows nearest to a row, which latents are active, and what each does to the data."""
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_vae._support.moments import Moments
 from pyro_vae.data.rows import Inputs
-from pyro_vae.inference.batch import rows_that_fit
+from pyro_vae.evaluation.summary import ACTIVE_VARIANCE
+from pyro_vae.inference.batch import Batch, rows_of, rows_that_fit, with_rows
 from pyro_vae.pair import Pair
 
-__all__ = ["latent_effects", "nearest_rows"]
+__all__ = ["active_latents", "latent_effects", "nearest_rows"]
 
 _ROWS = 256  # at which effects are averaged
 
@@ -61,20 +63,51 @@ def _normal(pair: Pair, rows: Inputs, site: str | None) -> tuple[Tensor, Tensor]
     return q.mean.flatten(1).double(), q.stddev.flatten(1).double()
 
 
+def active_latents(pair: Pair, x: Inputs, *, site: str | None = None) -> Tensor:
+    r"""Which entries of a latent say something about the rows: ``(L,)``, true or false, on the CPU.
+
+    An entry is active if :math:`\mathrm{Var}_x(E_q[z_j]) > 0.01`, as in the number ``active_units`` of
+    :func:`~pyro_vae.evaluate`. The others are as the prior has them, whatever the row.
+
+    Args:
+        pair: A trained pair.
+        x: Rows.
+        site: Name of the latent; by default the only one there is, or ``"z"``.
+
+    Raises:
+        ValueError: if the latent is discrete, or belongs to all rows.
+
+    Example:
+        >>> from pyro_vae import mlp_vae
+        >>> from pyro_vae.likelihoods import Normal
+        >>> active_latents(mlp_vae((3,), latent_dim=2, likelihood=Normal()), torch.zeros(20, 3)).tolist()
+        [False, False]
+
+    Source: Burda et al., *Importance Weighted Autoencoders*, 2016.
+    """
+    moments = Moments()
+    for batch in pair.batches(x):
+        code, _, _ = _code(pair, batch, site)
+        moments.add(code)
+    return (moments.variance > ACTIVE_VARIANCE).cpu()
+
+
 @torch.no_grad()
 def latent_effects(pair: Pair, x: Inputs, *, site: str | None = None) -> Tensor:
     r"""What each latent does to each element of a row: ``(L, *E)``, in the user's units.
 
     The mean over rows of how far :math:`E[x_d \mid z]` goes when latent j is moved from one standard deviation of the
-    posterior means below where the row has it to one above, and the other latents stay.
+    posterior means below where the row has it to one above. Other latents stay, and so do the rows' labels or
+    whatever else comes with them.
 
     Args:
-        pair: A trained pair with one latent vector for each row.
+        pair: A trained pair with a continuous latent for each row; of one with several entries in any arrangement L is
+            their number.
         x: Rows; the first 256 are taken.
         site: Name of the latent; by default the only one there is, or ``"z"``.
 
     Raises:
-        ValueError: if the guide's distribution has no mean, or the model has other latents too.
+        ValueError: if the latent is discrete, or belongs to all rows.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -83,11 +116,25 @@ def latent_effects(pair: Pair, x: Inputs, *, site: str | None = None) -> Tensor:
         >>> latent_effects(vae, torch.randn(20, 3)).shape
         torch.Size([2, 3])
     """
-    rows = next(pair.check(x).chunks(_ROWS))
-    z = pair.encode(rows, site=site).mean
-    spread, effects = z.std(0), []
-    for latent in range(z.shape[1]):
-        step = torch.zeros_like(z[0])
+    batch = next(pair.batches(x, _ROWS))
+    code, middle, name = _code(pair, batch, site)
+    event_dim = pair.structure(batch).latents[name].event_dim
+    spread, effects = code.std(0), []
+
+    def mean_at(moved: Tensor) -> Tensor:
+        there = with_rows(moved, middle[name].shape, event_dim)
+        return pair.mean_at({**middle, name: there}, given=batch.forward)
+
+    for latent in range(code.shape[1]):
+        step = torch.zeros_like(code[0])
         step[latent] = spread[latent]
-        effects.append((pair.mean_at(z + step) - pair.mean_at(z - step)).mean(0))
+        effects.append((mean_at(code + step) - mean_at(code - step)).mean(0))
     return torch.stack(effects).cpu()
+
+
+def _code(pair: Pair, batch: Batch, site: str | None) -> tuple[Tensor, dict[str, Tensor], str]:
+    """A continuous latent at the middle of its posterior, ``(N, L)``, all latents there, and its name."""
+    structure = pair.structure(batch)
+    name = structure.continuous_site(site)
+    middle = pair.middle(batch, structure)
+    return rows_of(middle[name], structure.latents[name].event_dim), middle, name

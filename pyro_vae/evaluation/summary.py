@@ -17,9 +17,9 @@ from pyro_vae.pair import Pair
 from pyro_vae.programs.running import evaluating, forked_random_state
 from pyro_vae.training.elbo import terms_per_row
 
-__all__ = ["evaluate"]
+__all__ = ["ACTIVE_VARIANCE", "evaluate"]
 
-_ACTIVE = 0.01  # variance over rows of the mean of a latent that is in use
+ACTIVE_VARIANCE = 0.01  # variance over rows of the mean of a latent that is in use
 _ROWS = 1024  # at a time, as training validates
 
 
@@ -86,7 +86,7 @@ def evaluate(pair: Pair, x: Inputs, *, seed: int = 0, num_workers: int = 2) -> d
             metrics[f"{name}_se"] = float(values.std() / math.sqrt(len(values)))
     variance = _variance_of_means(pair, rows, structure, seed)
     if variance is not None:
-        metrics["active_units"] = int((variance > _ACTIVE).sum())
+        metrics["active_units"] = int((variance > ACTIVE_VARIANCE).sum())
         metrics["num_latents"] = len(variance)
     metrics["num_rows"] = rows.num_rows
     return metrics

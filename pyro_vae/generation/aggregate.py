@@ -169,7 +169,9 @@ def _mixture(codes: Tensor, num_components: int, seed: int) -> TorchDistribution
         raise ValueError(f"{num_components} components need as many codes, found {len(codes)}")
     fitted: Any = GaussianMixture(num_components, max_iter=500, random_state=seed)
     fitted.fit(codes.double().cpu().numpy())
-    weights, locs, covariances = (torch.as_tensor(v).to(codes) for v in (fitted.weights_, fitted.means_, fitted.covariances_))
+    weights, locs, covariances = (
+        torch.as_tensor(v).to(codes) for v in (fitted.weights_, fitted.means_, fitted.covariances_)
+    )
     components = dist.MultivariateNormal(locs, scale_tril=torch.linalg.cholesky(covariances.double()).to(codes))
     return dist.MixtureSameFamily(dist.Categorical(probs=weights), components)
 

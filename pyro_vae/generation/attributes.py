@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.rows import Inputs
-from pyro_vae.generation.codes import rows_of, with_rows
-from pyro_vae.inference.structure import ContractError, Structure
+from pyro_vae.inference.batch import rows_of, with_rows
 from pyro_vae.pair import Pair
 
 __all__ = ["attribute_direction", "moved_along"]
@@ -44,7 +43,7 @@ def attribute_direction(pair: Pair, x: Inputs, has_attribute: Tensor, *, site: s
     has = torch.as_tensor(has_attribute).bool()
     for batch in pair.batches(x):
         structure = pair.structure(batch)
-        name = _continuous(structure, site)
+        name = structure.continuous_site(site)
         codes.append(rows_of(pair.middle(batch, structure)[name], structure.latents[name].event_dim))
         start += len(batch)
     if has.shape != (start,) or not 0 < int(has.sum()) < start:
@@ -70,22 +69,15 @@ def moved_along(
     """
     batch = pair.batch(x)
     structure = pair.structure(batch)
-    name, middle = _continuous(structure, site), pair.middle(batch, structure)
+    name, middle = structure.continuous_site(site), pair.middle(batch, structure)
     event_dim, shape = structure.latents[name].event_dim, middle[name].shape
     code = rows_of(middle[name], event_dim)
     if direction.shape != code.shape[1:]:
-        raise ValueError(f"the direction has shape {tuple(direction.shape)}, expected that of a code, {tuple(code.shape[1:])}")
+        raise ValueError(
+            f"the direction has shape {tuple(direction.shape)}, expected that of a code, {tuple(code.shape[1:])}"
+        )
     moved = []
     for a in torch.as_tensor(strengths).tolist():
         there = with_rows(code + a * direction.to(code), shape, event_dim)
         moved.append(pair.mean_at({**middle, name: there}, given=batch.forward))
     return torch.stack(moved)
-
-
-def _continuous(structure: Structure, site: str | None) -> str:
-    name = structure.site(site)
-    latent = structure.latents[name]
-    if latent.is_discrete or not latent.is_local:
-        kind = "is discrete" if latent.is_discrete else "belongs to all rows"
-        raise ContractError(f"the latent {name!r} {kind}, so that rows cannot be moved along it")
-    return name

@@ -7,26 +7,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.rows import Inputs
-from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.batch import Batch, rows_of, with_rows
 from pyro_vae.inference.predictive import posterior_latents
 from pyro_vae.inference.structure import ContractError, Structure
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import evaluating, forked_random_state
 
-__all__ = ["Layout", "draw_codes", "rows_of", "with_rows"]
-
-
-def rows_of(latent: Tensor, event_dim: int) -> Tensor:
-    """A latent ``(*plates, N, *event)`` as one vector for each row, ``(N, d)``."""
-    rows = latent.dim() - 1 - event_dim
-    return latent.movedim(rows, 0).reshape(latent.shape[rows], -1)
-
-
-def with_rows(vectors: Tensor, shape: torch.Size, event_dim: int) -> Tensor:
-    """The way back, for however many rows; ``shape`` is that of a latent, whose number of rows does not matter."""
-    rows = len(shape) - 1 - event_dim
-    others = (*shape[:rows], *shape[rows + 1 :])
-    return vectors.reshape(len(vectors), *others).movedim(0, rows)
+__all__ = ["Layout", "draw_codes"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +48,9 @@ def _layout(batch: Batch, structure: Structure, latents: Mapping[str, Tensor]) -
     local = {name: latent for name, latent in structure.latents.items() if latent.is_local}
     for name, latent in local.items():
         if latent.is_discrete:
-            raise ContractError(f"the latent {name!r} is discrete, and only continuous ones have a density to be fitted")
+            raise ContractError(
+                f"the latent {name!r} is discrete, and only continuous ones have a density to be fitted"
+            )
     if not local:
         raise ContractError("the model has no latents of its rows")
     return Layout({name: (latents[name].shape, latent.event_dim) for name, latent in local.items()})

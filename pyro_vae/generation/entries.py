@@ -21,9 +21,9 @@ from pyro_vae.inference.batch import Batch, rows_that_fit
 from pyro_vae.inference.gaps import leaving_out_gaps
 from pyro_vae.inference.imputation import draw_rows, resampled
 from pyro_vae.inference.sites import Draws, run_pair
-from pyro_vae.inference.structure import ContractError, Fixed, Structure, is_local, sample_sites, under_particles
+from pyro_vae.inference.structure import ContractError, Fixed, Structure, sample_sites, under_particles
 from pyro_vae.pair import Pair
-from pyro_vae.programs.running import evaluating, forked_random_state
+from pyro_vae.programs.running import evaluating
 
 __all__ = ["ConditionalDraws", "conditional"]
 
@@ -36,13 +36,13 @@ _CHAINS_PER_ESS = 4  # chains of an annealed row for each effective draw that is
 
 @dataclass(frozen=True)
 class ConditionalDraws:
-    """Whole rows given some of their entries, and how far to trust them.
+    r"""Whole rows given some of their entries, and how far to trust them.
 
     Args:
         draws: ``(S, N, *E)`` in the user's units; observed entries are as they were given.
         ess: Effective sample size of the weights of each row, ``(N,)``, on the CPU: the draws are worth no more
             independent ones than that.
-        log_evidence: Of the observed entries of each row, :math:`\\log p(x_\\text{obs})`, ``(N,)``, in nats and in the
+        log_evidence: Of the observed entries of each row, :math:`\log p(x_\text{obs})`, ``(N,)``, in nats and in the
             user's units, on the CPU.
         annealed: Which rows had to be annealed, ``(N,)``, on the CPU.
     """
@@ -88,9 +88,10 @@ def conditional(
     of the kind that it knows. The prior in the mixture bounds the weights; the whole mixture in the denominator makes
     them nearly as even as the best of its parts (Veach & Guibas, *Optimally Combining Sampling Techniques*, 1995).
 
-    Where the weights of a row collapse, which their effective sample size tells, its latents are annealed from the prior
-    to the posterior, see :func:`~pyro_vae.evaluation.ais_bounds`. Where that does not help either, the draws would be
-    few and the same ones, and are refused.
+    Where the weights of a row collapse, which their effective sample size tells, its latents are annealed: chains that
+    run from the prior to the posterior find where that lies, and others, from a normal distribution there, are weighted
+    as in :func:`~pyro_vae.evaluation.ais_bounds` (Neal, *Annealed Importance Sampling*, 2001). Where that does not help
+    either, the draws would be few and the same ones, and are refused.
 
     Args:
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair` whose latents all lie in the plate
@@ -289,8 +290,8 @@ class _Proposals:
             found.append(self._joint(latents, 1, batch)[1])
         if not torch.allclose(*found, rtol=1e-4, atol=1e-3, equal_nan=True):
             raise ContractError(
-                "the model's density of the observed entries changes with what stands in the place of the missing ones: "
-                "it reads x beside observing it, as an autoregressive decoder does, or does not heed its mask"
+                "the model's density of the observed entries changes with what stands in the place of the missing "
+                "ones: it reads x beside observing it, as an autoregressive decoder does, or ignores its mask"
             )
 
     def draw(self, num: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -321,7 +322,9 @@ class _Proposals:
     def _from_prior(self, num: int) -> dict[str, Tensor]:
         at_once, runs = (num, 1) if self.structure.vectorised else (None, num)
         program = under_particles(self.model, at_once, self.structure.particle_dim)
-        found = [sample_sites(poutine.trace(program).get_trace(self.batch.x, **self.batch.arguments)) for _ in range(runs)]
+        found = [
+            sample_sites(poutine.trace(program).get_trace(self.batch.x, **self.batch.arguments)) for _ in range(runs)
+        ]
         values = {
             name: torch.stack([sites[name]["value"] for sites in found]) if at_once is None else found[0][name]["value"]
             for name in self.names
@@ -338,9 +341,7 @@ class _Proposals:
         parts = self._at(latents, num, _nothing, self.guide, batch)
         return torch.cat([part.where(lambda term: term.kind == "guide").rate for part in parts])
 
-    def _at(
-        self, latents: Mapping[str, Tensor], num: int, model: Program, guide: Program, batch: Batch
-    ) -> list[Draws]:
+    def _at(self, latents: Mapping[str, Tensor], num: int, model: Program, guide: Program, batch: Batch) -> list[Draws]:
         """What a program says of these latents, in one run or one for each draw."""
         nesting, options = self.structure.nesting, {"enumerate_guide": False}
         if not self.structure.vectorised:

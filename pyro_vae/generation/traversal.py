@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.rows import Inputs
-from pyro_vae.generation.codes import rows_of, with_rows
-from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.batch import Batch, rows_of, with_rows
 from pyro_vae.inference.predictive import at_centre, forward_trace
 from pyro_vae.inference.structure import ContractError, innermost, is_discrete, is_local, sample_sites
 from pyro_vae.pair import Pair
@@ -58,7 +57,9 @@ def traverse(
     if values is None and not (0 < quantiles[0] < quantiles[1] < 1 and steps >= 2):
         raise ValueError(f"steps must be at least 2 and quantiles rise within (0, 1), found {steps} and {quantiles}")
     if x is not None and given is not None:
-        raise ValueError("given is for the prior's middle; put keyword arguments beside a row: {'x': x, 'labels': labels}")
+        raise ValueError(
+            "given is for the prior's middle; put keyword arguments beside a row: {'x': x, 'labels': labels}"
+        )
     if x is None:
         batch = pair._given(given, 1)
         centre = _prior(pair, batch)

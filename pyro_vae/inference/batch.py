@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "rows_that_fit"]
+__all__ = ["Batch", "rows_of", "rows_that_fit", "with_rows"]
 
 _ELEMENTS = 2**22  # of draws or rows held at a time, so that memory stays flat: 16 MiB in float32
 
@@ -20,6 +20,19 @@ def rows_that_fit(elements: int, *, budget: int = _ELEMENTS, most: int = 1024) -
         (1024, 53, 1)
     """
     return max(1, min(most, budget // max(1, elements)))
+
+
+def rows_of(latent: Tensor, event_dim: int) -> Tensor:
+    """A latent ``(*plates, N, *event)`` as one vector for each row, ``(N, d)``."""
+    rows = latent.dim() - 1 - event_dim
+    return latent.movedim(rows, 0).reshape(latent.shape[rows], -1)
+
+
+def with_rows(vectors: Tensor, shape: torch.Size, event_dim: int) -> Tensor:
+    """The way back, for however many rows; ``shape`` is that of a latent, whose number of rows does not matter."""
+    rows = len(shape) - 1 - event_dim
+    others = (*shape[:rows], *shape[rows + 1 :])
+    return vectors.reshape(len(vectors), *others).movedim(0, rows)
 
 
 @dataclass(frozen=True)

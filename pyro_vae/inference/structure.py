@@ -162,6 +162,18 @@ class Structure:
             raise ValueError("the model has no latents")
         raise ValueError(f"the model has several latents, {', '.join(self.latents)}: name one of them by site=")
 
+    def continuous_site(self, name: str | None = None) -> str:
+        """The latent that is meant, as :meth:`site` has it, if it is a continuous one of each row.
+
+        Raises:
+            ContractError: if it is discrete, or belongs to all rows.
+        """
+        name = self.site(name)
+        if self.latents[name].is_discrete or not self.latents[name].is_local:
+            kind = "is discrete" if self.latents[name].is_discrete else "belongs to all rows"
+            raise ContractError(f"the latent {name!r} {kind}, so that rows cannot be moved along it")
+        return name
+
 
 def sample_sites(trace: Any) -> dict[str, Any]:
     """The sample sites of a trace by name, but for those of subsampling and ``pyro.deterministic``."""
