@@ -14,7 +14,7 @@ from pyro_vae.generation import conditional
 from pyro_vae.inference.batch import rows_of, with_rows
 from pyro_vae.inference.gaps import leaving_out_gaps
 from pyro_vae.inference.structure import ContractError
-from pyro_vae.transforms import Scale
+from pyro_vae.transforms import Standardize
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -92,7 +92,7 @@ def check_against_closed_form(lg, x, found, num_particles):
 def test_draws_have_the_conditional_mean_and_covariance(make):
     lg = LinearGaussian()
     x = with_gaps(lg.draw(3))
-    found = conditional(make(lg), x, 2000, num_particles=3000)
+    found = conditional(make(lg), x, 800, num_particles=3000)
     assert not found.annealed.any()
     check_against_closed_form(lg, x, found, 3000)
 
@@ -100,14 +100,14 @@ def test_draws_have_the_conditional_mean_and_covariance(make):
 def test_programs_that_take_one_draw_at_a_time():
     lg = LinearGaussian()
     x = with_gaps(lg.draw(3))
-    found = conditional(Pair(model_in_turn(lg), lg.exact_pair().guide), x, 1000, num_particles=90, min_ess=5)
+    found = conditional(Pair(model_in_turn(lg), lg.exact_pair().guide), x, 500, num_particles=90, min_ess=5)
     check_against_closed_form(lg, x, found, 90)
 
 
 def test_rows_whose_weights_collapse_are_annealed():
     lg = LinearGaussian(data_dim=8, latent_dim=2, scale=0.02)
     x = with_gaps(lg.draw(3), 0.3)
-    found = conditional(Pair(plain_model(lg), lg.vae.guide), x, 4000, num_particles=200, num_steps=15)
+    found = conditional(Pair(plain_model(lg), lg.vae.guide), x, 800, num_particles=200, num_steps=15)
     assert found.annealed.all()
     assert found.ess.min() > 20
     check_against_closed_form(lg, x, found, 80)
@@ -127,7 +127,10 @@ def test_rows_that_cannot_be_drawn_are_refused_by_name():
 def test_nan_and_a_mask_and_units_say_the_same():
     lg = LinearGaussian()
     x = with_gaps(lg.draw(3))
-    pair = Pair(plain_model(lg), lg.exact_pair().guide, transform=Scale(0, 10, onto=(0, 1)))
+    tenfold = Standardize((5,))
+    tenfold.loc.fill_(0.0)
+    tenfold.scale.fill_(10.0)
+    pair = Pair(plain_model(lg), lg.exact_pair().guide, transform=tenfold)
     torch.manual_seed(0)
     plain = conditional(Pair(plain_model(lg), lg.exact_pair().guide), x, 5)
     for rows in (10 * x, {"x": (10 * x).nan_to_num(0), "mask": ~x.isnan()}):
@@ -160,7 +163,7 @@ def bits_pair(*, enumerated):
 def test_discrete_latents_against_the_sum_over_their_values(enumerated):
     pair, places = bits_pair(enumerated=enumerated)
     x = torch.tensor([[0.5, 1.0, torch.nan], [-0.5, torch.nan, torch.nan]])
-    found = conditional(pair, x, 3000)
+    found = conditional(pair, x, 400)
     for i, row in enumerate(x):
         seen = ~row.isnan()
         log_p = torch.tensor([0.7, 0.3]).log() + dist.Normal(places[:, seen], 1.0).log_prob(row[seen]).sum(-1)
@@ -168,11 +171,11 @@ def test_discrete_latents_against_the_sum_over_their_values(enumerated):
         weights = log_p.softmax(0)
         mean = weights @ places[:, ~seen]
         variance = 1 + weights @ (places[:, ~seen] - mean).square()
-        error = (variance * (1 / found.ess[i] + 1 / 3000)).sqrt()
+        error = (variance * (1 / found.ess[i] + 1 / 400)).sqrt()
         assert ((found.draws[:, i, ~seen].mean(0) - mean) / error).abs().max() < 5
 
 
-@pytest.mark.parametrize("min_ess", [5, 100], ids=["weighted", "annealed"])
+@pytest.mark.parametrize("min_ess", [5, 60], ids=["weighted", "annealed"])
 def test_counts_of_one_rate_are_negative_binomial(min_ess):
     def model(x=None, *, batch_size=None):
         with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
@@ -184,11 +187,11 @@ def test_counts_of_one_rate_are_negative_binomial(min_ess):
             pyro.sample("rate", dist.LogNormal(x.mean(-1).add(0.5).log(), 0.5))
 
     x = torch.tensor([[4.0, 7.0, torch.nan]])
-    found = conditional(Pair(model, guide), x, 3000, num_particles=100, min_ess=min_ess, num_steps=10)
-    assert bool(found.annealed) == (min_ess == 100)
+    found = conditional(Pair(model, guide), x, 1000, num_particles=60, min_ess=min_ess, num_steps=10)
+    assert bool(found.annealed) == (min_ess == 60)
     counts = found.draws[:, 0, 2]
     truth = stats.nbinom(2 + 11, (1 + 2) / (1 + 2 + 1))  # the rate is Gamma(13, 3) given two counts
-    share = 1 / float(found.ess) + 1 / 3000
+    share = 1 / float(found.ess) + 1 / 1000
     assert abs(float(counts.mean()) - truth.mean()) < 5 * truth.std() * math.sqrt(share)
     assert abs(float((counts == 3).double().mean()) - truth.pmf(3)) < 5 * math.sqrt(truth.pmf(3) * share)
 
@@ -266,8 +269,6 @@ def test_what_does_not_factorise_is_refused():
 def test_numbers_without_sense_are_refused():
     lg = LinearGaussian()
     x = lg.draw(3)
-    with pytest.raises(ValueError, match="nothing says which entries are missing"):
-        conditional(lg.vae, {"x": torch.zeros(3, 5, dtype=torch.int64)})
     with pytest.raises(ValueError, match="num_samples must be at least 1"):
         conditional(lg.vae, x, 0)
     with pytest.raises(ValueError, match="min_ess must be from 1 to num_particles, 10; found 20"):

@@ -110,7 +110,7 @@ def conditional(
     Raises:
         ContractError: if rows have too small an effective sample size, naming them; if the likelihood does not
             factorise over entries; if latents lie outside the plate ``"data"``.
-        ValueError: if the rows do not fit the model, or nothing says what is missing.
+        ValueError: if the rows do not fit the model.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -138,8 +138,6 @@ def conditional(
         structure: Structure | None = None
         for chunk in rows.chunks(rows_that_fit(rows.num_elements)):
             batch = whole.prepare(chunk)
-            if batch.mask is None:
-                raise ValueError("nothing says which entries are missing: give NaN in their places, or a mask")
             structure = whole.structure(batch, count_bytes=True) if structure is None else structure
             structure.require_local("no row has a posterior of its own")
             given = arithmetic(as_tensor(chunk["x"])).to(pair.device)
@@ -149,6 +147,7 @@ def conditional(
                 row = _Rows(whole, structure, part, num_samples, num_particles, min_ess, num_steps, start)
                 drawn = whole.transform.inverse(row.drawn())
                 here, given = given[: len(part)], given[len(part) :]
+                assert part.mask is not None  # there is one wherever gaps may be
                 draws.append(torch.where(part.mask, floating(here, drawn.dtype), drawn))
                 weights.append(row)
     log_evidence = torch.cat([row.log_evidence for row in weights]).cpu()
