@@ -8,6 +8,7 @@ import typer
 from sklearn.datasets import load_digits
 
 from pyro_vae import fit, mlp_vae
+from pyro_vae.evaluation import active_latents
 from pyro_vae.generation import aggregate_posterior, attribute_direction, conditional, moved_along, traverse
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.plotting import plot_grid, plot_traversal, save_figure
@@ -48,8 +49,12 @@ def main(
     rows["data; half; completed"] = torch.cat([whole, whole * mask, completed, vae.reconstruct(whole)])
     grid = torch.stack(list(rows.values()))
     save_figure(plot_grid(grid, bounds=(0, 16), row_labels=list(rows)), out)
-    steps = traverse(vae, x[test][:1], steps=11)
-    save_figure(plot_traversal(steps, bounds=(0, 16)), out.with_name(f"{out.stem}-traversals{out.suffix}"))
+    active = active_latents(vae, x[train]).nonzero()[:, 0].tolist()
+    steps = traverse(vae, x[test][:1], latents=active, steps=11)
+    save_figure(
+        plot_traversal(steps, [f"z[{i}]" for i in active], bounds=(0, 16)),
+        out.with_name(f"{out.stem}-traversals{out.suffix}"),
+    )
 
 
 if __name__ == "__main__":
