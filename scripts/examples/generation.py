@@ -34,9 +34,8 @@ def main(
         "flow of codes": aggregate_posterior(vae, x[train], "flow", max_epochs=60).sample(16, mean=True),
     }
     ones = x[test][labels[test] == 1][:4]
-    direction = attribute_direction(vae, x[train], labels[train] == 7) - attribute_direction(
-        vae, x[train], labels[train] == 1
-    )
+    sevens, others = labels[train] == 7, labels[train] == 1
+    direction = attribute_direction(vae, x[train], sevens) - attribute_direction(vae, x[train], others)
     rows["from 1 towards 7"] = moved_along(vae, ones, direction, [0.0, 0.3, 0.6, 0.9]).movedim(1, 0).flatten(0, 1)
 
     whole = x[test][:4]
