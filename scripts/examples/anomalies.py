@@ -1,7 +1,7 @@
 """Digits that a VAE has never seen, found by their evidence: one class is held out of training."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -23,7 +23,7 @@ def main(
 ) -> None:
     """Trains a VAE without one digit, and ranks new rows by how improbable they are."""
     torch.manual_seed(0)
-    digits = load_digits()
+    digits: Any = load_digits()
     x, labels = torch.tensor(digits.images, dtype=torch.float32), torch.tensor(digits.target)
     known = labels[:1200] != held_out
     vae = mlp_vae((8, 8), 8, hidden_dims=(200,), likelihood=Normal(scale="optimal"), transform=Scale(0, 16))

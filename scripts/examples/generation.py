@@ -1,7 +1,7 @@
 """Digits drawn in six ways from one trained VAE, and digits completed from their upper halves."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -21,7 +21,7 @@ def main(
 ) -> None:
     """Trains a VAE and draws from it."""
     torch.manual_seed(0)
-    digits = load_digits()
+    digits: Any = load_digits()
     x, labels = torch.tensor(digits.images, dtype=torch.float32), torch.tensor(digits.target)
     train, test = slice(0, 1500), slice(1500, None)
     vae = mlp_vae((8, 8), 8, hidden_dims=(200,), likelihood=Bernoulli(), transform=Binarize(0, 16))
