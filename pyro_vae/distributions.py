@@ -312,12 +312,12 @@ class MixtureOfNormals(TorchDistribution):
         torch.Size([5, 2])
     """
 
-    arg_constraints: dict[str, Any] = {  # noqa: RUF012 torch's own name and form
+    arg_constraints: Any = {  # noqa: RUF012 torch's own name and form
         "locs": constraints.independent(constraints.real, 2),
         "scales": constraints.independent(constraints.positive, 2),
         "logits": constraints.real_vector,
     }
-    support = constraints.real_vector
+    support: Any = constraints.real_vector
     has_rsample = True
 
     def __init__(self, locs: Tensor, scales: Tensor, logits: Tensor, *, validate_args: bool | None = None) -> None:
@@ -327,13 +327,9 @@ class MixtureOfNormals(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> "MixtureOfNormals":
         """The same for a larger batch."""
         shape = torch.Size(batch_shape)
-        new = self._get_checked_instance(MixtureOfNormals, _instance)
-        for name, dims in (("locs", 2), ("scales", 2), ("logits", 1)):
-            value = getattr(self, name)
-            setattr(new, name, value.expand(*shape, *value.shape[-dims:]))
-        super(MixtureOfNormals, new).__init__(shape, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        locs, scales = (value.expand(*shape, *value.shape[-2:]) for value in (self.locs, self.scales))
+        logits = self.logits.expand(*shape, *self.logits.shape[-1:])
+        return MixtureOfNormals(locs, scales, logits, validate_args=self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
         if self._validate_args:
