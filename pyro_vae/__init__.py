@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pyro_vae.inference.objectives import Elbo
     from pyro_vae.pair import Batch, Pair
     from pyro_vae.training import epochs, fit
-    from pyro_vae.vae import VAE, conv_vae, load, make_vae, mlp_vae
+    from pyro_vae.vae import VAE, LadderVAE, conv_vae, ladder_vae, load, make_vae, mlp_vae
 
 __all__ = [
     "VAE",
@@ -21,6 +21,7 @@ __all__ = [
     "Elbo",
     "ImportanceWeighted",
     "InfoVae",
+    "LadderVAE",
     "Pair",
     "Renyi",
     "TotalCorrelation",
@@ -30,6 +31,7 @@ __all__ = [
     "epochs",
     "evaluate",
     "fit",
+    "ladder_vae",
     "load",
     "make_vae",
     "mlp_vae",
@@ -44,6 +46,6 @@ __getattr__, __dir__ = lazily(
         "inference.objectives": ["Elbo"],
         "pair": ["Batch", "Pair"],
         "training": ["epochs", "fit"],
-        "vae": ["VAE", "conv_vae", "load", "make_vae", "mlp_vae"],
+        "vae": ["VAE", "LadderVAE", "conv_vae", "ladder_vae", "load", "make_vae", "mlp_vae"],
     },
 )

@@ -12,7 +12,7 @@ from pyro_vae.encodings import Encoding, Plain
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.posteriors import Posterior
 
-__all__ = ["Decoder", "Encoder", "batch_of", "must_map", "raw_output", "read_raw"]
+__all__ = ["Decoder", "Encoder", "batch_of", "check_mask_shape", "must_map", "raw_output", "read_raw"]
 
 
 class Decoder(nn.Module):
@@ -52,7 +52,7 @@ class Decoder(nn.Module):
         check_taken(arguments, self.arguments, "the decoder")
         if mask is not None:
             shape = mask.shape[: mask.dim() - len(self.event_shape)] + self.event_shape if x is None else x.shape
-            _check_mask(mask, shape)
+            check_mask_shape(mask, shape)
         raw = raw_output(self.network, z, 1, self.likelihood.raw_shape(self.event_shape), "the decoder's network")
         if x is not None and self.training:
             self.likelihood.observe(raw, x, mask, **arguments)
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> TorchDistribution:  # noqa: D102
         check_taken(arguments, self.arguments, "the encoder")
         if mask is not None:
-            _check_mask(mask, x.shape)
+            check_mask_shape(mask, x.shape)
         shown = self.encoding(x, mask, **arguments)
         if self.event_shape is None:
             return self.posterior(self.network(shown))
@@ -164,7 +164,8 @@ def batch_of(shape: Sequence[int]) -> str:
     return f"({', '.join(['N', *map(str, shape)])})"
 
 
-def _check_mask(mask: Tensor, shape: Sequence[int]) -> None:
+def check_mask_shape(mask: Tensor, shape: Sequence[int]) -> None:
+    """Refuses a mask that has not one entry for each of the rows', of this shape."""
     if tuple(mask.shape) != tuple(shape):
         raise ValueError(
             f"the mask has shape {tuple(mask.shape)}, expected one entry for each of the rows', {tuple(shape)}"

@@ -2,6 +2,7 @@ r"""The pair that most people want, put together for them: one latent vector, a 
 
 from pyro_vae.programs.saving import CONFIG, FORMAT_VERSION, WEIGHTS, load_config
 from pyro_vae.vae.builders import conv_vae, make_vae, mlp_vae
+from pyro_vae.vae.ladder import LadderVAE, ladder_vae
 from pyro_vae.vae.model import VAE
 from pyro_vae.vae.saving import load
 
@@ -10,7 +11,9 @@ __all__ = [
     "FORMAT_VERSION",
     "VAE",
     "WEIGHTS",
+    "LadderVAE",
     "conv_vae",
+    "ladder_vae",
     "load",
     "load_config",
     "make_vae",
