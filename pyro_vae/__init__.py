@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     from pyro_vae.inference.objectives import Elbo
     from pyro_vae.pair import Batch, Pair
     from pyro_vae.training import epochs, fit
-    from pyro_vae.vae import VAE, LadderVAE, conv_vae, ladder_vae, load, make_vae, mlp_vae
+    from pyro_vae.vae import (
+        VAE,
+        LadderVAE,
+        VectorQuantizedVAE,
+        categorical_vae,
+        conv_vae,
+        ladder_vae,
+        load,
+        make_vae,
+        mlp_vae,
+        vector_quantized_vae,
+    )
 
 __all__ = [
     "VAE",
@@ -25,7 +36,9 @@ __all__ = [
     "Pair",
     "Renyi",
     "TotalCorrelation",
+    "VectorQuantizedVAE",
     "__version__",
+    "categorical_vae",
     "check_pair",
     "conv_vae",
     "epochs",
@@ -35,6 +48,7 @@ __all__ = [
     "load",
     "make_vae",
     "mlp_vae",
+    "vector_quantized_vae",
 ]
 
 __getattr__, __dir__ = lazily(
@@ -46,6 +60,17 @@ __getattr__, __dir__ = lazily(
         "inference.objectives": ["Elbo"],
         "pair": ["Batch", "Pair"],
         "training": ["epochs", "fit"],
-        "vae": ["VAE", "LadderVAE", "conv_vae", "ladder_vae", "load", "make_vae", "mlp_vae"],
+        "vae": [
+            "VAE",
+            "LadderVAE",
+            "VectorQuantizedVAE",
+            "categorical_vae",
+            "conv_vae",
+            "ladder_vae",
+            "load",
+            "make_vae",
+            "mlp_vae",
+            "vector_quantized_vae",
+        ],
     },
 )

@@ -1,5 +1,7 @@
 """What a posterior family is."""
 
+from typing import Any
+
 from pyro_vae.heads import Head
 
 __all__ = ["Posterior"]
@@ -7,6 +9,11 @@ __all__ = ["Posterior"]
 
 class Posterior(Head):
     """Base class of posterior families: a :class:`~pyro_vae.heads.Head` whose event is the latent vector, ``(L,)``."""
+
+    @property
+    def infer(self) -> Any:
+        """How the latent is to be inferred, as :func:`pyro.sample` takes it; by default in no other way than usual."""
+        return {}
 
     @property
     def known_event_shape(self) -> tuple[int, ...]:

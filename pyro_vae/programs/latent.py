@@ -124,4 +124,4 @@ class Guide(InferenceProgram):
     def forward(self, x: Tensor, *, mask: Tensor | None = None, **arguments: Any) -> Tensor:
         """Runs the program on rows ``x`` in the model's units; ``mask`` is true where an entry is observed."""
         with self.plate(x, arguments):
-            return pyro.sample("z", self.encoder(x, mask, **arguments))
+            return pyro.sample("z", self.encoder(x, mask, **arguments), infer=self.encoder.posterior.infer)

@@ -43,7 +43,7 @@ __all__ = ["LadderEncoder", "LadderGuide", "LadderModel", "LadderVAE", "ladder_v
 
 
 class LadderModel(GenerativeProgram):
-    r"""The generative program :math:`p(z_L) \prod_i p(z_i \mid z_{i+1})\, p(x \mid z_1)`, at sites ``z_1``, ``z_2``, …
+    r"""The generative program :math:`p(z_L) \prod_i p(z_i \mid z_{i+1})\, p(x \mid z_1)`, at sites ``z_1``, ….
 
     Args:
         prior: Called with nothing, returns :math:`p(z_L)`.

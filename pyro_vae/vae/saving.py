@@ -15,10 +15,11 @@ from pyro_vae.vae.description import PARTS, describe
 from pyro_vae.vae.ladder import LadderVAE
 from pyro_vae.vae.model import VAE
 from pyro_vae.vae.premade import Premade
+from pyro_vae.vae.vector_quantized import VectorQuantizedVAE
 
 __all__ = ["check_same", "load"]
 
-PREMADE: dict[str, type[Premade]] = {kind.__name__: kind for kind in (VAE, LadderVAE)}
+PREMADE: dict[str, type[Premade]] = {kind.__name__: kind for kind in (VAE, LadderVAE, VectorQuantizedVAE)}
 
 _Pair = TypeVar("_Pair", bound=Pair)
 
