@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pyro_vae.inference.aggregate import InfoVae, TotalCorrelation
     from pyro_vae.inference.importance import ImportanceWeighted, Renyi
     from pyro_vae.inference.objectives import Elbo
+    from pyro_vae.inference.wake_sleep import WakeSleep
     from pyro_vae.pair import Batch, Pair
     from pyro_vae.training import epochs, fit
     from pyro_vae.vae import (
@@ -37,6 +38,7 @@ __all__ = [
     "Renyi",
     "TotalCorrelation",
     "VectorQuantizedVAE",
+    "WakeSleep",
     "__version__",
     "categorical_vae",
     "check_pair",
@@ -58,6 +60,7 @@ __getattr__, __dir__ = lazily(
         "inference.aggregate": ["InfoVae", "TotalCorrelation"],
         "inference.importance": ["ImportanceWeighted", "Renyi"],
         "inference.objectives": ["Elbo"],
+        "inference.wake_sleep": ["WakeSleep"],
         "pair": ["Batch", "Pair"],
         "training": ["epochs", "fit"],
         "vae": [

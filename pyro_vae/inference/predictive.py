@@ -46,6 +46,7 @@ from pyro_vae.programs.running import evaluating
 
 __all__ = [
     "centre",
+    "check_sites",
     "chunk_shape",
     "draw_posterior_predictive",
     "draw_prior_predictive",

@@ -5,6 +5,7 @@ from pyro_vae.posteriors.codes import Codes
 from pyro_vae.posteriors.flows import FlowPosterior, Householder
 from pyro_vae.posteriors.mixtures import MixturePosterior
 from pyro_vae.posteriors.normal import DiagonalNormal, FullNormal, LowRankNormal
+from pyro_vae.posteriors.semi_amortized import SemiAmortized
 
 __all__ = [
     "Codes",
@@ -15,4 +16,5 @@ __all__ = [
     "LowRankNormal",
     "MixturePosterior",
     "Posterior",
+    "SemiAmortized",
 ]

@@ -13,7 +13,7 @@ from pyro_vae.posteriors.base import Posterior
 
 __all__ = ["Codes"]
 
-_ESTIMATORS = ("straight-through", "relaxed", "enumerated", "score-function")
+_ESTIMATORS = ("relaxed", "straight-through", "enumerated", "score-function")
 _MOST_VALUES = 4096  # of all codes together, that are summed over
 
 
@@ -28,9 +28,9 @@ class Codes(Posterior):
     =====================  =============================================================================================
     ``estimator``          gradient
     =====================  =============================================================================================
-    "straight-through"     of Gumbel-softmax draws, which are rounded on their way: a little biased, of the model itself
     "relaxed"              of Gumbel-softmax draws as they are: exact, of a relaxed model, whose ELBO training reports;
                            with ``Elbo(kl="auto")`` its KL is that of the categories, as in Jang et al.
+    "straight-through"     of Gumbel-softmax draws, which are rounded on their way: biased, of the model itself
     "enumerated"           exact: all K ** M values are summed over, for few of them
     "score-function"       unbiased, of much noise
     =====================  =============================================================================================
@@ -59,7 +59,7 @@ class Codes(Posterior):
     def __init__(
         self,
         num_values: int,
-        estimator: Literal["straight-through", "relaxed", "enumerated", "score-function"] = "straight-through",
+        estimator: Literal["relaxed", "straight-through", "enumerated", "score-function"] = "relaxed",
         temperature: float = 2 / 3,
     ) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Codes(Posterior):
         if self.estimator == "enumerated" and self.num_values**num_codes > _MOST_VALUES:
             raise ValueError(
                 f"{num_codes} codes of {self.num_values} values have more than {_MOST_VALUES} together, too many to "
-                f"sum over: use estimator='straight-through'"
+                f"sum over: use estimator='relaxed'"
             )
         return (size,)
 

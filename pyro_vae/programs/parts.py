@@ -1,7 +1,7 @@
 """The two parts of a VAE that are networks: what x is like given z, and what z is like given x."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyro.distributions import TorchDistribution
@@ -73,8 +73,8 @@ class Encoder(nn.Module):
 
     Shape:
         x: ``(*B, *event_shape)`` in the model's units; mask: the same, true where an entry is observed. Returns a
-        distribution with batch ``(*B,)`` and event ``(L,)``. Other keyword arguments are the encoding's: ``arguments``
-        names them.
+        distribution with batch ``(*B,)`` and event ``(L,)``. Other keyword arguments are the encoding's and the
+        posterior's: ``arguments`` names them.
 
     Raises:
         ValueError: if the network's output can't be read, or the mask has another shape than x.
@@ -98,18 +98,26 @@ class Encoder(nn.Module):
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The keyword arguments that the encoding takes."""
-        return self.encoding.arguments
+        """The keyword arguments that the encoding takes, and the posterior."""
+        return tuple(dict.fromkeys((*self.encoding.arguments, *self.posterior.arguments)))
 
     def forward(self, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> TorchDistribution:  # noqa: D102
         check_taken(arguments, self.arguments, "the encoder")
         if mask is not None:
             check_mask_shape(mask, x.shape)
-        shown = self.encoding(x, mask, **arguments)
+        shown = self.encoding(x, mask, **{n: value for n, value in arguments.items() if n in self.encoding.arguments})
         if self.event_shape is None:
-            return self.posterior(self.network(shown))
+            return self._posterior(self.network(shown), x, mask, arguments)
         row_dim, shape = len(self.encoding.shape(self.event_shape)), self.posterior.raw_shape((self.latent_dim,))
-        return self.posterior(raw_output(self.network, shown, row_dim, shape, "the encoder's network"))
+        return self._posterior(
+            raw_output(self.network, shown, row_dim, shape, "the encoder's network"), x, mask, arguments
+        )
+
+    def _posterior(
+        self, raw: Tensor, x: Tensor, mask: Tensor | None, arguments: Mapping[str, Any]
+    ) -> TorchDistribution:
+        taken = {name: value for name, value in arguments.items() if name in self.posterior.arguments}
+        return self.posterior.of_rows(raw, x, mask, **taken)
 
 
 def raw_output(network: nn.Module, rows: Tensor, row_dim: int, shape: Sequence[int], who: str) -> Tensor:

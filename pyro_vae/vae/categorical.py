@@ -29,7 +29,7 @@ def categorical_vae(
     num_values: int = 10,
     *,
     likelihood: Likelihood,
-    estimator: Literal["straight-through", "relaxed", "enumerated", "score-function"] = "straight-through",
+    estimator: Literal["relaxed", "straight-through", "enumerated", "score-function"] = "relaxed",
     temperature: float = 2 / 3,
     hidden_dims: Sequence[int] = (400,),
     activation: str = "ReLU",
