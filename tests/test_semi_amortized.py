@@ -16,6 +16,9 @@ from pyro_vae.posteriors import Codes, DiagonalNormal, FlowPosterior, FullNormal
 from pyro_vae.priors import FlowPrior, VampPrior
 from pyro_vae.programs import Encoder
 
+held = pytest.mark.filterwarnings("ignore:decoder.network")  # the decoder, as it is meant to be
+FLOW = {"num_transforms": 1, "hidden_dims": (8,)}
+
 
 def bits(num=192):
     torch.manual_seed(1)
@@ -39,7 +42,7 @@ def narrow(posterior):
 
 
 def best_elbo(lg, x):
-    """The ELBO of the best diagonal normal of each row, which has the posterior's mean and precisions (Turner & Sahani)."""
+    """The ELBO of the best diagonal normal of each row, which has the posterior's mean and precisions."""
     posterior = lg.posterior(x)
     loss = 0.5 * (
         posterior.precision_matrix.diagonal(dim1=-2, dim2=-1).log().sum(-1) - posterior.precision_matrix.logdet()
@@ -47,19 +50,21 @@ def best_elbo(lg, x):
     return float((lg.log_evidence(x) - loss).mean())
 
 
+@held
 def test_steps_close_most_of_what_the_network_leaves_open():
     gaps = {}
     for name, posterior in {"amortised": DiagonalNormal(), "semi": SemiAmortized(DiagonalNormal(), steps=8)}.items():
         vae, lg, x = narrow(posterior)
         fit(vae, x, epochs=40, batch_size=100, learning_rate=0.01, compile=False, progress=False)
         gaps[name] = best_elbo(lg, x) - sum(evaluate(vae, x, seed=seed)["elbo"] for seed in range(10)) / 10
-        evidence = log_evidence(vae, x[:50], num_particles=4000)
-        error = evidence.log_evidence - lg.log_evidence(x[:50]).double()
-        assert bool((error.abs() < 6 * evidence.standard_error + 0.02).all())
-    assert gaps["amortised"] > 0.3
-    assert -0.02 < gaps["semi"] < 0.2 * gaps["amortised"]
+    evidence = log_evidence(vae, x[:50], num_particles=2000)
+    error = evidence.log_evidence - lg.log_evidence(x[:50]).double()
+    assert bool((error.abs() < 6 * evidence.standard_error + 0.01).all())
+    assert gaps["amortised"] > 1
+    assert -0.02 < gaps["semi"] < 0.05 * gaps["amortised"]
 
 
+@held
 def test_a_full_covariance_comes_to_the_evidence():
     vae, lg, x = narrow(SemiAmortized(FullNormal(), steps=8))
     fit(vae, x, epochs=40, batch_size=100, learning_rate=0.01, compile=False, progress=False)
@@ -69,7 +74,7 @@ def test_a_full_covariance_comes_to_the_evidence():
 
 @pytest.mark.usefixtures("float64")
 def test_the_gradient_goes_through_the_steps():
-    """Of the ELBO after the steps, by each of some weights: of network, model and step sizes, by central differences."""
+    """Of the ELBO after the steps, by some weights of network, model and step sizes, by central differences."""
     vae, x = small(activation="Tanh"), bits(6).double()
     batch = vae.prepare({"x": x})
     structure = vae.structure(batch)
@@ -93,6 +98,17 @@ def test_the_gradient_goes_through_the_steps():
         assert float(gradient.view(-1)[index]) == pytest.approx(difference, rel=1e-5, abs=1e-8), name
 
 
+def test_a_row_has_one_posterior_whatever_rows_are_beside_it():
+    for posterior in (DiagonalNormal(), FullNormal(), FlowPosterior(context_dim=4, **FLOW)):
+        vae, x = small(posterior), bits(6)
+        z = torch.randn(6, 2)
+        torch.manual_seed(1)
+        together = vae.encode(x).log_prob(z)
+        torch.manual_seed(2)
+        alone = torch.cat([vae.encode(x[[i]]).log_prob(z[[i]]) for i in range(5, -1, -1)]).flip(0)
+        torch.testing.assert_close(together, alone)
+
+
 @torch.no_grad()
 def test_it_runs_where_gradients_are_off_and_leaves_none_behind():
     vae, x = small(), bits(4)
@@ -111,7 +127,6 @@ def test_training_goes_up_compiled_and_as_programs_alike():
     assert eager["elbo"].iloc[-1] > eager["elbo"].iloc[0]
 
 
-FLOW = {"num_transforms": 1, "hidden_dims": (8,)}
 CASES = {
     "flow posterior": lambda: small(FlowPosterior(context_dim=4, **FLOW)),
     "flow prior": lambda: small(prior=FlowPrior(2, **FLOW)),
@@ -171,6 +186,7 @@ def test_what_is_saved_opens_as_the_same_numbers(tmp_path):
     ("make", "words"),
     [
         (lambda: SemiAmortized(DiagonalNormal(), steps=0), "steps and num_draws must be at least 1, found 0 and 4"),
+        (lambda: SemiAmortized(DiagonalNormal(), num_draws=3), "num_draws must be even"),
         (lambda: SemiAmortized(DiagonalNormal(), step_size=0.0), "step_size must be positive, found 0.0"),
         (lambda: small(prior=VampPrior(2, 3)), "a VampPrior asks the encoder about inputs that are no rows"),
         (
@@ -182,7 +198,7 @@ def test_what_is_saved_opens_as_the_same_numbers(tmp_path):
             "of which it must be a part: give it to mlp_vae",
         ),
     ],
-    ids=["no steps", "no step", "VampPrior", "no derivatives", "alone"],
+    ids=["no steps", "odd", "no step", "VampPrior", "no derivatives", "alone"],
 )
 def test_mistakes_are_sentences(make, words):
     with pytest.raises(ValueError, match=words):

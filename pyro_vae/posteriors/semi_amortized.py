@@ -8,10 +8,27 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
+from torch.overrides import TorchFunctionMode
 
 from pyro_vae.posteriors.base import Posterior
 
 __all__ = ["SemiAmortized"]
+
+
+class _Given(TorchFunctionMode):
+    """Standard normal draws are these numbers ``(S, D)``, column after column, whatever the row."""
+
+    def __init__(self, noise: Tensor) -> None:
+        super().__init__()
+        self.noise, self.used = noise, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.Tensor.normal_:
+            return func(*args, **(kwargs or {}))
+        (draws,) = args
+        first, self.used = self.used, self.used + draws.shape[-1]
+        noise = self.noise[:, first : self.used]
+        return noise.reshape(len(noise), *(1,) * (draws.dim() - 2), -1).expand(draws.shape)
 
 
 class SemiAmortized(Posterior):
@@ -22,9 +39,11 @@ class SemiAmortized(Posterior):
 
     in training and wherever the guide is run: one network for all rows leaves a gap, of which the steps close a part.
     The gradient goes through the steps, so that network and model learn what is best after them; the step sizes
-    :math:`\eta`, one for each raw parameter, are learned with the rest. Each step estimates the ELBO from draws of its
-    own. Whatever they are, :math:`\lambda_T` is that of some member of the family, and every bound and weight is right;
-    but encodings of a row differ a little from one run to the next, unless they are seeded, as the tools are.
+    :math:`\eta`, one for each raw parameter, are learned with the rest.
+
+    The steps estimate the ELBO from the same few normal numbers in pairs of opposite sign, for each row and step, so
+    that a row has one posterior. It is that of some member of the family, so that every bound and weight is right,
+    however rough the estimate. Families whose draws are not made of normal ones, as a mixture's, draw again.
 
     It is for a :class:`~pyro_vae.VAE`, whose prior and decoder it asks, and costs about two runs of the decoder's
     network for each step and draw.
@@ -36,7 +55,7 @@ class SemiAmortized(Posterior):
         posterior: The family, whose draws can be differentiated through.
         steps: Steps T.
         step_size: What :math:`\eta` starts from.
-        num_draws: Draws that the ELBO of a step is estimated from.
+        num_draws: Draws that the ELBO of a step is estimated from, an even number.
         max_norm: A row's gradient g becomes :math:`g / (1 + \|g\| / \text{max\_norm})`, so that no step is wild.
 
     Raises:
@@ -52,6 +71,8 @@ class SemiAmortized(Posterior):
         torch.Size([4, 2])
     """
 
+    noise: Tensor
+
     def __init__(
         self,
         posterior: Posterior,
@@ -63,6 +84,8 @@ class SemiAmortized(Posterior):
         super().__init__()
         if steps < 1 or num_draws < 1:
             raise ValueError(f"steps and num_draws must be at least 1, found {steps} and {num_draws}")
+        if num_draws % 2:
+            raise ValueError(f"num_draws must be even, for draws come in pairs of opposite sign; found {num_draws}")
         for name, value in (("step_size", step_size), ("max_norm", max_norm)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, found {value}")
@@ -88,7 +111,11 @@ class SemiAmortized(Posterior):
 
     def add_parameters(self, event_shape: tuple[int, ...]) -> None:  # noqa: D102
         self.posterior = self.posterior.for_event(event_shape)
-        self.log_step = nn.Parameter(torch.full(self.raw_shape(event_shape), math.log(self.step_size)))
+        shape = self.raw_shape(event_shape)
+        self.log_step = nn.Parameter(torch.full(shape, math.log(self.step_size)))
+        half = torch.randn(self.num_draws // 2, math.prod(shape), generator=torch.Generator().manual_seed(0))
+        half = half / half.square().mean(0).sqrt()
+        self.register_buffer("noise", torch.cat([half, -half]), persistent=False)
 
     def forward(self, raw: Tensor) -> dist.TorchDistribution:
         """What the network alone says."""
@@ -122,7 +149,8 @@ class SemiAmortized(Posterior):
             raise ValueError(
                 f"SemiAmortized goes up gradients through draws, which {type(self.posterior).__name__} does not have"
             )
-        z = q.rsample(torch.Size((self.num_draws,)))
+        with _Given(self.noise):
+            z = q.rsample(torch.Size((self.num_draws,)))
         try:
             rate = kl_divergence(q, prior)
         except NotImplementedError:
