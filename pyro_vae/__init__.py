@@ -11,9 +11,22 @@ if TYPE_CHECKING:
     from pyro_vae.inference.aggregate import InfoVae, TotalCorrelation
     from pyro_vae.inference.importance import ImportanceWeighted, Renyi
     from pyro_vae.inference.objectives import Elbo
+    from pyro_vae.inference.wake_sleep import WakeSleep
     from pyro_vae.pair import Batch, Pair
     from pyro_vae.training import epochs, fit
-    from pyro_vae.vae import VAE, conv_vae, load, make_vae, mlp_vae, recurrent_vae
+    from pyro_vae.vae import (
+        VAE,
+        LadderVAE,
+        VectorQuantizedVAE,
+        categorical_vae,
+        conv_vae,
+        ladder_vae,
+        load,
+        make_vae,
+        mlp_vae,
+        recurrent_vae,
+        vector_quantized_vae,
+    )
 
 __all__ = [
     "VAE",
@@ -21,19 +34,25 @@ __all__ = [
     "Elbo",
     "ImportanceWeighted",
     "InfoVae",
+    "LadderVAE",
     "Pair",
     "Renyi",
     "TotalCorrelation",
+    "VectorQuantizedVAE",
+    "WakeSleep",
     "__version__",
+    "categorical_vae",
     "check_pair",
     "conv_vae",
     "epochs",
     "evaluate",
     "fit",
+    "ladder_vae",
     "load",
     "make_vae",
     "mlp_vae",
     "recurrent_vae",
+    "vector_quantized_vae",
 ]
 
 __getattr__, __dir__ = lazily(
@@ -43,8 +62,21 @@ __getattr__, __dir__ = lazily(
         "inference.aggregate": ["InfoVae", "TotalCorrelation"],
         "inference.importance": ["ImportanceWeighted", "Renyi"],
         "inference.objectives": ["Elbo"],
+        "inference.wake_sleep": ["WakeSleep"],
         "pair": ["Batch", "Pair"],
         "training": ["epochs", "fit"],
-        "vae": ["VAE", "conv_vae", "load", "make_vae", "mlp_vae", "recurrent_vae"],
+        "vae": [
+            "VAE",
+            "LadderVAE",
+            "VectorQuantizedVAE",
+            "categorical_vae",
+            "conv_vae",
+            "ladder_vae",
+            "load",
+            "make_vae",
+            "mlp_vae",
+            "recurrent_vae",
+            "vector_quantized_vae",
+        ],
     },
 )

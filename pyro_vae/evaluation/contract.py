@@ -7,7 +7,7 @@ from typing import Any
 from pyro import poutine
 
 from pyro_vae.data.rows import Inputs, Rows
-from pyro_vae.evaluation.latent_density import latent_layout, require_weights
+from pyro_vae.evaluation.latent_density import latent_layout
 from pyro_vae.evaluation.nuts import moved_by_nuts
 from pyro_vae.evaluation.refinement import refine
 from pyro_vae.evaluation.simulation import Simulator
@@ -198,6 +198,7 @@ class _Look:
         s = self.structure
         forward = self.forward and f"refused: {self.forward}"
         local = _refusal(s.require_local)
+        weighted = _refusal(s.require_weights)
         how = "works, many draws at once" if s.vectorised else "works, draw by draw"
         yield "fit", self._fit()
         yield "sample", forward or _refusal(self._sample) or "works"
@@ -205,12 +206,12 @@ class _Look:
         yield "reconstruct", forward or self._reconstruct() or "works"
         yield "encode", self._encode(s)
         yield "evaluate", "works"
-        yield "log_evidence", local or self._look_at(lambda: require_weights(self.pair, s, self.batch)) or how
+        yield "log_evidence", local or weighted or how
         yield "ais_bounds", local or self._look_at(lambda: latent_layout(self.pair, s, self.batch, "guide")) or how
         yield "refine", local or _refusal(lambda: refine(self.pair, next(self.rows.chunks(2)), steps=1)) or "works"
         yield "simulation_based_calibration", forward or local or _refusal(self._simulate) or "works"
         yield "nuts_posterior", self._nuts() or "works"
-        yield "impute", forward or local or self._impute()
+        yield "impute", forward or local or weighted or self._impute()
         yield "save", "works"
 
     def _fit(self) -> str:

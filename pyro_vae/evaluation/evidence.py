@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pyro_vae._support.devices import memory_for_draws
 from pyro_vae.data.rows import Inputs
-from pyro_vae.evaluation.latent_density import require_weights
 from pyro_vae.inference.batch import Batch, rows_that_fit
 from pyro_vae.inference.sites import run_pair
 from pyro_vae.inference.structure import Structure
@@ -261,7 +260,7 @@ class _Weigh:
         self.pair, self.num_particles = pair, num_particles
         self.structure = pair.structure(batch, count_bytes=True)
         self.structure.require_local()
-        require_weights(pair, self.structure, batch[:1])
+        self.structure.require_weights()
         warn_if_in_turn(self.structure)
         draws = max(1, int(memory_mib * _MIB) // self.structure.bytes_per_draw)
         parts = math.ceil(num_particles / draws) if self.structure.vectorised else num_particles

@@ -13,10 +13,10 @@ from torch.distributions import biject_to, constraints
 
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.sites import Draws, run_pair
-from pyro_vae.inference.structure import Fixed, Structure, is_discrete, is_point, sample_sites, under_particles
+from pyro_vae.inference.structure import Fixed, Structure, is_discrete, sample_sites, under_particles
 from pyro_vae.pair import Pair
 
-__all__ = ["LatentDensity", "Point", "Start", "latent_layout", "require_weights", "support_of"]
+__all__ = ["LatentDensity", "Point", "Start", "latent_layout", "support_of"]
 
 Program = Callable[..., Any]
 Start = Literal["guide", "prior"]
@@ -239,47 +239,19 @@ def latent_layout(pair: Pair, structure: Structure, batch: Batch, start: Start) 
             support = site["fn"].support
             raise ValueError(f"the latent {name!r} has the support {support}, to which no map is known") from None
     if start == "guide":
-        _check_guide(pair, structure, batch)
+        _check_guide(structure)
     layout, first = {}, 0
     for name, site in sites.items():
         layout[name] = slice(first, first := first + _unconstrained(site, (1, len(batch)), plated=False).shape[-1])
     return layout
 
 
-def _check_guide(pair: Pair, structure: Structure, batch: Batch) -> None:
+def _check_guide(structure: Structure) -> None:
     """Refuses a guide whose density of the latents is not known."""
     if structure.extra:
         raise ValueError(
             f"the guide draws the auxiliary {structure.extra[0]!r}, so that it has no density of the latents alone: "
             f"use start='prior'"
         )
-    for name in _point_masses(pair, structure, batch):
+    for name in structure.points:
         raise ValueError(f"the guide has no density at {name!r}, which it sets to a point: use start='prior'")
-
-
-def require_weights(pair: Pair, structure: Structure, batch: Batch) -> None:
-    """Refuses a guide whose draws cannot be weighted, since they have no density of the latents.
-
-    A guide may draw an auxiliary and set all latents to functions of it, as Pyro's autoguides do, with the density in
-    ``Delta(..., log_density=...)``.
-
-    Raises:
-        ValueError: naming the first such site, and what to do.
-    """
-    points = _point_masses(pair, structure, batch)
-    if points and not structure.extra:
-        raise ValueError(
-            f"the guide sets {points[0]!r} to a point and has no density there, so that its draws cannot be weighted: "
-            f"let it draw {points[0]!r} from a distribution, or use ais_bounds(start='prior')"
-        )
-    if structure.extra and len(points) < len(structure.guided):
-        raise ValueError(
-            f"the guide draws the auxiliary {structure.extra[0]!r}, which the model does not have, so that its draws "
-            f"have no density of the latents alone: let the model draw it too, or use ais_bounds(start='prior')"
-        )
-
-
-def _point_masses(pair: Pair, structure: Structure, batch: Batch) -> list[str]:
-    """The latents that the guide sets to a point."""
-    sites = sample_sites(poutine.trace(pair.programs[1]).get_trace(batch.x, **batch.arguments))
-    return [name for name in structure.guided if name in sites and is_point(sites[name]["fn"])]

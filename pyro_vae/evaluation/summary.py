@@ -49,11 +49,14 @@ def evaluate(pair: Pair, x: Inputs, *, seed: int = 0, num_workers: int = 2) -> d
           more of a row than ``x``;
         - ``auxiliary``: what the guide's observed sites and its factors add to what is maximised. It is there if the
           guide has any, and is no part of the ELBO;
+        - ``rate_z_1`` and so on: where there are several latents, the part of the rate that is each one's own. Latents
+          that are summed over have none;
 
         ``num_latents``: how many coordinates all continuous latents of a row have together whose distribution in the
         guide has a mean, and ``active_units``: those of them with :math:`\mathrm{Var}_x(E_q[z]) > 0.01` over these rows
-        (Burda et al., 2016). Where a latent depends on earlier ones, its mean is taken at the middle of theirs. Both
-        are left out where there are none: latents are discrete, or flows.
+        (Burda et al., 2016). Where a latent depends on earlier ones, its mean is taken at the middle of theirs. Where
+        there are several latents, ``active_units_z_1`` and ``num_latents_z_1`` are those of one. They are left out
+        where there are none: latents are discrete, or flows.
 
         ``num_rows``: how many rows there were.
 
@@ -79,35 +82,42 @@ def evaluate(pair: Pair, x: Inputs, *, seed: int = 0, num_workers: int = 2) -> d
         by_row["bits_per_dim"] = (kl - reconstruction) / (rows.num_observed / rows.num_rows * math.log(2))
     if "auxiliary" in terms:
         by_row["auxiliary"] = terms["auxiliary"].double()
+    for name in structure.latents:
+        if f"kl_{name}" in terms:
+            by_row[f"rate_{name}"] = terms[f"kl_{name}"].double()
     metrics: dict[str, float] = {}
     for name, values in by_row.items():
         metrics[name] = float(values.mean())
         if len(values) > 1:
             metrics[f"{name}_se"] = float(values.std() / math.sqrt(len(values)))
-    variance = _variance_of_means(pair, rows, structure, seed)
-    if variance is not None:
-        metrics["active_units"] = int((variance > ACTIVE_VARIANCE).sum())
-        metrics["num_latents"] = len(variance)
+    active = {
+        name: variance > ACTIVE_VARIANCE for name, variance in _variances_of_means(pair, rows, structure, seed).items()
+    }
+    if active:
+        metrics["active_units"] = sum(int(units.sum()) for units in active.values())
+        metrics["num_latents"] = sum(map(len, active.values()))
+        if len(structure.latents) > 1:
+            metrics |= {f"active_units_{name}": int(units.sum()) for name, units in active.items()}
+            metrics |= {f"num_latents_{name}": len(units) for name, units in active.items()}
     metrics["num_rows"] = rows.num_rows
     return metrics
 
 
-def _variance_of_means(pair: Pair, rows: Rows, structure: Structure, seed: int) -> Tensor | None:
-    """Variance over rows of the posterior mean of each coordinate; None where no latent has a mean."""
+def _variances_of_means(pair: Pair, rows: Rows, structure: Structure, seed: int) -> dict[str, Tensor]:
+    """Variance over rows of the posterior mean of each coordinate, of each latent that has a mean."""
     names = [name for name in structure.guided if _may_have_mean(structure.latents[name])]
-    moments: Moments | None = None
+    moments: dict[str, Moments] = {}
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
-        for chunk in rows.chunks(_ROWS):
-            batch = pair.prepare(chunk)
-            means = _means(pair, batch, names)
-            if moments is None:
-                moments, names = Moments(), [n for n in means if bool(means[n].isfinite().all())]
-            if not names:
-                return None
-            moments.add(torch.cat([means[name] for name in names], -1))
-    assert moments is not None
-    return moments.variance
+        for first, chunk in enumerate(rows.chunks(_ROWS)):
+            means = _means(pair, pair.prepare(chunk), names)
+            if first == 0:
+                moments = {name: Moments() for name in means if bool(means[name].isfinite().all())}
+            if not moments:
+                break
+            for name, kept in moments.items():
+                kept.add(means[name])
+    return {name: kept.variance for name, kept in moments.items()}
 
 
 def _may_have_mean(latent: Latent) -> bool:

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from pyro_vae.inference.sites import Draws, over_draws
 from pyro_vae.inference.structure import ContractError
 
-__all__ = ["ImportanceWeighted", "Renyi"]
+__all__ = ["ImportanceWeighted", "Renyi", "require_rows"]
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,7 @@ class Renyi:
             raise ValueError(f"alpha must be finite, found {self.alpha}")
 
     def __call__(self, draws: Draws, progress: Any) -> Tensor:  # noqa: D102
-        for term in draws.terms:
-            if not term.is_local:
-                raise ContractError(
-                    f"this bound weighs the draws of each row, and {term.name!r} lies outside the plate 'data': use "
-                    f"Elbo(...)"
-                )
+        require_rows(draws)
         log_weights = draws.scaled.log_weights
         power = 1 - self.alpha
         if power:
@@ -126,6 +121,16 @@ class ImportanceWeighted:
             z.register_hook(lambda gradient: gradient * weights.reshape(*z.shape[:-1], 1))
         surrogate = (weights * log_weights).sum(0)
         return bound.detach() + surrogate - surrogate.detach()
+
+
+def require_rows(draws: Draws) -> None:
+    """Refuses draws with latents that belong to all rows, which no row can weigh alone."""
+    for term in draws.terms:
+        if not term.is_local:
+            raise ContractError(
+                f"this bound weighs the draws of each row, and {term.name!r} lies outside the plate 'data': use "
+                f"Elbo(...)"
+            )
 
 
 def detached(fn: Any) -> Any:

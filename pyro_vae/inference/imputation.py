@@ -61,11 +61,13 @@ def draw_imputations(
         By site ``(S, N, *E)``. Observed entries are drawn as well.
 
     Raises:
-        ContractError: if there are latents outside the plate ``"data"``, which rows cannot choose one by one.
+        ContractError: if there are latents outside the plate ``"data"``, which rows cannot choose one by one, or draws
+            of the guide cannot be weighted.
     """
     if num_samples < 1 or num_particles < 1:
         raise ValueError(f"num_samples and num_particles must be at least 1, found {num_samples} and {num_particles}")
     structure.require_local("rows cannot choose among its draws one by one")
+    structure.require_weights()
     with evaluating(model, guide):
         chosen = _from_guide(model, guide, batch, structure, num_samples, num_particles)
         found = draw_rows(model, chosen, batch, structure, num_samples, sites)

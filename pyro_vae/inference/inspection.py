@@ -30,6 +30,7 @@ from pyro_vae.inference.structure import (
     first_line,
     is_discrete,
     is_local,
+    is_point,
     is_unobserved_part,
     sample_sites,
     some,
@@ -189,7 +190,10 @@ def _structure(model_trace: Any, guide_trace: Any, program: Program, guide: Prog
         for frame in site["cond_indep_stack"]
         if frame.name != "data" and frame.full_size is not None and frame.size < frame.full_size
     }
-    return Structure(latents, observed, tuple(auxiliary), tuple(extra), tuple(subsampled), max(depths, default=1))
+    points = tuple(name for name in latents if name in guided and is_point(guided[name]["fn"]))
+    return Structure(
+        latents, observed, tuple(auxiliary), tuple(extra), tuple(subsampled), max(depths, default=1), points=points
+    )
 
 
 def _check_autoguide(guide: Program, local: list[str]) -> None:
@@ -231,7 +235,8 @@ def _latent(name: str, site: Any, in_guide: Any, *, is_argument: bool) -> Latent
     enumerated: Any = "model" if by_model else "guide" if by_guide else None
     if in_guide is not None and is_local(site) != is_local(in_guide):
         raise ContractError(f"the latent {name!r} is in the plate 'data' in one program and outside of it in the other")
-    return Latent(name, is_local(site), enumerated, is_discrete(fn), bool(fn.has_rsample), fn.event_dim, plates)
+    discrete = is_discrete(fn) or is_discrete(site["fn"])  # a point in the guide says nothing of what else there is
+    return Latent(name, is_local(site), enumerated, discrete, bool(fn.has_rsample), fn.event_dim, plates)
 
 
 def _check_plates(which: str, sites: Mapping[str, Any], rows: int) -> None:

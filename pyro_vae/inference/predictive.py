@@ -48,6 +48,7 @@ from pyro_vae.programs.running import evaluating
 __all__ = [
     "Tempered",
     "centre",
+    "check_sites",
     "chunk_shape",
     "draw_posterior_predictive",
     "draw_prior_predictive",

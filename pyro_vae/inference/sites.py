@@ -32,6 +32,7 @@ from typing import Any, Literal, NamedTuple
 
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer.enum import get_importance_trace
 from pyro.infer.util import MultiFrameTensor
@@ -43,9 +44,11 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.predictive import check_sites, rows_first
 from pyro_vae.inference.structure import (
     PARTICLES,
     ContractError,
+    Fixed,
     Structure,
     is_local,
     is_point,
@@ -260,6 +263,22 @@ class Draws:
         ]
         return replace(self, terms=tuple(terms), closed_form=tuple(found))
 
+    def held(self) -> "Draws":
+        """The same draws as given values: no gradient goes through them, and log q has that of its own parameters.
+
+        So it is in wake-sleep, where a score function is not wanted; the draws themselves are held from then on.
+        """
+        if self._parts:
+            return _joined([part.held() for part in self._parts])
+        return replace(self, terms=tuple(map(self._run.held, self.terms)))
+
+    def dreamed(self) -> Tensor:
+        r"""Log q(z | x) where the model has drawn both, as many rows as there are here: ``(N,)``.
+
+        Each row is drawn with its own keyword arguments. The gradient is that of the guide's parameters.
+        """
+        return (self._parts[0] if self._parts else self)._run.dreamed()
+
     def _with(self, terms: list[Term], of_part: Callable[["Draws"], "Draws"]) -> "Draws":
         return replace(self, terms=tuple(terms), _parts=tuple(of_part(part) for part in self._parts))
 
@@ -395,6 +414,7 @@ class _Run:
         enumerate_guide: bool,
     ) -> None:
         self.structure, self.particles, self.rows = structure, num_particles, len(batch)
+        self.programs, self.batch = (model, guide), batch
         self.shape, self.like = (num_particles or 1, len(batch)), batch.log_jacobian
         self.num_rows = len(batch) if num_rows is None else num_rows
         self.shared = 1 / self.num_rows
@@ -462,7 +482,44 @@ class _Run:
             values = values.sum(tuple(range(values.dim() - 2))) if values.dim() > 2 else values
         return values.expand(self.shape)
 
-    def _term(self, name: str, kind: Kind, site: Any, sign: float = 1.0) -> Term:
+    def held(self, term: Term) -> Term:
+        """A term of draws that are held; asked of all before anything goes backward."""
+        if self.structure.extra:
+            raise ContractError(
+                f"the guide draws {self.structure.extra[0]!r}, which the model does not have, so that nothing says how "
+                f"it should have drawn it: use Elbo(...)"
+            )
+        if term.kind != "guide":
+            return term
+        site = self.guide[term.name]
+        if is_point(site["fn"]):
+            raise ContractError(
+                f"the guide sets {term.name!r} to a point, and has no density there of which it could learn from its "
+                f"own draws: use Elbo(...)"
+            )
+        if site["value"].requires_grad:
+            site["value"].register_hook(torch.zeros_like)
+        self.has_score_function = True  # which is zero
+        return self._term(term.name, "guide", site, held=True)
+
+    def dreamed(self) -> Tensor:
+        """Log q(z | x) of latents and rows that the model draws, ``(N,)``."""
+        model, guide = self.programs
+        with torch.no_grad():
+            drawn = sample_sites(poutine.trace(model).get_trace(batch_size=self.rows, **self.batch.forward))
+        check_sites(drawn, ("x",))
+        x, values = rows_first(drawn["x"], drawn["x"]["value"]), {}
+        for name, argument in self.structure.observed.items():
+            if name != "x" and name in drawn and argument is not None:
+                values[argument] = rows_first(drawn[name], drawn[name]["value"])
+        with Fixed({name: site["value"] for name, site in drawn.items()}):
+            trace = poutine.trace(guide).get_trace(x, **{**self.batch.arguments, **values})
+        trace.compute_log_prob()
+        sites = {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
+        terms = [self._in_rows(site["log_prob"], local=is_local(site)) for site in sites.values()]
+        return _sum(terms).expand(1, self.rows)[0]
+
+    def _term(self, name: str, kind: Kind, site: Any, sign: float = 1.0, *, held: bool = False) -> Term:
         local, frames = is_local(site), tuple(vectorised_frames(site))
         data, inner = _subsampling(site)
         plain = data == 1 and _is_one(site["scale"], inner)
@@ -478,7 +535,7 @@ class _Run:
             by_value = in_rows(sign * scale_and_mask(site["unscaled_log_prob"], inner, site["mask"]))
             rows = self.expected(by_value)
         score: Tensor | None = None
-        if kind == "guide" and name not in self.enumerated:
+        if kind == "guide" and name not in self.enumerated and not held:
             _, score_function, entropy = site["score_parts"]
             if not is_identically_zero(score_function):
                 # The value is log q; its gradient is that of the entropy term alone, and of what the guide enumerates.

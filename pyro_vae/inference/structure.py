@@ -91,6 +91,7 @@ class Structure:
         nesting: Dimensions that the programs' plates take, from the right.
         vectorised: Whether the programs run for many draws at once, under a plate left of all others.
         reason: Why they do not.
+        points: Latents that the guide sets to a point.
         bytes_per_draw: Memory that one draw for one row takes, from above: all that a run makes, as if nothing were
             freed before its end.
     """
@@ -103,6 +104,7 @@ class Structure:
     nesting: int = 1
     vectorised: bool = True
     reason: str = ""
+    points: tuple[str, ...] = ()
     bytes_per_draw: int = 1
 
     @property
@@ -139,6 +141,32 @@ class Structure:
             raise ContractError(
                 f"the plate {name!r} takes only some of its elements, and the weights of a row need them all: run the "
                 f"programs without subsampling"
+            )
+
+    def require_weights(self) -> None:
+        """Refuses a guide whose draws cannot be weighted, since they have no density of the latents.
+
+        A guide may draw an auxiliary and set all latents to functions of it, as Pyro's autoguides do, with the density
+        in ``Delta(..., log_density=...)``.
+
+        Raises:
+            ContractError: naming the first such site, and what to do.
+        """
+        if self.points and not self.extra:
+            name = self.points[0]
+            if self.latents[name].is_discrete:
+                raise ContractError(
+                    f"the guide sets the discrete latent {name!r} to one value, so that all of its draws are the same, "
+                    f"and cannot be weighted: the bound that they give is the elbo of evaluate"
+                )
+            raise ContractError(
+                f"the guide sets {name!r} to a point and has no density there, so that its draws cannot be weighted: "
+                f"let it draw {name!r} from a distribution, or use ais_bounds(start='prior')"
+            )
+        if self.extra and len(self.points) < len(self.guided):
+            raise ContractError(
+                f"the guide draws the auxiliary {self.extra[0]!r}, which the model does not have, so that its draws "
+                f"have no density of the latents alone: let the model draw it too, or use ais_bounds(start='prior')"
             )
 
     def site(self, name: str | None = None) -> str:

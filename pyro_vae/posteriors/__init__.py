@@ -1,11 +1,14 @@
 r"""Posterior families :math:`q(z \mid x)`: what the encoder may believe about a row."""
 
 from pyro_vae.posteriors.base import Posterior
+from pyro_vae.posteriors.codes import Codes
 from pyro_vae.posteriors.flows import FlowPosterior, Householder
 from pyro_vae.posteriors.mixtures import MixturePosterior
 from pyro_vae.posteriors.normal import DiagonalNormal, FullNormal, LowRankNormal
+from pyro_vae.posteriors.semi_amortized import SemiAmortized
 
 __all__ = [
+    "Codes",
     "DiagonalNormal",
     "FlowPosterior",
     "FullNormal",
@@ -13,4 +16,5 @@ __all__ = [
     "LowRankNormal",
     "MixturePosterior",
     "Posterior",
+    "SemiAmortized",
 ]

@@ -30,6 +30,7 @@ class Prior(nn.Module):
     """
 
     latent_dim: int
+    asks_encoder: bool = False  # whether it is made of what the encoder says
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()

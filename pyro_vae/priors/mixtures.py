@@ -75,6 +75,7 @@ class VampPrior(Prior):
     """
 
     pseudo_inputs: Tensor
+    asks_encoder = True
 
     def __init__(self, latent_dim: int, num_components: int = 500) -> None:
         super().__init__(latent_dim)

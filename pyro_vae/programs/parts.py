@@ -1,7 +1,7 @@
 """The two parts of a VAE that are networks: what x is like given z, and what z is like given x."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyro.distributions import TorchDistribution
@@ -12,7 +12,7 @@ from pyro_vae.encodings import Encoding, Plain
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.posteriors import Posterior
 
-__all__ = ["Decoder", "Encoder", "batch_of", "must_map", "raw_output", "read_raw"]
+__all__ = ["Decoder", "Encoder", "batch_of", "check_mask_shape", "must_map", "raw_output", "read_raw"]
 
 
 class Decoder(nn.Module):
@@ -52,7 +52,7 @@ class Decoder(nn.Module):
         check_taken(arguments, self.arguments, "the decoder")
         if mask is not None:
             shape = mask.shape[: mask.dim() - len(self.event_shape)] + self.event_shape if x is None else x.shape
-            _check_mask(mask, shape)
+            check_mask_shape(mask, shape)
         raw = raw_output(self.network, z, 1, self.likelihood.raw_shape(self.event_shape), "the decoder's network")
         if x is not None and self.training:
             self.likelihood.observe(raw, x, mask, **arguments)
@@ -73,8 +73,8 @@ class Encoder(nn.Module):
 
     Shape:
         x: ``(*B, *event_shape)`` in the model's units; mask: the same, true where an entry is observed. Returns a
-        distribution with batch ``(*B,)`` and event ``(L,)``. Other keyword arguments are the encoding's: ``arguments``
-        names them.
+        distribution with batch ``(*B,)`` and event ``(L,)``. Other keyword arguments are the encoding's and the
+        posterior's: ``arguments`` names them.
 
     Raises:
         ValueError: if the network's output can't be read, or the mask has another shape than x.
@@ -98,18 +98,26 @@ class Encoder(nn.Module):
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The keyword arguments that the encoding takes."""
-        return self.encoding.arguments
+        """The keyword arguments that the encoding takes, and the posterior."""
+        return tuple(dict.fromkeys((*self.encoding.arguments, *self.posterior.arguments)))
 
     def forward(self, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> TorchDistribution:  # noqa: D102
         check_taken(arguments, self.arguments, "the encoder")
         if mask is not None:
-            _check_mask(mask, x.shape)
-        shown = self.encoding(x, mask, **arguments)
+            check_mask_shape(mask, x.shape)
+        shown = self.encoding(x, mask, **{n: value for n, value in arguments.items() if n in self.encoding.arguments})
         if self.event_shape is None:
-            return self.posterior(self.network(shown))
+            return self._posterior(self.network(shown), x, mask, arguments)
         row_dim, shape = len(self.encoding.shape(self.event_shape)), self.posterior.raw_shape((self.latent_dim,))
-        return self.posterior(raw_output(self.network, shown, row_dim, shape, "the encoder's network"))
+        return self._posterior(
+            raw_output(self.network, shown, row_dim, shape, "the encoder's network"), x, mask, arguments
+        )
+
+    def _posterior(
+        self, raw: Tensor, x: Tensor, mask: Tensor | None, arguments: Mapping[str, Any]
+    ) -> TorchDistribution:
+        taken = {name: value for name, value in arguments.items() if name in self.posterior.arguments}
+        return self.posterior.of_rows(raw, x, mask, **taken)
 
 
 def raw_output(network: nn.Module, rows: Tensor, row_dim: int, shape: Sequence[int], who: str) -> Tensor:
@@ -164,7 +172,8 @@ def batch_of(shape: Sequence[int]) -> str:
     return f"({', '.join(['N', *map(str, shape)])})"
 
 
-def _check_mask(mask: Tensor, shape: Sequence[int]) -> None:
+def check_mask_shape(mask: Tensor, shape: Sequence[int]) -> None:
+    """Refuses a mask that has not one entry for each of the rows', of this shape."""
     if tuple(mask.shape) != tuple(shape):
         raise ValueError(
             f"the mask has shape {tuple(mask.shape)}, expected one entry for each of the rows', {tuple(shape)}"

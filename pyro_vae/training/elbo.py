@@ -34,7 +34,8 @@ def terms_per_row(
 
     Returns:
         By name ``(N,)``: ``reconstruction``, log p(x | z), a log-density in the user's units; ``kl``, log q(z | x) −
-        log p(z); and, where the guide observes something, ``auxiliary``, what that adds to what is maximised.
+        log p(z); where there are several latents, ``kl_name`` of each that both programs have by itself; and, where the
+        guide observes something, ``auxiliary``, what that adds to what is maximised.
     """
     parts: dict[str, list[Tensor]] = {}
     num_rows = num_rows or pair.num_rows or rows.num_rows
@@ -46,6 +47,9 @@ def terms_per_row(
             draws = run_pair(*pair.programs, batch, structure, num_rows=num_rows)
             parts.setdefault("reconstruction", []).append(draws.reconstruction[0] + batch.log_jacobian)
             parts.setdefault("kl", []).append(draws.rate[0])
+            guide, prior = draws.log_guide, draws.log_prior
+            for name in guide.keys() & prior.keys() if len(structure.latents) > 1 else ():
+                parts.setdefault(f"kl_{name}", []).append((guide[name] - prior[name])[0])
             if structure.auxiliary:
                 parts.setdefault("auxiliary", []).append(torch.stack(list(draws.auxiliary.values())).sum(0)[0])
     return {name: torch.cat(values) for name, values in parts.items()}

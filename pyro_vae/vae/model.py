@@ -54,6 +54,7 @@ class VAE(Premade):
                 f"the decoder's rows have shape {decoder.event_shape} and the encoder's {encoder.event_shape}"
             )
         prior.join(encoder, decoder)
+        encoder.posterior.join(prior, decoder)
         transform = Identity() if transform is None else transform
         check_fit(transform, decoder.likelihood.data_range, type(decoder.likelihood).__name__)
         super().__init__(

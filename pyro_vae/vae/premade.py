@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -17,8 +17,10 @@ class Premade(Pair):
     """Base class of premade pairs: a :class:`~pyro_vae.Pair` that :func:`~pyro_vae.load` opens without its code.
 
     To write a new one, keep each constructor argument under its own name, say in ``networks`` which networks it has,
-    and name the class in ``pyro_vae/vae/saving.py``.
+    and name the class in ``pyro_vae/vae/saving.py``. Classes of parts that are its own stand in ``parts``.
     """
+
+    parts: ClassVar[tuple[type[nn.Module], ...]] = ()
 
     def networks(self) -> Mapping[str, tuple[nn.Module, tuple[int, ...]]]:
         """The networks, by what they are called, each with the shape of one row that it takes."""

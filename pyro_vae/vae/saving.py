@@ -12,12 +12,14 @@ from pyro_vae._support import configs
 from pyro_vae.pair import Pair
 from pyro_vae.programs.saving import CONFIG, check_shapes, load_config, open_into, read_weights
 from pyro_vae.vae.description import PARTS, describe
+from pyro_vae.vae.ladder import LadderVAE
 from pyro_vae.vae.model import VAE
 from pyro_vae.vae.premade import Premade
+from pyro_vae.vae.vector_quantized import VectorQuantizedVAE
 
 __all__ = ["check_same", "load"]
 
-PREMADE: dict[str, type[Premade]] = {kind.__name__: kind for kind in (VAE,)}
+PREMADE: dict[str, type[Premade]] = {kind.__name__: kind for kind in (VAE, LadderVAE, VectorQuantizedVAE)}
 
 _Pair = TypeVar("_Pair", bound=Pair)
 
@@ -81,7 +83,8 @@ def _build(folder: Path, config: dict[str, Any], parts: tuple[type[nn.Module], .
             f"{folder} holds the state of a pair whose programs are code ({programs}): build the pair as it was, and "
             f"open it with load(folder, into=pair)"
         )
-    classes = PARTS | PREMADE | {part.__name__: part for part in parts}
+    own = {part.__name__: part for kind in PREMADE.values() for part in kind.parts}
+    classes = PARTS | PREMADE | own | {part.__name__: part for part in parts}
     try:
         if not parts:  # before memory is asked for: a damaged size may be any
             with torch.device("meta"):

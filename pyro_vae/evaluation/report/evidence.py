@@ -22,7 +22,8 @@ def summary(job: Job, section: Section) -> None:
     section.about = (
         f"One draw of the guide for each of {metrics['num_rows']:,} rows; nats per row, ± standard error over rows."
     )
-    names = [n for n in ("elbo", "rate", "distortion", "bits_per_dim", "auxiliary") if n in metrics]
+    of_each = [n for n in metrics if n.startswith("rate_") and not n.endswith("_se")]
+    names = [n for n in ("elbo", "rate", *of_each, "distortion", "bits_per_dim", "auxiliary") if n in metrics]
     section.tables[""] = pd.DataFrame(
         {"mean": [metrics[n] for n in names], "± over rows": [metrics.get(f"{n}_se", math.nan) for n in names]}, names
     )
