@@ -13,27 +13,50 @@ if TYPE_CHECKING:
     from pyro_vae.inference.objectives import Elbo
     from pyro_vae.pair import Batch, Pair
     from pyro_vae.training import epochs, fit
-    from pyro_vae.vae import VAE, conv_vae, load, make_vae, mlp_vae, recurrent_vae
+    from pyro_vae.vae import (
+        VAE,
+        DeepMarkovModel,
+        MultimodalVAE,
+        PooledVAE,
+        TopicModel,
+        conv_vae,
+        deep_markov_model,
+        load,
+        make_vae,
+        mlp_vae,
+        multimodal_vae,
+        pooled_vae,
+        recurrent_vae,
+        topic_model,
+    )
 
 __all__ = [
     "VAE",
     "Batch",
+    "DeepMarkovModel",
     "Elbo",
     "ImportanceWeighted",
     "InfoVae",
+    "MultimodalVAE",
     "Pair",
+    "PooledVAE",
     "Renyi",
+    "TopicModel",
     "TotalCorrelation",
     "__version__",
     "check_pair",
     "conv_vae",
+    "deep_markov_model",
     "epochs",
     "evaluate",
     "fit",
     "load",
     "make_vae",
     "mlp_vae",
+    "multimodal_vae",
+    "pooled_vae",
     "recurrent_vae",
+    "topic_model",
 ]
 
 __getattr__, __dir__ = lazily(
@@ -45,6 +68,22 @@ __getattr__, __dir__ = lazily(
         "inference.objectives": ["Elbo"],
         "pair": ["Batch", "Pair"],
         "training": ["epochs", "fit"],
-        "vae": ["VAE", "conv_vae", "load", "make_vae", "mlp_vae", "recurrent_vae"],
+        "vae": [
+            "VAE",
+            "DeepMarkovModel",
+            "MultimodalVAE",
+            "PooledVAE",
+            "TopicModel",
+            "conv_vae",
+            "deep_markov_model",
+            "deep_markov_model",
+            "load",
+            "make_vae",
+            "mlp_vae",
+            "multimodal_vae",
+            "pooled_vae",
+            "recurrent_vae",
+            "topic_model",
+        ],
     },
 )

@@ -3,17 +3,29 @@ r"""The pair that most people want, put together for them: one latent vector, a 
 from pyro_vae.programs.saving import CONFIG, FORMAT_VERSION, WEIGHTS, load_config
 from pyro_vae.vae.builders import conv_vae, make_vae, mlp_vae, recurrent_vae
 from pyro_vae.vae.model import VAE
+from pyro_vae.vae.multimodal import MultimodalVAE, multimodal_vae
+from pyro_vae.vae.pooled import PooledVAE, pooled_vae
 from pyro_vae.vae.saving import load
+from pyro_vae.vae.sequences import DeepMarkovModel, deep_markov_model
+from pyro_vae.vae.topics import TopicModel, topic_model
 
 __all__ = [
     "CONFIG",
     "FORMAT_VERSION",
     "VAE",
     "WEIGHTS",
+    "DeepMarkovModel",
+    "MultimodalVAE",
+    "PooledVAE",
+    "TopicModel",
     "conv_vae",
+    "deep_markov_model",
     "load",
     "load_config",
     "make_vae",
     "mlp_vae",
+    "multimodal_vae",
+    "pooled_vae",
     "recurrent_vae",
+    "topic_model",
 ]

@@ -13,11 +13,17 @@ from pyro_vae.pair import Pair
 from pyro_vae.programs.saving import CONFIG, check_shapes, load_config, open_into, read_weights
 from pyro_vae.vae.description import PARTS, describe
 from pyro_vae.vae.model import VAE
+from pyro_vae.vae.multimodal import MultimodalVAE
+from pyro_vae.vae.pooled import PooledVAE
 from pyro_vae.vae.premade import Premade
+from pyro_vae.vae.sequences import DeepMarkovModel
+from pyro_vae.vae.topics import TopicModel
 
 __all__ = ["check_same", "load"]
 
-PREMADE: dict[str, type[Premade]] = {kind.__name__: kind for kind in (VAE,)}
+PREMADE: dict[str, type[Premade]] = {
+    kind.__name__: kind for kind in (DeepMarkovModel, MultimodalVAE, PooledVAE, TopicModel, VAE)
+}
 
 _Pair = TypeVar("_Pair", bound=Pair)
 
