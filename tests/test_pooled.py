@@ -111,13 +111,13 @@ def test_new_groups_have_effects_of_the_prior_and_known_ones_their_own():
     with torch.no_grad():
         vae.guide.loc.copy_(torch.tensor([[-4.0], [0.0], [4.0]]))
         vae.guide.raw_scale.fill_(-20.0)
-    rows = 3000
+    rows = 2000
     for group, mean in enumerate((-4.0, 0.0, 4.0)):
         x = vae.sample(rows, given={"groups": torch.full((rows,), group)})
         assert float(x.mean()) == pytest.approx(mean + SHIFT, abs=0.1)
         assert float(x.std()) == pytest.approx(math.hypot(SLOPE, NOISE), abs=0.05)
-    means = torch.stack([vae.sample(200, given={"groups": -1}).mean() for _ in range(80)])
-    assert float(means.std()) == pytest.approx(SPREAD, rel=0.3)
+    means = torch.stack([vae.sample(200, given={"groups": -1}).mean() for _ in range(50)])
+    assert float(means.std()) == pytest.approx(SPREAD, rel=0.35)
     assert vae.sample(4).shape == (4, 1)
     assert vae.sample(2, given={"groups": torch.tensor([0, 2])}).shape == (2, 1)
 

@@ -145,9 +145,9 @@ class DeepMarkovModel(Premade):
     r"""A deep Markov model of rows ``(T, C)``, of any length up to T.
 
     Its latents are ``z_1`` to ``z_T``, one state for each step. Rows of several lengths are padded with anything, and
-    come with their ``lengths``: ``fit(model, {"x": x, "lengths": lengths})``; or, with ``missing="nan"``, with NaN after
-    their end. Steps after it are draws of the model's in ``posterior_predictive``: forecasts. ``impute`` draws them
-    given what is observed, right for the model as its particles grow; gaps within a row too.
+    come with their ``lengths``: ``fit(model, {"x": x, "lengths": lengths})``; or, with ``missing="nan"``, with NaN
+    after their end. Steps after it are draws of the model's in ``posterior_predictive``: forecasts. ``impute`` draws
+    them given what is observed, right for the model as its particles grow; gaps within a row too.
 
     Args:
         prior: :math:`p(z_1)`, a normal with independent latents.
