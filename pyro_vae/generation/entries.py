@@ -16,7 +16,7 @@ from pyro_vae._support.precision import arithmetic, floating
 from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.annealing import annealed_draws
 from pyro_vae.evaluation.evidence import log_mean_exp
-from pyro_vae.evaluation.latent_density import LatentDensity, latent_layout, require_weights
+from pyro_vae.evaluation.latent_density import LatentDensity, latent_layout
 from pyro_vae.inference.batch import Batch, rows_that_fit
 from pyro_vae.inference.gaps import leaving_out_gaps
 from pyro_vae.inference.imputation import draw_rows, resampled
@@ -260,7 +260,7 @@ class _Proposals:
         self.shapes = {name: one.latents[name].shape for name in self.names}
         self.filled: list[Batch] = []
         try:
-            require_weights(pair, structure, batch[:1])
+            structure.require_weights()
             self.guide_has_density = True
         except ValueError:
             self.guide_has_density = False

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -23,7 +23,8 @@ def main(
     epochs: Annotated[int, typer.Option(help="Times every row is seen.")] = 150,
 ) -> None:
     """Trains two levels, 16 latents and 2 above them, and draws digits that share their upper level."""
-    x = torch.tensor(load_digits().images, dtype=torch.float32)  # 8 x 8, from 0 to 16
+    digits: Any = load_digits()
+    x = torch.tensor(digits.images, dtype=torch.float32)  # 8 x 8, from 0 to 16
     torch.manual_seed(0)
     vae = ladder_vae((8, 8), latent_dims=(16, 2), likelihood=Bernoulli(), hidden_dims=(128,), transform=Binarize(0, 16))
     fit(vae, x, objective=Elbo(kl_warmup=0.5), epochs=epochs, learning_rate=2e-3, progress=False)
