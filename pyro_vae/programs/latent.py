@@ -2,6 +2,7 @@ r"""The Pyro programs that most people want: :math:`p(z)\,p(x \mid z)` and :math
 
 import itertools
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -12,7 +13,7 @@ from pyro_vae._support.names import check_taken
 from pyro_vae.priors import Prior
 from pyro_vae.programs.parts import Decoder, Encoder, batch_of
 
-__all__ = ["Guide", "Model"]
+__all__ = ["GenerativeProgram", "Guide", "InferenceProgram", "Model"]
 
 # Pyro's parameter store keeps the first tensor it sees under a name, so a second model with the same name would
 # silently not train. Names are given once for each object; a copy is another object.
@@ -25,17 +26,18 @@ def _register(module: nn.Module) -> None:
     pyro.module(name, module)
 
 
-class Model(nn.Module):
-    r"""The generative program :math:`p(z)\,p(x \mid z)`.
+class GenerativeProgram(nn.Module):
+    r"""Base class of programs :math:`p(z)\,p(x \mid z)` that end in a decoder: all but the latents.
+
+    To write a new one, let ``forward`` draw latents in ``self.plate(...)``, as :class:`Model` does.
 
     Args:
-        prior: Called with nothing, returns :math:`p(z)`.
         decoder: Called with ``z``, returns :math:`p(x \mid z)`.
     """
 
-    def __init__(self, prior: Prior, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder) -> None:
         super().__init__()
-        self.prior, self.decoder = prior, decoder
+        self.decoder = decoder
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -53,31 +55,24 @@ class Model(nn.Module):
                 )
         self.decoder.likelihood.check_arguments(**arguments)
 
-    def forward(
-        self, x: Tensor | None = None, *, batch_size: int | None = None, mask: Tensor | None = None, **arguments: Any
-    ) -> Tensor:
-        """Runs the program on rows ``x`` in the model's units, or forward for ``batch_size`` new rows.
-
-        ``mask`` is true where an entry is observed; other keyword arguments are the likelihood's.
-        """
+    def plate(self, x: Tensor | None, batch_size: int | None, arguments: Mapping[str, Any]) -> Any:
+        """The plate of the rows, or of ``batch_size`` new ones, once it is known that the program takes what it got."""
         check_taken(arguments, self.arguments, "the model")
         rows = batch_size if x is None else len(x)
         if rows is None:
             raise ValueError("the model needs rows x, or batch_size=n to draw n new ones")
         _register(self)
-        with pyro.plate("data", rows, dim=-1):
-            z = pyro.sample("z", self.prior())
-            return pyro.sample("x", self.decoder(z, x, mask, **arguments), obs=x)
+        return pyro.plate("data", rows, dim=-1)
 
 
-class Guide(nn.Module):
-    r"""The inference program :math:`q(z \mid x)`.
+class InferenceProgram(nn.Module):
+    r"""Base class of programs :math:`q(z \mid x)` that begin with an encoder: all but the latents.
 
     Args:
-        encoder: Called with ``x``, returns :math:`q(z \mid x)`.
+        encoder: A module that names the keyword ``arguments`` that it takes beside ``x`` and ``mask``.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Any) -> None:
         super().__init__()
         self.encoder = encoder
 
@@ -86,9 +81,47 @@ class Guide(nn.Module):
         """The keyword arguments that the program takes: ``mask``, and those of the encoding."""
         return ("mask", *self.encoder.arguments)
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None, **arguments: Any) -> Tensor:
-        """Runs the program on rows ``x`` in the model's units; ``mask`` is true where an entry is observed."""
+    def plate(self, x: Tensor, arguments: Mapping[str, Any]) -> Any:
+        """The plate of the rows, once it is known that the program takes what it got."""
         check_taken(arguments, self.arguments, "the guide")
         _register(self)
-        with pyro.plate("data", len(x), dim=-1):
+        return pyro.plate("data", len(x), dim=-1)
+
+
+class Model(GenerativeProgram):
+    r"""The generative program :math:`p(z)\,p(x \mid z)`.
+
+    Args:
+        prior: Called with nothing, returns :math:`p(z)`.
+        decoder: Called with ``z``, returns :math:`p(x \mid z)`.
+    """
+
+    def __init__(self, prior: Prior, decoder: Decoder) -> None:
+        super().__init__(decoder)
+        self.prior = prior
+
+    def forward(
+        self, x: Tensor | None = None, *, batch_size: int | None = None, mask: Tensor | None = None, **arguments: Any
+    ) -> Tensor:
+        """Runs the program on rows ``x`` in the model's units, or forward for ``batch_size`` new rows.
+
+        ``mask`` is true where an entry is observed; other keyword arguments are the likelihood's.
+        """
+        with self.plate(x, batch_size, arguments):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.decoder(z, x, mask, **arguments), obs=x)
+
+
+class Guide(InferenceProgram):
+    r"""The inference program :math:`q(z \mid x)`.
+
+    Args:
+        encoder: Called with ``x``, returns :math:`q(z \mid x)`.
+    """
+
+    encoder: Encoder
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, **arguments: Any) -> Tensor:
+        """Runs the program on rows ``x`` in the model's units; ``mask`` is true where an entry is observed."""
+        with self.plate(x, arguments):
             return pyro.sample("z", self.encoder(x, mask, **arguments))
