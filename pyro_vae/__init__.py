@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from pyro_vae.inference.objectives import Elbo
     from pyro_vae.pair import Batch, Pair
     from pyro_vae.training import epochs, fit
-    from pyro_vae.vae import VAE, conv_vae, load, make_vae, mlp_vae
+    from pyro_vae.vae import VAE, ConditionalVAE, conditional_vae, conv_vae, load, make_vae, mlp_vae
 
 __all__ = [
     "VAE",
     "Batch",
+    "ConditionalVAE",
     "Elbo",
     "ImportanceWeighted",
     "InfoVae",
@@ -26,6 +27,7 @@ __all__ = [
     "TotalCorrelation",
     "__version__",
     "check_pair",
+    "conditional_vae",
     "conv_vae",
     "epochs",
     "evaluate",
@@ -44,6 +46,6 @@ __getattr__, __dir__ = lazily(
         "inference.objectives": ["Elbo"],
         "pair": ["Batch", "Pair"],
         "training": ["epochs", "fit"],
-        "vae": ["VAE", "conv_vae", "load", "make_vae", "mlp_vae"],
+        "vae": ["VAE", "ConditionalVAE", "conditional_vae", "conv_vae", "load", "make_vae", "mlp_vae"],
     },
 )

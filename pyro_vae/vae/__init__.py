@@ -2,6 +2,7 @@ r"""The pair that most people want, put together for them: one latent vector, a 
 
 from pyro_vae.programs.saving import CONFIG, FORMAT_VERSION, WEIGHTS, load_config
 from pyro_vae.vae.builders import conv_vae, make_vae, mlp_vae
+from pyro_vae.vae.conditional import ConditionalVAE, conditional_vae
 from pyro_vae.vae.model import VAE
 from pyro_vae.vae.saving import load
 
@@ -10,6 +11,8 @@ __all__ = [
     "FORMAT_VERSION",
     "VAE",
     "WEIGHTS",
+    "ConditionalVAE",
+    "conditional_vae",
     "conv_vae",
     "load",
     "load_config",

@@ -18,7 +18,7 @@ from pyro_vae.programs.running import evaluating, forked_random_state
 from pyro_vae.transforms import Auto, Transform
 from pyro_vae.vae.model import VAE
 
-__all__ = ["conv_vae", "make_vae", "mlp_vae"]
+__all__ = ["Network", "conv_vae", "make_network", "make_vae", "mlp_vae"]
 
 
 def mlp_vae(
@@ -118,7 +118,7 @@ def conv_vae(
     )
 
 
-_Network = nn.Module | Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]
+Network = nn.Module | Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]
 
 
 def make_vae(
@@ -126,8 +126,8 @@ def make_vae(
     latent_dim: int,
     *,
     likelihood: Likelihood,
-    encoder_network: _Network,
-    decoder_network: _Network,
+    encoder_network: Network,
+    decoder_network: Network,
     prior: Prior | None = None,
     posterior: Posterior | None = None,
     transform: Transform | Literal["auto"] | None = None,
@@ -184,8 +184,10 @@ def make_vae(
     encoding = likelihood.encoding(event_shape)
     if missing:
         encoding = WithMask(encoding, event_shape)
-    decoder = _made(decoder_network, z_shape, likelihood.raw_shape(event_shape), "decoder_network")
-    encoder = _made(encoder_network, encoding.shape(event_shape), posterior.raw_shape(z_shape), "encoder_network")
+    decoder = make_network(decoder_network, z_shape, likelihood.raw_shape(event_shape), "decoder_network")
+    encoder = make_network(
+        encoder_network, encoding.shape(event_shape), posterior.raw_shape(z_shape), "encoder_network"
+    )
     return VAE(
         prior,
         Decoder(decoder, likelihood, event_shape),
@@ -195,7 +197,7 @@ def make_vae(
     )
 
 
-def _made(network: _Network, in_shape: tuple[int, ...], out_shape: tuple[int, ...], who: str) -> nn.Module:
+def make_network(network: Network, in_shape: tuple[int, ...], out_shape: tuple[int, ...], who: str) -> nn.Module:
     """The network, known to map these shapes."""
     made = network if isinstance(network, nn.Module) else network(in_shape, out_shape) if callable(network) else network
     if not isinstance(made, nn.Module):

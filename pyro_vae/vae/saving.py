@@ -11,13 +11,14 @@ from torch import nn
 from pyro_vae._support import configs
 from pyro_vae.pair import Pair
 from pyro_vae.programs.saving import CONFIG, check_shapes, load_config, open_into, read_weights
+from pyro_vae.vae.conditional import ConditionalVAE
 from pyro_vae.vae.description import PARTS, describe
 from pyro_vae.vae.model import VAE
 from pyro_vae.vae.premade import Premade
 
 __all__ = ["check_same", "load"]
 
-PREMADE: dict[str, type[Premade]] = {kind.__name__: kind for kind in (VAE,)}
+PREMADE: dict[str, type[Premade]] = {kind.__name__: kind for kind in (ConditionalVAE, VAE)}
 
 _Pair = TypeVar("_Pair", bound=Pair)
 
