@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from pyro_vae.inference.objectives import Elbo
     from pyro_vae.pair import Batch, Pair
     from pyro_vae.training import epochs, fit
-    from pyro_vae.vae import VAE, ConditionalVAE, conditional_vae, conv_vae, load, make_vae, mlp_vae
+    from pyro_vae.vae import (
+        VAE,
+        ConditionalVAE,
+        SemiSupervisedVAE,
+        conditional_vae,
+        conv_vae,
+        load,
+        make_vae,
+        mlp_vae,
+        semi_supervised_vae,
+    )
 
 __all__ = [
     "VAE",
@@ -24,6 +34,7 @@ __all__ = [
     "InfoVae",
     "Pair",
     "Renyi",
+    "SemiSupervisedVAE",
     "TotalCorrelation",
     "__version__",
     "check_pair",
@@ -35,6 +46,7 @@ __all__ = [
     "load",
     "make_vae",
     "mlp_vae",
+    "semi_supervised_vae",
 ]
 
 __getattr__, __dir__ = lazily(
@@ -46,6 +58,16 @@ __getattr__, __dir__ = lazily(
         "inference.objectives": ["Elbo"],
         "pair": ["Batch", "Pair"],
         "training": ["epochs", "fit"],
-        "vae": ["VAE", "ConditionalVAE", "conditional_vae", "conv_vae", "load", "make_vae", "mlp_vae"],
+        "vae": [
+            "VAE",
+            "ConditionalVAE",
+            "SemiSupervisedVAE",
+            "conditional_vae",
+            "conv_vae",
+            "load",
+            "make_vae",
+            "mlp_vae",
+            "semi_supervised_vae",
+        ],
     },
 )

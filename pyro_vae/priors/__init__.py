@@ -1,7 +1,8 @@
 """Priors p(z): modules that are called with nothing and return a distribution over the latent vector."""
 
 from pyro_vae.priors.base import Prior, StandardNormal
+from pyro_vae.priors.classes import ClassPrior
 from pyro_vae.priors.flows import FlowPrior
 from pyro_vae.priors.mixtures import NormalMixture, VampPrior
 
-__all__ = ["FlowPrior", "NormalMixture", "Prior", "StandardNormal", "VampPrior"]
+__all__ = ["ClassPrior", "FlowPrior", "NormalMixture", "Prior", "StandardNormal", "VampPrior"]

@@ -5,6 +5,7 @@ from pyro_vae.vae.builders import conv_vae, make_vae, mlp_vae
 from pyro_vae.vae.conditional import ConditionalVAE, conditional_vae
 from pyro_vae.vae.model import VAE
 from pyro_vae.vae.saving import load
+from pyro_vae.vae.semi_supervised import SemiSupervisedVAE, semi_supervised_vae
 
 __all__ = [
     "CONFIG",
@@ -12,10 +13,12 @@ __all__ = [
     "VAE",
     "WEIGHTS",
     "ConditionalVAE",
+    "SemiSupervisedVAE",
     "conditional_vae",
     "conv_vae",
     "load",
     "load_config",
     "make_vae",
     "mlp_vae",
+    "semi_supervised_vae",
 ]

@@ -15,10 +15,11 @@ from pyro_vae.vae.conditional import ConditionalVAE
 from pyro_vae.vae.description import PARTS, describe
 from pyro_vae.vae.model import VAE
 from pyro_vae.vae.premade import Premade
+from pyro_vae.vae.semi_supervised import SemiSupervisedVAE
 
 __all__ = ["check_same", "load"]
 
-PREMADE: dict[str, type[Premade]] = {kind.__name__: kind for kind in (ConditionalVAE, VAE)}
+PREMADE: dict[str, type[Premade]] = {kind.__name__: kind for kind in (VAE, ConditionalVAE, SemiSupervisedVAE)}
 
 _Pair = TypeVar("_Pair", bound=Pair)
 
