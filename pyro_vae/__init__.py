@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from pyro_vae.training import epochs, fit
     from pyro_vae.vae import (
         VAE,
+        ClusterVAE,
         ConditionalVAE,
         SemiSupervisedVAE,
+        cluster_vae,
         conditional_vae,
         conv_vae,
         load,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "VAE",
     "Batch",
+    "ClusterVAE",
     "ConditionalVAE",
     "Elbo",
     "ImportanceWeighted",
@@ -38,6 +41,7 @@ __all__ = [
     "TotalCorrelation",
     "__version__",
     "check_pair",
+    "cluster_vae",
     "conditional_vae",
     "conv_vae",
     "epochs",
@@ -60,8 +64,10 @@ __getattr__, __dir__ = lazily(
         "training": ["epochs", "fit"],
         "vae": [
             "VAE",
+            "ClusterVAE",
             "ConditionalVAE",
             "SemiSupervisedVAE",
+            "cluster_vae",
             "conditional_vae",
             "conv_vae",
             "load",

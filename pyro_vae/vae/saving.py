@@ -11,6 +11,7 @@ from torch import nn
 from pyro_vae._support import configs
 from pyro_vae.pair import Pair
 from pyro_vae.programs.saving import CONFIG, check_shapes, load_config, open_into, read_weights
+from pyro_vae.vae.clusters import ClusterVAE
 from pyro_vae.vae.conditional import ConditionalVAE
 from pyro_vae.vae.description import PARTS, describe
 from pyro_vae.vae.model import VAE
@@ -19,7 +20,9 @@ from pyro_vae.vae.semi_supervised import SemiSupervisedVAE
 
 __all__ = ["check_same", "load"]
 
-PREMADE: dict[str, type[Premade]] = {kind.__name__: kind for kind in (VAE, ConditionalVAE, SemiSupervisedVAE)}
+PREMADE: dict[str, type[Premade]] = {
+    kind.__name__: kind for kind in (VAE, ClusterVAE, ConditionalVAE, SemiSupervisedVAE)
+}
 
 _Pair = TypeVar("_Pair", bound=Pair)
 
