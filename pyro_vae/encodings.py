@@ -22,7 +22,9 @@ __all__ = [
     "LogOnePlus",
     "OneHot",
     "Plain",
+    "Standard",
     "WithMask",
+    "beside",
     "by_row",
 ]
 
@@ -86,11 +88,11 @@ class Centred(Encoding):
         return 2 * x / self.high - 1
 
 
-class _StandardizedLogs(Encoding):
-    """Base class of logarithms of amounts, standardised.
+class _Standardized(Encoding):
+    """Base class of encodings that are standardised.
 
-    Logarithms of amounts lie anywhere and vary little, so each element's mean and standard deviation in the first
-    training batch are taken off, and kept from then on.
+    Numbers in any unit, and logarithms of amounts, lie anywhere and may vary little, so each element's mean and
+    standard deviation in the first training batch are taken off, and kept from then on.
     """
 
     loc: Tensor
@@ -104,26 +106,33 @@ class _StandardizedLogs(Encoding):
         self.register_buffer("scale", torch.ones(self.event_shape))
         self.register_buffer("has_scale", torch.tensor(False))  # noqa: FBT003
 
-    def standardized(self, logs: Tensor, mask: Tensor | None) -> Tensor:
-        """The logarithms, less their mean, over their standard deviation."""
+    def standardized(self, values: Tensor, mask: Tensor | None) -> Tensor:
+        """The values, less their mean, over their standard deviation."""
         if self.training:
-            self._observe(logs, mask)
-        return (logs - self.loc) / self.scale
+            self._observe(values, mask)
+        return (values - self.loc) / self.scale
 
     @torch.no_grad()
-    def _observe(self, logs: Tensor, mask: Tensor | None) -> None:
-        seen = torch.ones_like(logs) if mask is None else mask.to(logs.dtype).expand_as(logs)
-        logs, seen = (t.reshape(-1, *self.event_shape) for t in (logs, seen))
+    def _observe(self, values: Tensor, mask: Tensor | None) -> None:
+        seen = torch.ones_like(values) if mask is None else mask.to(values.dtype).expand_as(values)
+        values, seen = (t.reshape(-1, *self.event_shape) for t in (values, seen))
         count = seen.sum(0)
-        loc = (logs * seen).sum(0) / count.clamp(min=1)
-        scale = ((logs - loc).square() * seen).sum(0).div(count.clamp(min=1)).sqrt()
+        loc = (values * seen).sum(0) / count.clamp(min=1)
+        scale = ((values - loc).square() * seen).sum(0).div(count.clamp(min=1)).sqrt()
         varies = scale > 1e-5 * loc.abs()  # more than rounding would
         self.loc.copy_(torch.where(self.has_scale, self.loc, loc))
         self.scale.copy_(torch.where(self.has_scale, self.scale, torch.where(varies, scale, 1.0)))
         self.has_scale.fill_(True)  # noqa: FBT003
 
 
-class LogOnePlus(_StandardizedLogs):
+class Standard(_Standardized):
+    """Numbers in any unit, standardised by the first training batch."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
+        return self.standardized(x, mask)
+
+
+class LogOnePlus(_Standardized):
     """The logarithm of 1 + x, for counts, standardised by the first training batch.
 
     Counts are divided by their row's ``size_factor`` first: what was looked at more is not more.
@@ -139,14 +148,14 @@ class LogOnePlus(_StandardizedLogs):
         return self.standardized(x.log1p(), mask)
 
 
-class LogCounts(_StandardizedLogs):
+class LogCounts(_Standardized):
     """The logarithm of 1 + x, for counts whose total is a part of what they say, standardised likewise."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
         return self.standardized(x.log1p(), mask)
 
 
-class Log(_StandardizedLogs):
+class Log(_Standardized):
     """The logarithm of x, for positive measurements in any unit, standardised by the first training batch."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
@@ -228,32 +237,58 @@ class WithMask(Encoding):
         return torch.cat([encoded.reshape(*batch_shape, -1), seen.reshape(*batch_shape, -1)], dim=-1)
 
 
+def beside(values: Tensor, others: Tensor) -> Tensor:
+    """Two vectors in one, ``(*B, A)`` and ``(*C, D)`` to ``(*BC, A + D)``, with batch dimensions broadcast.
+
+    Example:
+        >>> beside(torch.zeros(7, 5, 2), torch.zeros(5, 3)).shape
+        torch.Size([7, 5, 5])
+    """
+    batch_shape = torch.broadcast_shapes(values.shape[:-1], others.shape[:-1])
+    parts = (part.expand(*batch_shape, part.shape[-1]) for part in (values, others.to(values.dtype)))
+    return torch.cat([*parts], dim=-1)
+
+
 class Beside(Encoding):
-    """Another encoding, and beside it a vector that the row comes with as a keyword argument: both flat, in one.
+    """Another encoding, and beside it a vector that a keyword argument gives.
+
+    They are one flat vector, or, for networks that look at images, each number of the vector is a plane beside the
+    image's channels.
 
     Args:
         encoding: How the row is shown.
         event_shape: Shape of one row.
         name: Of the keyword argument, ``(*B, size)``.
         size: Numbers in the vector.
+        planes: Show it as planes: ``(C, H, W)`` becomes ``(C + size, H, W)``.
 
     Raises:
-        ValueError: when it is called without the vector.
+        ValueError: when it is called without the vector; or if it is to be planes, and rows are no images.
     """
 
-    def __init__(self, encoding: Encoding, event_shape: Sequence[int], name: str, size: int) -> None:
+    def __init__(
+        self, encoding: Encoding, event_shape: Sequence[int], name: str, size: int, *, planes: bool = False
+    ) -> None:
         super().__init__()
         self.encoding, self.event_shape, self.name, self.size = encoding, tuple(event_shape), name, size
+        self.planes = planes
         self.arguments = (*encoding.arguments, name)
+        if planes and len(encoding.shape(self.event_shape)) < 2:
+            raise ValueError(f"planes are for images, (..., H, W), and a row is shown as {self.event_shape}")
 
     def shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:  # noqa: D102
-        return (math.prod(self.encoding.shape(event_shape)) + self.size,)
+        inner = self.encoding.shape(event_shape)
+        if self.planes:
+            return (math.prod(inner[:-2]) + self.size, *inner[-2:])
+        return (math.prod(inner) + self.size,)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> Tensor:  # noqa: D102
         vector = arguments.pop(self.name, None)
         if vector is None:
             raise ValueError(f"the encoder is shown {self.name!r} beside each row, and cannot be asked of rows alone")
-        encoded = self.encoding(x, mask, **arguments)
-        encoded = encoded.reshape(*x.shape[: x.dim() - len(self.event_shape)], -1)
-        batch_shape = torch.broadcast_shapes(encoded.shape[:-1], vector.shape[:-1])
-        return torch.cat([encoded.expand(*batch_shape, -1), vector.expand(*batch_shape, -1)], dim=-1)
+        batch_shape = x.shape[: x.dim() - len(self.event_shape)]
+        encoded, inner = self.encoding(x, mask, **arguments), self.encoding.shape(self.event_shape)
+        if not self.planes:
+            return beside(encoded.reshape(*batch_shape, math.prod(inner)), vector)
+        images = encoded.reshape(*batch_shape, math.prod(inner[:-2]), *inner[-2:]).movedim(-3, -1)
+        return beside(images, vector[..., None, None, :]).movedim(-1, -3)

@@ -1,6 +1,7 @@
 """Priors p(z): modules that are called with nothing and return a distribution over the latent vector."""
 
 from pyro_vae.priors.base import Prior, StandardNormal
+from pyro_vae.priors.classes import ClassPrior
 from pyro_vae.priors.codes import AutoregressiveCodes, IndependentCodes
 from pyro_vae.priors.dirichlet import SoftmaxDirichlet
 from pyro_vae.priors.flows import FlowPrior
@@ -8,6 +9,7 @@ from pyro_vae.priors.mixtures import NormalMixture, VampPrior
 
 __all__ = [
     "AutoregressiveCodes",
+    "ClassPrior",
     "FlowPrior",
     "IndependentCodes",
     "NormalMixture",

@@ -44,9 +44,30 @@ class NormalMixture(Prior):
         self.raw_scales = nn.Parameter(torch.full((num_components, latent_dim), start))
         self.logits = nn.Parameter(torch.zeros(num_components))
 
+    def weights(self) -> dist.Categorical:
+        r"""The component's distribution, with probabilities :math:`\pi_k`."""
+        return dist.Categorical(logits=self.logits)
+
+    def components(self, index: Tensor | None = None) -> dist.TorchDistribution:
+        """The components with these indices, ``(*B,)``, one for each; by default all, ``(K,)``."""
+        locs, scales = self.locs, F.softplus(self.raw_scales) + self.min_scale
+        if index is not None:
+            locs, scales = locs[index], scales[index]
+        return dist.Normal(locs, scales).to_event(1)
+
     def forward(self) -> dist.TorchDistribution:  # noqa: D102
-        components = dist.Normal(self.locs, F.softplus(self.raw_scales) + self.min_scale).to_event(1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+        return dist.MixtureSameFamily(self.weights(), self.components())
+
+    @torch.no_grad()
+    def start_at(self, locs: Tensor, scales: Tensor, weights: Tensor) -> None:
+        """Lets training start from these means and standard deviations, ``(K, L)``, and weights, ``(K,)``.
+
+        Scales below the floor are put a little above it, for there they would not move.
+        """
+        self.locs.copy_(locs)
+        above = scales.clamp(min=1.1 * self.min_scale) - self.min_scale
+        self.raw_scales.copy_(above + (-torch.expm1(-above)).log())  # softplus of it is that again
+        self.logits.copy_(weights.log())
 
 
 class VampPrior(Prior):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
@@ -12,7 +13,16 @@ from pyro_vae.encodings import Encoding, Plain
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.posteriors import Posterior
 
-__all__ = ["Decoder", "Encoder", "batch_of", "check_mask_shape", "must_map", "raw_output", "read_raw"]
+__all__ = [
+    "Classifier",
+    "Decoder",
+    "Encoder",
+    "batch_of",
+    "check_mask_shape",
+    "must_map",
+    "raw_output",
+    "read_raw",
+]
 
 
 class Decoder(nn.Module):
@@ -126,6 +136,46 @@ class Encoder(nn.Module):
     ) -> TorchDistribution:
         taken = {name: value for name, value in arguments.items() if name in self.posterior.arguments}
         return self.posterior.of_rows(raw, x, mask, **taken)
+
+
+class Classifier(nn.Module):
+    r"""A network that tells classes: :math:`x \mapsto q(y \mid x)`.
+
+    Args:
+        network: Maps ``(N, *encoding.shape(event_shape))`` to logits, ``(N, num_classes)``.
+        num_classes: How many classes there are.
+        event_shape: Shape of one row of data.
+        encoding: How the network is shown a row; by default as it is.
+
+    Shape:
+        x and mask: as of :class:`Encoder`. Returns a categorical distribution with batch ``(*B,)``. Other keyword
+        arguments are the encoding's: ``arguments`` names them.
+
+    Raises:
+        ValueError: if the network's output can't be read, or the mask has another shape than x.
+        TypeError: if the encoding does not take one of the arguments.
+    """
+
+    def __init__(
+        self, network: nn.Module, num_classes: int, event_shape: Sequence[int], encoding: Encoding | None = None
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.event_shape = num_classes, tuple(event_shape)
+        self.encoding = Plain() if encoding is None else encoding
+        self.network = network
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The keyword arguments that the encoding takes."""
+        return self.encoding.arguments
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> dist.Categorical:  # noqa: D102
+        check_taken(arguments, self.arguments, "the classifier")
+        if mask is not None:
+            check_mask_shape(mask, x.shape)
+        shown, row_dim = self.encoding(x, mask, **arguments), len(self.encoding.shape(self.event_shape))
+        logits = raw_output(self.network, shown, row_dim, (self.num_classes,), "the classifier's network")
+        return dist.Categorical(logits=logits)
 
 
 def raw_output(network: nn.Module, rows: Tensor, row_dim: int, shape: Sequence[int], who: str) -> Tensor:

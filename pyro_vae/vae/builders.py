@@ -33,7 +33,7 @@ from pyro_vae.programs.running import evaluating, forked_random_state
 from pyro_vae.transforms import Auto, Transform
 from pyro_vae.vae.model import VAE
 
-__all__ = ["Block", "Network", "conv_vae", "made_network", "make_vae", "mlp_vae", "recurrent_vae"]
+__all__ = ["Block", "Network", "conv_vae", "make_network", "make_vae", "mlp_vae", "recurrent_vae"]
 
 Block = Literal["plain", "gated", "residual"]
 _BLOCKS: tuple[Block, ...] = ("plain", "gated", "residual")
@@ -293,8 +293,8 @@ def make_vae(
     encoding = likelihood.encoding(event_shape)
     if missing:
         encoding = WithMask(encoding, event_shape)
-    decoder = made_network(decoder_network, z_shape, likelihood.raw_shape(event_shape), "decoder_network")
-    encoder = made_network(
+    decoder = make_network(decoder_network, z_shape, likelihood.raw_shape(event_shape), "decoder_network")
+    encoder = make_network(
         encoder_network, encoding.shape(event_shape), posterior.raw_shape(z_shape), "encoder_network"
     )
     return VAE(
@@ -306,7 +306,7 @@ def make_vae(
     )
 
 
-def made_network(network: Network, in_shape: tuple[int, ...], out_shape: tuple[int, ...], who: str) -> nn.Module:
+def make_network(network: Network, in_shape: tuple[int, ...], out_shape: tuple[int, ...], who: str) -> nn.Module:
     """The network, known to map these shapes."""
     made = network if isinstance(network, nn.Module) else network(in_shape, out_shape) if callable(network) else network
     if not isinstance(made, nn.Module):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import encodings, likelihoods, networks, posteriors, priors, programs, transforms
+from pyro_vae import covariates, encodings, likelihoods, networks, posteriors, priors, programs, transforms
 from pyro_vae._support import configs
 from pyro_vae.programs.running import evaluating, forked_random_state
 
@@ -15,7 +15,7 @@ __all__ = ["PARTS", "describe"]
 # The library's own parts, by name.
 PARTS = {
     name: part
-    for room in (encodings, likelihoods, networks, posteriors, priors, programs, transforms)
+    for room in (covariates, encodings, likelihoods, networks, posteriors, priors, programs, transforms)
     for name in room.__all__
     if isinstance(part := getattr(room, name), type) and issubclass(part, nn.Module)
 }

@@ -36,7 +36,7 @@ from pyro_vae.priors import Prior, StandardNormal
 from pyro_vae.programs.latent import GenerativeProgram, InferenceProgram
 from pyro_vae.programs.parts import Decoder, Encoder, check_mask_shape, raw_output
 from pyro_vae.transforms import Auto, Identity, Transform
-from pyro_vae.vae.builders import Network, made_network
+from pyro_vae.vae.builders import Network, make_network
 from pyro_vae.vae.premade import Premade
 
 __all__ = ["LadderEncoder", "LadderGuide", "LadderModel", "LadderVAE", "ladder_vae"]
@@ -301,8 +301,8 @@ def ladder_vae(
         return MLP(in_shape, out_shape, widths, activation)
 
     raw = [context_dim + 2 * size for size in sizes[:-1]] + [2 * sizes[-1]]
-    first = made_network(encoder_network or mlp, encoding.shape(event_shape), (raw[0],), "encoder_network")
-    last = made_network(
+    first = make_network(encoder_network or mlp, encoding.shape(event_shape), (raw[0],), "encoder_network")
+    last = make_network(
         decoder_network or (lambda i, o: mlp(i, o, hidden_dims[::-1])),
         sizes[:1],
         likelihood.raw_shape(event_shape),

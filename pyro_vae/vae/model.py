@@ -4,12 +4,11 @@ from typing import Literal
 
 from torch import nn
 
-from pyro_vae.data.checks import check_fit
 from pyro_vae.priors import Prior
 from pyro_vae.programs.latent import Guide, Model
 from pyro_vae.programs.parts import Decoder, Encoder
 from pyro_vae.transforms import Identity, Transform
-from pyro_vae.vae.premade import Premade
+from pyro_vae.vae.premade import Premade, check_parts
 
 __all__ = ["VAE"]
 
@@ -45,18 +44,10 @@ class VAE(Premade):
         transform: Transform | None = None,
         missing: Literal["nan"] | None = None,
     ) -> None:
-        if prior.latent_dim != encoder.latent_dim:
-            raise ValueError(f"the prior has {prior.latent_dim} latents and the encoder {encoder.latent_dim}")
-        if encoder.event_shape is None:
-            encoder.event_shape = decoder.event_shape
-        if encoder.event_shape != decoder.event_shape:
-            raise ValueError(
-                f"the decoder's rows have shape {decoder.event_shape} and the encoder's {encoder.event_shape}"
-            )
+        transform = Identity() if transform is None else transform
+        check_parts(prior.latent_dim, decoder, encoder, transform)
         prior.join(encoder, decoder)
         encoder.posterior.join(prior, decoder)
-        transform = Identity() if transform is None else transform
-        check_fit(transform, decoder.likelihood.data_range, type(decoder.likelihood).__name__)
         super().__init__(
             Model(prior, decoder),
             Guide(encoder),

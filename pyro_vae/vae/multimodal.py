@@ -36,7 +36,7 @@ from pyro_vae.priors import Prior, StandardNormal
 from pyro_vae.programs.latent import GenerativeProgram, InferenceProgram
 from pyro_vae.programs.parts import Decoder, Encoder
 from pyro_vae.transforms import Auto, Identity, Transform
-from pyro_vae.vae.builders import Network, made_network
+from pyro_vae.vae.builders import Network, make_network
 from pyro_vae.vae.premade import Premade
 
 __all__ = ["MultimodalVAE", "multimodal_vae"]
@@ -372,13 +372,13 @@ def multimodal_vae(
     for name, (shape, likelihood) in modalities.items():
         event_shape = tuple(shape)
         encoding = WithMask(likelihood.encoding(event_shape), event_shape)
-        encoder = made_network(
+        encoder = make_network(
             (encoder_networks or {}).get(name, lambda i, o: MLP(i, o, hidden_dims, activation)),
             encoding.shape(event_shape),
             posterior.raw_shape(z_shape),
             f"the encoder network of {name}",
         )
-        decoder = made_network(
+        decoder = make_network(
             (decoder_networks or {}).get(name, lambda i, o: MLP(i, o, hidden_dims[::-1], activation)),
             z_shape,
             likelihood.raw_shape(event_shape),

@@ -34,7 +34,7 @@ from pyro_vae.priors import Prior, StandardNormal
 from pyro_vae.programs.latent import GenerativeProgram, InferenceProgram
 from pyro_vae.programs.parts import Decoder, Encoder
 from pyro_vae.transforms import Auto, Identity, Transform
-from pyro_vae.vae.builders import Network, made_network
+from pyro_vae.vae.builders import Network, make_network
 from pyro_vae.vae.premade import Premade
 
 __all__ = ["PooledVAE", "pooled_vae"]
@@ -299,13 +299,13 @@ def pooled_vae(
     if missing:
         encoding = WithMask(encoding, event_shape)
     encoding = Beside(encoding, event_shape, "effect", math.prod(raw_shape))
-    encoder = made_network(
+    encoder = make_network(
         encoder_network or (lambda i, o: MLP(i, o, hidden_dims, activation)),
         encoding.shape(event_shape),
         posterior.raw_shape(z_shape),
         "encoder_network",
     )
-    decoder = made_network(
+    decoder = make_network(
         decoder_network or (lambda i, o: MLP(i, o, hidden_dims[::-1], activation)),
         z_shape,
         raw_shape,

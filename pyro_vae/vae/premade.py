@@ -6,11 +6,14 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from pyro_vae.data.checks import check_fit
 from pyro_vae.pair import Pair
+from pyro_vae.programs.parts import Decoder, Encoder
 from pyro_vae.programs.saving import save_pair
+from pyro_vae.transforms import Transform
 from pyro_vae.vae.description import describe
 
-__all__ = ["Premade"]
+__all__ = ["Premade", "check_parts"]
 
 
 class Premade(Pair):
@@ -45,3 +48,19 @@ class Premade(Pair):
     def save_config(self, folder: str | os.PathLike[str], run: Mapping[str, Any] | None = None) -> None:
         """Writes the model's description alone, without weights."""
         save_pair(self, folder, run, description=describe(self), weights=False)
+
+
+def check_parts(latent_dim: int, decoder: Decoder, encoder: Encoder, transform: Transform) -> None:
+    """Makes sure that parts go together; an encoder that does not know the shape of its rows is told the decoder's.
+
+    Raises:
+        ValueError: if the transform does not yield what the likelihood describes, or the parts disagree on the rows or
+            on the number of latents.
+    """
+    if latent_dim != encoder.latent_dim:
+        raise ValueError(f"the prior has {latent_dim} latents and the encoder {encoder.latent_dim}")
+    if encoder.event_shape is None:
+        encoder.event_shape = decoder.event_shape
+    if encoder.event_shape != decoder.event_shape:
+        raise ValueError(f"the decoder's rows have shape {decoder.event_shape} and the encoder's {encoder.event_shape}")
+    check_fit(transform, decoder.likelihood.data_range, type(decoder.likelihood).__name__)

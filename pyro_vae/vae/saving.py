@@ -11,12 +11,15 @@ from torch import nn
 from pyro_vae._support import configs
 from pyro_vae.pair import Pair
 from pyro_vae.programs.saving import CONFIG, check_shapes, load_config, open_into, read_weights
+from pyro_vae.vae.clusters import ClusterVAE
+from pyro_vae.vae.conditional import ConditionalVAE
 from pyro_vae.vae.description import PARTS, describe
 from pyro_vae.vae.ladder import LadderVAE
 from pyro_vae.vae.model import VAE
 from pyro_vae.vae.multimodal import MultimodalVAE
 from pyro_vae.vae.pooled import PooledVAE
 from pyro_vae.vae.premade import Premade
+from pyro_vae.vae.semi_supervised import SemiSupervisedVAE
 from pyro_vae.vae.sequences import DeepMarkovModel
 from pyro_vae.vae.topics import TopicModel
 from pyro_vae.vae.vector_quantized import VectorQuantizedVAE
@@ -25,7 +28,18 @@ __all__ = ["check_same", "load"]
 
 PREMADE: dict[str, type[Premade]] = {
     kind.__name__: kind
-    for kind in (DeepMarkovModel, LadderVAE, MultimodalVAE, PooledVAE, TopicModel, VAE, VectorQuantizedVAE)
+    for kind in (
+        ClusterVAE,
+        ConditionalVAE,
+        DeepMarkovModel,
+        LadderVAE,
+        MultimodalVAE,
+        PooledVAE,
+        SemiSupervisedVAE,
+        TopicModel,
+        VAE,
+        VectorQuantizedVAE,
+    )
 }
 
 _Pair = TypeVar("_Pair", bound=Pair)

@@ -34,7 +34,7 @@ from pyro_vae.programs.latent import GenerativeProgram, InferenceProgram
 from pyro_vae.programs.parts import Decoder, raw_output
 from pyro_vae.programs.recurrent import BackwardEncoder, by_step
 from pyro_vae.transforms import Auto, Identity, Transform
-from pyro_vae.vae.builders import Network, made_network
+from pyro_vae.vae.builders import Network, make_network
 from pyro_vae.vae.premade import Premade
 
 __all__ = ["DeepMarkovModel", "deep_markov_model"]
@@ -268,13 +268,13 @@ def deep_markov_model(
     num_steps, *rest = event_shape
     step_shape, z_shape = tuple(rest), (latent_dim,)
     encoding = WithMask(likelihood.encoding(step_shape), step_shape)
-    transition = made_network(
+    transition = make_network(
         transition_network or (lambda i, o: GatedTransition(i, o, recurrent_dim)),
         z_shape,
         (2, latent_dim),
         "transition_network",
     )
-    decoder = made_network(
+    decoder = make_network(
         decoder_network or (lambda i, o: MLP(i, o, hidden_dims, activation)),
         z_shape,
         likelihood.raw_shape(step_shape),

@@ -31,7 +31,7 @@ from pyro_vae.programs.latent import Guide, Model
 from pyro_vae.programs.parts import Decoder, Encoder
 from pyro_vae.programs.running import evaluating
 from pyro_vae.transforms import Identity, Transform
-from pyro_vae.vae.builders import Network, made_network
+from pyro_vae.vae.builders import Network, make_network
 from pyro_vae.vae.premade import Premade
 
 __all__ = ["TopicModel", "topic_model"]
@@ -178,7 +178,7 @@ def topic_model(
     encoding = likelihood.encoding(event_shape)
     if missing:
         encoding = WithMask(encoding, event_shape)
-    encoder = made_network(
+    encoder = make_network(
         encoder_network or (lambda i, o: MLP(i, o, hidden_dims, activation)),
         encoding.shape(event_shape),
         posterior.raw_shape(z_shape),

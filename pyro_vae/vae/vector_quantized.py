@@ -40,7 +40,7 @@ from pyro_vae.programs.latent import InferenceProgram, Model
 from pyro_vae.programs.parts import Decoder, Encoder
 from pyro_vae.programs.running import evaluating
 from pyro_vae.transforms import Auto, Identity, Transform
-from pyro_vae.vae.builders import Network, made_network
+from pyro_vae.vae.builders import Network, make_network
 from pyro_vae.vae.premade import Premade
 
 __all__ = ["NearestCodes", "VectorQuantizedGuide", "VectorQuantizedVAE", "vector_quantized_vae"]
@@ -300,13 +300,13 @@ def vector_quantized_vae(
     nearest = NearestCodes(num_values, code_dim, decay, restart)
     encoding = likelihood.encoding(event_shape)
     encoding = WithMask(encoding, event_shape) if missing else encoding
-    encoder = made_network(
+    encoder = make_network(
         encoder_network or (lambda i, o: MLP(i, o, hidden_dims, activation)),
         encoding.shape(event_shape),
         nearest.raw_shape((latent_dim,)),
         "encoder_network",
     )
-    decoder = made_network(
+    decoder = make_network(
         decoder_network or (lambda i, o: MLP(i, o, hidden_dims[::-1], activation)),
         (latent_dim,),
         likelihood.raw_shape(event_shape),

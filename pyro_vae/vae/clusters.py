@@ -1,0 +1,201 @@
+r"""A VAE that finds clusters: each row is of one of K, which nobody names.
+
+.. math::
+    y &\sim \mathrm{Categorical}(\pi) \\
+    z &\sim \mathcal{N}(\mu_y, \operatorname{diag}(\sigma_y^2)) \\
+    x &\sim p(x \mid z)
+
+The weights, means and standard deviations are learned. The guide is :math:`q(z \mid x)`; the cluster is summed over,
+given z, which is what the best :math:`q(y \mid x, z)` there is, :math:`p(y \mid z)`, comes to.
+
+Source: Jiang, Zheng, Tan, Tang & Zhou, *Variational Deep Embedding*, 2017 (VaDE), whose guide has
+:math:`q(y \mid x)` in the place of :math:`p(y \mid z)`, and a lower bound for it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.data.rows import Inputs
+from pyro_vae.likelihoods import Likelihood
+from pyro_vae.posteriors import Posterior
+from pyro_vae.priors import NormalMixture
+from pyro_vae.programs.latent import GenerativeProgram, Guide
+from pyro_vae.programs.parts import Decoder, Encoder
+from pyro_vae.transforms import Identity, Transform
+from pyro_vae.vae.builders import Network, make_vae, mlp_vae
+from pyro_vae.vae.premade import Premade, check_parts
+
+__all__ = ["ClusterVAE", "cluster_vae"]
+
+
+class ClusterModel(GenerativeProgram):
+    """The generative program, in which the cluster is enumerated."""
+
+    def __init__(self, prior: NormalMixture, decoder: Decoder) -> None:
+        super().__init__(decoder)
+        self.prior = prior
+
+    def forward(
+        self, x: Tensor | None = None, *, batch_size: int | None = None, mask: Tensor | None = None, **arguments: Any
+    ) -> Tensor:
+        """Runs the program on rows ``x``, or forward for ``batch_size`` new rows."""
+        with self.plate(x, batch_size, arguments):
+            y = pyro.sample("y", self.prior.weights(), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", self.prior.components(y))
+            return pyro.sample("x", self.decoder(z, x, mask, **arguments), obs=x)
+
+
+class ClusterVAE(Premade):
+    r"""VAE with clusters: :math:`p(y)\,p(z \mid y)\,p(x \mid z)` with the guide :math:`q(z \mid x)`, y summed over.
+
+    Which cluster is which has no meaning, and may differ from seed to seed. Clusters are best looked for from where
+    codes already lie in heaps, as VaDE does: train the same parts with a standard normal prior, let
+    :meth:`start_at` put a mixture there, and go on:
+
+    .. code-block:: python
+
+        fit(VAE(StandardNormal(vae.prior.latent_dim), vae.decoder, vae.encoder, vae.transform), x)
+        vae.start_at(x)
+        fit(vae, x)
+
+    Args:
+        prior: :math:`p(y)` and :math:`p(z \mid y)`: the mixture's weights and components.
+        decoder: :math:`z \mapsto p(x \mid z)`.
+        encoder: :math:`x \mapsto q(z \mid x)`.
+        transform: The user's units to the model's; by default the data are in the model's units.
+        missing: ``"nan"`` if NaN in the data is a missing entry; by default it is an error.
+
+    Raises:
+        ValueError: if the transform does not yield what the likelihood describes, or the parts do not fit.
+    """
+
+    model: ClusterModel
+    guide: Guide
+
+    def __init__(
+        self,
+        prior: NormalMixture,
+        decoder: Decoder,
+        encoder: Encoder,
+        transform: Transform | None = None,
+        missing: Literal["nan"] | None = None,
+    ) -> None:
+        transform = Identity() if transform is None else transform
+        check_parts(prior.latent_dim, decoder, encoder, transform)
+        super().__init__(
+            ClusterModel(prior, decoder),
+            Guide(encoder),
+            transform=transform,
+            event_shape=decoder.event_shape,
+            data_range=decoder.likelihood.data_range,
+            missing=missing,
+        )
+
+    @property
+    def prior(self) -> NormalMixture:
+        """The mixture: ``prior.weights()`` is p(y), ``prior.components(y)`` is p(z | y), ``prior()`` is p(z)."""
+        return self.model.prior
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder: ``decoder(z)`` is p(x | z)."""
+        return self.model.decoder
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder: ``encoder(x)`` is q(z | x), for ``x`` in the model's units."""
+        return self.guide.encoder
+
+    def predict_cluster(self, x: Inputs) -> Tensor:
+        r"""The probability of each cluster, :math:`\mathbb{E}_{q(z \mid x)}[p(y \mid z)]`: ``(N, K)``.
+
+        The mean is over draws of z that are the same each time.
+
+        Args:
+            x: Rows.
+        """
+        return torch.cat([self.encode(chunk, site="y").probs for chunk in self._chunks(x)])  # pyright: ignore
+
+    def start_at(self, x: Inputs, *, seed: int = 0) -> None:
+        """Lets the clusters start where a mixture of normals fits the codes of these rows best.
+
+        Codes are draws of q(z | x), so that the mixture is as wide as what the encoder believes.
+
+        Args:
+            x: Rows; they must be as many as the clusters, at least.
+            seed: Seeds the draws, and the starts of the mixture's own fit.
+        """
+        from sklearn.mixture import GaussianMixture
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            codes = torch.cat([self.encode(chunk, site="z")(torch.Size()).cpu() for chunk in self._chunks(x)])
+        mixture = GaussianMixture(self.prior.num_components, covariance_type="diag", n_init=10, random_state=seed)
+        mixture.fit(codes.double().numpy())
+        found = (mixture.means_, mixture.covariances_**0.5, mixture.weights_)
+        self.prior.start_at(*(torch.as_tensor(values) for values in found))
+
+    def _chunks(self, x: Inputs) -> Any:
+        return self.check(x).chunks(1024)
+
+    def networks(self) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+        """The networks, each with the shape of one row that it takes."""
+        shown = self.encoder.encoding.shape(self.decoder.event_shape)
+        return {"encoder": (self.encoder.network, shown), "decoder": (self.decoder.network, (self.prior.latent_dim,))}
+
+
+def cluster_vae(
+    event_shape: Sequence[int],
+    latent_dim: int,
+    num_clusters: int,
+    *,
+    likelihood: Likelihood,
+    hidden_dims: Sequence[int] = (400,),
+    activation: str = "ReLU",
+    encoder_network: Network | None = None,
+    decoder_network: Network | None = None,
+    posterior: Posterior | None = None,
+    transform: Transform | Literal["auto"] | None = None,
+    missing: Literal["nan"] | None = None,
+) -> ClusterVAE:
+    """A :class:`ClusterVAE` for rows of any shape, with fully connected networks unless others are given.
+
+    Args:
+        event_shape: Shape of one row of data.
+        latent_dim: Number of latents.
+        num_clusters: Number of clusters.
+        likelihood: What kind of data they are.
+        hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse.
+        activation: Name of a ``torch.nn`` activation.
+        encoder_network: In the place of the fully connected one, with ``decoder_network``: as in
+            :func:`~pyro_vae.make_vae`.
+        decoder_network: Likewise.
+        posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
+        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one.
+        missing: ``"nan"`` if NaN in the data is a missing entry.
+
+    Raises:
+        ValueError: if there are fewer than two clusters, or one network is given without the other.
+
+    Example:
+        >>> from pyro_vae.likelihoods import Bernoulli
+        >>> vae = cluster_vae((8, 8), latent_dim=5, num_clusters=10, likelihood=Bernoulli())
+        >>> vae.predict_cluster(torch.zeros(3, 8, 8)).shape, vae.sample(4).shape
+        (torch.Size([3, 10]), torch.Size([4, 8, 8]))
+    """
+    if num_clusters < 2:
+        raise ValueError(f"num_clusters must be at least 2, found {num_clusters}")
+    if (encoder_network is None) != (decoder_network is None):
+        raise ValueError("give both networks or none: encoder_network and decoder_network")
+    shared: Any = {"likelihood": likelihood, "posterior": posterior, "transform": transform, "missing": missing}
+    if encoder_network is None or decoder_network is None:
+        plain = mlp_vae(event_shape, latent_dim, hidden_dims=hidden_dims, activation=activation, **shared)
+    else:
+        networks = {"encoder_network": encoder_network, "decoder_network": decoder_network}
+        plain = make_vae(event_shape, latent_dim, **networks, **shared)
+    prior = NormalMixture(latent_dim, num_clusters)
+    return ClusterVAE(prior, plain.decoder, plain.encoder, plain.transform, missing)
