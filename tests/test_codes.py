@@ -188,10 +188,9 @@ def test_every_estimator_comes_to_a_model_that_draws_rows_like_the_data(estimato
     assert float(near) > (0.85 if estimator == "straight-through" else 0.93)
 
 
-@pytest.mark.parametrize("estimator", ["straight-through", "enumerated"])
-def test_training_goes_up_compiled_and_as_programs_alike(estimator):
+def test_training_goes_up_compiled_and_as_programs_alike():
     options = {"epochs": 4, "batch_size": 32, "learning_rate": 0.02, "progress": False, "seed": 0}
-    eager, compiled = (fit(small(estimator), bits(), compile=compile, **options) for compile in (False, True))
+    eager, compiled = (fit(small("relaxed"), bits(), compile=compile, **options) for compile in (False, True))
     assert compiled.attrs["execution"] == "compiled"
     assert compiled["elbo"].tolist() == pytest.approx(eager["elbo"].tolist(), rel=1e-4)
 

@@ -198,7 +198,8 @@ def test_training_goes_up_compiled_and_as_programs_alike():
 
 
 @pytest.mark.parametrize(
-    "name", ["multimodal", "missing entries", "scaled", "ladder", "score function", "deep Markov", "topic model"]
+    "name",
+    ["multimodal", "missing entries", "scaled", "subsampled", "ladder", "score function", "deep Markov", "topic model"],
 )
 def test_it_trains_programs_of_many_kinds(name):
     programs, rows = ZOO[name].build(), ZOO[name].rows()

@@ -516,7 +516,9 @@ class _Run:
             trace = poutine.trace(guide).get_trace(x, **{**self.batch.arguments, **values})
         trace.compute_log_prob()
         sites = {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
-        terms = [self._in_rows(site["log_prob"], local=is_local(site)) for site in sites.values()]
+        terms = [
+            self._in_rows(site["log_prob"] / _subsampling(site)[0], local=is_local(site)) for site in sites.values()
+        ]
         return _sum(terms).expand(1, self.rows)[0]
 
     def _term(self, name: str, kind: Kind, site: Any, sign: float = 1.0, *, held: bool = False) -> Term:
