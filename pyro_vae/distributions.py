@@ -22,10 +22,12 @@ __all__ = [
     "Columns",
     "ContinuousBernoulli",
     "DiscretizedLogistic",
+    "FixedMixture",
     "Flow",
     "Kinds",
     "Levels",
     "MixtureOfNormals",
+    "Multinomial",
     "OneHots",
     "Quantized",
     "ZeroInflated",
@@ -294,6 +296,33 @@ class Flow(ZukoToPyro):
             return self.rsample(torch.Size((512,)))
 
 
+class FixedMixture(dist.MixtureSameFamily):
+    """A mixture whose weights are not learned, so that draws can be differentiated through.
+
+    A draw is one of the component that is drawn for it: as the weights are fixed, its derivatives are those of that
+    component's draw alone. A component whose logit is minus infinity is never drawn.
+    """
+
+    has_rsample = True  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """Draws through which gradients go."""
+        components: Any = self.component_distribution
+        draws = components.rsample(sample_shape)
+        event_dim = len(self.event_shape)
+        logits = self.mixture_distribution.logits.expand(draws.shape[: draws.dim() - event_dim])
+        chosen = (logits - torch.rand_like(logits).clamp(min=torch.finfo(logits.dtype).tiny).log().neg().log()).argmax(
+            -1
+        )
+        index = chosen.reshape(*chosen.shape, 1, *[1] * event_dim).expand(*chosen.shape, 1, *self.event_shape)
+        return draws.gather(draws.dim() - 1 - event_dim, index).squeeze(draws.dim() - 1 - event_dim)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """Draws."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+
 class MixtureOfNormals(TorchDistribution):
     r"""Mixture of K normals with independent entries, whose draws have derivatives.
 
@@ -388,6 +417,72 @@ class MixtureOfNormals(TorchDistribution):
     @property
     def _weights(self) -> Tensor:
         return self.logits.exp()[..., None]
+
+
+class Multinomial(TorchDistribution):
+    r"""Counts of V kinds among so many draws, a number of draws for each row.
+
+    .. math:: P(x) = \frac{(\sum_v x_v)!}{\prod_v x_v!} \prod_v p_v^{x_v}
+
+    The log-probability is PyTorch's, of counts given their own total. ``total_count`` is that of draws and moments, and
+    may be another for each row, which neither PyTorch's nor Pyro's own can draw.
+
+    Args:
+        logits: ``(*B, V)``, of the kinds.
+        total_count: ``(*B,)``, or what broadcasts to it.
+
+    Example:
+        >>> fn = Multinomial(torch.zeros(2, 3), torch.tensor([3.0, 6.0]))
+        >>> fn.sample().sum(-1), fn.mean[1]
+        (tensor([3., 6.]), tensor([2., 2., 2.]))
+    """
+
+    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012  # pyright: ignore
+
+    def __init__(self, logits: Tensor, total_count: Tensor, *, validate_args: bool | None = None) -> None:
+        self.logits = logits
+        self.total_count = total_count.to(logits).expand(logits.shape[:-1])
+        super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Counts."""
+        return constraints.independent(constraints.nonnegative_integer, 1)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Multinomial":  # noqa: D102
+        shape = torch.Size(batch_shape)
+        logits, total_count = self.logits.expand(*shape, *self.event_shape), self.total_count.expand(shape)
+        return Multinomial(logits, total_count, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
+        if self._validate_args:
+            self._validate_sample(value)
+        return torch.distributions.Multinomial(logits=self.logits, validate_args=False).log_prob(value)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008, D102
+        shape = self._extended_shape(sample_shape)
+        with torch.no_grad():
+            probs = self.probs.expand(shape).reshape(-1, shape[-1])
+            totals = self.total_count.expand(shape[:-1]).reshape(-1, 1)
+            most = max(1, int(totals.max()))
+            kinds = torch.multinomial(probs, most, replacement=True)
+            counted = (torch.arange(most, device=probs.device) < totals).to(probs.dtype)
+            return torch.zeros_like(probs).scatter_add_(-1, kinds, counted).reshape(shape)
+
+    @property
+    def probs(self) -> Tensor:
+        """Probabilities of the kinds."""
+        return self.logits.softmax(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, n p."""
+        return self.total_count[..., None] * self.probs
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each count, n p (1 - p)."""
+        return self.mean * (1 - self.probs)
 
 
 def _log_normal(standardized: Tensor) -> Tensor:

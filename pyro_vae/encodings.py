@@ -12,7 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ByColumn", "Centred", "Encoding", "Log", "LogOnePlus", "OneHot", "Plain", "WithMask", "by_row"]
+__all__ = [
+    "Beside",
+    "ByColumn",
+    "Centred",
+    "Encoding",
+    "Log",
+    "LogCounts",
+    "LogOnePlus",
+    "OneHot",
+    "Plain",
+    "WithMask",
+    "by_row",
+]
 
 
 def by_row(value: Tensor | float, rows: Tensor, event_dim: int, name: str) -> Tensor:
@@ -127,6 +139,13 @@ class LogOnePlus(_StandardizedLogs):
         return self.standardized(x.log1p(), mask)
 
 
+class LogCounts(_StandardizedLogs):
+    """The logarithm of 1 + x, for counts whose total is a part of what they say, standardised likewise."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
+        return self.standardized(x.log1p(), mask)
+
+
 class Log(_StandardizedLogs):
     """The logarithm of x, for positive measurements in any unit, standardised by the first training batch."""
 
@@ -207,3 +226,34 @@ class WithMask(Encoding):
             return torch.cat([encoded * seen, seen], dim=-1 - event_dim)
         batch_shape = x.shape[: x.dim() - event_dim]
         return torch.cat([encoded.reshape(*batch_shape, -1), seen.reshape(*batch_shape, -1)], dim=-1)
+
+
+class Beside(Encoding):
+    """Another encoding, and beside it a vector that the row comes with as a keyword argument: both flat, in one.
+
+    Args:
+        encoding: How the row is shown.
+        event_shape: Shape of one row.
+        name: Of the keyword argument, ``(*B, size)``.
+        size: Numbers in the vector.
+
+    Raises:
+        ValueError: when it is called without the vector.
+    """
+
+    def __init__(self, encoding: Encoding, event_shape: Sequence[int], name: str, size: int) -> None:
+        super().__init__()
+        self.encoding, self.event_shape, self.name, self.size = encoding, tuple(event_shape), name, size
+        self.arguments = (*encoding.arguments, name)
+
+    def shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:  # noqa: D102
+        return (math.prod(self.encoding.shape(event_shape)) + self.size,)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> Tensor:  # noqa: D102
+        vector = arguments.pop(self.name, None)
+        if vector is None:
+            raise ValueError(f"the encoder is shown {self.name!r} beside each row, and cannot be asked of rows alone")
+        encoded = self.encoding(x, mask, **arguments)
+        encoded = encoded.reshape(*x.shape[: x.dim() - len(self.event_shape)], -1)
+        batch_shape = torch.broadcast_shapes(encoded.shape[:-1], vector.shape[:-1])
+        return torch.cat([encoded.expand(*batch_shape, -1), vector.expand(*batch_shape, -1)], dim=-1)

@@ -35,7 +35,7 @@ from pyro_vae.inference.structure import (
     is_local,
     sample_sites,
 )
-from pyro_vae.programs.arguments import accepted, check_arguments, check_mask, check_values
+from pyro_vae.programs.arguments import accepted, arguments_for, check_arguments, check_mask, check_values
 from pyro_vae.programs.ownership import Owned
 from pyro_vae.programs.running import evaluating, forked_random_state, in_mode, move_stored, site_distribution
 from pyro_vae.programs.saving import argument_shapes, save_pair
@@ -223,6 +223,7 @@ class Pair(nn.Module):
             transform=self.transform,
             mask=self._mask(x, chunk),
             missing=self.missing is not None,
+            may_be_empty=any(self._may_have_gaps(key, {}) for key in chunk if key != "x"),
             dtype=self.dtype,
             device=self.device,
             name=name,
@@ -282,9 +283,18 @@ class Pair(nn.Module):
         return given
 
     def _mask(self, x: Tensor, arguments: Mapping[str, Any]) -> Tensor | None:
-        """The mask of entries, if there is one; a mask of another shape is the programs' own business."""
+        """The mask of entries, if there is one; a mask of another shape is the programs' own business.
+
+        A model that knows of entries that are not there, such as steps after the end of a row, says so by a method
+        ``observed_entries(x, **arguments)``.
+        """
+        look: Any = getattr(self.model, "observed_entries", None)
         mask = arguments.get("mask")
         mask = None if mask is None else torch.as_tensor(mask, device=x.device)
+        known = look(x, **arguments_for(self.model, arguments)) if callable(look) else None
+        if known is not None:
+            known = known.to(x.device)
+            mask = known if mask is None else mask.bool() & known
         if mask is not None and mask.shape != x.shape:
             if self.missing is None:
                 return None
@@ -339,8 +349,8 @@ class Pair(nn.Module):
             floating = isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
             if floating and self._may_have_gaps(name, arguments):
                 seen = ~value.isnan()
-                occurs = torch.where(seen, value, -math.inf).amax()  # a value that does
-                arguments[name] = torch.where(seen, value, occurs)
+                occurs = torch.where(seen, value, -math.inf).amax()  # a value that does, if any does
+                arguments[name] = torch.where(seen, value, torch.where(occurs.isfinite(), occurs, 0.0))
                 arguments[f"{name}_mask"] = seen
         return arguments
 
@@ -753,7 +763,8 @@ class Pair(nn.Module):
             f"{num_samples:,} draws for each of {rows.num_rows:,} rows",
             "draw fewer times, or fill fewer rows at once",
         )
-        if self.missing is None and "mask" not in first and "x" in named:
+        known = self._mask(arithmetic(first["x"]), first)
+        if self.missing is None and known is None and "mask" not in first and "x" in named:
             raise ValueError("nothing says what is missing: build the model with missing='nan', or give a mask")
         if "x" in named and self._seen(arithmetic(first["x"]), first) is None:
             raise ValueError(f"no entry of {first['x'].dtype} rows can be missing: give numbers with NaN, or a mask")

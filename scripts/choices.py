@@ -108,6 +108,7 @@ LIKELIHOODS: Mapping[str, Callable[[Choice], Likelihood]] = {
     "negative-binomial": lambda choice: likelihoods.NegativeBinomial(),
     "zero-inflated-poisson": lambda choice: likelihoods.ZeroInflatedPoisson(),
     "zero-inflated-negative-binomial": lambda choice: likelihoods.ZeroInflatedNegativeBinomial(),
+    "multinomial": lambda choice: likelihoods.Multinomial(),
     "mixed": _mixed,
 }
 

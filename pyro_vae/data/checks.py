@@ -70,6 +70,7 @@ def check_rows(
     device: torch.device,
     mask: Tensor | None = None,
     missing: bool = False,
+    may_be_empty: bool = False,
     name: str = "x",
     rounding: Rounding | None = None,
 ) -> None:
@@ -84,6 +85,7 @@ def check_rows(
         device: The model's device.
         mask: True where an entry is observed; the others are not looked at. None where all are.
         missing: Whether NaN is a missing entry as well.
+        may_be_empty: Whether a row may have no observed entry, because more is observed of it elsewhere.
         name: What the data are called in the message.
         rounding: Is given what rounding to ``dtype`` makes of the rows, where they have more digits.
 
@@ -107,7 +109,7 @@ def check_rows(
     for start in range(0, len(x), size):
         rows = x[start : start + size]
         seen = observed(rows, None if mask is None else mask[start : start + size], missing=missing)
-        if seen is not None:
+        if seen is not None and not may_be_empty:
             _check_mask(seen, start, name)
         if rows.is_floating_point() and not bool((rows.isfinite() if seen is None else rows.isfinite() | ~seen).all()):
             raise ValueError(_not_finite(x, mask, name, missing=missing))

@@ -5,7 +5,13 @@ One class for each kind; :class:`Likelihood`'s docstring says how to add one.
 
 from pyro_vae.likelihoods.base import Anchored, Dispersed, Likelihood
 from pyro_vae.likelihoods.bits import Bernoulli, ContinuousBernoulli
-from pyro_vae.likelihoods.counts import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial, ZeroInflatedPoisson
+from pyro_vae.likelihoods.counts import (
+    Multinomial,
+    NegativeBinomial,
+    Poisson,
+    ZeroInflatedNegativeBinomial,
+    ZeroInflatedPoisson,
+)
 from pyro_vae.likelihoods.levels import Categorical, DiscretizedLogistic, DiscretizedLogisticMixture
 from pyro_vae.likelihoods.mixed import Mixed
 from pyro_vae.likelihoods.positive import Beta, Gamma, LogNormal
@@ -25,6 +31,7 @@ __all__ = [
     "Likelihood",
     "LogNormal",
     "Mixed",
+    "Multinomial",
     "NegativeBinomial",
     "Normal",
     "Poisson",

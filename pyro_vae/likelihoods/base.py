@@ -64,16 +64,22 @@ class Likelihood(Head):
 
         Raises:
             TypeError: if it does not take one of them.
+            ValueError: if there is a mask, and it describes all entries of a row together.
         """
         check_taken(arguments, self.arguments, "the likelihood")
         params, event_dim = self.read(raw)
-        elementwise = self.distribution(*params, **arguments)
+        made = self.distribution(*params, **arguments)
         if mask is not None:
-            elementwise = elementwise.mask(mask)
-        return elementwise.to_event(event_dim)
+            if made.event_dim:
+                raise ValueError(
+                    f"{type(self).__name__} describes all entries of a row together, so that none of them can be "
+                    f"missing: choose a likelihood of single entries, or fill them"
+                )
+            made = made.mask(mask)
+        return made.to_event(event_dim - made.event_dim)
 
     def distribution(self, *params: Tensor, **arguments: Any) -> TorchDistribution:
-        """The elementwise distribution with these raw parameters."""
+        """The distribution with these raw parameters, of elements or of the event."""
         raise NotImplementedError(f"{type(self).__name__} must define distribution(*params)")
 
 

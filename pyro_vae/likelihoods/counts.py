@@ -1,8 +1,9 @@
 r"""Counts: whole numbers from 0, without a highest one.
 
-Each takes, as a keyword argument of the programs, a ``size_factor`` for each row, ``(N,)``, or one number for all: how
-much was looked at, such as the depth of sequencing. It multiplies the mean, and the encoder sees the counts divided by
-it. In the formulas :math:`\eta` is the first raw output, counted from the anchor of :class:`Anchored`.
+All but the multinomial take, as a keyword argument of the programs, a ``size_factor`` for each row, ``(N,)``, or one
+number for all: how much was looked at, such as the depth of sequencing. It multiplies the mean, and the encoder sees
+the counts divided by it. In the formulas :math:`\eta` is the first raw output, counted from the anchor of
+:class:`Anchored`.
 """
 
 from collections.abc import Sequence
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae._support.ranges import Constraint, constraints
+from pyro_vae.distributions import Multinomial as MultinomialDistribution
 from pyro_vae.distributions import ZeroInflated
-from pyro_vae.encodings import Encoding, LogOnePlus, by_row
-from pyro_vae.likelihoods.base import Anchored, Dispersed
+from pyro_vae.encodings import Encoding, LogCounts, LogOnePlus, by_row
+from pyro_vae.likelihoods.base import Anchored, Dispersed, Likelihood
 from pyro_vae.likelihoods.real import Scale
 
-__all__ = ["NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial", "ZeroInflatedPoisson"]
+__all__ = ["Multinomial", "NegativeBinomial", "Poisson", "ZeroInflatedNegativeBinomial", "ZeroInflatedPoisson"]
 
 
 class _Counts(Anchored):
@@ -170,3 +172,69 @@ class ZeroInflatedNegativeBinomial(Dispersed, _Counts):
         total_count = self.dispersion(params)
         logits = self.log_rate(params[0], size_factor) - total_count.log()
         return ZeroInflated(dist.NegativeBinomial(total_count, logits=logits), gate_logits=params[1])
+
+
+class Multinomial(Likelihood):
+    r"""Multinomial likelihood, for counts of words or other kinds whose total is known, and says nothing of z.
+
+    .. math:: P(x \mid z) = \frac{n!}{\prod_v x_v!} \prod_v \pi_v(z)^{x_v}, \qquad \pi = \mathrm{softmax}(\text{raw}),
+        \quad n = \sum_v x_v
+
+    The log-probability needs no more than the counts. To draw rows, give their totals by the keyword argument
+    ``total_count``, ``(N,)``, or one number for all; without it they have the mean total of the first training batch.
+    All counts of a row are one event, so none can be missing.
+
+    Shape:
+        raw: ``(*B, 1, V)``. Returns a distribution with batch ``(*B,)`` and event ``(V,)``.
+
+    Example:
+        >>> import torch
+        >>> Multinomial()(torch.zeros(2, 1, 4), total_count=torch.tensor([4, 8])).mean[:, 0]
+        tensor([1., 2.])
+    """
+
+    arguments = ("total_count",)
+    typical_total: Tensor
+    has_total: Tensor
+
+    def add_parameters(self, event_shape: tuple[int, ...]) -> None:
+        """The total of rows of which none is given."""
+        super().add_parameters(event_shape)
+        self.register_buffer("typical_total", torch.ones(()))
+        self.register_buffer("has_total", torch.tensor(False))  # noqa: FBT003
+
+    def raw_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:  # noqa: D102
+        if len(event_shape) != 1:
+            raise ValueError(f"Multinomial describes rows of one dimension, found rows of shape {tuple(event_shape)}")
+        return super().raw_shape(event_shape)
+
+    @property
+    def data_range(self) -> Constraint:
+        """Whole numbers from 0."""
+        return constraints.nonnegative_integer
+
+    def encoding(self, event_shape: Sequence[int]) -> Encoding:
+        """Logarithms."""
+        return LogCounts(event_shape)
+
+    def check_arguments(self, *, total_count: Any = None) -> None:
+        """Totals are whole numbers from 0."""
+        totals = torch.as_tensor(0 if total_count is None else total_count)
+        good = (totals >= 0) & (totals == totals.round()) & totals.isfinite()
+        if totals.dim() > 1 or not bool(good.all()):
+            found = f"shape {tuple(totals.shape)}" if totals.dim() > 1 else f"{totals[~good].reshape(-1)[0].item():g}"
+            raise ValueError(f"total_count must be a whole number from 0 for each row; found {found}")
+
+    def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> None:
+        """Takes the typical total from the first batch."""
+        with torch.no_grad():
+            total = x.sum(-1).mean().round()
+            self.typical_total.copy_(torch.where(self.has_total, self.typical_total, total))
+            self.has_total.fill_(True)  # noqa: FBT003
+
+    def distribution(self, *params: Tensor, total_count: Tensor | float | None = None) -> dist.TorchDistribution:
+        """Multinomial with the raw outputs as logits."""
+        (logits,) = params
+        if total_count is None:
+            total_count = 1.0 if self.event_shape is None else self.typical_total
+        return MultinomialDistribution(logits, by_row(total_count, logits, 1, "total_count").squeeze(-1))

@@ -24,6 +24,8 @@ from pyro_vae.networks.premade import (
     vamp_prior_network,
 )
 from pyro_vae.networks.sequences import RecurrentDecoder, RecurrentEncoder
+from pyro_vae.networks.topics import TopicDecoder
+from pyro_vae.networks.transitions import GatedTransition
 
 __all__ = [
     "ACTIVATIONS",
@@ -35,12 +37,14 @@ __all__ = [
     "GatedConvDecoder",
     "GatedConvEncoder",
     "GatedMLP",
+    "GatedTransition",
     "Normalization",
     "RecurrentDecoder",
     "RecurrentEncoder",
     "ResidualConvDecoder",
     "ResidualConvEncoder",
     "ResidualMLP",
+    "TopicDecoder",
     "Upsample",
     "VampPriorConvDecoder",
     "VampPriorConvEncoder",

@@ -2,6 +2,7 @@
 
 from pyro_vae.priors.base import Prior, StandardNormal
 from pyro_vae.priors.codes import AutoregressiveCodes, IndependentCodes
+from pyro_vae.priors.dirichlet import SoftmaxDirichlet
 from pyro_vae.priors.flows import FlowPrior
 from pyro_vae.priors.mixtures import NormalMixture, VampPrior
 
@@ -11,6 +12,7 @@ __all__ = [
     "IndependentCodes",
     "NormalMixture",
     "Prior",
+    "SoftmaxDirichlet",
     "StandardNormal",
     "VampPrior",
 ]

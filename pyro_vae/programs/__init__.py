@@ -19,9 +19,11 @@ from pyro_vae.programs.arguments import accepted, arguments_for, check_arguments
 from pyro_vae.programs.latent import Guide, Model
 from pyro_vae.programs.ownership import Owned, loose_parameters, modules_of
 from pyro_vae.programs.parts import Decoder, Encoder
+from pyro_vae.programs.recurrent import BackwardEncoder
 from pyro_vae.programs.running import evaluating, forked_random_state, local_parameters, site_distribution
 
 __all__ = [
+    "BackwardEncoder",
     "Decoder",
     "Encoder",
     "Guide",

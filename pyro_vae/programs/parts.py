@@ -28,6 +28,7 @@ class Decoder(nn.Module):
         z: ``(*B, L)``. Returns a distribution with batch ``(*B,)`` and event ``event_shape``, in the model's units.
         x and mask: ``(*B, *event_shape)``. The distribution does not depend on x except through a likelihood that asks
         to observe training data; entries where ``mask`` is false are ignored in its log-probability.
+        offset: ``(*B, *likelihood.raw_shape(event_shape))``, added to the network's output, if it is given.
         Other keyword arguments are the likelihood's: ``arguments`` names them.
 
     Raises:
@@ -47,13 +48,20 @@ class Decoder(nn.Module):
         return self.likelihood.arguments
 
     def forward(  # noqa: D102
-        self, z: Tensor, x: Tensor | None = None, mask: Tensor | None = None, **arguments: Any
+        self,
+        z: Tensor,
+        x: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        offset: Tensor | None = None,
+        **arguments: Any,
     ) -> TorchDistribution:
         check_taken(arguments, self.arguments, "the decoder")
         if mask is not None:
             shape = mask.shape[: mask.dim() - len(self.event_shape)] + self.event_shape if x is None else x.shape
             check_mask_shape(mask, shape)
         raw = raw_output(self.network, z, 1, self.likelihood.raw_shape(self.event_shape), "the decoder's network")
+        raw = raw if offset is None else raw + offset
         if x is not None and self.training:
             self.likelihood.observe(raw, x, mask, **arguments)
         return self.likelihood(raw, mask=mask, **arguments)

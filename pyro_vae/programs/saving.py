@@ -361,7 +361,8 @@ def open_into(
         raise
     pair.to(device=pair.device, dtype=_dtype_of(tensors, pair.dtype))  # the transform is new
     pair.load_state_dict(tensors)
-    pair.event_shape, pair.data_range, pair.missing = shape, data_range, described["missing"]
+    pair.event_shape, pair.data_range = shape, data_range
+    pair.missing = described.get("missing", pair.missing)  # some premade pairs leave no choice
     pair.num_rows = config.get("num_rows")
     pair.store_names, pair.argument_shapes = set(params), arguments
     state = pyro.get_param_store().get_state()

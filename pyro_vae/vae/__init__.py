@@ -5,7 +5,11 @@ from pyro_vae.vae.builders import conv_vae, make_vae, mlp_vae, recurrent_vae
 from pyro_vae.vae.categorical import categorical_vae
 from pyro_vae.vae.ladder import LadderVAE, ladder_vae
 from pyro_vae.vae.model import VAE
+from pyro_vae.vae.multimodal import MultimodalVAE, multimodal_vae
+from pyro_vae.vae.pooled import PooledVAE, pooled_vae
 from pyro_vae.vae.saving import load
+from pyro_vae.vae.sequences import DeepMarkovModel, deep_markov_model
+from pyro_vae.vae.topics import TopicModel, topic_model
 from pyro_vae.vae.vector_quantized import VectorQuantizedVAE, vector_quantized_vae
 
 __all__ = [
@@ -13,15 +17,23 @@ __all__ = [
     "FORMAT_VERSION",
     "VAE",
     "WEIGHTS",
+    "DeepMarkovModel",
     "LadderVAE",
+    "MultimodalVAE",
+    "PooledVAE",
+    "TopicModel",
     "VectorQuantizedVAE",
     "categorical_vae",
     "conv_vae",
+    "deep_markov_model",
     "ladder_vae",
     "load",
     "load_config",
     "make_vae",
     "mlp_vae",
+    "multimodal_vae",
+    "pooled_vae",
     "recurrent_vae",
+    "topic_model",
     "vector_quantized_vae",
 ]

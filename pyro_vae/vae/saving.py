@@ -14,12 +14,19 @@ from pyro_vae.programs.saving import CONFIG, check_shapes, load_config, open_int
 from pyro_vae.vae.description import PARTS, describe
 from pyro_vae.vae.ladder import LadderVAE
 from pyro_vae.vae.model import VAE
+from pyro_vae.vae.multimodal import MultimodalVAE
+from pyro_vae.vae.pooled import PooledVAE
 from pyro_vae.vae.premade import Premade
+from pyro_vae.vae.sequences import DeepMarkovModel
+from pyro_vae.vae.topics import TopicModel
 from pyro_vae.vae.vector_quantized import VectorQuantizedVAE
 
 __all__ = ["check_same", "load"]
 
-PREMADE: dict[str, type[Premade]] = {kind.__name__: kind for kind in (VAE, LadderVAE, VectorQuantizedVAE)}
+PREMADE: dict[str, type[Premade]] = {
+    kind.__name__: kind
+    for kind in (VAE, DeepMarkovModel, LadderVAE, MultimodalVAE, PooledVAE, TopicModel, VectorQuantizedVAE)
+}
 
 _Pair = TypeVar("_Pair", bound=Pair)
 

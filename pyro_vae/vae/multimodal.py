@@ -1,0 +1,396 @@
+r"""Rows that are seen in several ways, such as a picture and its label, any of which may be missing.
+
+.. math::
+    z_n &\sim p(z) \\
+    x_n &\sim p(x \mid z_n), \quad y_n \sim p(y \mid z_n), \quad \dots && \text{one likelihood for each modality}
+
+Each modality m has an encoder, an expert of its own, :math:`q_m(z \mid x_m)`; the guide joins the experts of those that
+are there, the set O:
+
+.. math::
+    q(z \mid x_O) \propto \mathcal{N}(z \mid 0, I) \prod_{m \in O} q_m(z \mid x_m) \quad\text{(a product)}, \qquad
+    q(z \mid x_O) = \frac{1}{|O|} \sum_{m \in O} q_m(z \mid x_m) \quad\text{(a mixture)}
+
+Source: Wu & Goodman, *Multimodal Generative Models for Scalable Weakly-Supervised Learning*, 2018 (the product); Shi et
+al., *Variational Mixture-of-Experts Autoencoders for Multi-Modal Deep Generative Models*, 2019 (the mixture).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vae._support.arrays import as_tensor
+from pyro_vae._support.names import check_taken, lookup
+from pyro_vae._support.ranges import elementwise, inner_value
+from pyro_vae.data.checks import check_fit, check_rows
+from pyro_vae.distributions import FixedMixture
+from pyro_vae.encodings import WithMask
+from pyro_vae.likelihoods import Likelihood
+from pyro_vae.networks import MLP
+from pyro_vae.posteriors import DiagonalNormal
+from pyro_vae.priors import Prior, StandardNormal
+from pyro_vae.programs.latent import GenerativeProgram, InferenceProgram
+from pyro_vae.programs.parts import Decoder, Encoder
+from pyro_vae.transforms import Auto, Identity, Transform
+from pyro_vae.vae.builders import Network, made_network
+from pyro_vae.vae.premade import Premade
+
+__all__ = ["MultimodalVAE", "multimodal_vae"]
+
+Joint = Literal["product", "mixture"]
+
+
+class Gaps(nn.Module):
+    """A modality's values in the programs' type, with one that its likelihood describes where there is none."""
+
+    filling: Tensor
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        inside = torch.tensor(inner_value(elementwise(decoder.likelihood.data_range)))
+        self.register_buffer("filling", inside, persistent=False)
+
+    def forward(self, value: Tensor, seen: Tensor | None) -> Tensor:
+        """Values ``(N, *E)``, filled where they are not ``seen``."""
+        value = value.to(self.filling.dtype)
+        return value if seen is None else torch.where(seen, value, self.filling)
+
+
+class MultimodalModel(GenerativeProgram):
+    """The generative program: one latent vector, and a decoder for each modality."""
+
+    def __init__(self, prior: Prior, names: Sequence[str], decoders: Sequence[Decoder]) -> None:
+        super().__init__(decoders[0])
+        self.prior, self.others = prior, nn.ModuleDict(dict(zip(names[1:], decoders[1:], strict=True)))
+        self.gaps = nn.ModuleDict({name: Gaps(decoder) for name, decoder in self.decoders.items()})
+
+    @property
+    def decoders(self) -> dict[str, Decoder]:
+        """The decoders of the modalities beside ``x``."""
+        return dict(self.others.items())  # pyright: ignore[reportReturnType]
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The keyword arguments: ``mask``, the other modalities and their masks, and those of the likelihoods."""
+        of_others = [(name, f"{name}_mask", *decoder.arguments) for name, decoder in self.decoders.items()]
+        return tuple(dict.fromkeys([*super().arguments, *(name for names in of_others for name in names)]))
+
+    def check_arguments(self, *, mask: Any = None, **arguments: Any) -> None:
+        """Has each modality's values be rows that its likelihood describes, beside what any model looks at."""
+        super().check_arguments(mask=mask, **_taken(self.decoder, arguments))
+        for name, decoder in self.decoders.items():
+            decoder.likelihood.check_arguments(**_taken(decoder, arguments))
+            if arguments.get(name) is not None:
+                value, seen = as_tensor(arguments[name]), arguments.get(f"{name}_mask")
+                check_rows(
+                    value,
+                    event_shape=decoder.event_shape,
+                    data_range=decoder.likelihood.data_range,
+                    transform=Identity(),
+                    dtype=torch.get_default_dtype(),
+                    device=value.device,
+                    mask=None if seen is None else as_tensor(seen).to(value.device).bool(),
+                    missing=True,
+                    may_be_empty=True,
+                    name=name,
+                )
+
+    def forward(
+        self, x: Tensor | None = None, *, batch_size: int | None = None, mask: Tensor | None = None, **arguments: Any
+    ) -> Tensor:
+        """Runs the program on rows ``x`` and other modalities by name, or forward for ``batch_size`` new rows."""
+        with self.plate(x, batch_size, arguments):
+            z = pyro.sample("z", self.prior())
+            drawn = pyro.sample("x", self.decoder(z, x, mask, **_taken(self.decoder, arguments)), obs=x)
+            for name, decoder in self.decoders.items():
+                value, seen = arguments.get(name), arguments.get(f"{name}_mask")
+                if x is not None and value is None:
+                    continue  # missing in all rows
+                value = None if value is None else self.gaps[name](value, seen)
+                pyro.sample(name, decoder(z, value, seen, **_taken(decoder, arguments)), obs=value)
+            return drawn
+
+
+class JointEncoder(nn.Module):
+    """The experts of the modalities that are there, joined into one distribution of z."""
+
+    def __init__(self, names: Sequence[str], encoders: Sequence[Encoder], gaps: nn.ModuleDict, joint: Joint) -> None:
+        super().__init__()
+        self.experts = nn.ModuleDict(dict(zip(names, encoders, strict=True)))
+        self._gaps = [gaps]  # in a list, for they are the model's, and hold nothing that is learned
+        self.joint = joint
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The keyword arguments: the modalities beside ``x``, their masks, and those of the encodings."""
+        others = [argument for name in self.experts if name != "x" for argument in (name, f"{name}_mask")]
+        experts: list[Any] = list(self.experts.values())
+        return tuple(dict.fromkeys([*others, *(argument for expert in experts for argument in expert.arguments)]))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> dist.TorchDistribution:
+        """The posterior of rows ``x`` and other modalities by name: batch ``(N,)``, event ``(L,)``."""
+        check_taken(arguments, self.arguments, "the encoder")
+        there, locs, scales = [], [], []
+        for name, expert in self.experts.items():
+            value, seen = (x, mask) if name == "x" else (arguments.get(name), arguments.get(f"{name}_mask"))
+            if value is None:
+                continue
+            value = value if name == "x" else self._gaps[0][name](value, seen)
+            q_z = expert(value, seen, **_taken(expert, arguments)).base_dist
+            locs.append(q_z.loc)
+            scales.append(q_z.scale)
+            there.append(
+                torch.ones_like(q_z.loc[:, 0], dtype=torch.bool) if seen is None else seen.reshape(len(seen), -1).any(1)
+            )
+        joined = _product if self.joint == "product" else _mixture
+        return joined(torch.stack(locs, -2), torch.stack(scales, -2), torch.stack(there, -1))
+
+
+def _product(locs: Tensor, scales: Tensor, there: Tensor) -> dist.TorchDistribution:
+    """The standard normal times the experts ``(N, M, L)`` that are there ``(N, M)``: precisions add up."""
+    precisions = there[..., None] / scales.square()
+    total = 1 + precisions.sum(-2)
+    return dist.Normal((precisions * locs).sum(-2) / total, total.rsqrt()).to_event(1)
+
+
+def _mixture(locs: Tensor, scales: Tensor, there: Tensor) -> dist.TorchDistribution:
+    """The experts that are there, with equal weights; the standard normal where there is none."""
+    there = torch.cat([there, ~there.any(-1, keepdim=True)], -1)
+    locs, scales = (
+        torch.cat([of_each, torch.full_like(of_each[:, :1], value)], -2)
+        for of_each, value in ((locs, 0.0), (scales, 1.0))
+    )
+    logits = torch.zeros_like(locs[..., 0]).masked_fill(~there, -torch.inf)
+    return FixedMixture(dist.Categorical(logits=logits), dist.Normal(locs, scales).to_event(1))
+
+
+def _taken(part: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name in part.arguments}
+
+
+class MultimodalGuide(InferenceProgram):
+    """The inference program: what the modalities that are there say of z."""
+
+    encoder: JointEncoder
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, **arguments: Any) -> Tensor:
+        """Runs the program on rows ``x`` and other modalities by name."""
+        with self.plate(x, arguments):
+            return pyro.sample("z", self.encoder(x, mask, **arguments))
+
+
+class MultimodalVAE(Premade):
+    r"""A VAE of several modalities, any of which may be missing: :math:`p(z) \prod_m p(x_m \mid z)`.
+
+    The first modality is ``x``; the others are sites and keyword arguments of their own names:
+    ``fit(vae, {"x": x, "label": labels})``. NaN is what is missing, entries of a row or all of it, in any of them; of
+    whole numbers a mask may be given, as ``mask`` or ``label_mask``. The transform is that of ``x``; the others are in
+    the model's units. What likelihoods take by name, such as a ``size_factor``, all that take it are given.
+
+    :meth:`draw_given` draws some modalities given others; where all rows are complete, train on :meth:`each_alone` of
+    them, so that the guide learns to do with less. A ``kl_warmup`` of the :class:`~pyro_vae.Elbo` helps experts to be
+    heard beside the prior. ``sample(n)`` draws all modalities from the prior; a value in its
+    ``given`` has no part in the draws of others.
+
+    Args:
+        prior: :math:`p(z)`.
+        names: Of the modalities, the first of them ``"x"``.
+        decoders: :math:`z \mapsto p(x_m \mid z)`, one for each.
+        encoders: :math:`x_m \mapsto q_m(z \mid x_m)`, one for each, with normals of independent latents.
+        joint: How their experts are joined: by a ``"product"`` or a ``"mixture"``.
+        transform: Of ``x``: the user's units to the model's.
+
+    Raises:
+        ValueError: if names, decoders and encoders do not fit each other, the transform does not yield what the
+            likelihood of ``x`` describes, or an argument is out of its range.
+    """
+
+    model: MultimodalModel
+    guide: MultimodalGuide
+
+    def __init__(
+        self,
+        prior: Prior,
+        names: Sequence[str],
+        decoders: Sequence[Decoder],
+        encoders: Sequence[Encoder],
+        joint: Joint = "product",
+        transform: Transform | None = None,
+    ) -> None:
+        names = tuple(names)
+        _check_names(names)
+        if not len(names) == len(decoders) == len(encoders):
+            raise ValueError(f"{len(names)} modalities have {len(decoders)} decoders and {len(encoders)} encoders")
+        lookup(joint, ("product", "mixture"), "joint posterior")
+        for name, encoder in zip(names, encoders, strict=True):
+            if not isinstance(encoder.posterior, DiagonalNormal):
+                found = type(encoder.posterior).__name__
+                raise ValueError(f"experts are joined as normals of independent latents, and {name} has a {found}")
+            if prior.latent_dim != encoder.latent_dim:
+                raise ValueError(
+                    f"the prior has {prior.latent_dim} latents and the encoder of {name} {encoder.latent_dim}"
+                )
+        transform = Identity() if transform is None else transform
+        likelihood = decoders[0].likelihood
+        check_fit(transform, likelihood.data_range, type(likelihood).__name__)
+        model = MultimodalModel(prior, names, decoders)
+        encoder = JointEncoder(names, encoders, model.gaps, joint)
+        prior.join(encoders[0], decoders[0])
+        super().__init__(
+            model,
+            MultimodalGuide(encoder),
+            transform=transform,
+            event_shape=decoders[0].event_shape,
+            data_range=likelihood.data_range,
+            missing="nan",
+        )
+        self.names, self.joint = names, joint
+
+    @property
+    def prior(self) -> Prior:
+        """The prior: ``prior()`` is p(z)."""
+        return self.model.prior
+
+    @property
+    def decoders(self) -> tuple[Decoder, ...]:
+        """The decoder of each modality."""
+        return (self.model.decoder, *self.model.decoders.values())
+
+    @property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """The encoder of each modality: its expert."""
+        return tuple(self.guide.encoder.experts.values())  # pyright: ignore[reportReturnType]
+
+    def each_alone(self, rows: Mapping[str, Any]) -> dict[str, Any]:
+        """Rows to train on: those given, and once again with each modality alone, the others missing.
+
+        So each expert learns what its own modality says where the rows are complete: the ELBO of the modalities
+        together and of each of them, as in Wu & Goodman (2018).
+
+        Args:
+            rows: Values of all modalities by name, and other arguments with one entry for each row.
+
+        Returns:
+            ``M + 1`` times as many rows for M modalities.
+        """
+        tensors = {name: as_tensor(value) for name, value in rows.items()}
+        parts = [dict(tensors)]
+        for alone in self.names:
+            others = [name for name in self.names if name != alone and name in tensors]
+            parts.append(
+                tensors | {name: torch.full_like(tensors[name], torch.nan, dtype=self.dtype) for name in others}
+            )
+        for name in set(self.names) & set(tensors):  # which may be whole numbers, and those are never NaN
+            parts[0][name] = tensors[name].to(self.dtype)
+        return {name: torch.cat([part[name].to(parts[0][name].dtype) for part in parts]) for name in tensors}
+
+    def draw_given(
+        self, given: Mapping[str, Any], num_samples: int = 1, *, num_particles: int = 100
+    ) -> dict[str, Tensor]:
+        """Draws the modalities that are not given, given those that are: each ``(num_samples, N, *E)``.
+
+        By importance resampling from the guide, see :meth:`~pyro_vae.Pair.impute`: right for the model, and not only
+        for the guide, as ``num_particles`` grows.
+
+        Args:
+            given: Values of at least one modality by name, and other keyword arguments of the programs.
+            num_samples: Draws for each row.
+            num_particles: Draws from the guide to choose from.
+
+        Raises:
+            ValueError: if no modality is given, or all are.
+        """
+        known = [name for name in self.names if given.get(name) is not None]
+        wanted = [name for name in self.names if name not in known]
+        if not known or not wanted:
+            raise ValueError(f"give some of {', '.join(self.names)}, and not all: found {', '.join(known) or 'none'}")
+        rows = len(given[known[0]])
+        shapes = {name: decoder.event_shape for name, decoder in zip(self.names, self.decoders, strict=True)}
+        gaps = {name: torch.full((rows, *shapes[name]), torch.nan, dtype=self.dtype) for name in wanted}
+        return self.impute({**given, **gaps}, num_samples, num_particles=num_particles, sites=wanted)
+
+    def networks(self) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+        """The networks, each with the shape of one row that it takes."""
+        found: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
+        for name, decoder, encoder in zip(self.names, self.decoders, self.encoders, strict=True):
+            found[f"encoder of {name}"] = (encoder.network, encoder.encoding.shape(decoder.event_shape))
+            found[f"decoder of {name}"] = (decoder.network, (self.prior.latent_dim,))
+        return found
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if len(names) < 2 or names[0] != "x" or len(set(names)) < len(names):
+        raise ValueError(
+            f"modalities are at least two, of different names, the first of them x: found {', '.join(names)}"
+        )
+    for name in names[1:]:
+        if not name.isidentifier() or name in ("z", "mask", "batch_size") or name.endswith("_mask"):
+            raise ValueError(f"a modality cannot be called {name!r}: it is to be a keyword argument of its own")
+
+
+def multimodal_vae(
+    modalities: Mapping[str, tuple[Sequence[int], Likelihood]],
+    latent_dim: int,
+    *,
+    joint: Joint = "product",
+    hidden_dims: Sequence[int] = (400,),
+    activation: str = "ReLU",
+    encoder_networks: Mapping[str, Network] | None = None,
+    decoder_networks: Mapping[str, Network] | None = None,
+    prior: Prior | None = None,
+    transform: Transform | Literal["auto"] | None = None,
+) -> MultimodalVAE:
+    """A :class:`MultimodalVAE` with fully connected networks, but where others are given.
+
+    Args:
+        modalities: The shape of one row, and the likelihood, of each modality by name; the first is ``"x"``.
+        latent_dim: Number of latents.
+        joint: How the experts are joined: by a ``"product"`` or a ``"mixture"``.
+        hidden_dims: Widths of the encoders' hidden layers; the decoders have them in reverse.
+        activation: Name of a ``torch.nn`` activation.
+        encoder_networks: By modality, in the place of the fully connected ones, as in :func:`~pyro_vae.make_vae`.
+        decoder_networks: Likewise.
+        prior: By default :class:`~pyro_vae.priors.StandardNormal`.
+        transform: Of ``x``; ``"auto"`` has :func:`~pyro_vae.fit` choose one.
+
+    Example:
+        >>> from pyro_vae.likelihoods import Bernoulli, Categorical
+        >>> kinds = Categorical(10, ordered=False)
+        >>> vae = multimodal_vae({"x": ((8, 8), Bernoulli()), "label": ((), kinds)}, latent_dim=5)
+        >>> vae.draw_given({"label": torch.tensor([3, 7])}, 4)["x"].shape
+        torch.Size([4, 2, 8, 8])
+        >>> vae.draw_given({"x": torch.ones(2, 8, 8)})["label"].shape
+        torch.Size([1, 2])
+    """
+    names, hidden_dims, z_shape = tuple(modalities), tuple(hidden_dims), (latent_dim,)
+    _check_names(names)
+    decoders, encoders, posterior = [], [], DiagonalNormal()
+    for name, (shape, likelihood) in modalities.items():
+        event_shape = tuple(shape)
+        encoding = WithMask(likelihood.encoding(event_shape), event_shape)
+        encoder = made_network(
+            (encoder_networks or {}).get(name, lambda i, o: MLP(i, o, hidden_dims, activation)),
+            encoding.shape(event_shape),
+            posterior.raw_shape(z_shape),
+            f"the encoder network of {name}",
+        )
+        decoder = made_network(
+            (decoder_networks or {}).get(name, lambda i, o: MLP(i, o, hidden_dims[::-1], activation)),
+            z_shape,
+            likelihood.raw_shape(event_shape),
+            f"the decoder network of {name}",
+        )
+        encoders.append(Encoder(encoder, posterior, latent_dim, encoding, event_shape))
+        decoders.append(Decoder(decoder, likelihood, event_shape))
+    return MultimodalVAE(
+        StandardNormal(latent_dim) if prior is None else prior,
+        names,
+        decoders,
+        encoders,
+        joint,
+        Auto() if transform == "auto" else transform,
+    )

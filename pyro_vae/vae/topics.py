@@ -1,0 +1,193 @@
+r"""A topic model: what documents are about, from counts of their words.
+
+.. math::
+    z_n &\sim \mathcal{N}(0, \sigma^2 I), \quad \theta_n = \mathrm{softmax}(z_n) && \text{shares of K topics,
+        nearly Dirichlet} \\
+    x_n &\sim \mathrm{Multinomial}\left(\textstyle\sum_v x_{nv},\ \mathrm{softmax}(B^\top \theta_n + b)\right)
+        && \text{words, their number given}
+
+That is ProdLDA: topics are experts whose opinions are multiplied, where latent Dirichlet allocation mixes their words.
+Another likelihood of counts may take the multinomial's place, with the document's length as its ``size_factor``.
+
+Source: Srivastava & Sutton, *Autoencoding Variational Inference for Topic Models*, 2017; Blei, Ng & Jordan, *Latent
+Dirichlet Allocation*, 2003.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae._support.ranges import constraints
+from pyro_vae.data.checks import check_fit
+from pyro_vae.data.rows import Inputs
+from pyro_vae.encodings import WithMask
+from pyro_vae.likelihoods import Likelihood, Multinomial
+from pyro_vae.networks import MLP, TopicDecoder
+from pyro_vae.posteriors import DiagonalNormal, Posterior
+from pyro_vae.priors import Prior, SoftmaxDirichlet
+from pyro_vae.programs.latent import Guide, Model
+from pyro_vae.programs.parts import Decoder, Encoder
+from pyro_vae.programs.running import evaluating
+from pyro_vae.transforms import Identity, Transform
+from pyro_vae.vae.builders import Network, made_network
+from pyro_vae.vae.premade import Premade
+
+__all__ = ["TopicModel", "topic_model"]
+
+
+class TopicModel(Premade):
+    r"""A topic model, for counts of words: :math:`p(z)\,p(x \mid \mathrm{softmax}(z))` and :math:`q(z \mid x)`.
+
+    Args:
+        prior: :math:`p(z)`, with a latent for each topic.
+        decoder: Its network is a :class:`~pyro_vae.networks.TopicDecoder`.
+        encoder: :math:`x \mapsto q(z \mid x)`.
+        vocabulary: The words, in the order of the columns; by default they are called by their numbers.
+        transform: What makes counts of the rows; by default they are counts.
+        missing: ``"nan"`` if NaN is a count that was not made, with a likelihood of single counts.
+
+    Raises:
+        ValueError: if the likelihood is not one of counts, or there is not one word for each column.
+    """
+
+    model: Model
+    guide: Guide
+
+    def __init__(
+        self,
+        prior: Prior,
+        decoder: Decoder,
+        encoder: Encoder,
+        vocabulary: Sequence[str] | None = None,
+        transform: Transform | None = None,
+        missing: Literal["nan"] | None = None,
+    ) -> None:
+        likelihood = type(decoder.likelihood).__name__
+        if decoder.likelihood.data_range is not constraints.nonnegative_integer:
+            raise ValueError(f"a topic model describes counts of words, and {likelihood} does not describe counts")
+        network = decoder.network
+        if not isinstance(network, TopicDecoder):
+            raise ValueError(f"a topic model's decoder has a TopicDecoder, found {type(network).__name__}")
+        if vocabulary is not None and (len(vocabulary),) != decoder.event_shape:
+            raise ValueError(f"the vocabulary has {len(vocabulary)} words and the rows {decoder.event_shape[0]} counts")
+        transform = Identity() if transform is None else transform
+        check_fit(transform, decoder.likelihood.data_range, likelihood)
+        prior.join(encoder, decoder)
+        super().__init__(
+            Model(prior, decoder),
+            Guide(encoder),
+            transform=transform,
+            event_shape=decoder.event_shape,
+            data_range=decoder.likelihood.data_range,
+            missing=missing,
+        )
+        self.vocabulary = None if vocabulary is None else tuple(map(str, vocabulary))
+
+    @property
+    def prior(self) -> Prior:
+        """The prior: ``prior()`` is p(z)."""
+        return self.model.prior
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder: ``decoder(z)`` is p(x | z)."""
+        return self.model.decoder
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder: ``encoder(x)`` is q(z | x)."""
+        return self.guide.encoder
+
+    def word_probabilities(self) -> Tensor:
+        """The probability of each word in a document of one topic alone: ``(K, V)``, each row with the sum 1."""
+        network: TopicDecoder = self.decoder.network  # pyright: ignore[reportAssignmentType]
+        alone = torch.eye(self.prior.latent_dim, dtype=self.dtype, device=self.device)
+        with evaluating(self.model):
+            mean = self.decoder.likelihood(network.of_shares(alone)).mean
+        return mean / mean.sum(-1, keepdim=True)
+
+    def topics(self, num_words: int = 10) -> list[list[str]]:
+        """The words that are most probable in each topic, the most probable first.
+
+        Raises:
+            ValueError: if there are not so many words.
+        """
+        probabilities = self.word_probabilities()
+        if not 1 <= num_words <= probabilities.shape[1]:
+            raise ValueError(f"num_words must be from 1 to {probabilities.shape[1]}, found {num_words}")
+        words = self.vocabulary or tuple(map(str, range(probabilities.shape[1])))
+        return [[words[i] for i in best] for best in probabilities.topk(num_words).indices.tolist()]
+
+    def shares(self, x: Inputs) -> Tensor:
+        """The shares of the topics in each document, at the middle of its posterior: ``(N, K)``."""
+        return self.encode(x).mean.softmax(-1)
+
+    def networks(self) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+        """The networks, each with the shape of one row that it takes."""
+        shown = self.encoder.encoding.shape(self.decoder.event_shape)
+        return {"encoder": (self.encoder.network, shown), "decoder": (self.decoder.network, (self.prior.latent_dim,))}
+
+
+def topic_model(
+    vocabulary: int | Sequence[str],
+    num_topics: int,
+    *,
+    likelihood: Likelihood | None = None,
+    concentration: float = 1.0,
+    hidden_dims: Sequence[int] = (100, 100),
+    activation: str = "Softplus",
+    encoder_network: Network | None = None,
+    prior: Prior | None = None,
+    posterior: Posterior | None = None,
+    missing: Literal["nan"] | None = None,
+) -> TopicModel:
+    """A :class:`TopicModel` with a fully connected encoder, unless another is given.
+
+    Rows are counts of words, ``(N, V)``; the likelihood is given their sum. New documents are drawn with
+    ``sample(n, given={"total_count": length})``.
+
+    Args:
+        vocabulary: The words, or how many there are.
+        num_topics: Number of topics K.
+        likelihood: By default :class:`~pyro_vae.likelihoods.Multinomial`; another of counts is given documents' lengths
+            as ``size_factor``.
+        concentration: Of the Dirichlet that the prior is close to: the smaller, the fewer topics has a document.
+        hidden_dims: Widths of the encoder's hidden layers.
+        activation: Name of a ``torch.nn`` activation.
+        encoder_network: In the place of the fully connected one, as in :func:`~pyro_vae.make_vae`.
+        prior: By default :class:`~pyro_vae.priors.SoftmaxDirichlet`.
+        posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
+        missing: ``"nan"`` if NaN is a count that was not made.
+
+    Raises:
+        ValueError: if the parts do not fit each other, with the reason.
+
+    Example:
+        >>> model = topic_model(["ball", "goal", "vote", "law"], num_topics=2)
+        >>> model.sample(3, given={"total_count": 50}).sum(-1)
+        tensor([50., 50., 50.])
+        >>> [len(words) for words in model.topics(3)]
+        [3, 3]
+    """
+    words = None if isinstance(vocabulary, int) else tuple(vocabulary)
+    event_shape, z_shape = (vocabulary if isinstance(vocabulary, int) else len(vocabulary),), (num_topics,)
+    likelihood = Multinomial() if likelihood is None else likelihood
+    posterior = DiagonalNormal() if posterior is None else posterior
+    encoding = likelihood.encoding(event_shape)
+    if missing:
+        encoding = WithMask(encoding, event_shape)
+    encoder = made_network(
+        encoder_network or (lambda i, o: MLP(i, o, hidden_dims, activation)),
+        encoding.shape(event_shape),
+        posterior.raw_shape(z_shape),
+        "encoder_network",
+    )
+    return TopicModel(
+        SoftmaxDirichlet(num_topics, concentration) if prior is None else prior,
+        Decoder(TopicDecoder(z_shape, likelihood.raw_shape(event_shape)), likelihood, event_shape),
+        Encoder(encoder, posterior, num_topics, encoding, event_shape),
+        words,
+        missing=missing,
+    )
