@@ -37,28 +37,19 @@ def main(
     x = pendulums()
     lengths = torch.randint(SHOWN, STEPS + 1, (len(x),))
     model = deep_markov_model((STEPS, 1), latent_dim=4, likelihood=Normal(scale=0.1), recurrent_dim=48)
-    rows = slice(6, None)
-    fit(
-        model,
-        {"x": x[rows], "lengths": lengths[rows]},
-        epochs=epochs,
-        batch_size=60,
-        learning_rate=1e-2,
-        objective=Elbo(kl="auto", kl_warmup=0.3),
-        progress=False,
-    )
+    warm = Elbo(kl="auto", kl_warmup=0.3)  # or each step is explained by itself, before the dynamics are learned
+    rows = {"x": x[6:], "lengths": lengths[6:]}
+    fit(model, rows, objective=warm, epochs=epochs, batch_size=60, learning_rate=1e-2, progress=False)
 
     shown = {"x": x[:6], "lengths": torch.full((6,), SHOWN)}
     drawn = model.impute(shown, 100, num_particles=200)[..., 0]
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure, ahead = Figure(figsize=(8, 4), layout="constrained"), range(SHOWN, STEPS + 1)
     for row, axes in enumerate(figure.subplots(2, 3, sharex=True, sharey=True).flat):
         low, middle, high = drawn[:, row, SHOWN - 1 :].quantile(torch.tensor([0.05, 0.5, 0.95]), 0)
-        ahead = range(SHOWN, STEPS + 1)
         axes.fill_between(ahead, low, high, color="C0", alpha=0.25, label="nine in ten forecasts")
         axes.plot(ahead, middle, color="C0", label="their middle")
         axes.plot(range(1, SHOWN + 1), x[row, :SHOWN, 0], "k.-", label="what the model is shown")
         axes.plot(range(SHOWN + 1, STEPS + 1), x[row, SHOWN:, 0], "k.", alpha=0.4, label="how it went on")
-        axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("time step")
     figure.supylabel("angle")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
