@@ -140,6 +140,7 @@ def test_every_tool_takes_it(joint, tmp_path):
     assert evaluate(load(tmp_path), data, seed=1) == evaluate(vae, data, seed=1)
 
 
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_a_compiled_step_has_the_numbers_of_the_programs():
     data, histories = clusters(40)[0], []
     for compile in (False, True):

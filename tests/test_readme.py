@@ -48,6 +48,12 @@ def test_the_python_of_the_document_on_tables_runs(tmp_path, monkeypatch):
     assert list(session["new"].columns) == ["age", "pressure", "group"]
 
 
+def test_the_python_of_the_document_on_premade_programs_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    session = python_session((ROOT / "docs" / "programs-premade.md").read_text())
+    assert session["model"].sample(2).shape == (2, 12, 1)
+
+
 def commands():
     found = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("python scripts/")]
     return [c for c in found if "mnist" not in c], [c for c in found if "mnist" in c]

@@ -171,6 +171,7 @@ def test_every_tool_takes_it(tmp_path):
     assert again.vocabulary == tuple(words)
 
 
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_a_compiled_step_has_the_numbers_of_the_programs():
     x, _, _ = corpus(num_rows=60)
     histories = []

@@ -157,7 +157,8 @@ class PooledGuide(InferenceProgram):
             effects = pyro.sample("effects", dist.Normal(loc, spread).to_event(1))
         with self.plate(x, arguments):
             effect = _of_rows(effects, groups, len(x))
-            return pyro.sample("z", self.encoder(x, mask, effect=effect, **arguments))
+            q_z = self.encoder(x, mask, effect=effect, **arguments)
+            return pyro.sample("z", q_z, infer=self.encoder.posterior.infer)
 
 
 def _of_rows(effects: Tensor, groups: Tensor | int | None, rows: int) -> Tensor:

@@ -25,7 +25,7 @@ WORDS = [*COMMON, *(word for words in TOPICS.values() for word in words.split())
 
 
 def corpus(num_documents: int = 2000) -> tuple[torch.Tensor, torch.Tensor]:
-    """Counts of words in documents with few topics each, and the shares of the topics."""
+    """Counts of words in documents, and the shares of the topics."""
     torch.manual_seed(0)
     own = torch.tensor([[float(word in words.split()) for word in WORDS] for words in TOPICS.values()])
     common = torch.tensor([float(word in COMMON) for word in WORDS])
@@ -53,7 +53,6 @@ def main(
         axes.barh(words, [float(weights[k, WORDS.index(word)]) for word in words], color=colours)
         right = torch.corrcoef(torch.stack([found[:, k], shares[:, list(TOPICS).index(names[k])]]))[0, 1]
         axes.set_title(f"topic {k + 1}\nshares like those of\n“{names[k]}”: r = {right:.2f}", fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle("the most probable words of each topic; words of all topics in grey")
     plotting.save_figure(figure, out)
 
