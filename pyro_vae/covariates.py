@@ -184,7 +184,7 @@ class Covariates(nn.Module):
         """The vector; other arguments are ignored."""
         shown = []
         for part in self.parts:
-            value = arguments.get(part.name)
+            value: Any = arguments.get(part.name)
             if value is None:
                 part.check(value)
             values = value if isinstance(value, Tensor) else self.zero.new_full((), value)

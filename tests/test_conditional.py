@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from every_tool import TOOLS
+from examples import conditional as example
 from scipy import stats
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -281,3 +282,8 @@ def test_logarithms_still_stand_on_what_standardises_them():
     """The base of what is standardised has logarithms as one of its kinds."""
     x = torch.rand(50, 3).exp()
     np.testing.assert_allclose(Log((3,))(x).numpy(), stats.zscore(x.log().numpy()), atol=1e-4)
+
+
+def test_the_example_draws_its_picture(tmp_path):
+    example.main(out=tmp_path / "picture.png", epochs=1)
+    assert (tmp_path / "picture.png").stat().st_size > 5_000

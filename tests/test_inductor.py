@@ -222,3 +222,18 @@ def test_bits_are_drawn_by_pytorchs_own_kernel():
     called = {node.target for node in graph.graph.nodes if node.op == "call_function"}
     assert torch.ops.aten.bernoulli_.Tensor in called
     assert torch.ops.aten.bernoulli.default not in called
+
+
+def test_what_was_seen_as_a_view_may_be_a_copy(cache):
+    """Where the compiler takes an operation apart its result may lie in memory in another order than when traced."""
+
+    def function(logits, codes, weight):
+        with torch.enable_grad():
+            probabilities = logits.softmax(-1).T  # (K, N), in the other order of memory
+            raw = (codes @ weight).reshape(3, 20, 1, 8)
+            values = (raw.unbind(-2)[0].sigmoid() - 0.5).square().sum(-1)
+            return torch.autograd.grad((probabilities * values).sum(), [weight])
+
+    inputs = [torch.randn(20, 3), torch.randn(60, 4), torch.randn(4, 8).requires_grad_()]
+    run, _ = compiled(function, *inputs)
+    torch.testing.assert_close(run(*inputs), tuple(function(*inputs)))

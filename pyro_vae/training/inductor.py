@@ -27,7 +27,7 @@ from torch._guards import TracingContext, tracing
 from torch._inductor import async_compile, codecache, config, cpu_vec_isa
 from torch._inductor.codecache import CppPythonBindingsCodeCache
 from torch._subclasses import FakeTensorMode
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 __all__ = ["cache_folder", "compile_quickly", "prepare"]
@@ -49,12 +49,27 @@ def compile_quickly(graph: GraphModule, inputs: Sequence[Tensor]) -> Any:
         # Takes as long as two graphs; whoever compiles dozens, as tests do, asks for it by Inductor's own variable.
         "cpp_cache_precompile_headers": os.environ.get("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS") == "1",
     }
+    graph = _reshaping(graph)
     with torch.no_grad(), config.patch(settings), _found_again(), _without_garbage_collection():
         try:
             with _one_library(), _known_instructions():
                 return torch._inductor.compile(graph, list(inputs))
         except Exception:  # a compiler or a torch that has it otherwise: then as Inductor does it
             return torch._inductor.compile(graph, list(inputs))
+
+
+def _reshaping(graph: GraphModule) -> GraphModule:
+    """A copy that may make copies where other shapes were seen as views.
+
+    What the compiler takes apart need not lie in memory as it lay when the graph was traced.
+    """
+    copy = GraphModule(graph, Graph())
+    copy.graph.output(copy.graph.graph_copy(graph.graph, {}))
+    for node in copy.graph.nodes:
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+    copy.recompile()
+    return copy
 
 
 @contextlib.contextmanager

@@ -18,8 +18,10 @@ from typing import Any, Literal
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pyro_vae.data.rows import Inputs
+from pyro_vae.inference.predictive import centre
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.posteriors import Posterior
 from pyro_vae.priors import NormalMixture
@@ -54,7 +56,7 @@ class ClusterVAE(Premade):
 
     Which cluster is which has no meaning, and may differ from seed to seed. Clusters are best looked for from where
     codes already lie in heaps, as VaDE does: train the same parts with a standard normal prior, let
-    :meth:`start_at` put a mixture there, and go on:
+    :meth:`start_at` put the clusters there, and go on:
 
     .. code-block:: python
 
@@ -121,23 +123,37 @@ class ClusterVAE(Premade):
         return torch.cat([self.encode(chunk, site="y").probs for chunk in self._chunks(x)])  # pyright: ignore
 
     def start_at(self, x: Inputs, *, seed: int = 0) -> None:
-        """Lets the clusters start where a mixture of normals fits the codes of these rows best.
+        r"""Lets the clusters start where k-means finds them among the codes of these rows.
 
-        Codes are draws of q(z | x), so that the mixture is as wide as what the encoder believes.
+        Codes are the means of :math:`q(z \mid x)`. A cluster starts as wide as its codes, and wider by what the encoder
+        leaves open, and with their share of the rows.
 
         Args:
-            x: Rows; they must be as many as the clusters, at least.
-            seed: Seeds the draws, and the starts of the mixture's own fit.
-        """
-        from sklearn.mixture import GaussianMixture
+            x: Rows, as many as the clusters at least.
+            seed: Seeds the draws, and the starts of k-means.
 
+        Raises:
+            ValueError: if there are fewer.
+        """
+        from sklearn.cluster import KMeans
+
+        codes, draws = [], []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            codes = torch.cat([self.encode(chunk, site="z")(torch.Size()).cpu() for chunk in self._chunks(x)])
-        mixture = GaussianMixture(self.prior.num_components, covariance_type="diag", n_init=10, random_state=seed)
-        mixture.fit(codes.double().numpy())
-        found = (mixture.means_, mixture.covariances_**0.5, mixture.weights_)
-        self.prior.start_at(*(torch.as_tensor(values) for values in found))
+            for chunk in self._chunks(x):
+                q_z = self.encode(chunk, site="z")
+                codes.append(centre(q_z))
+                draws.append(q_z(torch.Size()))
+        means, num = torch.cat(codes).double().cpu(), self.prior.num_components
+        if len(means) < num:
+            raise ValueError(f"{len(means)} rows cannot make {num} clusters: give more")
+        index = torch.as_tensor(KMeans(num, n_init=10, random_state=seed).fit_predict(means.numpy())).long()
+        members = F.one_hot(index, num).double()  # (N, K)
+        counts = members.sum(0).clamp(min=1)  # where rows are few and equal some have none
+        locs = members.T @ means / counts[:, None]
+        within = members.T @ (means - locs[index]).square() / counts[:, None]
+        left_open = (torch.cat(draws).double().cpu() - means).square().mean(0)
+        self.prior.start_at(locs, (within + left_open).sqrt(), counts / counts.sum())
 
     def _chunks(self, x: Inputs) -> Any:
         return self.check(x).chunks(1024)

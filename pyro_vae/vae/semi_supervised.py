@@ -128,7 +128,7 @@ def _by_row(labels: Tensor | int, rows: Tensor) -> Tensor:
     return labels.long().expand(rows.shape)
 
 
-def _observe(fn: dist.Categorical, labels: Tensor, infer: dict[str, Any] | None = None) -> None:
+def _observe(fn: dist.Categorical, labels: Any, infer: Any = None) -> None:
     """Observes the labels that are known."""
     with poutine.mask(mask=labels >= 0):
         pyro.sample("labels", fn, obs=labels.clamp(min=0), infer=infer)

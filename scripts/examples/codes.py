@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -24,7 +24,8 @@ def main(
     epochs: Annotated[int, typer.Option(help="Times every row is seen.")] = 150,
 ) -> None:
     """Trains a vector-quantised VAE, and draws digits from its prior, and code by code."""
-    x = torch.tensor(load_digits().images, dtype=torch.float32)  # 8 x 8, from 0 to 16
+    digits: Any = load_digits()
+    x = torch.tensor(digits.images, dtype=torch.float32)  # 8 x 8, from 0 to 16
     torch.manual_seed(0)
     vae = vector_quantized_vae(
         (8, 8), NUM_CODES, NUM_VALUES, likelihood=Bernoulli(), hidden_dims=(128,), transform=Binarize(0, 16)

@@ -1,0 +1,63 @@
+"""Digits without labels: a VAE that finds ten clusters among them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits
+
+sys.path.append(str(Path(__file__).parents[1]))
+import cli
+
+from pyro_vae import VAE, cluster_vae, fit, plotting
+from pyro_vae.likelihoods import Normal
+from pyro_vae.priors import StandardNormal
+from pyro_vae.transforms import Scale
+
+
+def matched(clusters: torch.Tensor, y: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """The share of rows that are right when each cluster is named after a digit as well as can be, and the names."""
+    table = torch.zeros(10, 10).index_put((clusters, y), torch.ones(len(y)), accumulate=True)
+    found, names = linear_sum_assignment(-table)
+    return float(table[found, names].sum() / len(y)), torch.as_tensor(names)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("clusters.png"),
+    epochs: Annotated[int, typer.Option(help="Times every row is seen, before and with clusters.")] = 100,
+    seeds: Annotated[int, typer.Option(help="Trainings; the last one is drawn.")] = 1,
+) -> None:
+    """Trains a VAE with ten clusters on digits, beside k-means on pixels and on a plain VAE's codes."""
+    digits = load_digits()
+    x, y = torch.tensor(digits.images, dtype=torch.float32), torch.tensor(digits.target)
+    accuracies = []
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        parts = {"likelihood": Normal(link="sigmoid"), "transform": Scale(0, 16), "hidden_dims": (256,)}
+        vae = cluster_vae((8, 8), latent_dim=10, num_clusters=10, **parts)
+        plain = VAE(StandardNormal(10), vae.decoder, vae.encoder, vae.transform)  # the same networks
+        options = {"epochs": epochs, "batch_size": 100, "seed": seed, "progress": False}
+        fit(plain, x, **options, schedule="constant")
+        k_means = [KMeans(10, n_init=10, random_state=seed).fit(rows) for rows in (x.flatten(1), plain.encode(x).mean)]
+        vae.start_at(x, seed=seed)
+        fit(vae, x, **options)
+        found = [vae.predict_cluster(x).argmax(-1), *(torch.tensor(means.labels_).long() for means in k_means)]
+        accuracies.append([matched(clusters, y)[0] for clusters in found])
+        print("seed {}: {:.1%}, k-means on pixels {:.1%}, on codes {:.1%}".format(seed, *accuracies[-1]), flush=True)
+    for name, of_seeds in (("mean", torch.tensor(accuracies).mean(0)), ("best", torch.tensor(accuracies).amax(0))):
+        print("{}: {:.1%}, k-means on pixels {:.1%}, on codes {:.1%}".format(name, *of_seeds))
+
+    order = matched(found[0], y)[1].argsort()  # clusters in the order of the digits that they are named after
+    middles = plain.mean_at(vae.prior.components().mean[order].detach())
+    members = torch.stack([x[of_cluster.multinomial(11)] for of_cluster in vae.predict_cluster(x).T[order] + 1e-6])
+    grid = torch.cat([middles[:, None], torch.full((10, 1, 8, 8), 8.0), members], 1)
+    title = f"each cluster's middle, and rows in it: {accuracies[-1][0]:.1%} right (k-means {accuracies[-1][1]:.1%})"
+    plotting.save_figure(plotting.plot_grid(grid, title=title), out)
+
+
+if __name__ == "__main__":
+    cli.run_command(main)

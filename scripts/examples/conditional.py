@@ -1,0 +1,47 @@
+"""Digits of the class that is asked for: a conditional VAE, which is told the labels."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from sklearn.datasets import load_digits
+
+sys.path.append(str(Path(__file__).parents[1]))
+import cli
+
+from pyro_vae import conditional_vae, fit, plotting
+from pyro_vae.likelihoods import Normal
+from pyro_vae.transforms import Scale
+
+NUM_STYLES = 12
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("conditional.png"),
+    epochs: Annotated[int, typer.Option(help="Times every row is seen.")] = 100,
+) -> None:
+    """Trains a VAE that is told the labels of digits, and draws the ten digits in many styles."""
+    digits = load_digits()
+    data = {"x": torch.tensor(digits.images, dtype=torch.float32), "labels": torch.tensor(digits.target)}
+    torch.manual_seed(0)
+    vae = conditional_vae(
+        (8, 8),
+        latent_dim=4,
+        given={"labels": 10},
+        likelihood=Normal(link="sigmoid"),
+        transform=Scale(0, 16),
+        hidden_dims=(128,),
+    )
+    fit(vae, data, epochs=epochs, batch_size=100, learning_rate=2e-3, progress=False)
+
+    # Latents hold what labels do not say: each column has one z, each row one label.
+    z = torch.randn(NUM_STYLES, 4)
+    grid = torch.stack([vae.mean_at(z, given={"labels": label}) for label in range(10)])
+    title = "each row one label, each column one latent vector"
+    plotting.save_figure(plotting.plot_grid(grid, row_labels=[*map(str, range(10))], title=title), out)
+
+
+if __name__ == "__main__":
+    cli.run_command(main)
