@@ -7,10 +7,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from known_pairs import TwoViews
 from linear_gaussian import LinearGaussian, resident
 from pairs import function_pair
 
 from pyro_vae import Pair, evaluate, fit, mlp_vae
+from pyro_vae.evaluation import log_evidence
 from pyro_vae.likelihoods import Bernoulli, Gamma, Mixed, Normal, Poisson
 from pyro_vae.training.elbo import elbo_per_row
 from pyro_vae.transforms import Binarize, Scale, Standardize
@@ -249,3 +251,19 @@ def test_latents_of_all_rows_cannot_be_chosen_row_by_row():
     )
     with pytest.raises(ValueError, match="'mean' lies outside the plate 'data' and belongs to all rows"):
         masked.impute(torch.tensor([1.0, 2.0, 3.0]))
+
+
+def test_a_row_may_miss_one_view_altogether_where_it_has_another():
+    """Of x or of y nothing is seen: the exact guide has the evidence of the other, and of all rows nothing of y."""
+    views = TwoViews()
+    x, y = torch.randn(4, 2), torch.randn(4)
+    x[:2], y[2:] = torch.nan, torch.nan
+    covariance = views.slopes[:, None] * views.slopes + torch.diag(views.noise.square())
+    of_y = dist.Normal(0.0, covariance[2, 2].sqrt()).log_prob(y[:2])
+    of_x = dist.MultivariateNormal(torch.zeros(2), covariance[:2, :2]).log_prob(x[2:])
+    found = log_evidence(views.pair, {"x": x, "y": y}, num_particles=3).log_evidence
+    torch.testing.assert_close(found, torch.cat([of_y, of_x]), rtol=1e-9, atol=1e-9)
+    alone = log_evidence(views.pair, {"x": x[2:], "y": y[2:]}, num_particles=3).log_evidence
+    torch.testing.assert_close(alone, of_x, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="rows without any observed entry, the first at index 0"):
+        evaluate(mlp_vae((2,), 1, likelihood=Normal(), missing="nan"), x)

@@ -28,8 +28,7 @@ def corpus(num_documents: int = 2000) -> tuple[torch.Tensor, torch.Tensor]:
     """Counts of words in documents, and the shares of the topics."""
     torch.manual_seed(0)
     own = torch.tensor([[float(word in words.split()) for word in WORDS] for words in TOPICS.values()])
-    common = torch.tensor([float(word in COMMON) for word in WORDS])
-    topics = 0.6 * own / own.sum(-1, keepdim=True) + 0.4 * common / common.sum()
+    topics = 0.6 * own / 8 + 0.4 * (own.sum(0) == 0) / len(COMMON)  # each topic has eight words of its own
     shares = torch.distributions.Dirichlet(torch.full((len(TOPICS),), 0.2)).sample((num_documents,))
     words = torch.distributions.Categorical(shares @ topics).sample((60,))  # a document has 60 words
     return torch.nn.functional.one_hot(words, len(WORDS)).sum(0).float(), shares
