@@ -187,6 +187,7 @@ class Covariates(nn.Module):
             value: Any = arguments.get(part.name)
             if value is None:
                 part.check(value)
+            assert value is not None  # which the check refuses
             values = value if isinstance(value, Tensor) else self.zero.new_full((), value)
             shown.append(part(values).to(self.zero.dtype))
         batch_shape = torch.broadcast_shapes(*(values.shape[:-1] for values in shown))

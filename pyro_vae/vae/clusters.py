@@ -147,7 +147,8 @@ class ClusterVAE(Premade):
         means, num = torch.cat(codes).double().cpu(), self.prior.num_components
         if len(means) < num:
             raise ValueError(f"{len(means)} rows cannot make {num} clusters: give more")
-        index = torch.as_tensor(KMeans(num, n_init=10, random_state=seed).fit_predict(means.numpy())).long()
+        starts: Any = {"n_init": 10, "random_state": seed}
+        index = torch.as_tensor(KMeans(num, **starts).fit_predict(means.numpy())).long()
         members = F.one_hot(index, num).double()  # (N, K)
         counts = members.sum(0).clamp(min=1)  # where rows are few and equal some have none
         locs = members.T @ means / counts[:, None]

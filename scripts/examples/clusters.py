@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -32,7 +32,7 @@ def main(
     seeds: Annotated[int, typer.Option(help="Trainings; the last one is drawn.")] = 1,
 ) -> None:
     """Trains a VAE with ten clusters on digits, beside k-means on pixels and on a plain VAE's codes."""
-    digits = load_digits()
+    digits: Any = load_digits()
     x, y = torch.tensor(digits.images, dtype=torch.float32), torch.tensor(digits.target)
     accuracies = []
     for seed in range(seeds):
@@ -42,7 +42,8 @@ def main(
         plain = VAE(StandardNormal(10), vae.decoder, vae.encoder, vae.transform)  # the same networks
         options = {"epochs": epochs, "batch_size": 100, "seed": seed, "progress": False}
         fit(plain, x, **options, schedule="constant")
-        k_means = [KMeans(10, n_init=10, random_state=seed).fit(rows) for rows in (x.flatten(1), plain.encode(x).mean)]
+        starts: Any = {"n_init": 10, "random_state": seed}
+        k_means = [KMeans(10, **starts).fit(rows) for rows in (x.flatten(1), plain.encode(x).mean)]
         vae.start_at(x, seed=seed)
         fit(vae, x, **options)
         found = [vae.predict_cluster(x).argmax(-1), *(torch.tensor(means.labels_).long() for means in k_means)]

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -23,7 +23,7 @@ def main(
     epochs: Annotated[int, typer.Option(help="Times every row is seen.")] = 100,
 ) -> None:
     """Trains a VAE that is told the labels of digits, and draws the ten digits in many styles."""
-    digits = load_digits()
+    digits: Any = load_digits()
     data = {"x": torch.tensor(digits.images, dtype=torch.float32), "labels": torch.tensor(digits.target)}
     torch.manual_seed(0)
     vae = conditional_vae(

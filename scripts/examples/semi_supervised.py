@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -23,7 +23,7 @@ def main(
     seeds: Annotated[int, typer.Option(help="Choices of the labelled and held-out rows; the last one is drawn.")] = 1,
 ) -> None:
     """Trains model M2 with ten labels of each digit, beside the same classifier on those labels alone."""
-    digits = load_digits()
+    digits: Any = load_digits()
     x, y = torch.tensor(digits.images, dtype=torch.float32), torch.tensor(digits.target)
     errors = []
     for seed in range(seeds):
