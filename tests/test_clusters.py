@@ -16,7 +16,8 @@ from pyro_vae.evaluation import log_evidence
 from pyro_vae.inference.sites import run_pair
 from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.networks import ConvDecoder, ConvEncoder
-from pyro_vae.priors import NormalMixture
+from pyro_vae.posteriors import DiagonalNormal, SemiAmortized
+from pyro_vae.priors import NormalMixture, StandardNormal
 from pyro_vae.transforms import Binarize, Standardize
 
 
@@ -194,6 +195,27 @@ def test_it_takes_any_likelihood_and_rows_with_gaps(name):
     seen = ~data["x"].isnan()
     assert torch.equal(filled[:, seen], data["x"][seen].expand(2, -1).to(filled.dtype))
     assert vae.predict_cluster(data).shape == (12, 3)
+
+
+@torch.no_grad()
+def test_a_posterior_that_goes_up_the_elbo_goes_up_that_of_the_clusters(tmp_path):
+    vae = roughened(small(posterior=SemiAmortized(DiagonalNormal(), steps=8, num_draws=32)))
+    vae.encoder.posterior.log_step.fill_(math.log(0.2))
+    x = bits(40)
+
+    def elbo(pair):
+        torch.manual_seed(0)
+        return float(pair.draws(pair.prepare({"x": x}), num_particles=200).elbo.mean())
+
+    VAE(StandardNormal(2), vae.decoder, vae.encoder)  # as before clusters are looked for
+    vae.start_at(x)
+    vae.prior.locs.add_(3.0)  # far from where the standard normal would have codes
+    refined = elbo(vae)
+    assert elbo(VAE(vae.prior, vae.decoder, vae.encoder)) == pytest.approx(refined, rel=1e-5)  # the mixture as a prior
+    vae.save(tmp_path / "saved")
+    assert elbo(load(tmp_path / "saved")) == pytest.approx(refined, rel=1e-6)
+    VAE(StandardNormal(2), vae.decoder, vae.encoder)
+    assert elbo(vae) < refined - 1
 
 
 def test_networks_may_be_others():

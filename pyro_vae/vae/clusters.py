@@ -88,6 +88,7 @@ class ClusterVAE(Premade):
     ) -> None:
         transform = Identity() if transform is None else transform
         check_parts(prior.latent_dim, decoder, encoder, transform)
+        encoder.posterior.join(prior, decoder)
         super().__init__(
             ClusterModel(prior, decoder),
             Guide(encoder),
@@ -154,6 +155,7 @@ class ClusterVAE(Premade):
         locs = members.T @ means / counts[:, None]
         within = members.T @ (means - locs[index]).square() / counts[:, None]
         left_open = (torch.cat(draws).double().cpu() - means).square().mean(0)
+        self.encoder.posterior.join(self.prior, self.decoder)  # a plain VAE of the same parts has had it
         self.prior.start_at(locs, (within + left_open).sqrt(), counts / counts.sum())
 
     def _chunks(self, x: Inputs) -> Any:

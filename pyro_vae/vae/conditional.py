@@ -78,7 +78,8 @@ class ConditionalGuide(InferenceProgram):
         with self.plate(x, arguments):
             given = self.covariates(**arguments)
             taken = arguments_for(self.encoder, arguments)
-            return pyro.sample("z", self.encoder(x, mask, **{**taken, "covariates": given}))
+            q_z = self.encoder(x, mask, **{**taken, "covariates": given})
+            return pyro.sample("z", q_z, infer=self.encoder.posterior.infer)
 
 
 class ConditionalVAE(Premade):

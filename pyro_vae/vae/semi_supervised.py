@@ -118,7 +118,7 @@ class SemiSupervisedGuide(InferenceProgram):
                 q_y = _told(q_y, labels)
             y = pyro.sample("y", q_y, infer={"enumerate": "parallel"})
             shown = {**arguments_for(self.encoder, arguments), "y": _one_hot(y, self.classifier.num_classes).to(x)}
-            return pyro.sample("z", self.encoder(x, mask, **shown))
+            return pyro.sample("z", self.encoder(x, mask, **shown), infer=self.encoder.posterior.infer)
 
 
 def _by_row(labels: Tensor | int, rows: Tensor) -> Tensor:
