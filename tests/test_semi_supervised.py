@@ -21,7 +21,8 @@ from pyro_vae.evaluation import log_evidence
 from pyro_vae.inference.sites import run_pair
 from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.networks import ConvDecoder, ConvEncoder
-from pyro_vae.priors import ClassPrior, NormalMixture, VampPrior
+from pyro_vae.posteriors import Codes
+from pyro_vae.priors import ClassPrior, IndependentCodes, NormalMixture, VampPrior
 from pyro_vae.transforms import Binarize, Standardize
 
 LABELS = torch.tensor([0, -1, 2, -1, 1, -1, -1])
@@ -237,6 +238,33 @@ def test_it_takes_any_likelihood_and_rows_with_gaps(name):
     filled = vae.impute(data, 2, num_particles=5)
     seen = ~data["x"].isnan()
     assert torch.equal(filled[:, seen], data["x"][seen].expand(2, -1).to(filled.dtype))
+
+
+@pytest.mark.usefixtures("float64")
+def test_codes_are_summed_over_with_the_class():
+    """Two codes of three values: the evidence is the sum over nine codes and three classes."""
+    torch.manual_seed(0)
+    vae = roughened(
+        semi_supervised_vae(
+            (6,),
+            6,
+            3,
+            likelihood=Bernoulli(),
+            hidden_dims=(8,),
+            posterior=Codes(3, "enumerated"),
+            prior=IndependentCodes(2, 3),
+        )
+    )
+    x, blocks = torch.randn(7, 6).round().clamp(0, 1), torch.eye(3)
+    codes = torch.cat([blocks.repeat_interleave(3, 0), blocks.repeat(3, 1)], -1)[:, None, None]
+    with torch.no_grad():
+        joint, _ = by_class(vae, x, codes.expand(9, 3, 7, 6))
+        at_label = joint.logsumexp(0)
+        free = at_label.logsumexp(0)
+        at_label = at_label.gather(0, LABELS.clamp(min=0)[None])[0]
+    expected = torch.where(LABELS >= 0, at_label, free)
+    draws = vae.draws(vae.prepare(with_labels(x)))
+    np.testing.assert_allclose(draws.log_weights[0].numpy(), expected.numpy(), rtol=1e-10)
 
 
 def test_networks_for_images_are_shown_the_class_as_planes():
