@@ -15,7 +15,7 @@ from pyro_vae import VAE, check_pair, cluster_vae, evaluate, fit, load
 from pyro_vae.evaluation import log_evidence
 from pyro_vae.inference.sites import run_pair
 from pyro_vae.likelihoods import Bernoulli, Normal
-from pyro_vae.networks import ConvDecoder, ConvEncoder
+from pyro_vae.networks import MLP, ConvDecoder, ConvEncoder
 from pyro_vae.posteriors import DiagonalNormal, SemiAmortized
 from pyro_vae.priors import NormalMixture, StandardNormal
 from pyro_vae.transforms import Binarize, Standardize
@@ -248,7 +248,6 @@ def test_what_is_saved_opens_as_the_same_numbers(tmp_path):
     ("make", "words"),
     [
         (lambda: cluster_vae((6,), 2, 1, likelihood=Bernoulli()), "num_clusters must be at least 2, found 1"),
-        (lambda: small(encoder_network=torch.nn.Linear(6, 4)), "give both networks or none"),
         (lambda: small(transform=Standardize((6,))), "use transform="),
         (lambda: small().start_at(bits(2)), "2 rows cannot make 3 clusters"),
     ],
@@ -256,6 +255,13 @@ def test_what_is_saved_opens_as_the_same_numbers(tmp_path):
 def test_mistakes_are_sentences(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_a_network_of_the_users_own_stands_in_the_place_of_one():
+    network = torch.nn.Linear(6, 4)
+    vae = small(encoder_network=network)
+    assert vae.encoder.network is network
+    assert type(vae.decoder.network) is MLP
 
 
 def test_the_example_draws_its_picture(tmp_path):

@@ -9,7 +9,7 @@ from test_captured import check
 from torch.distributions import MultivariateNormal
 
 from pyro_vae import Elbo, check_pair, evaluate, fit, load, multimodal_vae
-from pyro_vae.distributions import FixedMixture
+from pyro_vae.distributions import MixtureOfNormals
 from pyro_vae.evaluation import log_evidence
 from pyro_vae.likelihoods import Bernoulli, Categorical, Gamma, Normal
 from pyro_vae.posteriors import FullNormal
@@ -105,7 +105,7 @@ def test_a_mixture_with_fixed_weights_has_its_density_and_unbiased_gradients():
     locs = torch.tensor([[1.0, -1.0], [2.0, 0.5], [9.0, 9.0]], dtype=torch.float64).requires_grad_()
     weights = torch.tensor([0.25, 0.75, 0.0]).double()
     components = torch.distributions.Independent(torch.distributions.Normal(locs, 0.7), 1)
-    fn = FixedMixture(torch.distributions.Categorical(logits=weights.log()), components)
+    fn = MixtureOfNormals(locs, torch.full_like(locs, 0.7), weights.log())
     z = fn.rsample(torch.Size([40_000]))
     expected = torch.stack([w * components.log_prob(z[:9, None])[:, k].exp() for k, w in enumerate(weights)]).sum(0)
     torch.testing.assert_close(fn.log_prob(z[:9]).exp(), expected)

@@ -40,6 +40,11 @@ class GenerativeProgram(nn.Module):
         self.decoder = decoder
 
     @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return self.decoder.event_shape
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         """The keyword arguments that the program takes: ``mask``, and those of the likelihood."""
         return ("mask", *self.decoder.arguments)
@@ -48,10 +53,10 @@ class GenerativeProgram(nn.Module):
         """Looks at the mask's shape, and has the likelihood look at the values of its arguments."""
         if mask is not None:
             shape = tuple(torch.as_tensor(mask).shape)
-            if shape[1:] != self.decoder.event_shape or not shape:
+            if shape[1:] != self.event_shape or not shape:
                 raise ValueError(
                     f"the mask has shape {shape}, expected one entry for each of the rows', "
-                    f"{batch_of(self.decoder.event_shape)}"
+                    f"{batch_of(self.event_shape)}"
                 )
         self.decoder.likelihood.check_arguments(**arguments)
 

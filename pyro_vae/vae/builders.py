@@ -9,7 +9,7 @@ from torch.nn.parameter import UninitializedBuffer
 
 from pyro_vae import networks
 from pyro_vae._support.names import lookup
-from pyro_vae.encodings import WithMask
+from pyro_vae.encodings import Encoding, WithMask
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.networks import (
     MLP,
@@ -30,10 +30,20 @@ from pyro_vae.posteriors import DiagonalNormal, Posterior
 from pyro_vae.priors import Prior, StandardNormal
 from pyro_vae.programs.parts import Decoder, Encoder, must_map, read_raw
 from pyro_vae.programs.running import evaluating, forked_random_state
-from pyro_vae.transforms import Auto, Transform
 from pyro_vae.vae.model import VAE
+from pyro_vae.vae.premade import GivenTransform
 
-__all__ = ["Block", "Network", "conv_vae", "make_network", "make_vae", "mlp_vae", "recurrent_vae"]
+__all__ = [
+    "Block",
+    "Network",
+    "conv_vae",
+    "encoding_of",
+    "fully_connected",
+    "make_network",
+    "make_vae",
+    "mlp_vae",
+    "recurrent_vae",
+]
 
 Block = Literal["plain", "gated", "residual"]
 _BLOCKS: tuple[Block, ...] = ("plain", "gated", "residual")
@@ -50,7 +60,7 @@ def mlp_vae(
     normalization: Normalization | None = None,
     prior: Prior | None = None,
     posterior: Posterior | None = None,
-    transform: Transform | Literal["auto"] | None = None,
+    transform: GivenTransform = None,
     missing: Literal["nan"] | None = None,
 ) -> VAE:
     """A VAE with fully connected networks, for rows of any shape.
@@ -118,7 +128,7 @@ def conv_vae(
     num_dims: int = 2,
     prior: Prior | None = None,
     posterior: Posterior | None = None,
-    transform: Transform | Literal["auto"] | None = None,
+    transform: GivenTransform = None,
     missing: Literal["nan"] | None = None,
 ) -> VAE:
     """A VAE with convolutional networks, for images or signals of any size; the decoder is the encoder's mirror image.
@@ -191,7 +201,7 @@ def recurrent_vae(
     hidden_dims: Sequence[int] = (128,),
     prior: Prior | None = None,
     posterior: Posterior | None = None,
-    transform: Transform | Literal["auto"] | None = None,
+    transform: GivenTransform = None,
     missing: Literal["nan"] | None = None,
 ) -> VAE:
     """A VAE with recurrent networks, for sequences: one latent vector for each, from which the decoder unrolls it.
@@ -239,7 +249,7 @@ def make_vae(
     decoder_network: Network,
     prior: Prior | None = None,
     posterior: Posterior | None = None,
-    transform: Transform | Literal["auto"] | None = None,
+    transform: GivenTransform = None,
     missing: Literal["nan"] | None = None,
 ) -> VAE:
     r"""A VAE with networks of any kind.
@@ -290,9 +300,7 @@ def make_vae(
     event_shape, z_shape = tuple(event_shape), (latent_dim,)
     prior = StandardNormal(latent_dim) if prior is None else prior
     posterior = DiagonalNormal() if posterior is None else posterior
-    encoding = likelihood.encoding(event_shape)
-    if missing:
-        encoding = WithMask(encoding, event_shape)
+    encoding = encoding_of(likelihood, event_shape, missing)
     decoder = make_network(decoder_network, z_shape, likelihood.raw_shape(event_shape), "decoder_network")
     encoder = make_network(
         encoder_network, encoding.shape(event_shape), posterior.raw_shape(z_shape), "encoder_network"
@@ -301,9 +309,20 @@ def make_vae(
         prior,
         Decoder(decoder, likelihood, event_shape),
         Encoder(encoder, posterior, latent_dim, encoding, event_shape),
-        Auto() if transform == "auto" else transform,
+        transform,
         missing,
     )
+
+
+def encoding_of(likelihood: Likelihood, event_shape: tuple[int, ...], missing: str | None) -> Encoding:
+    """How an encoder is shown a row; where entries may be missing, with what is there."""
+    encoding = likelihood.encoding(event_shape)
+    return WithMask(encoding, event_shape) if missing else encoding
+
+
+def fully_connected(hidden_dims: Sequence[int], activation: str) -> Callable[..., MLP]:
+    """A function of two shapes that makes an :class:`~pyro_vae.networks.MLP`."""
+    return lambda in_shape, out_shape: MLP(in_shape, out_shape, tuple(hidden_dims), activation)
 
 
 def make_network(network: Network, in_shape: tuple[int, ...], out_shape: tuple[int, ...], who: str) -> nn.Module:

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pyro_vae.likelihoods import Likelihood
-from pyro_vae.networks import MLP
 from pyro_vae.posteriors import Codes
 from pyro_vae.priors import AutoregressiveCodes, Prior
-from pyro_vae.transforms import Transform
-from pyro_vae.vae.builders import Network, make_vae
+from pyro_vae.vae.builders import Network, fully_connected, make_vae
 from pyro_vae.vae.model import VAE
+from pyro_vae.vae.premade import GivenTransform
 
 __all__ = ["categorical_vae"]
 
@@ -36,7 +35,7 @@ def categorical_vae(
     encoder_network: Network | None = None,
     decoder_network: Network | None = None,
     prior: Prior | None = None,
-    transform: Transform | Literal["auto"] | None = None,
+    transform: GivenTransform = None,
     missing: Literal["nan"] | None = None,
 ) -> VAE:
     """A VAE whose latents are categories: M codes of K values, each a one-hot block of the latent vector.
@@ -67,8 +66,8 @@ def categorical_vae(
         event_shape,
         num_codes * num_values,
         likelihood=likelihood,
-        encoder_network=encoder_network or (lambda i, o: MLP(i, o, hidden_dims, activation)),
-        decoder_network=decoder_network or (lambda i, o: MLP(i, o, hidden_dims[::-1], activation)),
+        encoder_network=encoder_network or fully_connected(hidden_dims, activation),
+        decoder_network=decoder_network or fully_connected(hidden_dims[::-1], activation),
         prior=AutoregressiveCodes(num_codes, num_values) if prior is None else prior,
         posterior=Codes(num_values, estimator, temperature),
         transform=transform,

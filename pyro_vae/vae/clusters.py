@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_vae.data.rows import Inputs
@@ -27,9 +27,8 @@ from pyro_vae.posteriors import Posterior
 from pyro_vae.priors import NormalMixture
 from pyro_vae.programs.latent import GenerativeProgram, Guide
 from pyro_vae.programs.parts import Decoder, Encoder
-from pyro_vae.transforms import Identity, Transform
-from pyro_vae.vae.builders import Network, make_vae, mlp_vae
-from pyro_vae.vae.premade import Premade, check_parts
+from pyro_vae.vae.builders import Network, fully_connected, make_vae
+from pyro_vae.vae.premade import GivenTransform, Premade, check_parts
 
 __all__ = ["ClusterVAE", "cluster_vae"]
 
@@ -83,35 +82,22 @@ class ClusterVAE(Premade):
         prior: NormalMixture,
         decoder: Decoder,
         encoder: Encoder,
-        transform: Transform | None = None,
+        transform: GivenTransform = None,
         missing: Literal["nan"] | None = None,
     ) -> None:
-        transform = Identity() if transform is None else transform
-        check_parts(prior.latent_dim, decoder, encoder, transform)
+        check_parts(prior.latent_dim, decoder, encoder)
         encoder.posterior.join(prior, decoder)
         super().__init__(
             ClusterModel(prior, decoder),
             Guide(encoder),
-            transform=transform,
-            event_shape=decoder.event_shape,
-            data_range=decoder.likelihood.data_range,
-            missing=missing,
+            transform,
+            missing,
         )
 
     @property
     def prior(self) -> NormalMixture:
         """The mixture: ``prior.weights()`` is p(y), ``prior.components(y)`` is p(z | y), ``prior()`` is p(z)."""
         return self.model.prior
-
-    @property
-    def decoder(self) -> Decoder:
-        """The decoder: ``decoder(z)`` is p(x | z)."""
-        return self.model.decoder
-
-    @property
-    def encoder(self) -> Encoder:
-        """The encoder: ``encoder(x)`` is q(z | x), for ``x`` in the model's units."""
-        return self.guide.encoder
 
     def predict_cluster(self, x: Inputs) -> Tensor:
         r"""The probability of each cluster, :math:`\mathbb{E}_{q(z \mid x)}[p(y \mid z)]`: ``(N, K)``.
@@ -161,11 +147,6 @@ class ClusterVAE(Premade):
     def _chunks(self, x: Inputs) -> Any:
         return self.check(x).chunks(1024)
 
-    def networks(self) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-        """The networks, each with the shape of one row that it takes."""
-        shown = self.encoder.encoding.shape(self.decoder.event_shape)
-        return {"encoder": (self.encoder.network, shown), "decoder": (self.decoder.network, (self.prior.latent_dim,))}
-
 
 def cluster_vae(
     event_shape: Sequence[int],
@@ -178,7 +159,7 @@ def cluster_vae(
     encoder_network: Network | None = None,
     decoder_network: Network | None = None,
     posterior: Posterior | None = None,
-    transform: Transform | Literal["auto"] | None = None,
+    transform: GivenTransform = None,
     missing: Literal["nan"] | None = None,
 ) -> ClusterVAE:
     """A :class:`ClusterVAE` for rows of any shape, with fully connected networks unless others are given.
@@ -190,15 +171,14 @@ def cluster_vae(
         likelihood: What kind of data they are.
         hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse.
         activation: Name of a ``torch.nn`` activation.
-        encoder_network: In the place of the fully connected one, with ``decoder_network``: as in
-            :func:`~pyro_vae.make_vae`.
+        encoder_network: In the place of the fully connected one, as in :func:`~pyro_vae.make_vae`.
         decoder_network: Likewise.
         posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
         transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one.
         missing: ``"nan"`` if NaN in the data is a missing entry.
 
     Raises:
-        ValueError: if there are fewer than two clusters, or one network is given without the other.
+        ValueError: if there are fewer than two clusters.
 
     Example:
         >>> from pyro_vae.likelihoods import Bernoulli
@@ -208,13 +188,15 @@ def cluster_vae(
     """
     if num_clusters < 2:
         raise ValueError(f"num_clusters must be at least 2, found {num_clusters}")
-    if (encoder_network is None) != (decoder_network is None):
-        raise ValueError("give both networks or none: encoder_network and decoder_network")
-    shared: Any = {"likelihood": likelihood, "posterior": posterior, "transform": transform, "missing": missing}
-    if encoder_network is None or decoder_network is None:
-        plain = mlp_vae(event_shape, latent_dim, hidden_dims=hidden_dims, activation=activation, **shared)
-    else:
-        networks = {"encoder_network": encoder_network, "decoder_network": decoder_network}
-        plain = make_vae(event_shape, latent_dim, **networks, **shared)
+    plain = make_vae(
+        event_shape,
+        latent_dim,
+        likelihood=likelihood,
+        encoder_network=encoder_network or fully_connected(hidden_dims, activation),
+        decoder_network=decoder_network or fully_connected(hidden_dims[::-1], activation),
+        posterior=posterior,
+        transform=transform,
+        missing=missing,
+    )
     prior = NormalMixture(latent_dim, num_clusters)
     return ClusterVAE(prior, plain.decoder, plain.encoder, plain.transform, missing)

@@ -17,17 +17,15 @@ import pyro
 from torch import Tensor, nn
 
 from pyro_vae.covariates import Covariates, as_covariates
-from pyro_vae.encodings import Beside, WithMask, beside
+from pyro_vae.encodings import Beside, beside
 from pyro_vae.likelihoods import Likelihood
-from pyro_vae.networks import MLP
 from pyro_vae.posteriors import DiagonalNormal, Posterior
 from pyro_vae.priors import Prior, StandardNormal
 from pyro_vae.programs.arguments import arguments_for
 from pyro_vae.programs.latent import GenerativeProgram, InferenceProgram
 from pyro_vae.programs.parts import Decoder, Encoder
-from pyro_vae.transforms import Auto, Identity, Transform
-from pyro_vae.vae.builders import Network, make_network
-from pyro_vae.vae.premade import Premade, check_parts
+from pyro_vae.vae.builders import Network, encoding_of, fully_connected, make_network
+from pyro_vae.vae.premade import GivenTransform, Premade, check_parts
 
 __all__ = ["ConditionalVAE", "conditional_vae"]
 
@@ -109,21 +107,18 @@ class ConditionalVAE(Premade):
         decoder: Decoder,
         encoder: Encoder,
         covariates: Covariates,
-        transform: Transform | None = None,
+        transform: GivenTransform = None,
         missing: Literal["nan"] | None = None,
     ) -> None:
-        transform = Identity() if transform is None else transform
-        check_parts(prior.latent_dim, decoder, encoder, transform)
-        if isinstance(prior, Prior):
-            prior.join(encoder, decoder)
+        check_parts(prior.latent_dim, decoder, encoder)
         super().__init__(
             ConditionalModel(prior, decoder, covariates),
             ConditionalGuide(encoder, copy.deepcopy(covariates)),
-            transform=transform,
-            event_shape=decoder.event_shape,
-            data_range=decoder.likelihood.data_range,
-            missing=missing,
+            transform,
+            missing,
         )
+        if isinstance(prior, Prior):
+            prior.join(encoder, decoder)
 
     @property
     def prior(self) -> Prior | Encoder:
@@ -147,12 +142,9 @@ class ConditionalVAE(Premade):
 
     def networks(self) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
         """The networks, each with the shape of one row that it takes."""
-        size, shown = self.covariates.size, self.encoder.encoding.shape(self.decoder.event_shape)
-        found = {
-            "encoder": (self.encoder.network, shown),
-            "decoder": (self.decoder.network, (self.encoder.latent_dim + size,)),
-        }
-        return found if isinstance(self.prior, Prior) else {**found, "prior": (self.prior.network, (size,))}
+        size = self.covariates.size
+        found = super().networks() | {"decoder": (self.decoder.network, (self.encoder.latent_dim + size,))}
+        return found if isinstance(self.prior, Prior) else found | {"prior": (self.prior.network, (size,))}
 
 
 def conditional_vae(
@@ -167,7 +159,7 @@ def conditional_vae(
     decoder_network: Network | None = None,
     prior: Prior | Literal["conditional"] | None = None,
     posterior: Posterior | None = None,
-    transform: Transform | Literal["auto"] | None = None,
+    transform: GivenTransform = None,
     missing: Literal["nan"] | None = None,
 ) -> ConditionalVAE:
     r"""A :class:`ConditionalVAE` for rows of any shape, with fully connected networks unless others are given.
@@ -199,15 +191,8 @@ def conditional_vae(
     posterior = DiagonalNormal() if posterior is None else posterior
     covariates = as_covariates(given)
 
-    def mlp(in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> MLP:
-        return MLP(in_shape, out_shape, hidden_dims, activation)
-
-    def mirrored(in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> MLP:
-        return MLP(in_shape, out_shape, hidden_dims[::-1], activation)
-
-    encoding = likelihood.encoding(event_shape)
-    if missing:
-        encoding = WithMask(encoding, event_shape)
+    mlp, mirrored = (fully_connected(dims, activation) for dims in (hidden_dims, hidden_dims[::-1]))
+    encoding = encoding_of(likelihood, event_shape, missing)
     planes = encoder_network is not None and len(event_shape) > 1
     encoding = Beside(encoding, event_shape, "covariates", covariates.size, planes=planes)
     encoder = make_network(
@@ -228,6 +213,6 @@ def conditional_vae(
         Decoder(decoder, likelihood, event_shape),
         Encoder(encoder, posterior, latent_dim, encoding, event_shape),
         covariates,
-        Auto() if transform == "auto" else transform,
+        transform,
         missing,
     )

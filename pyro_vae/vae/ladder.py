@@ -24,20 +24,20 @@ from typing import Any, ClassVar, Literal
 
 import pyro
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
 from pyro_vae._support.names import check_taken
-from pyro_vae.data.checks import check_fit
-from pyro_vae.encodings import Encoding, WithMask
+from pyro_vae.distributions import product_of_normals
+from pyro_vae.encodings import Encoding
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.networks import MLP
 from pyro_vae.posteriors import DiagonalNormal
 from pyro_vae.priors import Prior, StandardNormal
 from pyro_vae.programs.latent import GenerativeProgram, InferenceProgram
 from pyro_vae.programs.parts import Decoder, Encoder, check_mask_shape, raw_output
-from pyro_vae.transforms import Auto, Identity, Transform
-from pyro_vae.vae.builders import Network, make_network
-from pyro_vae.vae.premade import Premade
+from pyro_vae.vae.builders import Network, encoding_of, make_network
+from pyro_vae.vae.premade import GivenTransform, Premade
 
 __all__ = ["LadderEncoder", "LadderGuide", "LadderModel", "LadderVAE", "ladder_vae"]
 
@@ -86,23 +86,11 @@ class LadderGuide(InferenceProgram):
         with self.plate(x, arguments):
             z = pyro.sample(f"z_{len(alone)}", alone[-1])
             for level in range(len(alone) - 1, 0, -1):
-                z = pyro.sample(f"z_{level}", product(alone[level - 1], self._conditionals[level - 1](z)))
+                said = [part.base_dist for part in (alone[level - 1], self._conditionals[level - 1](z))]
+                locs = torch.stack(torch.broadcast_tensors(*(part.loc for part in said)), -2)
+                scales = torch.stack(torch.broadcast_tensors(*(part.scale for part in said)), -2)
+                z = pyro.sample(f"z_{level}", product_of_normals(locs, scales.square().reciprocal()))
             return z
-
-
-def product(a: Any, b: Any) -> dist.TorchDistribution:
-    r"""The normal in proportion to the product of two, with independent entries: precisions add up.
-
-    Example:
-        >>> import torch
-        >>> a, b = (dist.Normal(torch.tensor([loc]), torch.ones(1)).to_event(1) for loc in (0.0, 1.0))
-        >>> round(float(product(a, b).mean), 4), round(float(product(a, b).variance), 4)
-        (0.5, 0.5)
-    """
-    a, b = a.base_dist, b.base_dist
-    here, there = a.scale.square().reciprocal(), b.scale.square().reciprocal()
-    precision = here + there
-    return dist.Normal((a.loc * here + b.loc * there) / precision, precision.rsqrt()).to_event(1)
 
 
 class LadderEncoder(nn.Module):
@@ -194,7 +182,7 @@ class LadderVAE(Premade):
         conditionals: Sequence[Encoder],
         decoder: Decoder,
         encoder: LadderEncoder,
-        transform: Transform | None = None,
+        transform: GivenTransform = None,
         missing: Literal["nan"] | None = None,
     ) -> None:
         sizes = (*(part.latent_dim for part in conditionals), prior.latent_dim)
@@ -202,18 +190,14 @@ class LadderVAE(Premade):
             raise ValueError(
                 f"the model's levels have {sizes} latents, from below, and the encoder's {encoder.latent_dims}"
             )
-        prior.join(encoder, decoder)
-        transform = Identity() if transform is None else transform
-        check_fit(transform, decoder.likelihood.data_range, type(decoder.likelihood).__name__)
         model = LadderModel(prior, conditionals, decoder)
         super().__init__(
             model,
             LadderGuide(encoder, model.conditionals),  # pyright: ignore[reportArgumentType]
-            transform=transform,
-            event_shape=decoder.event_shape,
-            data_range=decoder.likelihood.data_range,
-            missing=missing,
+            transform,
+            missing,
         )
+        prior.join(encoder, decoder)
 
     @property
     def prior(self) -> Prior:
@@ -260,7 +244,7 @@ def ladder_vae(
     encoder_network: Network | None = None,
     decoder_network: Network | None = None,
     prior: Prior | None = None,
-    transform: Transform | Literal["auto"] | None = None,
+    transform: GivenTransform = None,
     missing: Literal["nan"] | None = None,
 ) -> LadderVAE:
     """A VAE with several layers of latents and ladder inference.
@@ -284,7 +268,6 @@ def ladder_vae(
         ValueError: if there are fewer than two levels, or parts do not fit.
 
     Example:
-        >>> import torch
         >>> from pyro_vae.likelihoods import Bernoulli
         >>> vae = ladder_vae((28, 28), latent_dims=(32, 8), likelihood=Bernoulli())
         >>> vae.sample(3).shape, vae.encode(torch.zeros(2, 28, 28), site="z_2").event_shape
@@ -294,8 +277,7 @@ def ladder_vae(
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"latent_dims are the latents of two levels or more; found {sizes}: for one use mlp_vae")
     context_dim = hidden_dims[-1] if hidden_dims else sizes[0]
-    encoding = likelihood.encoding(event_shape)
-    encoding = WithMask(encoding, event_shape) if missing else encoding
+    encoding = encoding_of(likelihood, event_shape, missing)
 
     def mlp(in_shape: tuple[int, ...], out_shape: tuple[int, ...], widths: tuple[int, ...] = hidden_dims) -> MLP:
         return MLP(in_shape, out_shape, widths, activation)
@@ -319,6 +301,6 @@ def ladder_vae(
         LadderEncoder(
             [first, *(mlp((context_dim,), (size,)) for size in raw[1:])], sizes, context_dim, encoding, event_shape
         ),
-        Auto() if transform == "auto" else transform,
+        transform,
         missing,
     )

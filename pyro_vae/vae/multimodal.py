@@ -26,18 +26,17 @@ from torch import Tensor, nn
 from pyro_vae._support.arrays import as_tensor
 from pyro_vae._support.names import check_taken, lookup
 from pyro_vae._support.ranges import elementwise, inner_value
-from pyro_vae.data.checks import check_fit, check_rows
-from pyro_vae.distributions import FixedMixture
+from pyro_vae.data.checks import check_rows
+from pyro_vae.distributions import MixtureOfNormals, product_of_normals
 from pyro_vae.encodings import WithMask
 from pyro_vae.likelihoods import Likelihood
-from pyro_vae.networks import MLP
 from pyro_vae.posteriors import DiagonalNormal
 from pyro_vae.priors import Prior, StandardNormal
 from pyro_vae.programs.latent import GenerativeProgram, InferenceProgram
 from pyro_vae.programs.parts import Decoder, Encoder
-from pyro_vae.transforms import Auto, Identity, Transform
-from pyro_vae.vae.builders import Network, make_network
-from pyro_vae.vae.premade import Premade
+from pyro_vae.transforms import Identity
+from pyro_vae.vae.builders import Network, fully_connected, make_network
+from pyro_vae.vae.premade import GivenTransform, Premade
 
 __all__ = ["MultimodalVAE", "multimodal_vae"]
 
@@ -151,21 +150,17 @@ class JointEncoder(nn.Module):
 
 
 def _product(locs: Tensor, scales: Tensor, there: Tensor) -> dist.TorchDistribution:
-    """The standard normal times the experts ``(N, M, L)`` that are there ``(N, M)``: precisions add up."""
+    """The standard normal times the experts ``(N, M, L)`` that are there ``(N, M)``."""
     precisions = there[..., None] / scales.square()
-    total = 1 + precisions.sum(-2)
-    return dist.Normal((precisions * locs).sum(-2) / total, total.rsqrt()).to_event(1)
+    prior = torch.zeros_like(locs[:, :1])
+    return product_of_normals(torch.cat([locs, prior], -2), torch.cat([precisions, prior + 1], -2))
 
 
 def _mixture(locs: Tensor, scales: Tensor, there: Tensor) -> dist.TorchDistribution:
     """The experts that are there, with equal weights; the standard normal where there is none."""
-    there = torch.cat([there, ~there.any(-1, keepdim=True)], -1)
-    locs, scales = (
-        torch.cat([of_each, torch.full_like(of_each[:, :1], value)], -2)
-        for of_each, value in ((locs, 0.0), (scales, 1.0))
-    )
-    logits = torch.zeros_like(locs[..., 0]).masked_fill(~there, -torch.inf)
-    return FixedMixture(dist.Categorical(logits=logits), dist.Normal(locs, scales).to_event(1))
+    there, prior = torch.cat([there, ~there.any(-1, keepdim=True)], -1), torch.zeros_like(locs[:, :1])
+    logits = torch.where(there, 0.0, -torch.inf).to(locs.dtype)
+    return MixtureOfNormals(torch.cat([locs, prior], -2), torch.cat([scales, prior + 1], -2), logits)
 
 
 def _taken(part: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,7 +214,7 @@ class MultimodalVAE(Premade):
         decoders: Sequence[Decoder],
         encoders: Sequence[Encoder],
         joint: Joint = "product",
-        transform: Transform | None = None,
+        transform: GivenTransform = None,
     ) -> None:
         names = tuple(names)
         _check_names(names)
@@ -234,26 +229,16 @@ class MultimodalVAE(Premade):
                 raise ValueError(
                     f"the prior has {prior.latent_dim} latents and the encoder of {name} {encoder.latent_dim}"
                 )
-        transform = Identity() if transform is None else transform
-        likelihood = decoders[0].likelihood
-        check_fit(transform, likelihood.data_range, type(likelihood).__name__)
         model = MultimodalModel(prior, names, decoders)
         encoder = JointEncoder(names, encoders, model.gaps, joint)
-        prior.join(encoders[0], decoders[0])
         super().__init__(
             model,
             MultimodalGuide(encoder),
-            transform=transform,
-            event_shape=decoders[0].event_shape,
-            data_range=likelihood.data_range,
+            transform,
             missing="nan",
         )
+        prior.join(encoders[0], decoders[0])
         self.names, self.joint = names, joint
-
-    @property
-    def prior(self) -> Prior:
-        """The prior: ``prior()`` is p(z)."""
-        return self.model.prior
 
     @property
     def decoders(self) -> tuple[Decoder, ...]:
@@ -342,7 +327,7 @@ def multimodal_vae(
     encoder_networks: Mapping[str, Network] | None = None,
     decoder_networks: Mapping[str, Network] | None = None,
     prior: Prior | None = None,
-    transform: Transform | Literal["auto"] | None = None,
+    transform: GivenTransform = None,
 ) -> MultimodalVAE:
     """A :class:`MultimodalVAE` with fully connected networks, but where others are given.
 
@@ -373,13 +358,13 @@ def multimodal_vae(
         event_shape = tuple(shape)
         encoding = WithMask(likelihood.encoding(event_shape), event_shape)
         encoder = make_network(
-            (encoder_networks or {}).get(name, lambda i, o: MLP(i, o, hidden_dims, activation)),
+            (encoder_networks or {}).get(name, fully_connected(hidden_dims, activation)),
             encoding.shape(event_shape),
             posterior.raw_shape(z_shape),
             f"the encoder network of {name}",
         )
         decoder = make_network(
-            (decoder_networks or {}).get(name, lambda i, o: MLP(i, o, hidden_dims[::-1], activation)),
+            (decoder_networks or {}).get(name, fully_connected(hidden_dims[::-1], activation)),
             z_shape,
             likelihood.raw_shape(event_shape),
             f"the decoder network of {name}",
@@ -392,5 +377,5 @@ def multimodal_vae(
         decoders,
         encoders,
         joint,
-        Auto() if transform == "auto" else transform,
+        transform,
     )

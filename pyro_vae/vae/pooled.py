@@ -25,17 +25,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vae._support.names import lookup
-from pyro_vae.data.checks import check_fit
-from pyro_vae.encodings import Beside, WithMask
+from pyro_vae.encodings import Beside
 from pyro_vae.likelihoods import Likelihood
-from pyro_vae.networks import MLP
 from pyro_vae.posteriors import DiagonalNormal, Posterior
 from pyro_vae.priors import Prior, StandardNormal
 from pyro_vae.programs.latent import GenerativeProgram, InferenceProgram
 from pyro_vae.programs.parts import Decoder, Encoder
-from pyro_vae.transforms import Auto, Identity, Transform
-from pyro_vae.vae.builders import Network, make_network
-from pyro_vae.vae.premade import Premade
+from pyro_vae.vae.builders import Network, encoding_of, fully_connected, make_network
+from pyro_vae.vae.premade import GivenTransform, Premade
 
 __all__ = ["PooledVAE", "pooled_vae"]
 
@@ -201,7 +198,7 @@ class PooledVAE(Premade):
         encoder: Encoder,
         num_groups: int,
         effect_scale: EffectScale = "learned",
-        transform: Transform | None = None,
+        transform: GivenTransform = None,
         missing: Literal["nan"] | None = None,
     ) -> None:
         if num_groups < 1:
@@ -212,24 +209,15 @@ class PooledVAE(Premade):
             raise ValueError(f"effect_scale must be a positive number, 'learned' or 'latent'; found {effect_scale}")
         if prior.latent_dim != encoder.latent_dim:
             raise ValueError(f"the prior has {prior.latent_dim} latents and the encoder {encoder.latent_dim}")
-        prior.join(encoder, decoder)
-        transform = Identity() if transform is None else transform
-        check_fit(transform, decoder.likelihood.data_range, type(decoder.likelihood).__name__)
         model = PooledModel(prior, decoder, num_groups, effect_scale)
         super().__init__(
             model,
             PooledGuide(encoder, model),
-            transform=transform,
-            event_shape=decoder.event_shape,
-            data_range=decoder.likelihood.data_range,
-            missing=missing,
+            transform,
+            missing,
         )
+        prior.join(encoder, decoder)
         self.num_groups, self.effect_scale = num_groups, effect_scale
-
-    @property
-    def prior(self) -> Prior:
-        """The prior: ``prior()`` is p(z)."""
-        return self.model.prior
 
     @property
     def decoder(self) -> Decoder:
@@ -248,11 +236,6 @@ class PooledVAE(Premade):
         """
         return self.guide.effects()
 
-    def networks(self) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-        """The networks, each with the shape of one row that it takes."""
-        shown = self.encoder.encoding.shape(self.decoder.event_shape)
-        return {"encoder": (self.encoder.network, shown), "decoder": (self.decoder.network, (self.encoder.latent_dim,))}
-
 
 def pooled_vae(
     event_shape: Sequence[int],
@@ -267,7 +250,7 @@ def pooled_vae(
     decoder_network: Network | None = None,
     prior: Prior | None = None,
     posterior: Posterior | None = None,
-    transform: Transform | Literal["auto"] | None = None,
+    transform: GivenTransform = None,
     missing: Literal["nan"] | None = None,
 ) -> PooledVAE:
     """A :class:`PooledVAE` for rows of any shape, with fully connected networks unless others are given.
@@ -296,18 +279,16 @@ def pooled_vae(
     """
     event_shape, hidden_dims, z_shape = tuple(event_shape), tuple(hidden_dims), (latent_dim,)
     posterior = DiagonalNormal() if posterior is None else posterior
-    encoding, raw_shape = likelihood.encoding(event_shape), likelihood.raw_shape(event_shape)
-    if missing:
-        encoding = WithMask(encoding, event_shape)
-    encoding = Beside(encoding, event_shape, "effect", math.prod(raw_shape))
+    raw_shape = likelihood.raw_shape(event_shape)
+    encoding = Beside(encoding_of(likelihood, event_shape, missing), event_shape, "effect", math.prod(raw_shape))
     encoder = make_network(
-        encoder_network or (lambda i, o: MLP(i, o, hidden_dims, activation)),
+        encoder_network or fully_connected(hidden_dims, activation),
         encoding.shape(event_shape),
         posterior.raw_shape(z_shape),
         "encoder_network",
     )
     decoder = make_network(
-        decoder_network or (lambda i, o: MLP(i, o, hidden_dims[::-1], activation)),
+        decoder_network or fully_connected(hidden_dims[::-1], activation),
         z_shape,
         raw_shape,
         "decoder_network",
@@ -318,6 +299,6 @@ def pooled_vae(
         Encoder(encoder, posterior, latent_dim, encoding, event_shape),
         num_groups,
         effect_scale,
-        Auto() if transform == "auto" else transform,
+        transform,
         missing,
     )

@@ -28,18 +28,16 @@ from torch import Tensor, nn
 
 from pyro_vae.covariates import check_labels
 from pyro_vae.data.rows import Inputs
-from pyro_vae.encodings import Beside, WithMask, beside
+from pyro_vae.encodings import Beside, beside
 from pyro_vae.likelihoods import Likelihood
-from pyro_vae.networks import MLP
 from pyro_vae.posteriors import DiagonalNormal, Posterior
 from pyro_vae.priors import ClassPrior, Prior, StandardNormal
 from pyro_vae.programs.arguments import arguments_for
 from pyro_vae.programs.latent import GenerativeProgram, InferenceProgram
 from pyro_vae.programs.parts import Classifier, Decoder, Encoder
 from pyro_vae.programs.running import evaluating
-from pyro_vae.transforms import Auto, Identity, Transform
-from pyro_vae.vae.builders import Network, make_network
-from pyro_vae.vae.premade import Premade, check_parts
+from pyro_vae.vae.builders import Network, encoding_of, fully_connected, make_network
+from pyro_vae.vae.premade import GivenTransform, Premade, check_parts
 
 __all__ = ["SemiSupervisedVAE", "semi_supervised_vae"]
 
@@ -182,11 +180,10 @@ class SemiSupervisedVAE(Premade):
         encoder: Encoder,
         classifier: Classifier,
         label_weight: float = 1.0,
-        transform: Transform | None = None,
+        transform: GivenTransform = None,
         missing: Literal["nan"] | None = None,
     ) -> None:
-        transform = Identity() if transform is None else transform
-        check_parts(prior.latent_dim, decoder, encoder, transform)
+        check_parts(prior.latent_dim, decoder, encoder)
         if not 0 <= label_weight < math.inf:
             raise ValueError(f"label_weight must be a finite number from 0, found {label_weight}")
         if class_prior.num_classes != classifier.num_classes:
@@ -198,20 +195,13 @@ class SemiSupervisedVAE(Premade):
                 "scale='optimal' is that of residuals, which here are those of every class that a row may be of: use "
                 "scale='shared'"
             )
-        prior.join(encoder, decoder)
         super().__init__(
             SemiSupervisedModel(prior, class_prior, decoder),
             SemiSupervisedGuide(encoder, classifier, label_weight),
-            transform=transform,
-            event_shape=decoder.event_shape,
-            data_range=decoder.likelihood.data_range,
-            missing=missing,
+            transform,
+            missing,
         )
-
-    @property
-    def prior(self) -> Prior:
-        """The prior: ``prior()`` is p(z)."""
-        return self.model.prior
+        prior.join(encoder, decoder)
 
     @property
     def class_prior(self) -> ClassPrior:
@@ -253,11 +243,10 @@ class SemiSupervisedVAE(Premade):
 
     def networks(self) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
         """The networks, each with the shape of one row that it takes."""
-        event_shape, code = self.decoder.event_shape, self.encoder.latent_dim + self.class_prior.num_classes
-        return {
-            "encoder": (self.encoder.network, self.encoder.encoding.shape(event_shape)),
-            "decoder": (self.decoder.network, (code,)),
-            "classifier": (self.classifier.network, self.classifier.encoding.shape(event_shape)),
+        shown, size = self.classifier.encoding.shape(self.decoder.event_shape), self.class_prior.num_classes
+        return super().networks() | {
+            "decoder": (self.decoder.network, (self.encoder.latent_dim + size,)),
+            "classifier": (self.classifier.network, shown),
         }
 
 
@@ -275,7 +264,7 @@ def semi_supervised_vae(
     classifier_network: Network | None = None,
     prior: Prior | None = None,
     posterior: Posterior | None = None,
-    transform: Transform | Literal["auto"] | None = None,
+    transform: GivenTransform = None,
     missing: Literal["nan"] | None = None,
 ) -> SemiSupervisedVAE:
     r"""A :class:`SemiSupervisedVAE` for rows of any shape, with fully connected networks unless others are given.
@@ -307,19 +296,10 @@ def semi_supervised_vae(
     posterior = DiagonalNormal() if posterior is None else posterior
     class_prior = ClassPrior(num_classes)
 
-    def mlp(in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> MLP:
-        return MLP(in_shape, out_shape, hidden_dims, activation)
-
-    def mirrored(in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> MLP:
-        return MLP(in_shape, out_shape, hidden_dims[::-1], activation)
-
-    def encoding() -> Any:
-        shown = likelihood.encoding(event_shape)
-        return WithMask(shown, event_shape) if missing else shown
-
-    shown = encoding()
+    mlp, mirrored = (fully_connected(dims, activation) for dims in (hidden_dims, hidden_dims[::-1]))
+    shown, beside_class = (encoding_of(likelihood, event_shape, missing) for _ in range(2))
     planes = encoder_network is not None and len(event_shape) > 1
-    with_class = Beside(encoding(), event_shape, "y", num_classes, planes=planes)
+    with_class = Beside(beside_class, event_shape, "y", num_classes, planes=planes)
     encoder = make_network(
         encoder_network or mlp, with_class.shape(event_shape), posterior.raw_shape(z_shape), "encoder_network"
     )
@@ -334,6 +314,6 @@ def semi_supervised_vae(
         Encoder(encoder, posterior, latent_dim, with_class, event_shape),
         Classifier(classifier, num_classes, event_shape, shown),
         label_weight,
-        Auto() if transform == "auto" else transform,
+        transform,
         missing,
     )

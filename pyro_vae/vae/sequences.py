@@ -24,18 +24,16 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.data.checks import check_fit
 from pyro_vae.encodings import WithMask
 from pyro_vae.likelihoods import Likelihood
-from pyro_vae.networks import MLP, GatedTransition
+from pyro_vae.networks import GatedTransition
 from pyro_vae.posteriors import DiagonalNormal
 from pyro_vae.priors import Prior, StandardNormal
 from pyro_vae.programs.latent import GenerativeProgram, InferenceProgram
 from pyro_vae.programs.parts import Decoder, raw_output
 from pyro_vae.programs.recurrent import BackwardEncoder, by_step
-from pyro_vae.transforms import Auto, Identity, Transform
-from pyro_vae.vae.builders import Network, make_network
-from pyro_vae.vae.premade import Premade
+from pyro_vae.vae.builders import Network, fully_connected, make_network
+from pyro_vae.vae.premade import GivenTransform, Premade
 
 __all__ = ["DeepMarkovModel", "deep_markov_model"]
 
@@ -64,16 +62,18 @@ class SequenceModel(GenerativeProgram):
     times: Tensor
 
     @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one row, ``(T, *C)``."""
+        return (self.num_steps, *self.decoder.event_shape)
+
+    @property
     def arguments(self) -> tuple[str, ...]:
         """The keyword arguments: ``mask``, ``lengths``, and those of the likelihood."""
         return (*super().arguments, "lengths")
 
     def check_arguments(self, *, mask: Any = None, lengths: Any = None, **arguments: Any) -> None:
-        """Looks at the lengths and the mask's shape, and has the likelihood look at its arguments."""
-        self.decoder.likelihood.check_arguments(**arguments)
-        shape = (self.num_steps, *self.decoder.event_shape)
-        if mask is not None and tuple(torch.as_tensor(mask).shape[1:]) != shape:
-            raise ValueError(f"the mask has rows of shape {tuple(torch.as_tensor(mask).shape[1:])}, expected {shape}")
+        """Looks at the lengths, beside what any model looks at."""
+        super().check_arguments(mask=mask, **arguments)
         if lengths is not None:
             found = torch.as_tensor(lengths)
             wrong = found[(found < 1) | (found > self.num_steps) | (found != found.round())].reshape(-1)
@@ -172,7 +172,7 @@ class DeepMarkovModel(Premade):
         decoder: Decoder,
         encoder: BackwardEncoder,
         num_steps: int,
-        transform: Transform | None = None,
+        transform: GivenTransform = None,
         missing: Literal["nan"] | None = None,
     ) -> None:
         if prior.latent_dim != encoder.latent_dim:
@@ -184,17 +184,12 @@ class DeepMarkovModel(Premade):
                 f"the first state has a StandardNormal prior, for later ones are given by the transition: found "
                 f"{type(prior).__name__}"
             )
-        transform = Identity() if transform is None else transform
-        likelihood = decoder.likelihood
-        check_fit(transform, likelihood.data_range, type(likelihood).__name__)
         model = SequenceModel(prior, Transition(transition_network, prior.latent_dim), decoder, num_steps)
         super().__init__(
             model,
             SequenceGuide(encoder, model),
-            transform=transform,
-            event_shape=(num_steps, *decoder.event_shape),
-            data_range=likelihood.data_range,
-            missing=missing,
+            transform,
+            missing,
         )
         self.num_steps = num_steps
 
@@ -234,7 +229,7 @@ def deep_markov_model(
     recurrent_dim: int = 64,
     transition_network: Network | None = None,
     decoder_network: Network | None = None,
-    transform: Transform | Literal["auto"] | None = None,
+    transform: GivenTransform = None,
     missing: Literal["nan"] | None = None,
 ) -> DeepMarkovModel:
     """A :class:`DeepMarkovModel` with a gated transition and a fully connected decoder, unless others are given.
@@ -275,7 +270,7 @@ def deep_markov_model(
         "transition_network",
     )
     decoder = make_network(
-        decoder_network or (lambda i, o: MLP(i, o, hidden_dims, activation)),
+        decoder_network or fully_connected(hidden_dims, activation),
         z_shape,
         likelihood.raw_shape(step_shape),
         "decoder_network",
@@ -286,6 +281,6 @@ def deep_markov_model(
         Decoder(decoder, likelihood, step_shape),
         BackwardEncoder(encoding, step_shape, latent_dim, recurrent_dim),
         num_steps,
-        Auto() if transform == "auto" else transform,
+        transform,
         missing,
     )

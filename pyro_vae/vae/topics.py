@@ -17,22 +17,19 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae._support.ranges import constraints
-from pyro_vae.data.checks import check_fit
 from pyro_vae.data.rows import Inputs
-from pyro_vae.encodings import WithMask
 from pyro_vae.likelihoods import Likelihood, Multinomial
-from pyro_vae.networks import MLP, TopicDecoder
+from pyro_vae.networks import TopicDecoder
 from pyro_vae.posteriors import DiagonalNormal, Posterior
 from pyro_vae.priors import Prior, SoftmaxDirichlet
 from pyro_vae.programs.latent import Guide, Model
 from pyro_vae.programs.parts import Decoder, Encoder
 from pyro_vae.programs.running import evaluating
-from pyro_vae.transforms import Identity, Transform
-from pyro_vae.vae.builders import Network, make_network
-from pyro_vae.vae.premade import Premade
+from pyro_vae.vae.builders import Network, encoding_of, fully_connected, make_network
+from pyro_vae.vae.premade import GivenTransform, Premade
 
 __all__ = ["TopicModel", "topic_model"]
 
@@ -61,7 +58,7 @@ class TopicModel(Premade):
         decoder: Decoder,
         encoder: Encoder,
         vocabulary: Sequence[str] | None = None,
-        transform: Transform | None = None,
+        transform: GivenTransform = None,
         missing: Literal["nan"] | None = None,
     ) -> None:
         likelihood = type(decoder.likelihood).__name__
@@ -72,33 +69,14 @@ class TopicModel(Premade):
             raise ValueError(f"a topic model's decoder has a TopicDecoder, found {type(network).__name__}")
         if vocabulary is not None and (len(vocabulary),) != decoder.event_shape:
             raise ValueError(f"the vocabulary has {len(vocabulary)} words and the rows {decoder.event_shape[0]} counts")
-        transform = Identity() if transform is None else transform
-        check_fit(transform, decoder.likelihood.data_range, likelihood)
-        prior.join(encoder, decoder)
         super().__init__(
             Model(prior, decoder),
             Guide(encoder),
-            transform=transform,
-            event_shape=decoder.event_shape,
-            data_range=decoder.likelihood.data_range,
-            missing=missing,
+            transform,
+            missing,
         )
+        prior.join(encoder, decoder)
         self.vocabulary = None if vocabulary is None else tuple(map(str, vocabulary))
-
-    @property
-    def prior(self) -> Prior:
-        """The prior: ``prior()`` is p(z)."""
-        return self.model.prior
-
-    @property
-    def decoder(self) -> Decoder:
-        """The decoder: ``decoder(z)`` is p(x | z)."""
-        return self.model.decoder
-
-    @property
-    def encoder(self) -> Encoder:
-        """The encoder: ``encoder(x)`` is q(z | x)."""
-        return self.guide.encoder
 
     def word_probabilities(self) -> Tensor:
         """The probability of each word in a document of one topic alone: ``(K, V)``, each row with the sum 1."""
@@ -123,11 +101,6 @@ class TopicModel(Premade):
     def shares(self, x: Inputs) -> Tensor:
         """The shares of the topics in each document, at the middle of its posterior: ``(N, K)``."""
         return self.encode(x).mean.softmax(-1)
-
-    def networks(self) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-        """The networks, each with the shape of one row that it takes."""
-        shown = self.encoder.encoding.shape(self.decoder.event_shape)
-        return {"encoder": (self.encoder.network, shown), "decoder": (self.decoder.network, (self.prior.latent_dim,))}
 
 
 def topic_model(
@@ -175,11 +148,9 @@ def topic_model(
     event_shape, z_shape = (vocabulary if isinstance(vocabulary, int) else len(vocabulary),), (num_topics,)
     likelihood = Multinomial() if likelihood is None else likelihood
     posterior = DiagonalNormal() if posterior is None else posterior
-    encoding = likelihood.encoding(event_shape)
-    if missing:
-        encoding = WithMask(encoding, event_shape)
+    encoding = encoding_of(likelihood, event_shape, missing)
     encoder = make_network(
-        encoder_network or (lambda i, o: MLP(i, o, hidden_dims, activation)),
+        encoder_network or fully_connected(hidden_dims, activation),
         encoding.shape(event_shape),
         posterior.raw_shape(z_shape),
         "encoder_network",

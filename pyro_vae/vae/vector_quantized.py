@@ -20,28 +20,24 @@ al., *Jukebox*, 2020.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_vae.data.checks import check_fit
 from pyro_vae.data.rows import Inputs
 from pyro_vae.distributions import Quantized, nearest_codes
-from pyro_vae.encodings import WithMask
 from pyro_vae.likelihoods import Likelihood
-from pyro_vae.networks import MLP
 from pyro_vae.posteriors import Posterior
 from pyro_vae.priors import AutoregressiveCodes, Prior
 from pyro_vae.programs.latent import InferenceProgram, Model
 from pyro_vae.programs.parts import Decoder, Encoder
 from pyro_vae.programs.running import evaluating
-from pyro_vae.transforms import Auto, Identity, Transform
-from pyro_vae.vae.builders import Network, make_network
-from pyro_vae.vae.premade import Premade
+from pyro_vae.vae.builders import Network, encoding_of, fully_connected, make_network
+from pyro_vae.vae.premade import GivenTransform, Premade
 
 __all__ = ["NearestCodes", "VectorQuantizedGuide", "VectorQuantizedVAE", "vector_quantized_vae"]
 
@@ -182,7 +178,7 @@ class VectorQuantizedVAE(Premade):
         decoder: Decoder,
         encoder: Encoder,
         commitment: float = 0.25,
-        transform: Transform | None = None,
+        transform: GivenTransform = None,
         missing: Literal["nan"] | None = None,
     ) -> None:
         nearest = encoder.posterior
@@ -196,26 +192,17 @@ class VectorQuantizedVAE(Premade):
                 f"the prior has {prior.latent_dim} latents; {encoder.latent_dim // nearest.code_dim} codes of "
                 f"{nearest.num_values} values are {expected}, in one-hot blocks"
             )
-        transform = Identity() if transform is None else transform
-        check_fit(transform, decoder.likelihood.data_range, type(decoder.likelihood).__name__)
         super().__init__(
             Model(_QuantizedPrior(prior, nearest), decoder),
             VectorQuantizedGuide(encoder, commitment),
-            transform=transform,
-            event_shape=decoder.event_shape,
-            data_range=decoder.likelihood.data_range,
-            missing=missing,
+            transform,
+            missing,
         )
 
     @property
     def prior(self) -> Prior:
         """The prior over codes, as one-hot blocks."""
         return self.model.prior.codes  # pyright: ignore[reportReturnType]
-
-    @property
-    def decoder(self) -> Decoder:
-        """The decoder."""
-        return self.model.decoder
 
     @property
     def encoder(self) -> Encoder:
@@ -246,11 +233,6 @@ class VectorQuantizedVAE(Premade):
         nearest: Any = self.encoder.posterior
         return nearest.codebook[codes.to(self.device)].flatten(-2)
 
-    def networks(self) -> Mapping[str, tuple[nn.Module, tuple[int, ...]]]:
-        """The networks, each with the shape of one row that it takes."""
-        shown = self.encoder.encoding.shape(self.decoder.event_shape)
-        return {"encoder": (self.encoder.network, shown), "decoder": (self.decoder.network, (self.encoder.latent_dim,))}
-
 
 def vector_quantized_vae(
     event_shape: Sequence[int],
@@ -267,7 +249,7 @@ def vector_quantized_vae(
     encoder_network: Network | None = None,
     decoder_network: Network | None = None,
     prior: Prior | None = None,
-    transform: Transform | Literal["auto"] | None = None,
+    transform: GivenTransform = None,
     missing: Literal["nan"] | None = None,
 ) -> VectorQuantizedVAE:
     """A VAE whose latents are codes, each of which stands for a vector.
@@ -298,16 +280,15 @@ def vector_quantized_vae(
     event_shape, hidden_dims = tuple(event_shape), tuple(hidden_dims)
     latent_dim = num_codes * code_dim
     nearest = NearestCodes(num_values, code_dim, decay, restart)
-    encoding = likelihood.encoding(event_shape)
-    encoding = WithMask(encoding, event_shape) if missing else encoding
+    encoding = encoding_of(likelihood, event_shape, missing)
     encoder = make_network(
-        encoder_network or (lambda i, o: MLP(i, o, hidden_dims, activation)),
+        encoder_network or fully_connected(hidden_dims, activation),
         encoding.shape(event_shape),
         nearest.raw_shape((latent_dim,)),
         "encoder_network",
     )
     decoder = make_network(
-        decoder_network or (lambda i, o: MLP(i, o, hidden_dims[::-1], activation)),
+        decoder_network or fully_connected(hidden_dims[::-1], activation),
         (latent_dim,),
         likelihood.raw_shape(event_shape),
         "decoder_network",
@@ -317,6 +298,6 @@ def vector_quantized_vae(
         Decoder(decoder, likelihood, event_shape),
         Encoder(encoder, nearest, latent_dim, encoding, event_shape),
         commitment,
-        Auto() if transform == "auto" else transform,
+        transform,
         missing,
     )

@@ -1,0 +1,16 @@
+"""How categories are drawn and shown."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["gumbel_like", "one_hot"]
+
+
+def gumbel_like(logits: Tensor) -> Tensor:
+    """Noise whose sum with logits is largest at a category drawn by them (Gumbel, 1954)."""
+    return -(-torch.rand_like(logits).clamp(min=torch.finfo(logits.dtype).tiny).log()).log()
+
+
+def one_hot(index: Tensor, num_values: int, dtype: torch.dtype) -> Tensor:
+    """Categories as one-hot vectors, ``(*B,)`` to ``(*B, K)``, without a look at their values."""
+    return (index[..., None] == torch.arange(num_values, device=index.device)).to(dtype)

@@ -1,0 +1,95 @@
+"""Counts with too many zeros, and counts whose sum is given."""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.utils import broadcast_all
+from torch.nn import functional as F
+
+__all__ = ["Multinomial", "ZeroInflated"]
+
+
+class ZeroInflated(dist.ZeroInflatedDistribution):
+    """Zero with a probability given by ``gate_logits``, else a draw of ``base_dist``.
+
+    Its log-probability comes from the logits throughout. Pyro's switches to the probability, and loses digits, once a
+    moment or a draw has been asked for.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
+        if self._validate_args:
+            self._validate_sample(value)
+        gate: Any = self.gate_logits
+        gate_logits, value = broadcast_all(gate, value)
+        counted = F.logsigmoid(-gate_logits) + self.base_dist.log_prob(value)
+        return torch.where(value == 0, torch.logaddexp(F.logsigmoid(gate_logits), counted), counted)
+
+
+class Multinomial(TorchDistribution):
+    r"""Counts of V kinds among so many draws, a number of draws for each row.
+
+    .. math:: P(x) = \frac{(\sum_v x_v)!}{\prod_v x_v!} \prod_v p_v^{x_v}
+
+    The log-probability is PyTorch's, of counts given their own total. ``total_count`` is that of draws and moments, and
+    may be another for each row, which neither PyTorch's nor Pyro's own can draw.
+
+    Args:
+        logits: ``(*B, V)``, of the kinds.
+        total_count: ``(*B,)``, or what broadcasts to it.
+
+    Example:
+        >>> fn = Multinomial(torch.zeros(2, 3), torch.tensor([3.0, 6.0]))
+        >>> fn.sample().sum(-1), fn.mean[1]
+        (tensor([3., 6.]), tensor([2., 2., 2.]))
+    """
+
+    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012  # pyright: ignore
+
+    def __init__(self, logits: Tensor, total_count: Tensor, *, validate_args: bool | None = None) -> None:
+        self.logits = logits
+        self.total_count = total_count.to(logits).expand(logits.shape[:-1])
+        super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Counts."""
+        return constraints.independent(constraints.nonnegative_integer, 1)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Multinomial":  # noqa: D102
+        shape = torch.Size(batch_shape)
+        logits, total_count = self.logits.expand(*shape, *self.event_shape), self.total_count.expand(shape)
+        return Multinomial(logits, total_count, validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
+        if self._validate_args:
+            self._validate_sample(value)
+        return torch.distributions.Multinomial(logits=self.logits, validate_args=False).log_prob(value)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008, D102
+        shape = self._extended_shape(sample_shape)
+        with torch.no_grad():
+            probs = self.probs.expand(shape).reshape(-1, shape[-1])
+            totals = self.total_count.expand(shape[:-1]).reshape(-1, 1)
+            most = max(1, int(totals.max()))
+            kinds = torch.multinomial(probs, most, replacement=True)
+            counted = (torch.arange(most, device=probs.device) < totals).to(probs.dtype)
+            return torch.zeros_like(probs).scatter_add_(-1, kinds, counted).reshape(shape)
+
+    @property
+    def probs(self) -> Tensor:
+        """Probabilities of the kinds."""
+        return self.logits.softmax(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, n p."""
+        return self.total_count[..., None] * self.probs
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each count, n p (1 - p)."""
+        return self.mean * (1 - self.probs)
