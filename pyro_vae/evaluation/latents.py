@@ -1,5 +1,9 @@
 """What latents are good for: the rows nearest to a row, which latents are active, and what each does to the data."""
 
+import math
+from collections.abc import Iterator
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -8,7 +12,9 @@ from pyro_vae._support.moments import Moments
 from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.summary import ACTIVE_VARIANCE
 from pyro_vae.inference.batch import Batch, rows_of, rows_that_fit, with_rows
+from pyro_vae.inference.structure import is_point
 from pyro_vae.pair import Pair
+from pyro_vae.programs.running import forked_random_state
 
 __all__ = ["active_latents", "latent_effects", "nearest_rows"]
 
@@ -16,22 +22,26 @@ _ROWS = 256  # at which effects are averaged
 
 
 def nearest_rows(
-    pair: Pair, x: Inputs, among: Inputs, num_nearest: int = 5, *, site: str | None = None
+    pair: Pair, x: Inputs, among: Inputs, num_nearest: int = 5, *, site: str | None = None, num_draws: int = 100
 ) -> tuple[Tensor, Tensor]:
     r"""The rows whose posteriors are nearest to those of some rows, by :math:`\mathrm{KL}(q(z|x) \,\|\, q(z|x'))`.
 
+    The divergence of normals with independent entries is in closed form. Of all other posteriors it is the mean of
+    :math:`\log q(z|x) - \log q(z|x')` over draws of :math:`q(z|x)`, the same draws for every :math:`x'`.
+
     Args:
-        pair: A trained pair whose guide draws the latent from a normal with independent entries.
+        pair: A trained pair whose guide draws the latent from a distribution with a density.
         x: The rows ``(N, *E)`` whose neighbours are asked for.
         among: The rows ``(M, *E)`` among which they are.
         num_nearest: Neighbours k of each.
         site: Name of the latent; by default the only one there is, or ``"z"``.
+        num_draws: Draws of each row's posterior, where there is no closed form.
 
     Returns:
         Their places in ``among``, the nearest first, and the divergences in nats: ``(N, k)`` each, on the CPU.
 
     Raises:
-        ValueError: if there are fewer rows, or the guide's distribution is another.
+        ValueError: if there are fewer rows, or the guide's distribution has no density.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -41,26 +51,51 @@ def nearest_rows(
         >>> nearest[:, 0].tolist(), bool((nats.abs() < 1e-4).all())
         ([0, 1, 2, 3], True)
     """
-    (loc, scale), (locs, scales) = (_normal(pair, rows, site) for rows in (x, among))
-    if not 1 <= num_nearest <= len(locs):
-        raise ValueError(f"num_nearest must be from 1 to {len(locs)}, the number of rows; found {num_nearest}")
-    found = []
-    for start in range(0, len(loc), at_once := rows_that_fit(locs.numel())):
-        mine, spread = loc[start : start + at_once, None], scale[start : start + at_once, None]
-        ratio = (spread / scales).square()
-        kl = 0.5 * (ratio + ((mine - locs) / scales).square() - 1 - ratio.log()).sum(-1)
-        found.append(kl.topk(num_nearest, largest=False))
+    q, others = (_with_density(pair.encode(rows, site=site)) for rows in (x, among))
+    count = others.batch_shape[0]
+    if not 1 <= num_nearest <= count:
+        raise ValueError(f"num_nearest must be from 1 to {count}, the number of rows; found {num_nearest}")
+    if _is_normal(q) and _is_normal(others):
+        divergences = _of_normals(q, others)
+    else:
+        with forked_random_state(pair.device):
+            torch.manual_seed(0)
+            divergences = _of_draws(q, others, num_draws)
+    found = [part.topk(num_nearest, largest=False) for part in divergences]
     return torch.cat([part.indices for part in found]).cpu(), torch.cat([part.values for part in found]).cpu()
 
 
-def _normal(pair: Pair, rows: Inputs, site: str | None) -> tuple[Tensor, Tensor]:
-    q = pair.encode(rows, site=site)
-    if not (isinstance(q, dist.Independent) and isinstance(q.base_dist, dist.Normal)):
+def _with_density(q: Any) -> Any:
+    if isinstance(q, dist.Empirical) or is_point(q) or len(q.batch_shape) != 1:
         raise ValueError(
-            f"nearest_rows compares normals with independent entries, and the guide draws this latent from a "
-            f"{type(q).__name__}: train a pair with a diagonal posterior"
+            f"nearest_rows compares densities of one latent of each row, and the guide has a {type(q).__name__} of "
+            f"batch shape {tuple(q.batch_shape)} for this one: name another latent by site"
         )
-    return q.mean.flatten(1).double(), q.stddev.flatten(1).double()
+    return q
+
+
+def _is_normal(q: Any) -> bool:
+    return isinstance(q, dist.Independent) and isinstance(q.base_dist, dist.Normal)
+
+
+def _of_normals(q: Any, others: Any) -> Iterator[Tensor]:
+    """Divergences of some rows at a time, ``(n, M)``, of normals with independent entries."""
+    (loc, scale), (locs, scales) = ((d.mean.flatten(1).double(), d.stddev.flatten(1).double()) for d in (q, others))
+    for start in range(0, len(loc), at_once := rows_that_fit(locs.numel())):
+        mine, spread = loc[start : start + at_once, None], scale[start : start + at_once, None]
+        ratio = (spread / scales).square()
+        yield 0.5 * (ratio + ((mine - locs) / scales).square() - 1 - ratio.log()).sum(-1)
+
+
+@torch.no_grad()
+def _of_draws(q: Any, others: Any, num_draws: int) -> Iterator[Tensor]:
+    """The same by draws."""
+    z = q.sample((num_draws,))
+    entropy = q.log_prob(z).double().mean(0)
+    elements = num_draws * others.batch_shape[0] * max(1, math.prod(q.event_shape))
+    for start in range(0, z.shape[1], at_once := rows_that_fit(elements)):
+        rows = slice(start, start + at_once)
+        yield entropy[rows, None] - others.log_prob(z[:, rows, None]).double().mean(0)
 
 
 def active_latents(pair: Pair, x: Inputs, *, site: str | None = None) -> Tensor:

@@ -1,0 +1,68 @@
+"""Single cells: counts come back from log-normalised values, and models are compared cell by cell."""
+
+import compare_counts
+import numpy as np
+import pytest
+import torch
+
+
+def cells(tmp_path, *, noise=0.0, raw=True):
+    anndata = pytest.importorskip("anndata")
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(3.0, (40, 6)) * (rng.random((40, 6)) < 0.5)
+    counts[:, 0] = 1 + counts[:, 0] * 2
+    counts[rng.permutation(40)[:30], 1] = 1
+    counts[np.arange(40), rng.integers(1, 6, 40)] = 1  # the smallest count of each cell is 1
+    values = np.log1p(counts * rng.uniform(0.1, 9, (40, 1)) * (1 + noise * rng.standard_normal(counts.shape)))
+    table = anndata.AnnData(values.astype(np.float32))
+    table.obs_names = [f"CELL{i}-{'ab'[i % 2]}" for i in range(40)]
+    if raw:
+        table.raw = table.copy()
+    table.write_h5ad(tmp_path / "cells.h5ad")
+    return counts
+
+
+@pytest.mark.filterwarnings("ignore")  # of anndata
+def test_counts_totals_and_batches_are_recovered(tmp_path):
+    counts = cells(tmp_path)
+    rows = compare_counts.read_cells(tmp_path / "cells.h5ad")
+    np.testing.assert_array_equal(rows["x"].numpy(), counts)
+    totals = torch.as_tensor(counts.sum(1))
+    torch.testing.assert_close(rows["size_factor"] * totals.median(), totals.float())
+    assert rows["groups"].tolist() == [i % 2 for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"noise": 0.3}, "no multiples of their smallest"), ({"raw": False}, "no raw part")],
+    ids=str,
+)
+def test_what_are_no_counts_is_refused(tmp_path, options, message):
+    cells(tmp_path, **options)
+    with pytest.raises(ValueError, match=message):
+        compare_counts.read_cells(tmp_path / "cells.h5ad")
+
+
+def test_differences_are_paired():
+    first, second = torch.randn(2, 3, 50, dtype=torch.float64)
+    found = {"Poisson": list(first), "other": list(second)}
+    one, other = compare_counts.compared(found)
+    assert (one["difference"], one["error"]) == (0, 0)
+    difference = (second - first).flatten().numpy()
+    assert other["difference"] == pytest.approx(difference.mean())
+    assert other["error"] == pytest.approx(difference.std(ddof=1) / np.sqrt(150))
+    assert other["of_seeds"] == pytest.approx(second.mean(1).tolist())
+
+
+@pytest.mark.parametrize("name", ["negative binomial", "zero-inflated Poisson, batches pooled"])
+def test_cells_held_out_have_an_evidence(name):
+    torch.manual_seed(0)
+    rows = {
+        "x": torch.poisson(torch.full((100, 5), 3.0)),
+        "size_factor": torch.ones(100),
+        "groups": torch.arange(100) % 3,
+    }
+    evidence = compare_counts.held_out_evidence(rows, name, epochs=3, num_particles=50, seed=0)
+    assert evidence.shape == (20,)
+    best = torch.distributions.Poisson(3.0).log_prob(rows["x"]).sum(1).mean()  # of the rows' own distribution
+    assert -60 < float(evidence.mean()) < float(best) + 1.5
