@@ -59,11 +59,12 @@ def main(
         for name in names:
             found[name].append(held_out_evidence(rows, name, epochs, num_particles, seed))
             print(f"seed {seed} {name:48} {float(found[name][-1].mean()):9.2f} nats a cell", flush=True)
-    results = compared(found)
-    write({"data": data.name, "cells": len(rows["x"]), "genes": rows["x"].shape[1], "models": results}, out)
-    with files.replacing(out.with_suffix(".md")) as temporary:
-        temporary.write_text(table(results) + "\n", encoding="utf-8")
-    print(table(results))
+        results = compared(found)
+        cells, genes = rows["x"].shape
+        write({"data": data.name, "cells": cells, "genes": genes, "seeds": seed + 1, "models": results}, out)
+        with files.replacing(out.with_suffix(".md")) as temporary:
+            temporary.write_text(table(results) + "\n", encoding="utf-8")
+    print(table(compared(found)))
 
 
 def read_cells(path: Path) -> dict[str, Tensor]:
@@ -77,7 +78,7 @@ def read_cells(path: Path) -> dict[str, Tensor]:
     except ModuleNotFoundError:
         raise ModuleNotFoundError("reading .h5ad files needs anndata: pip install 'pyro-vae[anndata]'") from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of where older files keep their neighbours
+        warnings.simplefilter("ignore")  # of where older files keep what is not read here
         cells: Any = anndata.read_h5ad(path)
     if cells.raw is None:
         raise ValueError(f"{path} has no raw part, which should hold log-normalised counts")

@@ -1,12 +1,12 @@
 """Arrays in files: equal to what was saved or refused in one sentence, with what their numbers are."""
 
 import io
-import warnings
 
 import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from datasets import save_h5ad
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
@@ -281,18 +281,6 @@ def test_sparse_files_that_point_outside_of_their_matrix_are_refused(tmp_path):
 
 
 # --- AnnData
-
-
-def save_h5ad(path, x, **more):
-    anndata = pytest.importorskip("anndata")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        observations = anndata.AnnData(x, **more)
-        observations.obs_names = [f"cell {i}" for i in range(observations.n_obs)]
-        if hasattr(anndata.settings, "allow_write_nullable_strings"):  # by which pandas 3 holds names
-            anndata.settings.allow_write_nullable_strings = True
-        observations.write_h5ad(path)
-    return str(path)
 
 
 @pytest.mark.parametrize("form", [np.asarray, scipy.sparse.csr_matrix, scipy.sparse.csc_matrix, scipy.sparse.csr_array])
