@@ -7,6 +7,7 @@ from pyro_vae._support.lazy import lazily
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from pyro_vae.estimator import VAETransformer
     from pyro_vae.evaluation import check_pair, evaluate
     from pyro_vae.inference.aggregate import InfoVae, TotalCorrelation
     from pyro_vae.inference.importance import ImportanceWeighted, Renyi
@@ -59,6 +60,7 @@ __all__ = [
     "SemiSupervisedVAE",
     "TopicModel",
     "TotalCorrelation",
+    "VAETransformer",
     "VectorQuantizedVAE",
     "WakeSleep",
     "__version__",
@@ -86,6 +88,7 @@ __all__ = [
 __getattr__, __dir__ = lazily(
     __name__,
     {
+        "estimator": ["VAETransformer"],
         "evaluation": ["check_pair", "evaluate"],
         "inference.aggregate": ["InfoVae", "TotalCorrelation"],
         "inference.importance": ["ImportanceWeighted", "Renyi"],

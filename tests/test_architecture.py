@@ -56,7 +56,7 @@ def test_networks_and_support_know_nothing_of_pyro():
 def test_what_is_heavy_is_imported_only_where_it_is_used():
     heavy = {"PIL", "arviz", "matplotlib", "pandas", "pyarrow", "sklearn", "torchvision"}
     for path in PACKAGE.rglob("*.py"):
-        if path.parent == PACKAGE / "data" / "tables":  # which is about pandas' tables, and imported for them
+        if path in (PACKAGE / "data" / "tables" / path.name, PACKAGE / "estimator.py"):  # imported for pandas, sklearn
             continue
         top = [node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
         names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
