@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.samples import checkerboard, sample_quality
     from pyro_vae.evaluation.statistics import default_statistics
     from pyro_vae.evaluation.summary import evaluate
+    from pyro_vae.evaluation.surprise import unexpectedness
 
 __all__ = [
     "AnnealedBounds",
@@ -74,6 +75,7 @@ __all__ = [
     "simulation_based_calibration",
     "to_inference_data",
     "train_classifier_features",
+    "unexpectedness",
 ]
 
 __getattr__, __dir__ = lazily(
@@ -104,5 +106,6 @@ __getattr__, __dir__ = lazily(
         "samples": ("checkerboard", "sample_quality"),
         "statistics": ("default_statistics",),
         "summary": ("evaluate",),
+        "surprise": ("unexpectedness",),
     },
 )

@@ -1,0 +1,132 @@
+r"""Which entries of a row are least expected, given the rest of it."""
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae._support.devices import memory_for_draws
+from pyro_vae.data.rows import Inputs
+from pyro_vae.evaluation.evidence import warn_if_in_turn
+from pyro_vae.inference.batch import Batch, rows_that_fit
+from pyro_vae.inference.sites import run_pair
+from pyro_vae.inference.structure import ContractError, Fixed, Structure, under_particles
+from pyro_vae.pair import Pair
+from pyro_vae.programs.running import evaluating, forked_random_state
+
+__all__ = ["unexpectedness"]
+
+_DRAWS = 32  # of each entry, for what the model expects
+
+
+@torch.no_grad()
+def unexpectedness(pair: Pair, x: Inputs, *, num_particles: int = 500, seed: int = 0) -> Tensor:
+    r"""How much less probable each entry is than the model expected of it, given the other entries of its row.
+
+    .. math:: s_d = E\bigl[\log p(x'_d \mid x_{-d})\bigr] - \log p(x_d \mid x_{-d}), \quad
+        x'_d \sim p(x_d \mid x_{-d}) = \int p(x_d \mid z)\, p(z \mid x_{-d})\, dz
+
+    In nats, in no units of the data, and so comparable among columns of any kind: 0 on average where the model is
+    right, large where an entry is out of place. Draws of the guide have weights
+    :math:`p(x, z) / (q(z \mid x)\, p(x_d \mid z))`, which leave the entry out, so that the guide, which has seen it,
+    does not excuse it. What is expected is the mean over 32 draws.
+
+    Args:
+        pair: A trained pair whose latents all lie in the plate ``"data"``, none of them enumerated by the model, and
+            whose likelihood at ``"x"`` factorises over entries.
+        x: Rows ``(N, *E)``, or a mapping, as for :func:`~pyro_vae.evaluation.log_evidence`.
+        num_particles: Draws of the guide for each row.
+        seed: Seeds them.
+
+    Returns:
+        ``(N, *E)`` on the CPU in float64; NaN where an entry is missing.
+
+    Raises:
+        ContractError: if the pair is not of that kind.
+
+    Example:
+        >>> from pyro_vae import mlp_vae
+        >>> from pyro_vae.likelihoods import Normal
+        >>> vae = mlp_vae((3,), latent_dim=2, likelihood=Normal())
+        >>> nats = unexpectedness(vae, torch.tensor([[0.0, 9.0, 0.0]]))
+        >>> int(nats[0].argmax()), bool(nats[0, 1] > 10)
+        (1, True)
+
+    Source: weights that leave an observation out are those of Gelfand, Dey & Chang, *Model Determination using
+    Predictive Distributions*, 1992.
+    """
+    if num_particles < 1:
+        raise ValueError(f"num_particles must be at least 1, found {num_particles}")
+    rows, found = pair.check(x), []
+    structure: Structure | None = None
+    with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
+        torch.manual_seed(seed)
+        for chunk in rows.chunks(rows_that_fit(rows.num_elements)):
+            batch = pair.prepare(chunk)
+            if structure is None:
+                structure = pair.structure(batch, count_bytes=True)
+                structure.require_local()
+                structure.require_weights()
+                if names := structure.enumerated("model"):
+                    raise ContractError(
+                        f"the model sums over {', '.join(names)}, so that no draw says what an entry is expected to "
+                        f"be: let the guide sample it"
+                    )
+                warn_if_in_turn(structure)
+            at_once = max(1, memory_for_draws(pair.device) // (num_particles * structure.bytes_per_draw))
+            for part in batch.chunks(at_once):
+                with pyro.validation_enabled(is_validate=False):
+                    nats = _of_rows(pair, part, structure, num_particles)
+                found.append(nats if part.mask is None else nats.where(part.mask.reshape(nats.shape), torch.nan))
+    return torch.cat(found).cpu()
+
+
+def _of_rows(pair: Pair, batch: Batch, structure: Structure, num_particles: int) -> Tensor:
+    """``(n, *E)``."""
+    counts = [num_particles] if structure.vectorised else [None] * num_particles
+    log_weights, likelihoods = [], []
+    for count in counts:
+        draws = run_pair(*pair.programs, batch, structure, num_particles=count, enumerate_guide=False)
+        program = under_particles(pair.programs[0], count, structure.particle_dim)
+        with Fixed(draws.latents):
+            site: Any = poutine.trace(program).get_trace(batch.x, **batch.arguments).nodes["x"]
+        likelihoods.append(_of_entries(site["fn"]))
+        log_weights.append(draws.where(lambda term: term.is_local).log_weights.double())
+
+    def log_prob(x: Tensor) -> Tensor:
+        """Of entries ``(n, *E)`` at each draw of the latents: ``(K, n, *E)``."""
+        found = [fn.log_prob(x.reshape(site["value"].shape)) for fn in likelihoods]
+        if any(part.numel() * len(counts) != num_particles * x.numel() for part in found):
+            raise ContractError(
+                f"the likelihood at 'x' has log-probabilities of shape {tuple(found[0].shape)}, not one for each entry "
+                f"of rows {tuple(x.shape)}"
+            )
+        return torch.cat([part.reshape(-1, *x.shape) for part in found]).double()
+
+    here = log_prob(batch.x)
+    weights = torch.cat(log_weights).reshape(len(here), len(batch), *(1,) * (here.dim() - 2)) - here
+    weights = weights.log_softmax(0)
+    chosen = torch.multinomial(weights.exp().flatten(1).T, _DRAWS, replacement=True).T
+    drawn = torch.cat([fn.sample().reshape(-1, *batch.x.shape) for fn in likelihoods])
+    expected = torch.stack(
+        [
+            (weights + log_prob(drawn.flatten(1).gather(0, index[None])[0].reshape(batch.x.shape))).logsumexp(0)
+            for index in chosen
+        ]
+    )
+    return expected.mean(0) - (weights + here).logsumexp(0)
+
+
+def _of_entries(fn: Any) -> Any:
+    """The distribution of single entries."""
+    if isinstance(fn, (dist.Independent, dist.MaskedDistribution)):
+        return _of_entries(fn.base_dist)
+    if fn.event_dim:
+        raise ContractError(
+            f"the {type(fn).__name__} at 'x' is of {tuple(fn.event_shape)} entries at once: only a likelihood that "
+            f"factorises over entries, such as Normal(...).to_event(1), says what each is expected to be"
+        )
+    return fn
