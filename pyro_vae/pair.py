@@ -335,11 +335,11 @@ class Pair(nn.Module):
         if mask is not None and self.data_range is not None:
             y = torch.where(mask, y, self._filling(self.data_range))
         if has_mass is True:
-            log_jacobian = y.new_zeros(len(y), dtype=self.dtype)
+            log_jacobian = y.new_zeros(y.shape[0], dtype=self.dtype)
         else:
             has_density = ~torch.as_tensor(has_mass, device=y.device)
             counted = has_density if mask is None else mask & has_density
-            log_jacobian = torch.where(counted, log_jacobian, 0.0).reshape(len(y), -1).sum(-1).to(self.dtype)
+            log_jacobian = torch.where(counted, log_jacobian, 0.0).reshape(y.shape[0], -1).sum(-1).to(self.dtype)
         batch = Batch.of(y, arguments)
         return Batch(y, batch.context, log_jacobian, batch.constants)
 

@@ -170,7 +170,7 @@ class Scale(Transform):
 
     def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
         ends = torch.tensor([self.low, self.high], dtype=torch.float64)
-        y = y.double() if _needs_float64(ends, ends[1] - ends[0]) else y
+        y = y if y.dtype == torch.float64 or not _needs_float64(ends, ends[1] - ends[0]) else y.double()
         return self.low + (self.high - self.low) * ((y - self.onto[0]) / (self.onto[1] - self.onto[0]))
 
     def log_abs_det_jacobian(self, x: Tensor) -> Tensor:  # noqa: D102
@@ -247,7 +247,7 @@ class Standardize(Transform):
         return (x - self.loc.to(x.dtype)) / self.scale.to(x.dtype)
 
     def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
-        y = y.double() if _needs_float64(self.loc, self.scale) else y
+        y = y if y.dtype == torch.float64 or not _needs_float64(self.loc, self.scale) else y.double()
         return self.loc.to(y.dtype) + y * self.scale.to(y.dtype)
 
     def log_abs_det_jacobian(self, x: Tensor) -> Tensor:  # noqa: D102
@@ -389,13 +389,19 @@ def _row_noise(x: Tensor, seed: int) -> Tensor:
 
     Whole-number arithmetic throughout, so that they are the same on every device.
     """
-    flat = (x.reshape(len(x), -1).double() * 2**30).round().long()
+    flat = (x.reshape(x.shape[0], -1).double() * 2**30).round().long()
     start = (seed * 0x9E3779B1 + 2**63) % 2**64 - 2**63
     place = _mix64(torch.arange(flat.shape[1], device=x.device) + start)
-    row = _mix64((flat * (place | 1)).sum(1, keepdim=True))
+    row = _mix64(_wrapping_sum(flat * (place | 1)))
     keys = (row.to(torch.int32), (row >> 32).to(torch.int32))
     noise = _hashed(torch.arange(flat.shape[1], dtype=torch.int32, device=x.device), *keys)
     return (noise.to(x.dtype) * 2.0**-24).reshape(x.shape)
+
+
+def _wrapping_sum(x: Tensor) -> Tensor:
+    """Sums of 64-bit whole numbers modulo 2⁶⁴, ``(N, 1)``: by halves, since some runtimes add them as floats."""
+    low, high = ((part & (2**32 - 1)).sum(1, keepdim=True) for part in (x, x >> 32))
+    return low + (high << 32)
 
 
 def _hashed(place: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -96,4 +96,4 @@ class Batch:
         """Rows that are in the model's units already, with arguments of either kind."""
         by_row = {name: value for name, value in context.items() if isinstance(value, Tensor) and value.dim() > 0}
         constants = {name: value for name, value in context.items() if name not in by_row}
-        return Batch(x, by_row, x.new_zeros((), dtype=torch.get_default_dtype()).expand(len(x)), constants)
+        return Batch(x, by_row, x.new_zeros((), dtype=torch.get_default_dtype()).expand(x.shape[0]), constants)

@@ -1,5 +1,6 @@
 """What all networks share: rows of any batch, and the layers that are chosen by name."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
@@ -38,7 +39,7 @@ class Network(nn.Module, ABC):
                 f"found {tuple(x.shape)}"
             )
         batch_shape = x.shape[:batch_dim]
-        rows = x.reshape(batch_shape.numel(), *self.in_shape)
+        rows = x.reshape(math.prod(batch_shape), *self.in_shape)  # whose number an export may leave open
         return self.of_rows(rows).reshape(*batch_shape, *self.out_shape)
 
     @abstractmethod

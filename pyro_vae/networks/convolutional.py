@@ -88,7 +88,7 @@ class _Encoder(Network):
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, math.prod(self.out_shape)))
 
     def of_rows(self, x: Tensor) -> Tensor:
-        return self.layers(x.reshape(len(x), *self.image_shape))
+        return self.layers(x.reshape(x.shape[0], *self.image_shape))
 
 
 class _Decoder(Network):
@@ -127,8 +127,8 @@ class _Decoder(Network):
         self.layers = nn.Sequential(*layers)
 
     def of_rows(self, x: Tensor) -> Tensor:
-        features = self.stem(x.reshape(len(x), math.prod(self.in_shape)))
-        return self.layers(features.reshape(len(x), *self.stem_shape))
+        features = self.stem(x.reshape(x.shape[0], math.prod(self.in_shape)))
+        return self.layers(features.reshape(x.shape[0], *self.stem_shape))
 
 
 class ConvEncoder(_Encoder):

@@ -49,7 +49,7 @@ class MLP(Network):
         self.layers = nn.Sequential(*layers, nn.Linear(width, math.prod(self.out_shape)))
 
     def of_rows(self, x: Tensor) -> Tensor:  # noqa: D102
-        return self.layers(x.reshape(len(x), math.prod(self.in_shape)))
+        return self.layers(x.reshape(x.shape[0], math.prod(self.in_shape)))
 
 
 class GatedMLP(Network):
@@ -90,7 +90,7 @@ class GatedMLP(Network):
         self.layers = nn.Sequential(*layers, nn.Linear(width, math.prod(self.out_shape)))
 
     def of_rows(self, x: Tensor) -> Tensor:  # noqa: D102
-        return self.layers(x.reshape(len(x), math.prod(self.in_shape)))
+        return self.layers(x.reshape(x.shape[0], math.prod(self.in_shape)))
 
 
 class ResidualMLP(Network):
@@ -144,7 +144,7 @@ class ResidualMLP(Network):
         self.last = nn.Sequential(*normalized(normalization, hidden_dim), last)
 
     def of_rows(self, x: Tensor) -> Tensor:  # noqa: D102
-        h = self.first(x.reshape(len(x), math.prod(self.in_shape)))
+        h = self.first(x.reshape(x.shape[0], math.prod(self.in_shape)))
         for block in self.blocks:
             h = h + block(h)
         return self.last(h)

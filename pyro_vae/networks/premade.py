@@ -128,7 +128,7 @@ class VampPriorConvEncoder(Network):
         _start_affine_maps(self)
 
     def of_rows(self, x: Tensor) -> Tensor:  # noqa: D102
-        return self.layers(x.reshape(len(x), *self.image_shape))
+        return self.layers(x.reshape(x.shape[0], *self.image_shape))
 
 
 class VampPriorConvDecoder(Network):
@@ -172,9 +172,9 @@ class VampPriorConvDecoder(Network):
         _start_affine_maps(self)
 
     def of_rows(self, x: Tensor) -> Tensor:  # noqa: D102
-        latents = x.reshape(len(x), len(self.latents), self.in_shape[-1]).unbind(1)
+        latents = x.reshape(x.shape[0], len(self.latents), self.in_shape[-1]).unbind(1)
         features = torch.cat([layer(z) for layer, z in zip(self.latents, latents, strict=True)], -1)
-        return self.layers(self.joined(features).reshape(len(x), *self.image_shape))
+        return self.layers(self.joined(features).reshape(x.shape[0], *self.image_shape))
 
 
 def _gated(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> list[nn.Module]:

@@ -41,8 +41,8 @@ class RecurrentEncoder(Network):
 
     def of_rows(self, x: Tensor) -> Tensor:  # noqa: D102
         num_parts, num_steps, num_features = _as_sequence(self.in_shape, "inputs")
-        steps = x.reshape(len(x), num_parts, num_steps, num_features).transpose(1, 2)
-        h = steps.reshape(len(x), num_steps, num_parts * num_features)
+        steps = x.reshape(x.shape[0], num_parts, num_steps, num_features).transpose(1, 2)
+        h = steps.reshape(x.shape[0], num_steps, num_parts * num_features)
         for layer in self.layers:
             h, _ = layer(h)
         return self.last(h[:, -1])
@@ -78,10 +78,10 @@ class RecurrentDecoder(Network):
 
     def of_rows(self, x: Tensor) -> Tensor:  # noqa: D102
         num_parts, num_steps, num_features = _as_sequence(self.out_shape, "outputs")
-        h = x.reshape(len(x), 1, math.prod(self.in_shape)).expand(-1, num_steps, -1)
+        h = x.reshape(x.shape[0], 1, math.prod(self.in_shape)).expand(-1, num_steps, -1)
         for layer in self.layers:
             h, _ = layer(h)
-        return self.last(h).reshape(len(x), num_steps, num_parts, num_features).transpose(1, 2)
+        return self.last(h).reshape(x.shape[0], num_steps, num_parts, num_features).transpose(1, 2)
 
 
 def _as_sequence(shape: tuple[int, ...], role: str) -> tuple[int, int, int]:

@@ -190,17 +190,17 @@ def raw_output(network: nn.Module, rows: Tensor, row_dim: int, shape: Sequence[i
     batch_shape = rows.shape[: rows.dim() - row_dim]
     if len(batch_shape) == 1:
         return read_raw(network(rows), rows, row_dim, shape, who)
-    rows = rows.reshape(batch_shape.numel(), *rows.shape[rows.dim() - row_dim :])
+    rows = rows.reshape(math.prod(batch_shape), *rows.shape[rows.dim() - row_dim :])
     return read_raw(network(rows), rows, row_dim, shape, who).reshape(*batch_shape, *shape)
 
 
 def read_raw(raw: Any, rows: Tensor, row_dim: int, shape: Sequence[int], who: str) -> Tensor:
     """What a network made of rows ``(N, ...)``, as ``(N, *shape)``."""
     shape = tuple(shape)
-    if isinstance(raw, Tensor) and raw.shape == (len(rows), *shape):
+    if isinstance(raw, Tensor) and raw.shape == (rows.shape[0], *shape):
         return raw
     if isinstance(raw, Tensor) and raw.shape[:1] == rows.shape[:1] and _merges(shape, raw.shape[1:]):
-        return raw.reshape(len(rows), *shape)
+        return raw.reshape(rows.shape[0], *shape)
     found = tuple(raw.shape) if isinstance(raw, Tensor) else f"a {type(raw).__name__}"
     raise ValueError(
         f"{must_map(who, rows.shape[rows.dim() - row_dim :], shape)}; it maps {tuple(rows.shape)} to {found}"
