@@ -10,15 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import beside
 import numpy as np
 import torch
 import typer
+from models import MODELS, Kind
 
-from pyro_vae import VAE, load, plotting
+from pyro_vae import load, plotting
 from pyro_vae._support import files
 from pyro_vae._support.names import lookup
 from pyro_vae.data.sources import DataSet, load_data
-from pyro_vae.data.tables import Schema, write_table
+from pyro_vae.data.tables import Schema, parse_kinds, write_table
 from pyro_vae.training import resolve_device
 from pyro_vae.vae import CONFIG, WEIGHTS, load_config
 
@@ -95,7 +97,7 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def open_run(run: Path, device: str) -> VAE:
+def open_run(run: Path, device: str) -> Any:
     """The model that a run folder holds, on a device."""
     if (run / CONFIG).exists() and not (run / WEIGHTS).exists():
         raise ValueError(f"{run} holds a run whose training has not ended: python scripts/train.py --resume {run}")
@@ -125,7 +127,53 @@ def data_for(run: Path, name: str | None, root: Path | None, *, whole: bool = Fa
     root = root or Path(settings.get("data_root", "data"))
     own = is_own(run, name)
     how = {option: settings.get(option) for option in READING} if own else {"resize": settings.get("resize")}
-    return read_data(name or trained_on, root, hold_out=own and not whole, schema=schema_of(run), **how)
+    data = read_data(name or trained_on, root, hold_out=own and not whole, schema=schema_of(run), **how)
+    return with_labels(data, settings)
+
+
+def kinds_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The kinds of a table's columns that a run was given; what holds labels or groups is kept aside."""
+    kinds = parse_kinds(settings.get("columns") or ())
+    for option in ("labels", "groups"):
+        column = settings.get(option)
+        if column is not None and kinds.setdefault(column, "index") != "index":
+            raise ValueError(f"--{option} keeps the column {column!r} aside, and --columns says it is {kinds[column]}")
+    return kinds
+
+
+def with_labels(data: DataSet, settings: Mapping[str, Any]) -> DataSet:
+    """The data with the column for labels that holds those, or groups, by the settings of a run."""
+    for option in ("labels", "groups"):
+        data = beside.from_column(data, settings.get(option), f"--{option}")
+    return data
+
+
+def part(data: DataSet, indices: torch.Tensor) -> DataSet:
+    """The data with some of the training rows, and what belongs to each."""
+    fields = {name: getattr(data, f"{name}_train") for name in ("x", "y", "ids", "rows", "lengths")}
+    return replace(
+        data,
+        **{
+            f"{name}_train": whole[indices.numpy() if isinstance(whole, np.ndarray) else indices]
+            for name, whole in fields.items()
+            if whole is not None
+        },
+    )
+
+
+def kind_of(run: Path) -> Kind:
+    """The kind of model that a run folder holds."""
+    return MODELS[lookup(load_config(run)["run"].get("model", "vae"), MODELS, "model")]
+
+
+def levels_of(run: Path) -> list[str]:
+    """The levels of labels or groups that a run's model knows."""
+    return load_config(run)["run"].get("levels", [])
+
+
+def rows_of(run: Path, data: DataSet) -> Any:
+    """The held-out rows of the data, as the run's model takes them."""
+    return beside.told(kind_of(run), data, "test", levels_of(run))
 
 
 # Options of train.py that say how a file is to be read.
@@ -254,7 +302,8 @@ def what_comes_along(data: DataSet) -> dict[str, Any]:
     """Labels, names and places of the held-out rows, as far as there are any, to be written beside the results."""
     labels = None if data.y_test is None else data.y_test.numpy()
     if labels is not None and data.labels is not None:
-        labels = np.asarray(data.labels)[labels]
+        names = np.asarray([*data.labels, ""] if min(labels, default=0) < 0 else data.labels)
+        labels = names[labels]
     found = {"labels": labels, "ids": data.ids_test, "rows": data.rows_test}
     return {name: value for name, value in found.items() if value is not None}
 

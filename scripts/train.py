@@ -1,6 +1,7 @@
 """Trains a variational autoencoder and leaves a run folder: the model, its history and figures."""
 
 import contextlib
+import inspect
 import math
 import os
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+import beside
 import choices
 import cli
+import models
 import torch
 import typer
 from torch import Tensor
@@ -44,6 +47,12 @@ def main(
     data_root: Annotated[
         Path | None, typer.Option(help="Where downloaded data sets live. [default: $PYRO_VAE_DATA, or data]")
     ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            help=f"What is supposed to have made the data: {', '.join(choices.MODELS)}. Options of one of them say so."
+        ),
+    ] = "vae",
     network: Annotated[
         str,
         typer.Option(
@@ -61,6 +70,21 @@ def main(
             "real, category or date; index keeps a column aside and writes it back, drop leaves it out. "
             "[default: inferred]"
         ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="The column of a table that holds labels, which is kept aside. [default: those that the data come with]",
+            metavar="COLUMN",
+        ),
+    ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(help="Of pooled: the column that holds groups. [default: the data's labels]", metavar="COLUMN"),
+    ] = None,
+    known: Annotated[
+        int | None,
+        typer.Option(help="Of semi-supervised: labels that are known in training, drawn by --seed. [default: all]"),
     ] = None,
     separator: Annotated[
         str | None,
@@ -101,8 +125,44 @@ def main(
         ),
     ] = "shared",
     latent_dim: Annotated[int, typer.Option(help="Number of latents.")] = 10,
+    latent_dims: Annotated[
+        str, typer.Option(help="Of ladder: numbers of latents of its levels, from the data up.")
+    ] = "32,8",
+    num_clusters: Annotated[int, typer.Option(help="Of clusters: how many.")] = 10,
+    start_epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Of clusters: epochs without them, after which they start where k-means finds them; 0 for none. "
+            "[default: as --epochs]"
+        ),
+    ] = None,
+    num_codes: Annotated[
+        int | None, typer.Option(help="Of vector-quantized and categorical: codes of a row. [default: 16 and 20]")
+    ] = None,
+    num_values: Annotated[
+        int | None, typer.Option(help="Likewise: values that a code may have. [default: 64 and 10]")
+    ] = None,
+    code_dim: Annotated[int, typer.Option(help="Of vector-quantized: numbers of a code's vector.")] = 8,
+    estimator: Annotated[
+        str,
+        typer.Option(
+            help="Of categorical, how its encoder learns: relaxed (Gumbel-softmax), straight-through, enumerated or "
+            "score-function."
+        ),
+    ] = "relaxed",
+    num_topics: Annotated[int, typer.Option(help="Of topics: how many.")] = 10,
+    recurrent_dim: Annotated[int, typer.Option(help="Of sequences: width of what reads them.")] = 64,
+    joint: Annotated[
+        str, typer.Option(help="Of multimodal: how rows and labels are joined, by a product or a mixture.")
+    ] = "product",
+    label_weight: Annotated[
+        float, typer.Option(help="Of semi-supervised: what the classifier learns of a label, beside the ELBO.")
+    ] = 50.0,
     prior: Annotated[
-        str, typer.Option(help=f"What latents are like before any data: {', '.join(choices.PRIORS)}.")
+        str,
+        typer.Option(
+            help=f"What latents are like before any data: {', '.join(choices.PRIORS)}; of conditional also conditional."
+        ),
     ] = "standard-normal",
     posterior: Annotated[
         str, typer.Option(help=f"What may be believed of a row's latents: {', '.join(choices.POSTERIORS)}.")
@@ -195,7 +255,8 @@ def chosen_run(
     settings = {name: context.params[name] for name in options if name not in ("out", "resume", "device")}
     if resume is None:
         settings |= {"data": cli.absolute(data), "data_root": str((data_root or default_root()).absolute())}
-        name = "-".join(filter(None, (Path(data).stem, settings["network"], settings["likelihood"])))
+        model = settings["network"] if settings["model"] == "vae" else settings["model"]
+        name = "-".join(filter(None, (Path(data).stem, model, settings["likelihood"])))
         with cli.new_run(out, name) as folder:
             yield settings, folder
         return
@@ -231,6 +292,9 @@ def has_type(value: Any, hint: Any) -> bool:
 def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool) -> None:
     """Trains by these settings in a run folder."""
     checkpoint = folder / cli.CHECKPOINT
+    kind = choices.choose(choices.MODELS, settings["model"], "model")
+    usual = {name: parameter.default for name, parameter in inspect.signature(main).parameters.items()}
+    models.check_options(settings["model"], settings, usual)
     if resuming and not checkpoint.exists() and (folder / "history.csv").exists():
         print(f"{folder} has been trained to its end: nothing is left to do.")
         return
@@ -238,26 +302,36 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
         data = cli.read_data(
             settings["data"],
             settings["data_root"],
-            kinds=parse_kinds(settings["columns"] or ()),
+            kinds=cli.kinds_of(settings),
             schema=None if settings.get("schema") is None else Schema.from_json(settings["schema"]),
             **{option: settings[option] for option in cli.READING},
         )
     if resuming and data.schema is not None:
-        check_same_columns(data, parse_kinds(settings["columns"] or ()), settings["data"])
-    if settings["missing"] is None and data.schema is not None:
+        check_same_columns(data, cli.kinds_of(settings), settings["data"])
+    data = cli.with_labels(data, settings)
+    whole = settings["missing"] is None and kind.has_gaps and data.lengths_train is None
+    if whole and data.schema is not None:
         check_no_gaps(data.schema)
-    if settings["missing"] is None and isinstance(data.x_train, Tensor):
+    if whole and isinstance(data.x_train, Tensor):
         check_finite(data.x_train, settings["data"])
-    kept, watched = split(len(data.x_train), settings["validation_fraction"], settings["seed"])
-    x_valid = data.x_train[watched]
-    data = replace(data, x_train=data.x_train[kept])
+    kept, of_watched = split(len(data.x_train), settings["validation_fraction"], settings["seed"])
+    if kind.levels is not None:
+        settings = {"levels": beside.levels_of(data, settings["model"], kind)} | settings
+    levels = settings.get("levels", [])
+    watched = beside.told(kind, cli.part(data, of_watched), "train", levels)
+    data = cli.part(data, kept)
+    rows = beside.told(kind, data, "train", levels, training=True)
+    if settings["model"] == "semi-supervised":
+        rows["labels"] = beside.known(rows["labels"], settings["known"], len(levels), settings["seed"])
     asked = settings["likelihood"]
-    likelihood, because = choices.default_likelihood(data) if asked is None else (asked, "as asked for")
+    likelihood, because = (
+        (asked, "as asked for") if asked is not None else kind.likelihood or choices.default_likelihood(data)
+    )
     settings = settings | {"likelihood": likelihood}
     if data.schema is not None:
         settings |= {"schema": data.schema.to_json()}
         print(data.schema.describe().to_string(index=False), end="\n\n")
-    vae, why = build(settings, data)
+    vae, why = build(settings, data, kind, levels)
     at_once = settings["batch_size"] or min(128, len(data.x_train) // world_size())
     usual = min(1000, max(20, math.ceil(6000 / math.ceil(len(data.x_train) / max(1, at_once)))))
     epochs = usual if settings["epochs"] is None else settings["epochs"]
@@ -265,7 +339,7 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
         raise ValueError(f"--epochs must be at least 1, found {epochs}")
 
     if isinstance(data.x_train, Tensor):  # what streams is looked at once, by fit
-        vae.check(data.x_train, settings["data"])
+        vae.check(rows, settings["data"])
     if resuming:
         check_same(vae, folder, load_config(folder), whose="the model that the run's settings ask for")
     if rank() == 0:
@@ -273,9 +347,13 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     for note in data.notes:
         print(f"note        {note}")
     num_weights = sum(p.numel() for p in vae.parameters())
-    rows = f"rows: {len(kept):,} to train on, {len(watched):,} to watch, {len(data.x_test):,} to test"
-    print(f"data        {data.name}, {rows}")
-    print(f"model       {settings['network']}, {vae.latent_dim} latents, {num_weights:,} weights")
+    split_up = f"{len(kept):,} to train on, {len(of_watched):,} to watch, {len(data.x_test):,} to test"
+    print(f"data        {data.name}, rows: {split_up}")
+    word = settings["network"] if kind.networks else "networks of its own"
+    what = word if settings["model"] == "vae" else f"{settings['model']}, {word}"
+    print(f"model       {what}, {kind.latents(vae)}, {num_weights:,} weights")
+    if kind.told is not None:
+        print(f"{kind.told:<12}{beside.summary(kind, rows, levels)}")
     print(f"likelihood  {settings['likelihood']}: {because}")
     print(f"transform   {vae.transform}: {why}")
     few = at_once < 128 and settings["batch_size"] is None
@@ -283,8 +361,8 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     try:
         history = fit(
             vae,
-            data.x_train,
-            validation_data=x_valid,
+            rows,
+            validation_data=watched,
             objective=objective_of(settings, epochs),
             epochs=epochs,
             batch_size=settings["batch_size"],
@@ -375,32 +453,36 @@ def check_no_gaps(schema: Schema) -> None:
         )
 
 
-def build(settings: dict[str, Any], data: DataSet) -> tuple[VAE, str]:
+def build(settings: dict[str, Any], data: DataSet, kind: models.Kind, levels: list[str]) -> tuple[Any, str]:
     """The model that the settings ask for, and why its transform."""
     likelihood, transform, why = choices.likelihood_and_transform(
         data, settings["likelihood"], cli.number_or_name(settings["scale"]), dequantize=settings["dequantize"]
     )
-    builder, options = choices.choose(choices.NETWORKS, settings["network"], "network")
+    networks, of_network = choices.choose(choices.NETWORKS, settings["network"], "network")
     for name, usual in {"activation": "ReLU", "normalization": None}.items():
-        if name not in options and settings[name] != usual:
+        if name not in of_network and settings[name] != usual:
             raise ValueError(f"--network {settings['network']} has no --{name}: leave it out")
-    of_network = settings | {
-        name: cli.integers(settings[name], "--" + name.replace("_", "-")) for name in ("hidden_dims", "channels")
-    }
-    prior = choices.choose(choices.PRIORS, settings["prior"], "prior")
+    lists = {name: "--" + name.replace("_", "-") for name in ("hidden_dims", "channels", "latent_dims")}
+    given = settings | {name: cli.integers(settings[name], flag) for name, flag in lists.items()}
+    prior = choices.choose({**choices.PRIORS, **kind.priors}, settings["prior"], "prior")
     posterior = choices.choose(choices.POSTERIORS, settings["posterior"], "posterior")
     torch.manual_seed(settings["seed"])
-    vae = builder(
-        tuple(data.x_train.shape[1:]),
-        settings["latent_dim"],
-        likelihood=likelihood,
-        prior=prior(settings["latent_dim"]),
-        posterior=posterior(),
-        transform=transform,
-        missing=settings["missing"],
-        **{name: of_network[name] for name in options},
-    )
-    return vae, why
+    size = given["latent_dims"][-1] if "latent_dims" in kind.options else settings["latent_dim"]
+    given |= {"prior": prior(size) if callable(prior) else prior, "posterior": posterior()}
+    options = {name: given[name] for name in models.of_builder(settings["model"]) if given[name] is not None}
+    if kind.levels is not None:
+        options[kind.levels] = len(levels)
+    if settings["model"] == "topics":
+        options["vocabulary"] = data.columns if data.schema is None else data.schema.names
+    if kind.has_gaps:
+        options["missing"] = settings["missing"]
+    if kind.networks and (settings["network"] != "mlp" or settings["normalization"] is not None):
+        encoder, decoder = networks(**{name: given[name] for name in of_network})
+        options |= {name: decoder if name.startswith("decoder") else encoder for name in kind.networks}
+    else:
+        options |= {name: given[name] for name in ("hidden_dims", "activation")}
+    shape = tuple(data.x_train.shape[1:])
+    return kind.builder(shape, likelihood=likelihood, transform=transform, **options), why
 
 
 def draw_figures(vae: VAE, data: DataSet, history: Any, folder: Path) -> None:
