@@ -179,10 +179,14 @@ def given(texts: Sequence[str], kind: Any, word: str, levels: Sequence[str], num
     """What new rows are to be drawn given, from ``labels=3`` or ``labels=cat,owl``, whose levels come in turn.
 
     Raises:
-        ValueError: if the model is given no such thing, or knows no such level.
+        ValueError: if the model is given no such thing, knows no such level, or must be given something.
     """
     found: dict[str, Tensor] = {}
-    for text in texts:
+    if kind.always_given and not texts:
+        name = kind.drawn_given[0]
+        example = "100" if name == "total_count" else f"{quoted(levels[0])} or {name}={','.join(levels[:2])}"
+        raise ValueError(f"--model {word} draws rows given {name}: give --given {name}={example}")
+    for text in texts if num > 0 else ():
         name, equals, value = text.partition("=")
         name = name.strip()
         if name not in kind.drawn_given:

@@ -5,7 +5,7 @@ import functools
 import itertools
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pyro_vae.training import resolve_device
 from pyro_vae.vae import CONFIG, WEIGHTS, load_config
 
 CHECKPOINT = "checkpoint.safetensors"
+START = "start.safetensors"  # of what clusters start from
 
 
 def integers(text: str, option: str) -> tuple[int, ...]:
@@ -81,7 +82,7 @@ def new_run(out: Path | None, name: str) -> Iterator[Path]:
 
 def _holds_run(folder: Path) -> bool:
     """Whether there is something to go on with, or to use; a run that never came to a checkpoint is none."""
-    return any((folder / name).exists() for name in (CHECKPOINT, WEIGHTS))
+    return any((folder / name).exists() for name in (CHECKPOINT, START, WEIGHTS))
 
 
 def _take_back(folder: Path) -> None:
@@ -176,6 +177,18 @@ def rows_of(run: Path, data: DataSet) -> Any:
     return beside.told(kind_of(run), data, "test", levels_of(run))
 
 
+def given_of(run: Path, texts: Sequence[str], num: int) -> dict[str, torch.Tensor] | None:
+    """What so many new rows of a run's model are to be drawn given, by what was typed; None if it is nothing."""
+    word = load_config(run)["run"].get("model", "vae")
+    return beside.given(texts, kind_of(run), word, levels_of(run), num) or None
+
+
+def labels_of(run: Path, data: DataSet) -> torch.Tensor | None:
+    """The labels of the held-out rows, by the numbers that the run's model has for them, if it has any."""
+    levels = levels_of(run)
+    return beside.coded(data, "test", levels, new=True) if levels else data.y_test
+
+
 # Options of train.py that say how a file is to be read.
 READING = ("resize", "separator", "decimal", "encoding", "header")
 
@@ -231,11 +244,20 @@ def write_array(x: torch.Tensor, out: Path) -> None:
 TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet")
 
 
-def table_writers(run: Path) -> dict[str, Callable[[torch.Tensor, Path], None]]:
-    """What writes new rows ``(N, D)`` as the table that a run was trained on, by the end of the file's name."""
+def table_writers(
+    run: Path, given: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, Callable[[torch.Tensor, Path], None]]:
+    """What writes new rows ``(N, D)`` as the table that a run was trained on, by the end of the file's name.
+
+    What labels or groups they were drawn given stands in the column that they come from.
+    """
 
     def write(x: torch.Tensor, out: Path) -> None:
-        save_table(drawn_table(table_schema(run, out), x), out)
+        table, settings = drawn_table(table_schema(run, out), x), load_config(run)["run"]
+        for name, values in (given or {}).items():
+            if settings.get(name) is not None:
+                table.insert(0, settings[name], np.array(levels_of(run))[values.numpy()])
+        save_table(table, out)
 
     return dict.fromkeys(TABLES, write)
 
@@ -282,13 +304,26 @@ def with_index(schema: Schema, data: DataSet, drawn: Any) -> Any:
     return drawn.assign(**{name: known[name] for name in names})[[*names, *drawn.columns]]
 
 
+def named(run: Path, found: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What a run's model says of rows, with the names of labels and the levels that probabilities are of."""
+    arrays: dict[str, Any] = dict(found)
+    if "predicted_labels" in found:
+        levels = np.array(levels_of(run))
+        arrays |= {"predicted_labels": levels[found["predicted_labels"].numpy()], "levels": levels}
+    return arrays
+
+
+def free_name(name: str, table: Any) -> str:
+    """A name for a column that the table does not have: this one, or with underscores before it."""
+    return next(free for count in itertools.count() if (free := "_" * count + name) not in table)
+
+
 def draws_of_table(tables: list[Any]) -> Any:
     """Tables below one another, each row with the number of its table as ``draw``, or ``_draw`` where there is one."""
     import pandas as pd
 
     whole = pd.concat(tables, ignore_index=True)
-    name = next(name for count in itertools.count() if (name := "_" * count + "draw") not in whole)
-    whole.insert(0, name, np.repeat(np.arange(1, len(tables) + 1), len(tables[0])))
+    whole.insert(0, free_name("draw", whole), np.repeat(np.arange(1, len(tables) + 1), len(tables[0])))
     return whole
 
 

@@ -49,6 +49,8 @@ class Kind:
         networks: What the builder calls the networks that may be of any kind; where there are none it has its own.
         has_gaps: Whether it takes ``missing``.
         drawn_given: Arguments that new rows may be drawn given.
+        always_given: Whether they must be.
+        draw_given: Draws rows given these, or their means, where ``sample`` does not.
         likelihood: By default, where it is not for the data to say, and why.
         priors: Priors that it has beside the usual ones.
         finds: What it says of rows, by name: the result and, where there is one, the best guess.
@@ -63,6 +65,8 @@ class Kind:
     networks: tuple[str, ...] = ("encoder_network", "decoder_network")
     has_gaps: bool = True
     drawn_given: tuple[str, ...] = ()
+    always_given: bool = False
+    draw_given: Callable[[Any, Mapping[str, Tensor], bool], Tensor] | None = None
     likelihood: tuple[str, str] | None = None
     priors: Mapping[str, Any] = field(default_factory=dict)
     finds: Callable[[Any, Any], Found] = lambda model, rows: {}
@@ -129,6 +133,13 @@ def _labels_of_pictures(model: MultimodalVAE, rows: Any) -> Found:
     )
 
 
+def _pictures_of_labels(model: MultimodalVAE, given: Mapping[str, Tensor], mean: bool) -> Tensor:  # noqa: FBT001
+    if not mean:
+        return model.draw_given(given)["x"][0]
+    nothing = torch.full((len(given["labels"]), *model.decoder.event_shape), torch.nan)
+    return model.posterior_predictive({"x": nothing, "labels": given["labels"].float()}, mean=True)[0]
+
+
 def _codes(model: Any, rows: Any) -> Found:
     return {"codes": model.codes(rows).cpu()}
 
@@ -155,6 +166,7 @@ MODELS: Mapping[str, Kind] = {
         tell=beside.of_each,
         levels="num_labels",
         drawn_given=("labels",),
+        always_given=True,
         priors={"conditional": "conditional"},
     ),
     "semi-supervised": Kind(
@@ -202,6 +214,7 @@ MODELS: Mapping[str, Kind] = {
         networks=(),
         has_gaps=False,
         drawn_given=("labels",),
+        draw_given=_pictures_of_labels,
         finds=_labels_of_pictures,
         latents=lambda model: f"{model.prior.latent_dim} latents of rows and labels",
     ),
@@ -219,6 +232,7 @@ MODELS: Mapping[str, Kind] = {
         ("num_topics", "posterior"),
         networks=(),
         drawn_given=("total_count",),
+        always_given=True,
         likelihood=("multinomial", "a topic model describes the words of a document, whose number is given"),
         finds=_shares,
         latents=lambda model: f"{model.prior.latent_dim} topics",
@@ -257,6 +271,25 @@ def _flag(name: str) -> str:
 def of_builder(word: str) -> tuple[str, ...]:
     """The options that a model's builder is given."""
     return tuple(name for name in MODELS[word].options if name not in _SETTINGS)
+
+
+def scores(kind: Kind, model: Any, rows: Any, y: Tensor | None) -> dict[str, float]:
+    """How often a model is right about rows whose labels ``y`` are known, -1 where one is not; none if it says nothing.
+
+    Clusters have no names: each is taken for a label, as well as can be.
+    """
+    there = None if y is None else y >= 0
+    if there is None or not bool(there.any()):
+        return {}
+    found = kind.finds(model, rows)
+    if "predicted_labels" in found:
+        name, share = "accuracy", float((found["predicted_labels"] == y)[there].double().mean())
+    elif "clusters" in found:
+        name, share = "cluster_accuracy", matched(found["clusters"][there], y[there])[0]
+    else:
+        return {}
+    num = int(there.sum())
+    return {name: share, f"{name}_se": (share * (1 - share) / num) ** 0.5, "num_labelled": num}
 
 
 def start_clusters(vae: Any, rows: Any, *, seed: int, **options: Any) -> bool:

@@ -337,6 +337,11 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     epochs = usual if settings["epochs"] is None else settings["epochs"]
     if epochs < 1:
         raise ValueError(f"--epochs must be at least 1, found {epochs}")
+    start_epochs = epochs if settings["start_epochs"] is None else settings["start_epochs"]
+    if start_epochs < 0:
+        raise ValueError(f"--start-epochs must be at least 0, found {start_epochs}")
+    if settings["model"] == "multimodal":
+        rows = vae.each_alone(rows)
 
     if isinstance(data.x_train, Tensor):  # what streams is looked at once, by fit
         vae.check(rows, settings["data"])
@@ -358,23 +363,37 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     print(f"transform   {vae.transform}: {why}")
     few = at_once < 128 and settings["batch_size"] is None
     print(f"training    {epochs:,} epochs of {at_once} rows a step{', for there are no more' if few else ''}")
+    objective = objective_of(settings, epochs)
+    how = {
+        "batch_size": settings["batch_size"],
+        "learning_rate": settings["learning_rate"],
+        "seed": settings["seed"],
+        "device": device,
+        "precision": settings["precision"],
+        "compile": choices.choose(COMPILE, settings["compile"], "--compile"),
+    }
+    going_on = resuming and ("learning_rate" if settings.get("other_rate") else True)
+    if settings["model"] == "clusters" and start_epochs > 0 and not (resuming and checkpoint.exists()):
+        print(f"start       {start_epochs:,} epochs without clusters, which then start where k-means finds them")
+        start = folder / cli.START
+        done = models.start_clusters(
+            vae, rows, epochs=start_epochs, checkpoint=start, resume=start.exists() and going_on, **how
+        )
+        if not done:
+            print(f"\nStopped before there were clusters. Go on with:\n  python scripts/train.py --resume {folder}")
+            sys.exit(130)
     try:
         history = fit(
             vae,
             rows,
             validation_data=watched,
-            objective=objective_of(settings, epochs),
+            objective=objective,
             epochs=epochs,
-            batch_size=settings["batch_size"],
-            learning_rate=settings["learning_rate"],
             average_weights=settings["average_weights"],
             patience=settings["patience"],
-            seed=settings["seed"],
-            device=device,
-            precision=settings["precision"],
-            compile=choices.choose(COMPILE, settings["compile"], "--compile"),
+            **how,
             checkpoint=checkpoint,
-            resume=resuming and checkpoint.exists() and ("learning_rate" if settings.get("other_rate") else True),
+            resume=checkpoint.exists() and going_on,
         )
     except FloatingPointError as error:
         if not checkpoint.exists():
@@ -396,7 +415,8 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     draw_figures(vae, data, history, folder / "figures")
     with files.replacing(folder / "history.csv") as temporary:
         history.to_csv(temporary, index=False)
-    checkpoint.unlink(missing_ok=True)
+    for file in (checkpoint, folder / cli.START):
+        file.unlink(missing_ok=True)
     seconds = history["seconds"].median()
     print(f"\nsteps ran {history.attrs['execution']}; an epoch took {seconds:.3g} s")
     best_epoch = history.attrs["best_epoch"]
