@@ -1,6 +1,7 @@
 """What rows come with: labels, groups, lengths. Outside they are words; programs are told numbers."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -76,7 +77,9 @@ def levels_of(data: DataSet, word: str, kind: Any) -> list[str]:
         raise ValueError(f"--model {word} needs {kind.told}, which {data.name} does not have: {way}")
     levels = [name for name in names_of(data) if name is not None]
     if len(levels) < (1 if kind.told == "groups" else 2):
-        raise ValueError(f"--model {word} needs {kind.told} of two levels or more; {data.name} has {listing(levels, '')}")
+        raise ValueError(
+            f"--model {word} needs {kind.told} of two levels or more; {data.name} has {listing(levels, '')}"
+        )
     return levels
 
 
@@ -101,7 +104,8 @@ def coded(data: DataSet, part: str, levels: Sequence[str], *, new: bool = False)
     there = {names[code] for code in y.unique().tolist() if code >= 0}
     if not new and (unknown := [name for name in others if name in there]):
         raise ValueError(
-            f"{data.name} has the label {unknown[0]!r}, which the model does not know: it knows {listing(levels, 'levels')}"
+            f"{data.name} has the label {unknown[0]!r}, which the model does not know: it knows "
+            f"{listing(list(levels), 'levels')}"
         )
     table = torch.tensor([*(places.get(name, -1) for name in names), -1])
     return table[y]
@@ -122,7 +126,7 @@ def told(kind: Any, data: DataSet, part: str, levels: Sequence[str], *, training
     return kind.tell(x, coded(data, part, levels, new=kind.told == "groups"), training)
 
 
-def of_each(x: Any, y: Tensor | None, training: bool) -> Any:  # noqa: FBT001
+def of_each(x: Any, y: Tensor | None, training: bool) -> Any:
     """Rows with their labels, of which each needs one."""
     lacking = len(x) if y is None else int((y < 0).sum())
     if y is None or lacking:
@@ -133,17 +137,17 @@ def of_each(x: Any, y: Tensor | None, training: bool) -> Any:  # noqa: FBT001
     return {"x": x, "labels": y}
 
 
-def in_training(x: Any, y: Tensor | None, training: bool) -> Any:  # noqa: FBT001
+def in_training(x: Any, y: Tensor | None, training: bool) -> Any:
     """Rows with their labels in training; later the model is to find them, and is not told."""
     return {"x": x, "labels": y} if training and y is not None else x
 
 
-def as_modality(x: Any, y: Tensor | None, training: bool) -> Any:  # noqa: FBT001
+def as_modality(x: Any, y: Tensor | None, training: bool) -> Any:
     """Rows with their labels as numbers of their own, NaN where there is none."""
     return x if y is None else {"x": x, "labels": torch.where(y < 0, torch.nan, y.float())}
 
 
-def of_groups(x: Any, y: Tensor | None, training: bool) -> Any:  # noqa: FBT001
+def of_groups(x: Any, y: Tensor | None, training: bool) -> Any:
     """Rows with their groups, -1 for a new one."""
     return {"x": x, "groups": torch.full((len(x),), -1) if y is None else y}
 
@@ -158,7 +162,9 @@ def known(y: Tensor, num: int | None, num_levels: int, seed: int) -> Tensor:
         return y
     there = int((y >= 0).sum())
     if not num_levels <= num <= there:
-        raise ValueError(f"--known must be from {num_levels}, one of each label, to {there:,}, all there are; found {num}")
+        raise ValueError(
+            f"--known must be from {num_levels}, one of each label, to {there:,}, all there are; found {num}"
+        )
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     order = order[y[order] >= 0]
     turns = torch.zeros(num_levels, dtype=torch.long)
@@ -184,8 +190,7 @@ def given(texts: Sequence[str], kind: Any, word: str, levels: Sequence[str], num
     found: dict[str, Tensor] = {}
     if kind.always_given and not texts:
         name = kind.drawn_given[0]
-        example = "100" if name == "total_count" else f"{quoted(levels[0])} or {name}={','.join(levels[:2])}"
-        raise ValueError(f"--model {word} draws rows given {name}: give --given {name}={example}")
+        raise ValueError(f"--model {word} draws rows given {name}: give{example(kind, levels)}")
     for text in texts if num > 0 else ():
         name, equals, value = text.partition("=")
         name = name.strip()
@@ -200,6 +205,15 @@ def given(texts: Sequence[str], kind: Any, word: str, levels: Sequence[str], num
             numbers = [_place(part.strip(), levels, name) for part in _parts(value, levels)]
         found[name] = torch.tensor(numbers)[torch.arange(num) % len(numbers)]
     return found
+
+
+def example(kind: Any, levels: Sequence[str]) -> str:
+    """What rows of a kind of model may be drawn given, as options that can be typed; nothing if it is nothing."""
+    if not kind.drawn_given:
+        return ""
+    name = kind.drawn_given[0]
+    value = "100" if name == "total_count" else ",".join(levels[:3])
+    return f" --given {shlex.quote(f'{name}={value}')}"
 
 
 def _parts(value: str, levels: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from models import MODELS
+
 from pyro_vae import ImportanceWeighted, InfoVae, Renyi, TotalCorrelation, WakeSleep, likelihoods, posteriors, priors
 from pyro_vae._support.arrays import as_tensor, in_chunks
 from pyro_vae._support.moments import Moments

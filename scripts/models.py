@@ -133,7 +133,7 @@ def _labels_of_pictures(model: MultimodalVAE, rows: Any) -> Found:
     )
 
 
-def _pictures_of_labels(model: MultimodalVAE, given: Mapping[str, Tensor], mean: bool) -> Tensor:  # noqa: FBT001
+def _pictures_of_labels(model: MultimodalVAE, given: Mapping[str, Tensor], mean: bool) -> Tensor:
     if not mean:
         return model.draw_given(given)["x"][0]
     nothing = torch.full((len(given["labels"]), *model.decoder.event_shape), torch.nan)
@@ -278,8 +278,7 @@ def scores(kind: Kind, model: Any, rows: Any, y: Tensor | None) -> dict[str, flo
 
     Clusters have no names: each is taken for a label, as well as can be.
     """
-    there = None if y is None else y >= 0
-    if there is None or not bool(there.any()):
+    if y is None or not bool((there := y >= 0).any()):
         return {}
     found = kind.finds(model, rows)
     if "predicted_labels" in found:

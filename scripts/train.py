@@ -17,16 +17,15 @@ import cli
 import models
 import torch
 import typer
+from pictures import draw_figures
 from torch import Tensor
 
-from pyro_vae import VAE, Elbo, fit, plotting
+from pyro_vae import Elbo, fit
 from pyro_vae._support import files
-from pyro_vae._support.arrays import as_tensor
 from pyro_vae._support.names import lookup
 from pyro_vae.data.checks import check_finite
 from pyro_vae.data.sources import DataSet, default_root, split
-from pyro_vae.data.tables import Schema, parse_kinds
-from pyro_vae.inference.predictive import latent_grid
+from pyro_vae.data.tables import Schema
 from pyro_vae.training import resolve_device
 from pyro_vae.training.parallel import first_rank_first, from_first_rank, process_group, rank, world_size
 from pyro_vae.vae import CONFIG, load_config
@@ -74,7 +73,7 @@ def main(
     labels: Annotated[
         str | None,
         typer.Option(
-            help="The column of a table that holds labels, which is kept aside. [default: those that the data come with]",
+            help="The column of a table that holds labels, which is kept aside. [default: the data's own labels]",
             metavar="COLUMN",
         ),
     ] = None,
@@ -340,6 +339,7 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     start_epochs = epochs if settings["start_epochs"] is None else settings["start_epochs"]
     if start_epochs < 0:
         raise ValueError(f"--start-epochs must be at least 0, found {start_epochs}")
+    told = rows
     if settings["model"] == "multimodal":
         rows = vae.each_alone(rows)
 
@@ -358,11 +358,13 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     what = word if settings["model"] == "vae" else f"{settings['model']}, {word}"
     print(f"model       {what}, {kind.latents(vae)}, {num_weights:,} weights")
     if kind.told is not None:
-        print(f"{kind.told:<12}{beside.summary(kind, rows, levels)}")
+        print(f"{kind.told:<12}{beside.summary(kind, told, levels)}")
     print(f"likelihood  {settings['likelihood']}: {because}")
     print(f"transform   {vae.transform}: {why}")
     few = at_once < 128 and settings["batch_size"] is None
     print(f"training    {epochs:,} epochs of {at_once} rows a step{', for there are no more' if few else ''}")
+    if rows is not told:
+        print("            of rows with their labels, and once again of rows and of labels alone")
     objective = objective_of(settings, epochs)
     how = {
         "batch_size": settings["batch_size"],
@@ -412,7 +414,7 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
         print(f"\nStopped after {len(history)} of {epochs} epochs; what it had learned is in {folder}. Go on with:")
         print(f"  python scripts/train.py --resume {folder}")
         sys.exit(130)
-    draw_figures(vae, data, history, folder / "figures")
+    draw_figures(vae, settings["model"], kind, data, levels, history, folder / "figures")
     with files.replacing(folder / "history.csv") as temporary:
         history.to_csv(temporary, index=False)
     for file in (checkpoint, folder / cli.START):
@@ -425,7 +427,9 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     print(f"The run is in {folder}, its pictures in {folder / 'figures'}. To go on:")
     print(f"  python scripts/evaluate.py {folder} --out metrics.json")
     picture, numbers = ("png", "npy") if data.schema is None else ("csv", "csv")
-    print(f"  python scripts/sample.py {folder} --num-samples 64 --out samples.{picture}")
+    picture = "npy" if settings["model"] == "topics" and data.schema is None else picture
+    example = beside.example(kind, levels)
+    print(f"  python scripts/sample.py {folder} --num-samples 64{example} --out samples.{picture}")
     print(f"  python scripts/predict.py {folder} --num-samples 10 --out predictions.npz")
     if settings["missing"]:
         print(f"  python scripts/impute.py {folder} --num-samples 5 --out imputed.{numbers}")
@@ -503,39 +507,6 @@ def build(settings: dict[str, Any], data: DataSet, kind: models.Kind, levels: li
         options |= {name: given[name] for name in ("hidden_dims", "activation")}
     shape = tuple(data.x_train.shape[1:])
     return kind.builder(shape, likelihood=likelihood, transform=transform, **options), why
-
-
-def draw_figures(vae: VAE, data: DataSet, history: Any, folder: Path) -> None:
-    """Draws what the model has learned, on held-out rows."""
-    torch.manual_seed(0)
-    shown = min(5000, max(10, 2**24 // math.prod(data.x_test.shape[1:])))
-    x, labels = as_tensor(data.x_test[:shown]), None if data.y_test is None else data.y_test[:shown]
-    figures = {"latent": plotting.plot_latents(vae.encode(x).mean, labels), "curves": plotting.plot_curves(history)}
-    if data.schema is not None:
-        samples = data.schema.decode(vae.sample(max(1000, len(x))))
-        figures["columns"] = plotting.plot_columns(data.schema.decode(x), samples)
-    else:
-        figures |= draw_rows(vae, x, data.bounds)
-    for name, figure in figures.items():
-        plotting.save_figure(figure, folder / f"{name}.png")
-
-
-def draw_rows(vae: VAE, x: torch.Tensor, bounds: tuple[float, float] | None) -> dict[str, Any]:
-    """Draws rows that are images, or vectors of one kind of element."""
-    shown = x[:10]
-    half = max(1, min(8, len(x) // 2))
-    figures = {
-        "samples": plotting.plot_samples(vae.sample(64, mean=True), bounds=bounds, title="E[x|z] at z ~ p(z)"),
-        "reconstructions": plotting.plot_reconstructions(
-            shown, vae.reconstruct(shown), vae.posterior_predictive(shown)[0], bounds=bounds
-        ),
-        "interpolation": plotting.plot_interpolation(vae.interpolate(x[:half], x[-half:], steps=11), bounds=bounds),
-    }
-    if vae.latent_dim == 2:
-        grid = latent_grid(20)
-        means = vae.mean_at(grid.flatten(0, 1)).unflatten(0, (20, 20))
-        figures["manifold"] = plotting.plot_manifold(means, bounds=bounds)
-    return figures
 
 
 if __name__ == "__main__":
