@@ -52,6 +52,8 @@ class Kind:
         always_given: Whether they must be.
         draw_given: Draws rows given these, or their means, where ``sample`` does not.
         likelihood: By default, where it is not for the data to say, and why.
+        columns: The kind of a table's columns of which nothing is said, where it is not for their entries to say.
+        warmup: Share of the training over which the weight of the KL rises, unless something else is said.
         priors: Priors that it has beside the usual ones.
         finds: What it says of rows, by name: the result and, where there is one, the best guess.
         latents: What it has for latents, in words.
@@ -68,6 +70,8 @@ class Kind:
     always_given: bool = False
     draw_given: Callable[[Any, Mapping[str, Tensor], bool], Tensor] | None = None
     likelihood: tuple[str, str] | None = None
+    columns: str | None = None
+    warmup: float = 0.0
     priors: Mapping[str, Any] = field(default_factory=dict)
     finds: Callable[[Any, Any], Found] = lambda model, rows: {}
     latents: Callable[[Any], str] = lambda model: f"{model.encoder.latent_dim} latents"
@@ -124,10 +128,12 @@ def _clusters(model: Any, rows: Any) -> Found:
 
 
 def _labels_of_pictures(model: MultimodalVAE, rows: Any) -> Found:
-    """How often each label is drawn given the rest of a row."""
+    """How often each label is drawn given the rest of a row, in draws that are the same each time."""
     x = rows["x"] if isinstance(rows, Mapping) else rows
-    draws = model.draw_given({"x": x}, 50, num_particles=50)["labels"].long()
-    num = model.decoders[1].likelihood.num_levels  # pyright: ignore[reportAttributeAccessIssue]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draws = model.draw_given({"x": x}, 50, num_particles=50)["labels"].long()
+    num: Any = model.decoders[1].likelihood.num_levels
     return _by_class("label_probabilities", "predicted_labels")(
         torch.nn.functional.one_hot(draws, num).double().mean(0)
     )
@@ -159,7 +165,7 @@ def _levels(model: Any) -> str:
 
 MODELS: Mapping[str, Kind] = {
     "vae": Kind(_vae),
-    "ladder": Kind(ladder_vae, ("latent_dims", "prior"), latents=_levels),
+    "ladder": Kind(ladder_vae, ("latent_dims", "prior"), warmup=0.5, latents=_levels),
     "conditional": Kind(
         _conditional,
         told="labels",
@@ -201,6 +207,7 @@ MODELS: Mapping[str, Kind] = {
     "sequences": Kind(
         _sequences,
         ("latent_dim", "recurrent_dim"),
+        warmup=0.3,
         told="lengths",
         networks=(),
         latents=lambda model: f"{model.num_steps} states of {model.prior.latent_dim} latents",
@@ -208,6 +215,7 @@ MODELS: Mapping[str, Kind] = {
     "multimodal": Kind(
         _multimodal,
         ("latent_dim", "prior", "joint"),
+        warmup=0.5,
         told="labels",
         tell=beside.as_modality,
         levels="num_labels",
@@ -234,6 +242,7 @@ MODELS: Mapping[str, Kind] = {
         drawn_given=("total_count",),
         always_given=True,
         likelihood=("multinomial", "a topic model describes the words of a document, whose number is given"),
+        columns="count",
         finds=_shares,
         latents=lambda model: f"{model.prior.latent_dim} topics",
     ),

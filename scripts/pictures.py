@@ -32,9 +32,11 @@ def draw_figures(
     y = None if data.y_test is None else data.y_test[:shown]
     if y is not None and levels:
         y = beside.coded(data, "test", levels, new=True)[:shown]  # pyright: ignore[reportOptionalSubscript]
-    site, where = _SITES.get(word, lambda model: (None, ""))(model)
+    site, title = _LATENTS.get(word, lambda model: (None, "latent means of held-out data"))(model)
     latents = plotting.plot_latents(model.encode(alone, site=site).mean, y, names)
-    latents.axes[0].set_title(f"latent means of held-out data{where}")
+    latents.axes[0].set_title(title)
+    if kind.told == "groups" and (legend := latents.axes[0].get_legend()) is not None:
+        legend.set_title("group")
     figures = {"latent": latents, "curves": plotting.plot_curves(history)}
     if data.schema is not None and word != "topics":
         num = max(1000, len(x))
@@ -43,7 +45,7 @@ def draw_figures(
             given = {kind.told: rows[kind.told][torch.arange(num) % len(x)]}
         samples = data.schema.decode(model.sample(num, given=given))
         figures["columns"] = plotting.plot_columns(data.schema.decode(x), samples)
-    else:
+    elif word != "sequences" or not _as_lines(x):
         figures |= _PICTURES.get(word, draw_rows)(model, alone, kind, data.bounds, levels)
     if data.schema is None or word == "topics":
         figures |= {name: draw(model, data) for name, draw in _OF_MODELS.get(word, {}).items()}
@@ -51,10 +53,18 @@ def draw_figures(
         plotting.save_figure(figure, folder / f"{name}.png")
 
 
-# Where a model has several latents: the one that is shown, and how it is called.
-_SITES: Mapping[str, Callable[[Any], tuple[str, str]]] = {
-    "ladder": lambda model: (f"z_{len(model.latent_dims)}", f": the top level, $z_{len(model.latent_dims)}$"),
-    "sequences": lambda model: (f"z_{model.num_steps}", f": the state at step {model.num_steps}"),
+# The latent that is shown where there are several, and what it is where it is no mean.
+_LATENTS: Mapping[str, Callable[[Any], tuple[str | None, str]]] = {
+    "ladder": lambda model: (
+        f"z_{len(model.latent_dims)}",
+        f"latent means of held-out data: the top of {len(model.latent_dims)} levels",
+    ),
+    "sequences": lambda model: (
+        f"z_{model.num_steps}",
+        f"latent means of held-out data: the state at step {model.num_steps}",
+    ),
+    "vector-quantized": lambda model: (None, "the codes' vectors of held-out data"),
+    "categorical": lambda model: (None, "probabilities of the codes of held-out data"),
 }
 
 
@@ -86,13 +96,15 @@ def draw_reconstructions(
         few = levels[:_LEVELS]
         given = {str(kind.told): torch.arange(len(few)).repeat_interleave(_COLUMNS)}
         drawn = _means(model, kind, given).unflatten(0, (len(few), _COLUMNS))
-        title = f"E[x|z, {str(kind.told)[:-1]}] at z ~ {'q' if kind.draw_given else 'p'}(z), one in each row"
+        one = str(kind.told)[:-1]
+        title = f"E[x|z, {one}] at z ~ p(z), a {one} in each row"
         if kind.draw_given:
-            title = "E[x|z] at z ~ q(z|label), a label in each row"
+            title = f"E[x|z] at z ~ q(z|{one}), a {one} in each row"
         figures["by_" + str(kind.told)] = plotting.plot_grid(drawn, bounds=bounds, row_labels=few, title=title)
     if not kind.always_given and kind.told != "groups":
         means = model.sample(64, mean=True)
-        figures["samples"] = plotting.plot_samples(means, bounds=bounds, title="E[x|z] at z ~ p(z)")
+        drawn_first = "E[x|z] at z ~ p(z)" if not levels or kind.draw_given else "E[x|z, label] at both from the prior"
+        figures["samples"] = plotting.plot_samples(means, bounds=bounds, title=drawn_first)
     figures["reconstructions"] = plotting.plot_reconstructions(
         x, model.reconstruct(shown), model.posterior_predictive(shown)[0], bounds=bounds
     )
@@ -159,6 +171,11 @@ def draw_topics(model: Any, data: DataSet) -> Any:
     return figure
 
 
+def _as_lines(x: Tensor) -> bool:
+    """Whether sequences are of a few numbers over time, and no pictures."""
+    return x.shape[2:].numel() <= 3
+
+
 def draw_forecasts(model: Any, data: DataSet) -> Any:
     """Shows the model the first half of rows, and draws how they may go on."""
     from matplotlib.figure import Figure
@@ -166,7 +183,7 @@ def draw_forecasts(model: Any, data: DataSet) -> Any:
     x, steps = as_tensor(data.x_test[:6]), model.num_steps
     shown = max(1, steps // 2)
     drawn = model.impute({"x": x, "lengths": torch.full((len(x),), shown)}, 100, num_particles=100)
-    if x.shape[2:].numel() > 3:  # as pictures, time going down
+    if not _as_lines(x):  # as pictures, time going down
         blank = torch.full_like(x[:, shown:].float(), float(data.bounds[0]) if data.bounds else float(x.min()))
         grid = torch.stack([x.float(), torch.cat([x[:, :shown].float(), blank], 1), drawn.mean(0).float()])
         names = ("data", f"what is shown:\n{shown} of {steps} steps", "and how it goes on:\nmean of 100 draws")

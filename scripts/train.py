@@ -198,7 +198,13 @@ def main(
         typer.Option(help="How the KL is estimated: sampled, analytic (in closed form), or auto (where there is one)."),
     ] = "sampled",
     num_particles: Annotated[int, typer.Option(help="Draws of the latents for each row and step.")] = 1,
-    kl_warmup: Annotated[int, typer.Option(help="Epochs over which the weight of the KL rises from 0 to 1.")] = 0,
+    kl_warmup: Annotated[
+        int | None,
+        typer.Option(
+            help="Epochs over which the weight of the KL rises from 0 to 1. [default: 0; of ladder and multimodal half "
+            "of them, of sequences three in ten]"
+        ),
+    ] = None,
     kl_cycles: Annotated[int, typer.Option(help="Times that it does so, one after another.")] = 1,
     average_weights: Annotated[
         float | None,
@@ -297,16 +303,16 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     if resuming and not checkpoint.exists() and (folder / "history.csv").exists():
         print(f"{folder} has been trained to its end: nothing is left to do.")
         return
+    kinds = cli.kinds_of(settings)
+    reading = {option: settings[option] for option in cli.READING}
+    known = None if settings.get("schema") is None else Schema.from_json(settings["schema"])
     with first_rank_first():
-        data = cli.read_data(
-            settings["data"],
-            settings["data_root"],
-            kinds=cli.kinds_of(settings),
-            schema=None if settings.get("schema") is None else Schema.from_json(settings["schema"]),
-            **{option: settings[option] for option in cli.READING},
-        )
+        data = cli.read_data(settings["data"], settings["data_root"], kinds=kinds, schema=known, **reading)
+        if kind.columns is not None and data.schema is not None:
+            kinds = dict.fromkeys(data.schema.names, kind.columns) | kinds
+            data = cli.read_data(settings["data"], settings["data_root"], kinds=kinds, schema=known, **reading)
     if resuming and data.schema is not None:
-        check_same_columns(data, cli.kinds_of(settings), settings["data"])
+        check_same_columns(data, kinds, settings["data"])
     data = cli.with_labels(data, settings)
     whole = settings["missing"] is None and kind.has_gaps and data.lengths_train is None
     if whole and data.schema is not None:
@@ -340,6 +346,7 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     if start_epochs < 0:
         raise ValueError(f"--start-epochs must be at least 0, found {start_epochs}")
     told = rows
+    objective = objective_of(settings, epochs, kind.warmup)
     if settings["model"] == "multimodal":
         rows = vae.each_alone(rows)
 
@@ -363,9 +370,10 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     print(f"transform   {vae.transform}: {why}")
     few = at_once < 128 and settings["batch_size"] is None
     print(f"training    {epochs:,} epochs of {at_once} rows a step{', for there are no more' if few else ''}")
+    if isinstance(objective, Elbo) and objective.kl_warmup and settings["kl_warmup"] is None:
+        print(f"            whose KL counts in full after {round(objective.kl_warmup * epochs)}: see --kl-warmup")
     if rows is not told:
         print("            of rows with their labels, and once again of rows and of labels alone")
-    objective = objective_of(settings, epochs)
     how = {
         "batch_size": settings["batch_size"],
         "learning_rate": settings["learning_rate"],
@@ -435,14 +443,15 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
         print(f"  python scripts/impute.py {folder} --num-samples 5 --out imputed.{numbers}")
 
 
-ELBO_ALONE = {"kl": "sampled", "kl_weight": 1.0, "kl_warmup": 0, "kl_cycles": 1}  # as they usually are
+# As they usually are.
+ELBO_ALONE = {"kl": ("sampled",), "kl_weight": (1.0,), "kl_warmup": (None, 0), "kl_cycles": (1,)}
 
 
-def objective_of(settings: dict[str, Any], epochs: int) -> Any:
+def objective_of(settings: dict[str, Any], epochs: int, usual_warmup: float) -> Any:
     """What is maximised. A warm-up is a share of a cycle there, and a number of epochs at the command line."""
     name, num_particles = settings["objective"], settings["num_particles"]
     lookup(name, ["elbo", *choices.WEIGHTED, *choices.AGGREGATE], "objective")
-    changed = [option for option, usual in ELBO_ALONE.items() if settings[option] != usual]
+    changed = [option for option, usual in ELBO_ALONE.items() if settings[option] not in usual]
     if name != "elbo" and changed:
         raise ValueError(f"--{changed[0].replace('_', '-')} is of --objective elbo alone: leave it out")
     if name in choices.AGGREGATE:
@@ -454,6 +463,8 @@ def objective_of(settings: dict[str, Any], epochs: int) -> Any:
             raise ValueError(f"--objective {name} weighs several draws of a row: give --num-particles 5")
         return choices.WEIGHTED[name](num_particles)
     warmup, cycles = settings["kl_warmup"], settings["kl_cycles"]
+    if warmup is None:
+        warmup = int(usual_warmup * epochs) // cycles if cycles > 0 else 0
     if warmup < 0 or warmup * cycles > max(epochs, 0):
         raise ValueError(f"--kl-warmup must be from 0 to {epochs // max(1, cycles)} epochs; found {warmup}")
     elbo = Elbo(num_particles, settings["kl"], settings["kl_weight"], kl_cycles=cycles)
