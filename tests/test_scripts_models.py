@@ -118,7 +118,7 @@ def test_each_word_trains_opens_evaluates_draws_and_predicts(run, data, drawn, t
     shape = (9,) if word == "topics" else (8, 8)
     for name in ("a", "b"):
         arguments = (*GIVEN.get(word, ()), "--num-samples", 12, "--out", tmp_path / f"{name}.npy")
-        status, out, err = run("sample", folder, *arguments)
+        status, _, err = run("sample", folder, *arguments)
         assert status == 0, err
     a, b = (np.load(tmp_path / f"{name}.npy") for name in "ab")
     assert a.shape == (12, *shape)
