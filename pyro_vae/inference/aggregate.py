@@ -83,8 +83,8 @@ class InfoVae:
 
     Raises:
         ValueError: if a weight is negative or not finite; when it is called, of a guide without one latent vector for
-            each row, of a prior that depends on latents that are enumerated or, without a KL, would not learn, or of a single
-            row.
+            each row, of a single row, or of a prior that depends on latents that are enumerated or, without a KL, would
+            not learn.
 
     Example:
         >>> InfoVae(mmd_weight=500.0)
