@@ -120,24 +120,25 @@ def plot_interpolation(x: Tensor, *, bounds: Bounds = None) -> "Figure":
     return plot_grid(x.movedim(0, 1), bounds=bounds, title="from one row of data to another, through the latent space")
 
 
-def plot_latents(means: Tensor, labels: Tensor | None = None) -> "Figure":
+def plot_latents(means: Tensor, labels: Tensor | None = None, names: Sequence[Any] | None = None) -> "Figure":
     r"""Draws the posterior means :math:`E_q[z]` of many rows, coloured by label.
 
     Args:
         means: ``(N, L)``. With more than two latents, their first two principal directions are drawn.
-        labels: ``(N,)`` whole numbers.
+        labels: ``(N,)`` whole numbers, -1 where a row has none.
+        names: What each of those numbers stands for; by default themselves.
     """
     points = means.detach().cpu().double().numpy()
-    names = ("$z_1$", "$z_2$")
+    axis_names = ("$z_1$", "$z_2$")
     if points.shape[1] == 1:
         points = np.column_stack([points, np.zeros(len(points))])
-        names = ("$z_1$", "")
+        axis_names = ("$z_1$", "")
     elif points.shape[1] > 2:
         from sklearn.decomposition import PCA
 
         pca = PCA(2).fit(points)
         points = pca.transform(points)
-        names = tuple(
+        axis_names = tuple(
             f"principal direction {i + 1} ({share:.0%} of the variance)"
             for i, share in enumerate(pca.explained_variance_ratio_)
         )
@@ -151,17 +152,23 @@ def plot_latents(means: Tensor, labels: Tensor | None = None) -> "Figure":
         kinds = np.unique(values)
         for kind in kinds:
             axes.scatter(*points[values == kind].T, s=size, alpha=0.6, linewidths=0, color=_colour(kind, len(kinds)))
-            axes.scatter([], [], s=30, color=_colour(kind, len(kinds)), label=str(kind))
+            axes.scatter([], [], s=30, color=_colour(kind, len(kinds)), label=_called(kind, names))
         if len(kinds) <= 20:
             axes.legend(title="label", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    axes.set(xlabel=names[0], ylabel=names[1], title="latent means of held-out data")
+    axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title="latent means of held-out data")
     axes.set_aspect("equal", adjustable="datalim")
     return figure
+
+
+def _called(kind: int, names: Sequence[Any] | None) -> str:
+    return "none" if kind < 0 else _short(kind if names is None else names[kind], 24)
 
 
 def _colour(kind: int, count: int) -> tuple[float, float, float, float]:
     from matplotlib import colormaps
 
+    if kind < 0:
+        return (0.7, 0.7, 0.7, 1.0)
     return colormaps["tab10"](int(kind) % 10) if count <= 10 else colormaps["tab20"](int(kind) % 20)
 
 

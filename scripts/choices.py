@@ -5,19 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pyro_vae import (
-    VAE,
-    ImportanceWeighted,
-    InfoVae,
-    Renyi,
-    TotalCorrelation,
-    conv_vae,
-    likelihoods,
-    mlp_vae,
-    posteriors,
-    priors,
-    recurrent_vae,
-)
+from models import MODELS
+
+from pyro_vae import ImportanceWeighted, InfoVae, Renyi, TotalCorrelation, WakeSleep, likelihoods, posteriors, priors
 from pyro_vae._support.arrays import as_tensor, in_chunks
 from pyro_vae._support.moments import Moments
 from pyro_vae._support.names import lookup
@@ -26,19 +16,22 @@ from pyro_vae.data.dataset import BITS, COUNTS, COUNTS_OR_LEVELS, INTENSITIES, D
 from pyro_vae.data.tables.names import quoted
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.transforms import Compose, Dequantize, Transform, choose_transform
+from pyro_vae.vae.builders import Networks, conv_networks, mlp_networks, recurrent_networks
+
+__all__ = ["AGGREGATE", "LIKELIHOODS", "MODELS", "NETWORKS", "POSTERIORS", "PRIORS", "WEIGHTED"]
 
 _FULLY_CONNECTED = ("hidden_dims", "activation", "normalization")
 _CONVOLUTIONAL = ("channels", "upsample", "activation", "normalization")
-# A network's builder, and the options that it has.
-NETWORKS: Mapping[str, tuple[Callable[..., VAE], tuple[str, ...]]] = {
-    "mlp": (mlp_vae, _FULLY_CONNECTED),
-    "gated": (partial(mlp_vae, block="gated"), ("hidden_dims", "normalization")),
-    "residual": (partial(mlp_vae, block="residual"), _FULLY_CONNECTED),
-    "conv": (conv_vae, _CONVOLUTIONAL),
-    "gated-conv": (partial(conv_vae, block="gated"), ("channels", "upsample", "normalization")),
-    "residual-conv": (partial(conv_vae, block="residual"), _CONVOLUTIONAL),
-    "conv1d": (partial(conv_vae, num_dims=1), _CONVOLUTIONAL),
-    "recurrent": (recurrent_vae, ("hidden_dims",)),
+# What makes an encoder's network and a decoder's, and the options that it has.
+NETWORKS: Mapping[str, tuple[Callable[..., Networks], tuple[str, ...]]] = {
+    "mlp": (mlp_networks, _FULLY_CONNECTED),
+    "gated": (partial(mlp_networks, block="gated"), ("hidden_dims", "normalization")),
+    "residual": (partial(mlp_networks, block="residual"), _FULLY_CONNECTED),
+    "conv": (conv_networks, _CONVOLUTIONAL),
+    "gated-conv": (partial(conv_networks, block="gated"), ("channels", "upsample", "normalization")),
+    "residual-conv": (partial(conv_networks, block="residual"), _CONVOLUTIONAL),
+    "conv1d": (partial(conv_networks, num_dims=1), _CONVOLUTIONAL),
+    "recurrent": (recurrent_networks, ("hidden_dims",)),
 }
 PRIORS: Mapping[str, Callable[[int], priors.Prior]] = {  # by the number of latents
     "standard-normal": priors.StandardNormal,
@@ -56,9 +49,14 @@ POSTERIORS: Mapping[str, Callable[[], posteriors.Posterior]] = {
     "householder": posteriors.Householder,
     "flow": posteriors.FlowPosterior,
     "spline-flow": lambda: posteriors.FlowPosterior("spline"),
+    "semi-amortized": lambda: posteriors.SemiAmortized(posteriors.DiagonalNormal()),
 }
 # By the number of draws of a row; the ELBO has settings of its own.
-WEIGHTED: Mapping[str, Callable[[int], Any]] = {"importance-weighted": ImportanceWeighted, "renyi": Renyi}
+WEIGHTED: Mapping[str, Callable[[int], Any]] = {
+    "importance-weighted": ImportanceWeighted,
+    "renyi": Renyi,
+    "wake-sleep": WakeSleep,
+}
 AGGREGATE: Mapping[str, Callable[[], Any]] = {"total-correlation": TotalCorrelation, "mmd": InfoVae}
 
 

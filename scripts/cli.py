@@ -5,24 +5,27 @@ import functools
 import itertools
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import beside
 import numpy as np
 import torch
 import typer
+from models import MODELS, Kind
 
-from pyro_vae import VAE, load, plotting
+from pyro_vae import load, plotting
 from pyro_vae._support import files
 from pyro_vae._support.names import lookup
 from pyro_vae.data.sources import DataSet, load_data
-from pyro_vae.data.tables import Schema, write_table
+from pyro_vae.data.tables import Schema, parse_kinds, write_table
 from pyro_vae.training import resolve_device
 from pyro_vae.vae import CONFIG, WEIGHTS, load_config
 
 CHECKPOINT = "checkpoint.safetensors"
+START = "start.safetensors"  # of what clusters start from
 
 
 def integers(text: str, option: str) -> tuple[int, ...]:
@@ -79,7 +82,7 @@ def new_run(out: Path | None, name: str) -> Iterator[Path]:
 
 def _holds_run(folder: Path) -> bool:
     """Whether there is something to go on with, or to use; a run that never came to a checkpoint is none."""
-    return any((folder / name).exists() for name in (CHECKPOINT, WEIGHTS))
+    return any((folder / name).exists() for name in (CHECKPOINT, START, WEIGHTS))
 
 
 def _take_back(folder: Path) -> None:
@@ -95,7 +98,7 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def open_run(run: Path, device: str) -> VAE:
+def open_run(run: Path, device: str) -> Any:
     """The model that a run folder holds, on a device."""
     if (run / CONFIG).exists() and not (run / WEIGHTS).exists():
         raise ValueError(f"{run} holds a run whose training has not ended: python scripts/train.py --resume {run}")
@@ -125,7 +128,65 @@ def data_for(run: Path, name: str | None, root: Path | None, *, whole: bool = Fa
     root = root or Path(settings.get("data_root", "data"))
     own = is_own(run, name)
     how = {option: settings.get(option) for option in READING} if own else {"resize": settings.get("resize")}
-    return read_data(name or trained_on, root, hold_out=own and not whole, schema=schema_of(run), **how)
+    data = read_data(name or trained_on, root, hold_out=own and not whole, schema=schema_of(run), **how)
+    return with_labels(data, settings)
+
+
+def kinds_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The kinds of a table's columns that a run was given; what holds labels or groups is kept aside."""
+    kinds = parse_kinds(settings.get("columns") or ())
+    for option in ("labels", "groups"):
+        column = settings.get(option)
+        if column is not None and kinds.setdefault(column, "index") != "index":
+            raise ValueError(f"--{option} keeps the column {column!r} aside, and --columns says it is {kinds[column]}")
+    return kinds
+
+
+def with_labels(data: DataSet, settings: Mapping[str, Any]) -> DataSet:
+    """The data with the column for labels that holds those, or groups, by the settings of a run."""
+    for option in ("labels", "groups"):
+        data = beside.from_column(data, settings.get(option), f"--{option}")
+    return data
+
+
+def part(data: DataSet, indices: torch.Tensor) -> DataSet:
+    """The data with some of the training rows, and what belongs to each."""
+    fields = {name: getattr(data, f"{name}_train") for name in ("x", "y", "ids", "rows", "lengths")}
+    return replace(
+        data,
+        **{
+            f"{name}_train": whole[indices.numpy() if isinstance(whole, np.ndarray) else indices]
+            for name, whole in fields.items()
+            if whole is not None
+        },
+    )
+
+
+def kind_of(run: Path) -> Kind:
+    """The kind of model that a run folder holds."""
+    return MODELS[lookup(load_config(run)["run"].get("model", "vae"), MODELS, "model")]
+
+
+def levels_of(run: Path) -> list[str]:
+    """The levels of labels or groups that a run's model knows."""
+    return load_config(run)["run"].get("levels", [])
+
+
+def rows_of(run: Path, data: DataSet) -> Any:
+    """The held-out rows of the data, as the run's model takes them."""
+    return beside.told(kind_of(run), data, "test", levels_of(run))
+
+
+def given_of(run: Path, texts: Sequence[str], num: int) -> dict[str, torch.Tensor] | None:
+    """What so many new rows of a run's model are to be drawn given, by what was typed; None if it is nothing."""
+    word = load_config(run)["run"].get("model", "vae")
+    return beside.given(texts, kind_of(run), word, levels_of(run), num) or None
+
+
+def labels_of(run: Path, data: DataSet) -> torch.Tensor | None:
+    """The labels of the held-out rows, by the numbers that the run's model has for them, if it has any."""
+    levels = levels_of(run)
+    return beside.coded(data, "test", levels, new=True) if levels else data.y_test
 
 
 # Options of train.py that say how a file is to be read.
@@ -183,11 +244,20 @@ def write_array(x: torch.Tensor, out: Path) -> None:
 TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet")
 
 
-def table_writers(run: Path) -> dict[str, Callable[[torch.Tensor, Path], None]]:
-    """What writes new rows ``(N, D)`` as the table that a run was trained on, by the end of the file's name."""
+def table_writers(
+    run: Path, given: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, Callable[[torch.Tensor, Path], None]]:
+    """What writes new rows ``(N, D)`` as the table that a run was trained on, by the end of the file's name.
+
+    What labels or groups they were drawn given stands in the column that they come from.
+    """
 
     def write(x: torch.Tensor, out: Path) -> None:
-        save_table(drawn_table(table_schema(run, out), x), out)
+        table, settings = drawn_table(table_schema(run, out), x), load_config(run)["run"]
+        for name, values in (given or {}).items():
+            if settings.get(name) is not None:
+                table.insert(0, settings[name], np.array(levels_of(run))[values.numpy()])
+        save_table(table, out)
 
     return dict.fromkeys(TABLES, write)
 
@@ -234,13 +304,26 @@ def with_index(schema: Schema, data: DataSet, drawn: Any) -> Any:
     return drawn.assign(**{name: known[name] for name in names})[[*names, *drawn.columns]]
 
 
+def named(run: Path, found: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What a run's model says of rows, with the names of labels and the levels that probabilities are of."""
+    arrays: dict[str, Any] = dict(found)
+    if "predicted_labels" in found:
+        levels = np.array(levels_of(run))
+        arrays |= {"predicted_labels": levels[found["predicted_labels"].numpy()], "levels": levels}
+    return arrays
+
+
+def free_name(name: str, table: Any) -> str:
+    """A name for a column that the table does not have: this one, or with underscores before it."""
+    return next(free for count in itertools.count() if (free := "_" * count + name) not in table)
+
+
 def draws_of_table(tables: list[Any]) -> Any:
     """Tables below one another, each row with the number of its table as ``draw``, or ``_draw`` where there is one."""
     import pandas as pd
 
     whole = pd.concat(tables, ignore_index=True)
-    name = next(name for count in itertools.count() if (name := "_" * count + "draw") not in whole)
-    whole.insert(0, name, np.repeat(np.arange(1, len(tables) + 1), len(tables[0])))
+    whole.insert(0, free_name("draw", whole), np.repeat(np.arange(1, len(tables) + 1), len(tables[0])))
     return whole
 
 
@@ -254,7 +337,8 @@ def what_comes_along(data: DataSet) -> dict[str, Any]:
     """Labels, names and places of the held-out rows, as far as there are any, to be written beside the results."""
     labels = None if data.y_test is None else data.y_test.numpy()
     if labels is not None and data.labels is not None:
-        labels = np.asarray(data.labels)[labels]
+        names = np.asarray([*data.labels, ""] if min(labels, default=0) < 0 else data.labels)
+        labels = names[labels]
     found = {"labels": labels, "ids": data.ids_test, "rows": data.rows_test}
     return {name: value for name, value in found.items() if value is not None}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
+import models
 import typer
 
 from pyro_vae import evaluate
@@ -51,13 +52,18 @@ def main(
     vae = cli.open_run(run, device)
     write = cli.writer(out, {".json": files.write_json})
     held = cli.data_for(run, data, data_root)
-    metrics = evaluate(vae, held.x_test, seed=seed)
+    rows, kind = cli.rows_of(run, held), cli.kind_of(run)
+    metrics = evaluate(vae, rows, seed=seed)
+    metrics |= models.scores(kind, vae, rows, cli.labels_of(run, held))
     for name in ("elbo", "rate", "distortion", "bits_per_dim", "auxiliary"):
         if name in metrics:
             print(f"{name:<13}{metrics[name]:>12.4f} ± {metrics.get(name + '_se', float('nan')):.4f}")
     if "active_units" in metrics:
         print(f"active units {metrics['active_units']:>12} of {metrics['num_latents']}")
     print(f"rows         {metrics['num_rows']:>12,}")
+    for name, what in {"accuracy": "labels that are right", "cluster_accuracy": "in the right cluster"}.items():
+        if name in metrics:
+            print(f"{what}: {metrics[name]:.1%} ± {metrics[name + '_se']:.1%} of {metrics['num_labelled']:,}")
     if suite is None:
         write(metrics, out)
         print(f"written to {out}")
@@ -66,7 +72,7 @@ def main(
     train = None if held.y_train is None else (held.x_train, held.y_train)
     report = evaluate_suite(
         vae,
-        held.x_test,
+        rows,
         suite=suite,
         parts=chosen,
         train=train,

@@ -41,6 +41,7 @@ def main(
     if held_out and not cli.is_own(run, data):
         raise ValueError(f"--held-out is for what {run} was trained on; of {data} all rows are filled: leave it out")
     rows = cli.data_for(run, data, data_root, whole=not held_out)
+    known = cli.rows_of(run, rows)
     x = as_tensor(rows.x_test)
 
     def write_filled(draws: torch.Tensor, out: Path) -> None:
@@ -50,7 +51,7 @@ def main(
 
     write = cli.writer(out, {".npy": cli.write_array, **dict.fromkeys(cli.TABLES, write_filled)})
     torch.manual_seed(seed)
-    draws = vae.impute(x, num_samples, num_particles=num_particles).cpu()
+    draws = vae.impute(known, num_samples, num_particles=num_particles).cpu()
     write(draws, out)
     print(f"{out}: {int(x.isnan().sum()):,} missing entries of {len(x):,} rows, drawn {num_samples} times")
 

@@ -16,6 +16,13 @@ def main(
             help="What to write: .png for a picture, .npy for numbers, .csv, .tsv, .xlsx or .parquet for a table."
         ),
     ],
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What rows are drawn given, such as labels=7, or labels=cat,owl for one after the other: labels, or "
+            "groups of a pooled model, or the total_count of a document's words."
+        ),
+    ] = None,
     num_samples: Annotated[int, typer.Option(help="Number of rows to draw.")] = 64,
     mean: Annotated[
         bool | None,
@@ -34,15 +41,20 @@ def main(
     """
     vae = cli.open_run(run, device)
     cli.only_pictures(run, out)
-    write = cli.writer(out, {".png": cli.write_tiles, ".npy": cli.write_array, **cli.table_writers(run)})
-    mean = out.suffix == ".png" if mean is None else mean
+    kind, mean = cli.kind_of(run), out.suffix == ".png" if mean is None else mean
+    told = cli.given_of(run, given or (), num_samples)
+    write = cli.writer(out, {".png": cli.write_tiles, ".npy": cli.write_array, **cli.table_writers(run, told)})
     torch.manual_seed(seed)
-    if out.suffix == ".npy":  # straight to the file, however many
-        x = vae.sample(num_samples, mean=mean, out=out, progress=True)
-    else:
-        x = vae.sample(num_samples, mean=mean).cpu()
+    if told and kind.draw_given is not None:
+        x = kind.draw_given(vae, told, mean).cpu()
         write(x, out)
-    print(f"{out}: {num_samples:,} rows of shape {tuple(x.shape[1:])}, {'means' if mean else 'draws'}")
+    elif out.suffix == ".npy":  # straight to the file, however many
+        x = vae.sample(num_samples, given=told, mean=mean, out=out, progress=True)
+    else:
+        x = vae.sample(num_samples, given=told, mean=mean).cpu()
+        write(x, out)
+    beside = f", given {', '.join(given)}" if given else ""
+    print(f"{out}: {num_samples:,} rows of shape {tuple(x.shape[1:])}, {'means' if mean else 'draws'}{beside}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Trains a variational autoencoder and leaves a run folder: the model, its history and figures."""
 
 import contextlib
+import inspect
 import math
 import os
 import sys
@@ -10,20 +11,21 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+import beside
 import choices
 import cli
+import models
 import torch
 import typer
+from pictures import draw_figures
 from torch import Tensor
 
-from pyro_vae import VAE, Elbo, fit, plotting
+from pyro_vae import Elbo, fit
 from pyro_vae._support import files
-from pyro_vae._support.arrays import as_tensor
 from pyro_vae._support.names import lookup
 from pyro_vae.data.checks import check_finite
 from pyro_vae.data.sources import DataSet, default_root, split
-from pyro_vae.data.tables import Schema, parse_kinds
-from pyro_vae.inference.predictive import latent_grid
+from pyro_vae.data.tables import Schema
 from pyro_vae.training import resolve_device
 from pyro_vae.training.parallel import first_rank_first, from_first_rank, process_group, rank, world_size
 from pyro_vae.vae import CONFIG, load_config
@@ -44,6 +46,12 @@ def main(
     data_root: Annotated[
         Path | None, typer.Option(help="Where downloaded data sets live. [default: $PYRO_VAE_DATA, or data]")
     ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            help=f"What is supposed to have made the data: {', '.join(choices.MODELS)}. Options of one of them say so."
+        ),
+    ] = "vae",
     network: Annotated[
         str,
         typer.Option(
@@ -61,6 +69,21 @@ def main(
             "real, category or date; index keeps a column aside and writes it back, drop leaves it out. "
             "[default: inferred]"
         ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="The column of a table that holds labels, which is kept aside. [default: the data's own labels]",
+            metavar="COLUMN",
+        ),
+    ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(help="Of pooled: the column that holds groups. [default: the data's labels]", metavar="COLUMN"),
+    ] = None,
+    known: Annotated[
+        int | None,
+        typer.Option(help="Of semi-supervised: labels that are known in training, drawn by --seed. [default: all]"),
     ] = None,
     separator: Annotated[
         str | None,
@@ -101,8 +124,44 @@ def main(
         ),
     ] = "shared",
     latent_dim: Annotated[int, typer.Option(help="Number of latents.")] = 10,
+    latent_dims: Annotated[
+        str, typer.Option(help="Of ladder: numbers of latents of its levels, from the data up.")
+    ] = "32,8",
+    num_clusters: Annotated[int, typer.Option(help="Of clusters: how many.")] = 10,
+    start_epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Of clusters: epochs without them, after which they start where k-means finds them; 0 for none. "
+            "[default: as --epochs]"
+        ),
+    ] = None,
+    num_codes: Annotated[
+        int | None, typer.Option(help="Of vector-quantized and categorical: codes of a row. [default: 16 and 20]")
+    ] = None,
+    num_values: Annotated[
+        int | None, typer.Option(help="Likewise: values that a code may have. [default: 64 and 10]")
+    ] = None,
+    code_dim: Annotated[int, typer.Option(help="Of vector-quantized: numbers of a code's vector.")] = 8,
+    estimator: Annotated[
+        str,
+        typer.Option(
+            help="Of categorical, how its encoder learns: relaxed (Gumbel-softmax), straight-through, enumerated or "
+            "score-function."
+        ),
+    ] = "relaxed",
+    num_topics: Annotated[int, typer.Option(help="Of topics: how many.")] = 10,
+    recurrent_dim: Annotated[int, typer.Option(help="Of sequences: width of what reads them.")] = 64,
+    joint: Annotated[
+        str, typer.Option(help="Of multimodal: how rows and labels are joined, by a product or a mixture.")
+    ] = "product",
+    label_weight: Annotated[
+        float, typer.Option(help="Of semi-supervised: what the classifier learns of a label, beside the ELBO.")
+    ] = 50.0,
     prior: Annotated[
-        str, typer.Option(help=f"What latents are like before any data: {', '.join(choices.PRIORS)}.")
+        str,
+        typer.Option(
+            help=f"What latents are like before any data: {', '.join(choices.PRIORS)}; of conditional also conditional."
+        ),
     ] = "standard-normal",
     posterior: Annotated[
         str, typer.Option(help=f"What may be believed of a row's latents: {', '.join(choices.POSTERIORS)}.")
@@ -139,7 +198,13 @@ def main(
         typer.Option(help="How the KL is estimated: sampled, analytic (in closed form), or auto (where there is one)."),
     ] = "sampled",
     num_particles: Annotated[int, typer.Option(help="Draws of the latents for each row and step.")] = 1,
-    kl_warmup: Annotated[int, typer.Option(help="Epochs over which the weight of the KL rises from 0 to 1.")] = 0,
+    kl_warmup: Annotated[
+        int | None,
+        typer.Option(
+            help="Epochs over which the weight of the KL rises from 0 to 1. [default: 0; of ladder and multimodal half "
+            "of them, of sequences three in ten]"
+        ),
+    ] = None,
     kl_cycles: Annotated[int, typer.Option(help="Times that it does so, one after another.")] = 1,
     average_weights: Annotated[
         float | None,
@@ -195,7 +260,8 @@ def chosen_run(
     settings = {name: context.params[name] for name in options if name not in ("out", "resume", "device")}
     if resume is None:
         settings |= {"data": cli.absolute(data), "data_root": str((data_root or default_root()).absolute())}
-        name = "-".join(filter(None, (Path(data).stem, settings["network"], settings["likelihood"])))
+        model = settings["network"] if settings["model"] == "vae" else settings["model"]
+        name = "-".join(filter(None, (Path(data).stem, model, settings["likelihood"])))
         with cli.new_run(out, name) as folder:
             yield settings, folder
         return
@@ -231,41 +297,61 @@ def has_type(value: Any, hint: Any) -> bool:
 def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool) -> None:
     """Trains by these settings in a run folder."""
     checkpoint = folder / cli.CHECKPOINT
+    kind = choices.choose(choices.MODELS, settings["model"], "model")
+    usual = {name: parameter.default for name, parameter in inspect.signature(main).parameters.items()}
+    models.check_options(settings["model"], settings, usual)
     if resuming and not checkpoint.exists() and (folder / "history.csv").exists():
         print(f"{folder} has been trained to its end: nothing is left to do.")
         return
+    kinds = cli.kinds_of(settings)
+    reading = {option: settings[option] for option in cli.READING}
+    known = None if settings.get("schema") is None else Schema.from_json(settings["schema"])
     with first_rank_first():
-        data = cli.read_data(
-            settings["data"],
-            settings["data_root"],
-            kinds=parse_kinds(settings["columns"] or ()),
-            schema=None if settings.get("schema") is None else Schema.from_json(settings["schema"]),
-            **{option: settings[option] for option in cli.READING},
-        )
+        data = cli.read_data(settings["data"], settings["data_root"], kinds=kinds, schema=known, **reading)
+        if kind.columns is not None and data.schema is not None:
+            kinds = dict.fromkeys(data.schema.names, kind.columns) | kinds
+            data = cli.read_data(settings["data"], settings["data_root"], kinds=kinds, schema=known, **reading)
     if resuming and data.schema is not None:
-        check_same_columns(data, parse_kinds(settings["columns"] or ()), settings["data"])
-    if settings["missing"] is None and data.schema is not None:
+        check_same_columns(data, kinds, settings["data"])
+    data = cli.with_labels(data, settings)
+    whole = settings["missing"] is None and kind.has_gaps and data.lengths_train is None
+    if whole and data.schema is not None:
         check_no_gaps(data.schema)
-    if settings["missing"] is None and isinstance(data.x_train, Tensor):
+    if whole and isinstance(data.x_train, Tensor):
         check_finite(data.x_train, settings["data"])
-    kept, watched = split(len(data.x_train), settings["validation_fraction"], settings["seed"])
-    x_valid = data.x_train[watched]
-    data = replace(data, x_train=data.x_train[kept])
+    kept, of_watched = split(len(data.x_train), settings["validation_fraction"], settings["seed"])
+    if kind.levels is not None:
+        settings = {"levels": beside.levels_of(data, settings["model"], kind)} | settings
+    levels = settings.get("levels", [])
+    watched = beside.told(kind, cli.part(data, of_watched), "train", levels)
+    data = cli.part(data, kept)
+    rows = beside.told(kind, data, "train", levels, training=True)
+    if settings["model"] == "semi-supervised":
+        rows["labels"] = beside.known(rows["labels"], settings["known"], len(levels), settings["seed"])
     asked = settings["likelihood"]
-    likelihood, because = choices.default_likelihood(data) if asked is None else (asked, "as asked for")
+    likelihood, because = (
+        (asked, "as asked for") if asked is not None else kind.likelihood or choices.default_likelihood(data)
+    )
     settings = settings | {"likelihood": likelihood}
     if data.schema is not None:
         settings |= {"schema": data.schema.to_json()}
         print(data.schema.describe().to_string(index=False), end="\n\n")
-    vae, why = build(settings, data)
+    vae, why = build(settings, data, kind, levels)
     at_once = settings["batch_size"] or min(128, len(data.x_train) // world_size())
     usual = min(1000, max(20, math.ceil(6000 / math.ceil(len(data.x_train) / max(1, at_once)))))
     epochs = usual if settings["epochs"] is None else settings["epochs"]
     if epochs < 1:
         raise ValueError(f"--epochs must be at least 1, found {epochs}")
+    start_epochs = epochs if settings["start_epochs"] is None else settings["start_epochs"]
+    if start_epochs < 0:
+        raise ValueError(f"--start-epochs must be at least 0, found {start_epochs}")
+    told = rows
+    objective = objective_of(settings, epochs, kind.warmup)
+    if settings["model"] == "multimodal":
+        rows = vae.each_alone(rows)
 
     if isinstance(data.x_train, Tensor):  # what streams is looked at once, by fit
-        vae.check(data.x_train, settings["data"])
+        vae.check(rows, settings["data"])
     if resuming:
         check_same(vae, folder, load_config(folder), whose="the model that the run's settings ask for")
     if rank() == 0:
@@ -273,30 +359,51 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     for note in data.notes:
         print(f"note        {note}")
     num_weights = sum(p.numel() for p in vae.parameters())
-    rows = f"rows: {len(kept):,} to train on, {len(watched):,} to watch, {len(data.x_test):,} to test"
-    print(f"data        {data.name}, {rows}")
-    print(f"model       {settings['network']}, {vae.latent_dim} latents, {num_weights:,} weights")
+    split_up = f"{len(kept):,} to train on, {len(of_watched):,} to watch, {len(data.x_test):,} to test"
+    print(f"data        {data.name}, rows: {split_up}")
+    word = settings["network"] if kind.networks else "networks of its own"
+    what = word if settings["model"] == "vae" else f"{settings['model']}, {word}"
+    print(f"model       {what}, {kind.latents(vae)}, {num_weights:,} weights")
+    if kind.told is not None:
+        print(f"{kind.told:<12}{beside.summary(kind, told, levels)}")
     print(f"likelihood  {settings['likelihood']}: {because}")
     print(f"transform   {vae.transform}: {why}")
     few = at_once < 128 and settings["batch_size"] is None
     print(f"training    {epochs:,} epochs of {at_once} rows a step{', for there are no more' if few else ''}")
+    if isinstance(objective, Elbo) and objective.kl_warmup and settings["kl_warmup"] is None:
+        print(f"            whose KL counts in full after {round(objective.kl_warmup * epochs)}: see --kl-warmup")
+    if rows is not told:
+        print("            of rows with their labels, and once again of rows and of labels alone")
+    how = {
+        "batch_size": settings["batch_size"],
+        "learning_rate": settings["learning_rate"],
+        "seed": settings["seed"],
+        "device": device,
+        "precision": settings["precision"],
+        "compile": choices.choose(COMPILE, settings["compile"], "--compile"),
+    }
+    going_on = resuming and ("learning_rate" if settings.get("other_rate") else True)
+    if settings["model"] == "clusters" and start_epochs > 0 and not (resuming and checkpoint.exists()):
+        print(f"start       {start_epochs:,} epochs without clusters, which then start where k-means finds them")
+        start = folder / cli.START
+        done = models.start_clusters(
+            vae, rows, epochs=start_epochs, checkpoint=start, resume=start.exists() and going_on, **how
+        )
+        if not done:
+            print(f"\nStopped before there were clusters. Go on with:\n  python scripts/train.py --resume {folder}")
+            sys.exit(130)
     try:
         history = fit(
             vae,
-            data.x_train,
-            validation_data=x_valid,
-            objective=objective_of(settings, epochs),
+            rows,
+            validation_data=watched,
+            objective=objective,
             epochs=epochs,
-            batch_size=settings["batch_size"],
-            learning_rate=settings["learning_rate"],
             average_weights=settings["average_weights"],
             patience=settings["patience"],
-            seed=settings["seed"],
-            device=device,
-            precision=settings["precision"],
-            compile=choices.choose(COMPILE, settings["compile"], "--compile"),
+            **how,
             checkpoint=checkpoint,
-            resume=resuming and checkpoint.exists() and ("learning_rate" if settings.get("other_rate") else True),
+            resume=checkpoint.exists() and going_on,
         )
     except FloatingPointError as error:
         if not checkpoint.exists():
@@ -315,10 +422,11 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
         print(f"\nStopped after {len(history)} of {epochs} epochs; what it had learned is in {folder}. Go on with:")
         print(f"  python scripts/train.py --resume {folder}")
         sys.exit(130)
-    draw_figures(vae, data, history, folder / "figures")
+    draw_figures(vae, settings["model"], kind, data, levels, history, folder / "figures")
     with files.replacing(folder / "history.csv") as temporary:
         history.to_csv(temporary, index=False)
-    checkpoint.unlink(missing_ok=True)
+    for file in (checkpoint, folder / cli.START):
+        file.unlink(missing_ok=True)
     seconds = history["seconds"].median()
     print(f"\nsteps ran {history.attrs['execution']}; an epoch took {seconds:.3g} s")
     best_epoch = history.attrs["best_epoch"]
@@ -327,20 +435,23 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     print(f"The run is in {folder}, its pictures in {folder / 'figures'}. To go on:")
     print(f"  python scripts/evaluate.py {folder} --out metrics.json")
     picture, numbers = ("png", "npy") if data.schema is None else ("csv", "csv")
-    print(f"  python scripts/sample.py {folder} --num-samples 64 --out samples.{picture}")
+    picture = "npy" if settings["model"] == "topics" and data.schema is None else picture
+    example = beside.example(kind, levels)
+    print(f"  python scripts/sample.py {folder} --num-samples 64{example} --out samples.{picture}")
     print(f"  python scripts/predict.py {folder} --num-samples 10 --out predictions.npz")
     if settings["missing"]:
         print(f"  python scripts/impute.py {folder} --num-samples 5 --out imputed.{numbers}")
 
 
-ELBO_ALONE = {"kl": "sampled", "kl_weight": 1.0, "kl_warmup": 0, "kl_cycles": 1}  # as they usually are
+# As they usually are.
+ELBO_ALONE = {"kl": ("sampled",), "kl_weight": (1.0,), "kl_warmup": (None, 0), "kl_cycles": (1,)}
 
 
-def objective_of(settings: dict[str, Any], epochs: int) -> Any:
+def objective_of(settings: dict[str, Any], epochs: int, usual_warmup: float) -> Any:
     """What is maximised. A warm-up is a share of a cycle there, and a number of epochs at the command line."""
     name, num_particles = settings["objective"], settings["num_particles"]
     lookup(name, ["elbo", *choices.WEIGHTED, *choices.AGGREGATE], "objective")
-    changed = [option for option, usual in ELBO_ALONE.items() if settings[option] != usual]
+    changed = [option for option, usual in ELBO_ALONE.items() if settings[option] not in usual]
     if name != "elbo" and changed:
         raise ValueError(f"--{changed[0].replace('_', '-')} is of --objective elbo alone: leave it out")
     if name in choices.AGGREGATE:
@@ -352,6 +463,8 @@ def objective_of(settings: dict[str, Any], epochs: int) -> Any:
             raise ValueError(f"--objective {name} weighs several draws of a row: give --num-particles 5")
         return choices.WEIGHTED[name](num_particles)
     warmup, cycles = settings["kl_warmup"], settings["kl_cycles"]
+    if warmup is None:
+        warmup = int(usual_warmup * epochs) // cycles if cycles > 0 else 0
     if warmup < 0 or warmup * cycles > max(epochs, 0):
         raise ValueError(f"--kl-warmup must be from 0 to {epochs // max(1, cycles)} epochs; found {warmup}")
     elbo = Elbo(num_particles, settings["kl"], settings["kl_weight"], kl_cycles=cycles)
@@ -375,65 +488,36 @@ def check_no_gaps(schema: Schema) -> None:
         )
 
 
-def build(settings: dict[str, Any], data: DataSet) -> tuple[VAE, str]:
+def build(settings: dict[str, Any], data: DataSet, kind: models.Kind, levels: list[str]) -> tuple[Any, str]:
     """The model that the settings ask for, and why its transform."""
     likelihood, transform, why = choices.likelihood_and_transform(
         data, settings["likelihood"], cli.number_or_name(settings["scale"]), dequantize=settings["dequantize"]
     )
-    builder, options = choices.choose(choices.NETWORKS, settings["network"], "network")
+    networks, of_network = choices.choose(choices.NETWORKS, settings["network"], "network")
     for name, usual in {"activation": "ReLU", "normalization": None}.items():
-        if name not in options and settings[name] != usual:
+        if name not in of_network and settings[name] != usual:
             raise ValueError(f"--network {settings['network']} has no --{name}: leave it out")
-    of_network = settings | {
-        name: cli.integers(settings[name], "--" + name.replace("_", "-")) for name in ("hidden_dims", "channels")
-    }
-    prior = choices.choose(choices.PRIORS, settings["prior"], "prior")
+    lists = {name: "--" + name.replace("_", "-") for name in ("hidden_dims", "channels", "latent_dims")}
+    given = settings | {name: cli.integers(settings[name], flag) for name, flag in lists.items()}
+    prior = choices.choose({**choices.PRIORS, **kind.priors}, settings["prior"], "prior")
     posterior = choices.choose(choices.POSTERIORS, settings["posterior"], "posterior")
     torch.manual_seed(settings["seed"])
-    vae = builder(
-        tuple(data.x_train.shape[1:]),
-        settings["latent_dim"],
-        likelihood=likelihood,
-        prior=prior(settings["latent_dim"]),
-        posterior=posterior(),
-        transform=transform,
-        missing=settings["missing"],
-        **{name: of_network[name] for name in options},
-    )
-    return vae, why
-
-
-def draw_figures(vae: VAE, data: DataSet, history: Any, folder: Path) -> None:
-    """Draws what the model has learned, on held-out rows."""
-    torch.manual_seed(0)
-    shown = min(5000, max(10, 2**24 // math.prod(data.x_test.shape[1:])))
-    x, labels = as_tensor(data.x_test[:shown]), None if data.y_test is None else data.y_test[:shown]
-    figures = {"latent": plotting.plot_latents(vae.encode(x).mean, labels), "curves": plotting.plot_curves(history)}
-    if data.schema is not None:
-        samples = data.schema.decode(vae.sample(max(1000, len(x))))
-        figures["columns"] = plotting.plot_columns(data.schema.decode(x), samples)
+    size = given["latent_dims"][-1] if "latent_dims" in kind.options else settings["latent_dim"]
+    given |= {"prior": prior(size) if callable(prior) else prior, "posterior": posterior()}
+    options = {name: given[name] for name in models.of_builder(settings["model"]) if given[name] is not None}
+    if kind.levels is not None:
+        options[kind.levels] = len(levels)
+    if settings["model"] == "topics":
+        options["vocabulary"] = data.columns if data.schema is None else data.schema.names
+    if kind.has_gaps:
+        options["missing"] = settings["missing"]
+    if kind.networks and (settings["network"] != "mlp" or settings["normalization"] is not None):
+        encoder, decoder = networks(**{name: given[name] for name in of_network})
+        options |= {name: decoder if name.startswith("decoder") else encoder for name in kind.networks}
     else:
-        figures |= draw_rows(vae, x, data.bounds)
-    for name, figure in figures.items():
-        plotting.save_figure(figure, folder / f"{name}.png")
-
-
-def draw_rows(vae: VAE, x: torch.Tensor, bounds: tuple[float, float] | None) -> dict[str, Any]:
-    """Draws rows that are images, or vectors of one kind of element."""
-    shown = x[:10]
-    half = max(1, min(8, len(x) // 2))
-    figures = {
-        "samples": plotting.plot_samples(vae.sample(64, mean=True), bounds=bounds, title="E[x|z] at z ~ p(z)"),
-        "reconstructions": plotting.plot_reconstructions(
-            shown, vae.reconstruct(shown), vae.posterior_predictive(shown)[0], bounds=bounds
-        ),
-        "interpolation": plotting.plot_interpolation(vae.interpolate(x[:half], x[-half:], steps=11), bounds=bounds),
-    }
-    if vae.latent_dim == 2:
-        grid = latent_grid(20)
-        means = vae.mean_at(grid.flatten(0, 1)).unflatten(0, (20, 20))
-        figures["manifold"] = plotting.plot_manifold(means, bounds=bounds)
-    return figures
+        options |= {name: given[name] for name in ("hidden_dims", "activation")}
+    shape = tuple(data.x_train.shape[1:])
+    return kind.builder(shape, likelihood=likelihood, transform=transform, **options), why
 
 
 if __name__ == "__main__":

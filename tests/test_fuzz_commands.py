@@ -34,6 +34,12 @@ WORDS = {
         "--likelihood": f"Normal|normall||mixd|bernoulli|poisson|-1|{'a' * 1000}",
         "--scale": "0|-1|nan|inf|shard|1e400|",
         "--network": "conv|cnn||MLP",
+        "--model": "VAE||ladder|conditional|semi-supervised|clusters|vector-quantized|sequences|pooled|topics",
+        "--labels": "height|ward|nobody||visits|a\0b",
+        "--groups": "ward|nobody|",
+        "--known": NUMBERS,
+        "--latent-dims": "0|,|3|x|2,2",
+        "--num-codes": NUMBERS,
         "--channels": "0|,|x|1000000000000",
         "--activation": "relu|ReLU6||Linear|Module",
         "--kl": "|exact|analytic|auto",
@@ -53,7 +59,14 @@ WORDS = {
         "--resume": "nowhere|table.csv||folder.csv",
         "--nonsense": "1",
     },
-    "sample": {"--num-samples": NUMBERS, "--seed": NUMBERS, "--device": "gpu|meta|", "--out": OUT, "RUN": RUN},
+    "sample": {
+        "--given": "labels=3|labels|=|x=1|groups=|total_count=0|",
+        "--num-samples": NUMBERS,
+        "--seed": NUMBERS,
+        "--device": "gpu|meta|",
+        "--out": OUT,
+        "RUN": RUN,
+    },
     "impute": {
         "--num-samples": NUMBERS,
         "--num-particles": NUMBERS.replace("|1000000000000", ""),  # a wish

@@ -321,9 +321,10 @@ WORDS = {
 @pytest.mark.parametrize("word", choices.NETWORKS)
 def test_each_word_of_the_command_line_trains_is_saved_and_opened(word, tmp_path):
     x = digits()
-    builder, options = choices.NETWORKS[word]
+    networks, options = choices.NETWORKS[word]
     assert set(WORDS[word]) <= set(options)
-    vae = builder((8, 8), 4, likelihood=Bernoulli(), **WORDS[word])
+    encoder, decoder = networks(**WORDS[word])
+    vae = make_vae((8, 8), 4, likelihood=Bernoulli(), encoder_network=encoder, decoder_network=decoder)
     before = evaluate(vae, x[:300])["elbo"]
     fit(vae, x[:1000], epochs=1, batch_size=100, learning_rate=1e-2, progress=False, compile=False)  # ten steps
     assert evaluate(vae, x[:300])["elbo"] > before + 1.0

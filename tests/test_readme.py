@@ -86,12 +86,19 @@ def run(command, monkeypatch, *extra):
 def test_the_commands_run_one_after_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     offline, _ = commands()
-    assert len(offline) == 7
+    assert len(offline) == 11
     write_patients(tmp_path / "patients.csv")
     for command in offline:
         run(command, monkeypatch, *(("--epochs", "2", "--batch-size", "64") if "train.py" in command else ()))
     made = {p.name for p in tmp_path.iterdir()}
-    assert {"metrics.json", "samples.png", "predictions.npz", "imputed.csv", "new-patients.csv"} <= made
+    assert {
+        "metrics.json",
+        "samples.png",
+        "predictions.npz",
+        "imputed.csv",
+        "new-patients.csv",
+        "threes-and-sevens.png",
+    } <= made
     assert list(pd.read_csv(tmp_path / "new-patients.csv").columns) == ["age", "pressure", "group"]
 
 

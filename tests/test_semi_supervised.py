@@ -341,3 +341,15 @@ def test_the_classes_probabilities_are_equal_or_learned():
 def test_the_example_draws_its_picture(tmp_path):
     example.main(out=tmp_path / "picture.png", epochs=1, seeds=2)
     assert (tmp_path / "picture.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("told", ["in training", "in validation"])
+def test_rows_to_validate_on_may_come_with_other_arguments_than_those_to_train_on(told):
+    x = torch.bernoulli(torch.full((40, 6), 0.5))
+    labelled = {"x": x[:32], "labels": torch.arange(32) % 4 - 1}
+    data, valid = (labelled, x[32:]) if told == "in training" else (x[8:], {n: v[:8] for n, v in labelled.items()})
+    vae = small()
+    history = fit(vae, data, validation_data=valid, epochs=3, batch_size=8, compile=False, progress=False)
+    assert ("auxiliary" in history) == (told == "in training")
+    found = history["validation_elbo"][history.attrs["best_epoch"] - 1]
+    assert evaluate(vae, valid)["elbo"] == pytest.approx(found, rel=1e-6)

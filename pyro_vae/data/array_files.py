@@ -64,7 +64,8 @@ def _read_anndata(path: Path, in_memory: int) -> DataSet:
     found = _data_set(path, [rows, rows[:0]], x.dtype.name, ids=[ids, None], counts=True)
     unused = [f"layers {', '.join(data.layers)}" if len(data.layers) else "", _columns("obs", data.obs)]
     notes = [f"{path.name}: X is learned; not used: {' and '.join(filter(None, unused))}."] if any(unused) else []
-    return _with_notes(found, notes)
+    columns = tuple(np.asarray(data.var_names, dtype=str).tolist())
+    return _with_notes(replace(found, about=data.obs, columns=columns), notes)
 
 
 def _columns(name: str, frame: Any) -> str:
@@ -93,7 +94,7 @@ def _reading(path: Path, read: Callable[[], Any], kind: str = "NumPy data") -> A
         raise ValueError(f"cannot read {path} as {kind} ({reason})") from error
 
 
-_FIELDS = {"x": ("x",), "y": ("y", "labels"), "ids": ("ids",)}
+_FIELDS = {"x": ("x",), "y": ("y", "labels"), "ids": ("ids",), "lengths": ("lengths",)}
 _PARTS = {"train": ("", "_train"), "test": ("_test",)}
 
 
@@ -122,7 +123,7 @@ def _chosen(path: Path, files: Sequence[str], load: Callable[[str], np.ndarray])
     if unused:
         notes.append(
             f"{path.name}: {', '.join(unused)} {'is' if len(unused) == 1 else 'are'} not used; what is, is named x, y, "
-            f"labels or ids, or one of these with _train or _test."
+            f"labels, ids or lengths, or one of these with _train or _test."
         )
     return names, notes
 
@@ -144,12 +145,14 @@ def _from_arrays(path: Path, arrays: Mapping[str, np.ndarray], notes: Sequence[s
             f"other units: save both in one type"
         )
     per_row = {}
-    for field, what in (("y", "labels"), ("ids", "ids")):
+    for field, what in (("y", "labels"), ("ids", "ids"), ("lengths", "lengths")):
         given = [arrays.get(f"{field}_{part}") for part in _PARTS]
         per_row[field] = [_one_each(y, x, path, what) for y, x in zip(given, (x_train, x_test), strict=True)]
     if first.dtype == np.longdouble and first.dtype.itemsize > 8:
         notes = [*notes, f"{path.name} holds {first.dtype} numbers, which are rounded to float64."]
+    lengths = [_steps(value, path) for value in per_row["lengths"]]
     found = _data_set(path, [x_train, x_test], first.dtype.name, per_row["y"], per_row["ids"])
+    found = replace(found, lengths_train=lengths[0], lengths_test=lengths[1])
     return _with_notes(found, notes)
 
 
@@ -183,6 +186,15 @@ def _one_each(y: np.ndarray | None, x: Tensor, path: Path, what: str) -> np.ndar
         return np.char.decode(y, "utf-8") if y.dtype.kind == "S" else y.astype(y.dtype.newbyteorder("="), copy=False)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} has {what} of bytes that are not UTF-8 ({error}): save them as words") from error
+
+
+def _steps(lengths: np.ndarray | None, path: Path) -> Tensor | None:
+    """Lengths as whole numbers."""
+    if lengths is None:
+        return None
+    if lengths.dtype.kind not in "iu":
+        raise ValueError(f"{path} has lengths of type {lengths.dtype}; expected whole numbers of steps")
+    return torch.as_tensor(lengths.astype(np.int64))
 
 
 def _data_set(

@@ -45,7 +45,12 @@ class DataSet:
         ids_test: Names of the held-out rows, likewise ``(M,)``.
         rows_train: Where each training row is in the file, or its part, that it came from ``(N,)``, counted from 0.
         rows_test: Where each held-out row is, likewise ``(M,)``.
+        lengths_train: Steps of each training row that are there, of sequences that are padded ``(N,)``, or None: the
+            array ``lengths`` of an ``.npz``.
+        lengths_test: Those of the held-out rows, likewise ``(M,)``.
         table: The table that was read, or None where it was none.
+        about: A table of what else is known of each row of the file: ``obs`` of an ``.h5ad``. None where there is none.
+        columns: Names of a row's elements: ``var_names`` of an ``.h5ad``. None where they have none, or a schema.
         values: What the numbers are: :data:`BITS`, :data:`INTENSITIES`, :data:`COUNTS`, :data:`COUNTS_OR_LEVELS`, or
             None where nothing is known but their bounds.
     """
@@ -63,7 +68,11 @@ class DataSet:
     ids_test: np.ndarray | None = None
     rows_train: Tensor | None = None
     rows_test: Tensor | None = None
+    lengths_train: Tensor | None = None
+    lengths_test: Tensor | None = None
     table: Any = None
+    about: Any = None
+    columns: tuple[str, ...] | None = None
     values: str | None = None
 
 

@@ -51,7 +51,8 @@ def load_data(
         name: One of :data:`NAMED`; ``torchvision:CLASS`` for any class of images in ``torchvision.datasets``, with
             further arguments after commas where it needs them (``torchvision:EMNIST,split=letters``); or a path. An
             ``.npz`` holds ``x`` or ``x_train``, and may hold ``x_test``, and labels and names of the rows as ``y``,
-            ``labels`` and ``ids``, or those with ``_train`` and ``_test``; or it is one of ``scipy.sparse.save_npz``.
+            ``labels`` and ``ids``, how many steps of a padded row are there as ``lengths``, or those with ``_train``
+            and ``_test``; or it is one of ``scipy.sparse.save_npz``.
             Images lie in the folder or in one subfolder for each label.
         root: Folder of downloaded data sets; :func:`default_root` by default.
         hold_out: Where there is no test part, hold a fifth of the rows out, always the same ones; else all rows, in
@@ -80,7 +81,7 @@ def load_data(
 def _parted(data: DataSet, train: slice | torch.Tensor, test: slice | torch.Tensor) -> DataSet:
     """The training rows as two parts, with all that belongs to each row."""
     parts = {}
-    for field in ("x", "y", "ids", "rows"):
+    for field in ("x", "y", "ids", "rows", "lengths"):
         whole = getattr(data, f"{field}_train")
         for part, indices in (("train", train), ("test", test)):
             if isinstance(whole, np.ndarray):  # for which a tensor of one index would be a number

@@ -83,7 +83,8 @@ class InfoVae:
 
     Raises:
         ValueError: if a weight is negative or not finite; when it is called, of a guide without one latent vector for
-            each row, or of a single row.
+            each row, of a single row, or of a prior that depends on latents that are enumerated or, without a KL, would
+            not learn.
 
     Example:
         >>> InfoVae(mmd_weight=500.0)
@@ -104,6 +105,16 @@ class InfoVae:
         if draws.shape[1] < 2:
             raise ContractError("InfoVae compares the rows of a step, and a step has one row: use larger batches")
         z, (_, p) = draws.latents[name], draws.distributions(name)
+        if len(p.batch_shape) >= z.dim():
+            raise ContractError(
+                f"InfoVae draws from the prior of {name!r}, which depends on a latent that is summed over: use a prior "
+                f"in which it is summed over, such as NormalMixture, or Elbo(...)"
+            )
+        if not (p.has_rsample or self.kl_weight) and p.log_prob(z.detach()).requires_grad:
+            raise ContractError(
+                f"InfoVae without a KL leaves the prior of {name!r} as it is, for its draws cannot be differentiated "
+                f"through: give it a kl_weight, or use Elbo(...)"
+            )
         drawn = p.rsample() if p.has_rsample else p.sample()
         scaled = draws.scaled
         bound = sum(scaled.auxiliary.values(), scaled.reconstruction - self.kl_weight * scaled.rate)[0]

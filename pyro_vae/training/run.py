@@ -20,6 +20,9 @@ from tqdm.auto import tqdm
 
 from pyro_vae._support.devices import current, get_random_state, resolve_device, set_random_state
 from pyro_vae.data.rows import Inputs, Rows, as_rows
+from pyro_vae.inference.batch import Batch
+from pyro_vae.inference.inspection import LOOKED_AT
+from pyro_vae.inference.structure import Structure
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import forked_random_state, local_parameters
 from pyro_vae.training import parallel
@@ -99,6 +102,7 @@ class Run:
             with forked_random_state(self.device):
                 batch = pair.prepare(self.data.resolve(self.first))
             self.structure = pair.structure(batch)
+            self.valid_structure = self._structure_of_valid(batch)
             self.parameters = trainable(pair, batch, self.structure)
             self.optimizer = settings.make_optimizer(list(self.parameters.values()), self.device)
             self.scheduler = settings.make_scheduler(self.optimizer)
@@ -356,10 +360,18 @@ class Run:
         """Gives all ranks what the first has learned from its rows besides the weights."""
         parallel.broadcast(self.pair.buffers())
 
+    def _structure_of_valid(self, batch: Batch) -> Structure:
+        """What the programs are made of on the rows to validate on, which may lack labels that training rows have."""
+        if self.valid is None:
+            return self.structure
+        with forked_random_state(self.device):
+            few = self.pair.prepare(next(self.valid.batches([torch.arange(min(LOOKED_AT, self.valid.num_rows))])))
+        return self.structure if few.arguments.keys() == batch.arguments.keys() else self.pair.structure(few)
+
     def _validate(self, valid: Rows) -> dict[str, float]:
         # The same noise after every epoch: the weights alone make the difference.
         terms = elbo_per_row(
-            self.pair, valid, num_rows=self.num_rows, seed=self.settings.seed, structure=self.structure
+            self.pair, valid, num_rows=self.num_rows, seed=self.settings.seed, structure=self.valid_structure
         )
         reconstruction, kl = parallel.from_first_rank([float(term.double().mean()) for term in terms])
         return {

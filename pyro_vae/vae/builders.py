@@ -36,12 +36,15 @@ from pyro_vae.vae.premade import GivenTransform
 __all__ = [
     "Block",
     "Network",
+    "conv_networks",
     "conv_vae",
     "encoding_of",
     "fully_connected",
     "make_network",
     "make_vae",
+    "mlp_networks",
     "mlp_vae",
+    "recurrent_networks",
     "recurrent_vae",
 ]
 
@@ -89,24 +92,13 @@ def mlp_vae(
         >>> vae.sample(3).shape, vae.encode(torch.zeros(2, 28, 28)).event_shape
         (torch.Size([3, 28, 28]), torch.Size([50]))
     """
-    widths, options = tuple(hidden_dims), _options(block, activation, normalization)
-
-    def network(in_shape: tuple[int, ...], out_shape: tuple[int, ...], widths: tuple[int, ...]) -> nn.Module:
-        if block == "residual":
-            return ResidualMLP(in_shape, out_shape, widths[0], len(widths), **options)
-        return (GatedMLP if block == "gated" else MLP)(in_shape, out_shape, widths, **options)
-
-    if block == "residual" and len(set(widths)) != 1:
-        raise ValueError(
-            f"the blocks of a residual network are of one width, found hidden_dims={widths}: give that width once for "
-            f"each block, such as (400, 400)"
-        )
+    encoder_network, decoder_network = mlp_networks(hidden_dims, block, activation, normalization)
     return make_vae(
         event_shape,
         latent_dim,
         likelihood=likelihood,
-        encoder_network=lambda in_shape, out_shape: network(in_shape, out_shape, widths),
-        decoder_network=lambda in_shape, out_shape: network(in_shape, out_shape, widths[::-1]),
+        encoder_network=encoder_network,
+        decoder_network=decoder_network,
         prior=prior,
         posterior=posterior,
         transform=transform,
@@ -159,38 +151,20 @@ def conv_vae(
         >>> vae.sample(3).shape
         torch.Size([3, 1, 28, 28])
     """
-    options = _options(block, activation, normalization)
-    options |= {"channels": tuple(channels), "kernel_size": kernel_size, "num_dims": num_dims}
-    encoder, decoder = _CONVOLUTIONAL[block]
+    encoder_network, decoder_network = conv_networks(
+        channels, upsample, kernel_size, block, activation, normalization, num_dims
+    )
     return make_vae(
         event_shape,
         latent_dim,
         likelihood=likelihood,
-        encoder_network=lambda in_shape, out_shape: encoder(in_shape, out_shape, **options),
-        decoder_network=lambda in_shape, out_shape: decoder(in_shape, out_shape, upsample=upsample, **options),
+        encoder_network=encoder_network,
+        decoder_network=decoder_network,
         prior=prior,
         posterior=posterior,
         transform=transform,
         missing=missing,
     )
-
-
-_CONVOLUTIONAL: Mapping[Block, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
-    "plain": (ConvEncoder, ConvDecoder),
-    "gated": (GatedConvEncoder, GatedConvDecoder),
-    "residual": (ResidualConvEncoder, ResidualConvDecoder),
-}
-
-
-def _options(block: Block, activation: str, normalization: Normalization | None) -> dict[str, Any]:
-    """What a network of such blocks is told of its layers."""
-    lookup(block, _BLOCKS, "block")
-    if block == "gated" and activation != "ReLU":
-        raise ValueError(
-            f"gated layers have no activation but their gates, found activation={activation!r}: leave it out"
-        )
-    options = {} if block == "gated" else {"activation": activation}
-    return options if normalization is None else options | {"normalization": normalization}
 
 
 def recurrent_vae(
@@ -224,12 +198,13 @@ def recurrent_vae(
         >>> vae.sample(5).shape
         torch.Size([5, 12, 3])
     """
+    encoder_network, decoder_network = recurrent_networks(hidden_dims)
     return make_vae(
         event_shape,
         latent_dim,
         likelihood=likelihood,
-        encoder_network=lambda in_shape, out_shape: RecurrentEncoder(in_shape, out_shape, hidden_dims),
-        decoder_network=lambda in_shape, out_shape: RecurrentDecoder(in_shape, out_shape, hidden_dims),
+        encoder_network=encoder_network,
+        decoder_network=decoder_network,
         prior=prior,
         posterior=posterior,
         transform=transform,
@@ -238,6 +213,69 @@ def recurrent_vae(
 
 
 Network = nn.Module | Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]
+Networks = tuple[Network, Network]
+"""An encoder's network and a decoder's, or functions of two shapes that make them."""
+
+
+def mlp_networks(
+    hidden_dims: Sequence[int] = (400,),
+    block: Block = "plain",
+    activation: str = "ReLU",
+    normalization: Normalization | None = None,
+) -> Networks:
+    """The networks of :func:`mlp_vae`, as functions of the two shapes that they map."""
+    widths, options = tuple(hidden_dims), _options(block, activation, normalization)
+    if block == "residual" and len(set(widths)) != 1:
+        raise ValueError(
+            f"the blocks of a residual network are of one width, found hidden_dims={widths}: give that width once for "
+            f"each block, such as (400, 400)"
+        )
+
+    def network(in_shape: tuple[int, ...], out_shape: tuple[int, ...], widths: tuple[int, ...]) -> nn.Module:
+        if block == "residual":
+            return ResidualMLP(in_shape, out_shape, widths[0], len(widths), **options)
+        return (GatedMLP if block == "gated" else MLP)(in_shape, out_shape, widths, **options)
+
+    return (lambda i, o: network(i, o, widths)), (lambda i, o: network(i, o, widths[::-1]))
+
+
+def conv_networks(
+    channels: Sequence[int] = (32, 64),
+    upsample: Upsample = "transposed",
+    kernel_size: int = 3,
+    block: Block = "plain",
+    activation: str = "ReLU",
+    normalization: Normalization | None = None,
+    num_dims: int = 2,
+) -> Networks:
+    """The networks of :func:`conv_vae`, as functions of the two shapes that they map."""
+    options = _options(block, activation, normalization)
+    options |= {"channels": tuple(channels), "kernel_size": kernel_size, "num_dims": num_dims}
+    encoder, decoder = _CONVOLUTIONAL[block]
+    return (lambda i, o: encoder(i, o, **options)), (lambda i, o: decoder(i, o, upsample=upsample, **options))
+
+
+def recurrent_networks(hidden_dims: Sequence[int] = (128,)) -> Networks:
+    """The networks of :func:`recurrent_vae`, as functions of the two shapes that they map."""
+    return (lambda i, o: RecurrentEncoder(i, o, hidden_dims)), (lambda i, o: RecurrentDecoder(i, o, hidden_dims))
+
+
+_CONVOLUTIONAL: Mapping[Block, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
+    "plain": (ConvEncoder, ConvDecoder),
+    "gated": (GatedConvEncoder, GatedConvDecoder),
+    "residual": (ResidualConvEncoder, ResidualConvDecoder),
+}
+
+
+def _options(block: Block, activation: str, normalization: Normalization | None) -> dict[str, Any]:
+    """What a network of such blocks is told of its layers."""
+    lookup(block, _BLOCKS, "block")
+    if block == "gated" and activation != "ReLU":
+        raise ValueError(
+            f"gated layers have no activation but their gates, found activation={activation!r}: leave it out"
+        )
+    options = {} if block == "gated" else {"activation": activation}
+    return options if normalization is None else options | {"normalization": normalization}
 
 
 def make_vae(

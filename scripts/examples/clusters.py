@@ -6,24 +6,17 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
 sys.path.append(str(Path(__file__).parents[1]))
 import cli
+from models import matched
 
 from pyro_vae import VAE, cluster_vae, fit, plotting
 from pyro_vae.likelihoods import Normal
 from pyro_vae.priors import StandardNormal
 from pyro_vae.transforms import Scale
-
-
-def matched(clusters: torch.Tensor, y: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """The share of rows that are right when each cluster is named after a digit as well as can be, and the names."""
-    table = torch.zeros(10, 10).index_put((clusters, y), torch.ones(len(y)), accumulate=True)
-    names = torch.as_tensor(linear_sum_assignment(-table)[1])
-    return float((names[clusters] == y).double().mean()), names
 
 
 def main(

@@ -1,0 +1,324 @@
+"""The models that the command line knows: which function builds each, with which options, and what rows come with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import beside
+import torch
+from torch import Tensor
+
+from pyro_vae import (
+    VAE,
+    MultimodalVAE,
+    TopicModel,
+    categorical_vae,
+    cluster_vae,
+    conditional_vae,
+    deep_markov_model,
+    fit,
+    ladder_vae,
+    make_vae,
+    mlp_vae,
+    multimodal_vae,
+    pooled_vae,
+    semi_supervised_vae,
+    topic_model,
+    vector_quantized_vae,
+)
+from pyro_vae.likelihoods import Categorical, Likelihood
+from pyro_vae.priors import StandardNormal
+from pyro_vae.vae.premade import Premade
+
+Found = Mapping[str, Tensor]
+
+_OF_LATENTS = ("latent_dim", "prior", "posterior")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model.
+
+    Args:
+        builder: Called with the shape of a row and, by name, the options below, the number of levels, a likelihood, a
+            transform, ``missing`` and networks.
+        options: The options of the command line that it has, beside those of every model.
+        told: The argument that its programs are told of each row: ``labels``, ``groups`` or ``lengths``.
+        tell: Makes what its programs take of rows, the numbers of their levels, and whether it is for training.
+        levels: What the builder calls the number of levels of ``told``.
+        networks: What the builder calls the networks that may be of any kind; where there are none it has its own.
+        has_gaps: Whether it takes ``missing``.
+        drawn_given: Arguments that new rows may be drawn given.
+        always_given: Whether they must be.
+        draw_given: Draws rows given these, or their means, where ``sample`` does not.
+        likelihood: By default, where it is not for the data to say, and why.
+        columns: The kind of a table's columns of which nothing is said, where it is not for their entries to say.
+        warmup: Share of the training over which the weight of the KL rises, unless something else is said.
+        priors: Priors that it has beside the usual ones.
+        finds: What it says of rows, by name: the result and, where there is one, the best guess.
+        latents: What it has for latents, in words.
+    """
+
+    builder: Callable[..., Any]
+    options: tuple[str, ...] = _OF_LATENTS
+    told: str | None = None
+    tell: Callable[[Any, Tensor | None, bool], Any] = lambda x, y, training: x
+    levels: str | None = None
+    networks: tuple[str, ...] = ("encoder_network", "decoder_network")
+    has_gaps: bool = True
+    drawn_given: tuple[str, ...] = ()
+    always_given: bool = False
+    draw_given: Callable[[Any, Mapping[str, Tensor], bool], Tensor] | None = None
+    likelihood: tuple[str, str] | None = None
+    columns: str | None = None
+    warmup: float = 0.0
+    priors: Mapping[str, Any] = field(default_factory=dict)
+    finds: Callable[[Any, Any], Found] = lambda model, rows: {}
+    latents: Callable[[Any], str] = lambda model: f"{model.encoder.latent_dim} latents"
+
+
+def _vae(event_shape: Sequence[int], latent_dim: int, **options: Any) -> VAE:
+    builder = make_vae if "encoder_network" in options else mlp_vae
+    return builder(event_shape, latent_dim, **options)
+
+
+def _conditional(event_shape: Sequence[int], latent_dim: int, *, num_labels: int, **options: Any) -> Premade:
+    return conditional_vae(event_shape, latent_dim, given={"labels": num_labels}, **options)
+
+
+def _multimodal(
+    event_shape: Sequence[int], latent_dim: int, *, num_labels: int, likelihood: Likelihood, **options: Any
+) -> Premade:
+    kinds = Categorical(num_labels, ordered=False)
+    return multimodal_vae({"x": (event_shape, likelihood), "labels": ((), kinds)}, latent_dim, **options)
+
+
+def _topics(
+    event_shape: Sequence[int], num_topics: int, *, vocabulary: Sequence[str] | None = None, **options: Any
+) -> TopicModel:
+    if len(event_shape) != 1:
+        raise ValueError(
+            f"--model topics describes counts of words, a row for each document and a column for each word; these rows "
+            f"are of shape {tuple(event_shape)}"
+        )
+    if (transform := options.pop("transform")).__class__.__name__ != "Identity":
+        raise ValueError(f"--model topics describes counts as they are, and these would need a {transform}")
+    return topic_model(vocabulary or event_shape[0], num_topics, **options)
+
+
+def _sequences(event_shape: Sequence[int], latent_dim: int, **options: Any) -> Premade:
+    if len(event_shape) < 2:
+        raise ValueError(
+            f"--model sequences describes rows of shape (steps, numbers of a step); these are of shape "
+            f"{tuple(event_shape)}: save a series of single numbers with shape (rows, steps, 1)"
+        )
+    return deep_markov_model(event_shape, latent_dim, **options)
+
+
+def _by_class(name: str, guess: str) -> Callable[[Tensor], Found]:
+    return lambda probabilities: {name: probabilities.cpu(), guess: probabilities.argmax(-1).cpu()}
+
+
+def _labels(model: Any, rows: Any) -> Found:
+    return _by_class("label_probabilities", "predicted_labels")(model.predict_label(rows))
+
+
+def _clusters(model: Any, rows: Any) -> Found:
+    return _by_class("cluster_probabilities", "clusters")(model.predict_cluster(rows))
+
+
+def _labels_of_pictures(model: MultimodalVAE, rows: Any) -> Found:
+    """How often each label is drawn given the rest of a row, in draws that are the same each time."""
+    x = rows["x"] if isinstance(rows, Mapping) else rows
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draws = model.draw_given({"x": x}, 50, num_particles=50)["labels"].long()
+    num: Any = model.decoders[1].likelihood.num_levels
+    return _by_class("label_probabilities", "predicted_labels")(
+        torch.nn.functional.one_hot(draws, num).double().mean(0)
+    )
+
+
+def _pictures_of_labels(model: MultimodalVAE, given: Mapping[str, Tensor], mean: bool) -> Tensor:
+    if not mean:
+        return model.draw_given(given)["x"][0]
+    nothing = torch.full((len(given["labels"]), *model.decoder.event_shape), torch.nan)
+    return model.posterior_predictive({"x": nothing, "labels": given["labels"].float()}, mean=True)[0]
+
+
+def _codes(model: Any, rows: Any) -> Found:
+    return {"codes": model.codes(rows).cpu()}
+
+
+def _codes_of_categories(model: VAE, rows: Any) -> Found:
+    blocks = model.encode(rows).mean.unflatten(-1, (-1, model.encoder.posterior.num_values))  # pyright: ignore
+    return {"code_probabilities": blocks.cpu(), "codes": blocks.argmax(-1).cpu()}
+
+
+def _shares(model: TopicModel, rows: Any) -> Found:
+    return {"topic_shares": model.shares(rows).cpu()}
+
+
+def _levels(model: Any) -> str:
+    return f"levels of {', '.join(map(str, model.latent_dims))} latents, from the data up"
+
+
+MODELS: Mapping[str, Kind] = {
+    "vae": Kind(_vae),
+    "ladder": Kind(ladder_vae, ("latent_dims", "prior"), warmup=0.5, latents=_levels),
+    "conditional": Kind(
+        _conditional,
+        told="labels",
+        tell=beside.of_each,
+        levels="num_labels",
+        drawn_given=("labels",),
+        always_given=True,
+        priors={"conditional": "conditional"},
+    ),
+    "semi-supervised": Kind(
+        semi_supervised_vae,
+        (*_OF_LATENTS, "known", "label_weight"),
+        told="labels",
+        tell=beside.in_training,
+        levels="num_classes",
+        networks=("encoder_network", "decoder_network", "classifier_network"),
+        drawn_given=("labels",),
+        finds=_labels,
+    ),
+    "clusters": Kind(cluster_vae, ("latent_dim", "posterior", "num_clusters", "start_epochs"), finds=_clusters),
+    "vector-quantized": Kind(
+        vector_quantized_vae,
+        ("num_codes", "num_values", "code_dim"),
+        finds=_codes,
+        latents=lambda model: (
+            f"{model.encoder.latent_dim // model.encoder.posterior.code_dim} codes of "
+            f"{model.encoder.posterior.num_values} values, vectors of {model.encoder.posterior.code_dim}"
+        ),
+    ),
+    "categorical": Kind(
+        categorical_vae,
+        ("num_codes", "num_values", "estimator"),
+        finds=_codes_of_categories,
+        latents=lambda model: (
+            f"{model.latent_dim // model.encoder.posterior.num_values} codes of "
+            f"{model.encoder.posterior.num_values} values"
+        ),
+    ),
+    "sequences": Kind(
+        _sequences,
+        ("latent_dim", "recurrent_dim"),
+        warmup=0.3,
+        told="lengths",
+        networks=(),
+        latents=lambda model: f"{model.num_steps} states of {model.prior.latent_dim} latents",
+    ),
+    "multimodal": Kind(
+        _multimodal,
+        ("latent_dim", "prior", "joint"),
+        warmup=0.5,
+        told="labels",
+        tell=beside.as_modality,
+        levels="num_labels",
+        networks=(),
+        has_gaps=False,
+        drawn_given=("labels",),
+        draw_given=_pictures_of_labels,
+        finds=_labels_of_pictures,
+        latents=lambda model: f"{model.prior.latent_dim} latents of rows and labels",
+    ),
+    "pooled": Kind(
+        pooled_vae,
+        (*_OF_LATENTS, "groups"),
+        told="groups",
+        tell=beside.of_groups,
+        levels="num_groups",
+        networks=(),
+        drawn_given=("groups",),
+    ),
+    "topics": Kind(
+        _topics,
+        ("num_topics", "posterior"),
+        networks=(),
+        drawn_given=("total_count",),
+        always_given=True,
+        likelihood=("multinomial", "a topic model describes the words of a document, whose number is given"),
+        columns="count",
+        finds=_shares,
+        latents=lambda model: f"{model.prior.latent_dim} topics",
+    ),
+}
+# What only some models have.
+OPTIONS = tuple(dict.fromkeys(option for kind in MODELS.values() for option in kind.options))
+_SETTINGS = ("known", "start_epochs", "groups")  # of training and of the data, and not of a builder
+
+
+def check_options(word: str, settings: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+    """Refuses an option that the model does not have.
+
+    Raises:
+        ValueError: naming it, and those that it has.
+    """
+    kind = MODELS[word]
+    others = [name for name in OPTIONS if name not in kind.options and settings[name] != usual[name]]
+    if word == "pooled" and settings["labels"] != usual["labels"]:
+        others.append("labels")
+    if not kind.networks and settings["network"] != usual["network"]:
+        others.append("network")
+    if not kind.networks and settings["normalization"] != usual["normalization"]:
+        others.append("normalization")
+    if others:
+        known = ", ".join(_flag(name) for name in kind.options)
+        raise ValueError(f"--model {word} has no {_flag(others[0])}: leave it out; of its own it has {known}")
+    if settings["missing"] and not kind.has_gaps:
+        raise ValueError(f"--model {word} takes rows with gaps as they are: leave out --missing")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def of_builder(word: str) -> tuple[str, ...]:
+    """The options that a model's builder is given."""
+    return tuple(name for name in MODELS[word].options if name not in _SETTINGS)
+
+
+def scores(kind: Kind, model: Any, rows: Any, y: Tensor | None) -> dict[str, float]:
+    """How often a model is right about rows whose labels ``y`` are known, -1 where one is not; none if it says nothing.
+
+    Clusters have no names: each is taken for a label, as well as can be.
+    """
+    if y is None or not bool((there := y >= 0).any()):
+        return {}
+    found = kind.finds(model, rows)
+    if "predicted_labels" in found:
+        name, share = "accuracy", float((found["predicted_labels"] == y)[there].double().mean())
+    elif "clusters" in found:
+        name, share = "cluster_accuracy", matched(found["clusters"][there], y[there])[0]
+    else:
+        return {}
+    num = int(there.sum())
+    return {name: share, f"{name}_se": (share * (1 - share) / num) ** 0.5, "num_labelled": num}
+
+
+def start_clusters(vae: Any, rows: Any, *, seed: int, **options: Any) -> bool:
+    """Trains the same networks with a standard normal prior, and lets clusters start where k-means finds them.
+
+    Returns:
+        False if that was interrupted.
+    """
+    plain = VAE(StandardNormal(vae.prior.latent_dim), vae.decoder, vae.encoder, vae.transform, vae.missing)
+    history = fit(plain, rows, seed=seed, schedule="constant", **options)
+    if history.attrs["stopped"] == "interrupted":
+        return False
+    vae.start_at(rows, seed=seed)
+    return True
+
+
+def matched(clusters: Tensor, y: Tensor) -> tuple[float, Tensor]:
+    """The share of rows that are right when each cluster is named after a label as well as can be, and the names."""
+    from scipy.optimize import linear_sum_assignment
+
+    num = int(max(clusters.max(), y.max())) + 1
+    table = torch.zeros(num, num).index_put((clusters, y), torch.ones(len(y)), accumulate=True)
+    names = torch.as_tensor(linear_sum_assignment(-table)[1])
+    return float((names[clusters] == y).double().mean()), names
