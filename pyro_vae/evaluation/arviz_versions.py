@@ -1,5 +1,6 @@
 """ArviZ, before its version 1 and from it: the few calls that changed, in one place."""
 
+import importlib
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -32,10 +33,9 @@ def pareto_k(log_weights: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         if _before_version_1(arviz):
             return np.asarray(arviz.psislw(log_weights)[1])
-        from arviz_stats.base import array_stats
-
         # This one takes log-likelihoods, as leaving rows out needs them, and weighs by their inverse.
-        return np.asarray(array_stats.psislw(-log_weights, axis=-1)[1])
+        fit = importlib.import_module("arviz_stats.base").array_stats.psislw
+        return np.asarray(fit(-log_weights, axis=-1)[1])
 
 
 def arviz_groups(

@@ -12,7 +12,7 @@ import torch
 from pyro_vae._support.arrays import as_tensor
 from pyro_vae._support.names import lookup
 from pyro_vae.data.rows import Inputs
-from pyro_vae.evaluation.report import evidence, guide, predictive, samples
+from pyro_vae.evaluation.report import calibration, evidence, guide, predictive, samples
 from pyro_vae.evaluation.report.findings import Report, Section
 from pyro_vae.evaluation.report.job import SIZES, Job
 from pyro_vae.pair import Pair
@@ -30,6 +30,8 @@ _PARTS: Mapping[str, tuple[str, Part]] = {
     "gaps": ("Why is the ELBO below the evidence?", guide.gaps),
     "nuts": ("Is the guide the posterior? NUTS on a few rows", guide.nuts),
     "calibration": ("Is the guide calibrated on the model's own data?", guide.calibration),
+    "joint_calibration": ("Is it calibrated for all latents together?", calibration.joint),
+    "calibration_at_rows": ("Is the guide calibrated at the data's own rows?", calibration.at_rows),
     "coverage": ("Do predictive intervals hold what they say?", predictive.coverage),
     "prior_predictive": ("Does it draw such data? Prior predictive check", predictive.checks("prior")),
     "posterior_predictive": ("Does its likelihood fit? Posterior predictive check", predictive.checks("posterior")),
