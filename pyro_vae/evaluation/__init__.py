@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.calibration import SimulationBasedCalibration, simulation_based_calibration
     from pyro_vae.evaluation.calibration_at_rows import CalibrationAtRows, calibration_at_rows
     from pyro_vae.evaluation.classifier import ClassifierFeatures, train_classifier_features
+    from pyro_vae.evaluation.comparison import Comparison, compare
     from pyro_vae.evaluation.contract import Contract, check_pair
     from pyro_vae.evaluation.coverage import PredictiveCoverage, predictive_coverage
     from pyro_vae.evaluation.criticism import PredictiveCheck, predictive_check
@@ -37,6 +38,7 @@ __all__ = [
     "AnnealedBounds",
     "CalibrationAtRows",
     "ClassifierFeatures",
+    "Comparison",
     "Contract",
     "Evidence",
     "Finding",
@@ -55,6 +57,7 @@ __all__ = [
     "calibration_at_rows",
     "check_pair",
     "checkerboard",
+    "compare",
     "default_statistics",
     "diagnose_guide",
     "evaluate",
@@ -89,6 +92,7 @@ __getattr__, __dir__ = lazily(
         "calibration": ("SimulationBasedCalibration", "simulation_based_calibration"),
         "calibration_at_rows": ("CalibrationAtRows", "calibration_at_rows"),
         "classifier": ("ClassifierFeatures", "train_classifier_features"),
+        "comparison": ("Comparison", "compare"),
         "contract": ("Contract", "check_pair"),
         "coverage": ("PredictiveCoverage", "predictive_coverage"),
         "criticism": ("PredictiveCheck", "predictive_check"),
