@@ -32,7 +32,8 @@ from scipy import special, stats
 from pyro_vae import Pair
 
 FOLDER = Path(__file__).parents[1] / "tests" / "references"
-PARALLEL = {"enumerate": "parallel"}
+PARALLEL: Any = {"enumerate": "parallel"}
+MULTIVARIATE: Any = stats.multivariate_normal
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -106,6 +107,11 @@ def plate(x: Any, batch_size: int | None) -> Any:
 Truth = tuple[np.ndarray, dict[str, dict[str, np.ndarray]]]
 
 
+def log_sum_exp(values: np.ndarray, axis: int | None = None, *, keepdims: bool = False) -> np.ndarray:
+    """As SciPy has it, always an array."""
+    return np.asarray(special.logsumexp(values, axis, keepdims=keepdims))
+
+
 def of_normals(mean: np.ndarray, sd: np.ndarray) -> dict[str, np.ndarray]:
     """Moments and quantiles of normal distributions."""
     sd = np.broadcast_to(sd, mean.shape)
@@ -167,7 +173,7 @@ class LinearGaussian:
             seen = ~np.isnan(row)
             weight, off = self.weight[seen], (row - self.loc)[seen]
             noise = weight @ weight.T + self.scale**2 * np.eye(seen.sum())
-            evidence.append(stats.multivariate_normal.logpdf(off, cov=noise))
+            evidence.append(MULTIVARIATE.logpdf(off, cov=noise))
             gain = weight.T @ np.linalg.inv(noise)
             mean.append(gain @ off)
             sd.append(np.sqrt(np.diag(np.eye(2) - gain @ weight)))
@@ -206,7 +212,7 @@ class Words:
         of_words = of_latents[1:, 1:] + 0.25 * np.eye(3)
         gain = of_latents[:, 1:] @ np.linalg.inv(of_words)
         mean, sd = rows["x"] @ gain.T, np.sqrt(np.diag(of_latents - gain @ of_latents[1:]))
-        evidence = stats.multivariate_normal.logpdf(rows["x"], cov=of_words)
+        evidence = MULTIVARIATE.logpdf(rows["x"], cov=of_words)
         return evidence, {"level": of_normals(mean[:, 0], sd[0]), "meaning": of_normals(mean[:, 1:], sd[1:])}
 
 
@@ -238,7 +244,7 @@ class Clusters:
     def truth(self, rows: Mapping[str, np.ndarray]) -> Truth:
         x, spread = rows["x"][:, None], self.width**2 + self.scale**2
         logits = np.log(self.weights) + stats.norm.logpdf(x, self.locs, math.sqrt(spread))
-        evidence = special.logsumexp(logits, -1)
+        evidence = log_sum_exp(logits, -1)
         probs = np.exp(logits - evidence[:, None])
         loc, var = (x * self.width**2 + self.locs * self.scale**2) / spread, (self.width * self.scale) ** 2 / spread
         mean = (probs * loc).sum(-1)
@@ -260,7 +266,8 @@ class Counts:
         def model(x=None, *, batch_size=None):
             with plate(x, batch_size):
                 z = pyro.sample("rate", dist.Gamma(torch.tensor(self.shape), self.rate))
-                return pyro.sample("x", dist.Poisson(z[..., None]).expand([*z.shape, 4]).to_event(1), obs=x)
+                fn: Any = dist.Poisson(z[..., None]).expand([*z.shape, 4])
+                return pyro.sample("x", fn.to_event(1), obs=x)
 
         def guide(x):
             with plate(x, None):
@@ -292,7 +299,7 @@ class Shares:
         def model(x=None, *, batch_size=None):
             with plate(x, batch_size):
                 shares = pyro.sample("shares", dist.Dirichlet(prior))
-                fn = dist.Categorical(shares[..., None, :]).expand([*shares.shape[:-1], 9])
+                fn: Any = dist.Categorical(shares[..., None, :]).expand([*shares.shape[:-1], 9])
                 return pyro.sample("x", fn.to_event(1), obs=x)
 
         def guide(x):
@@ -359,7 +366,7 @@ class Schools:
             mu = (row / spread).sum(-1) / precision
             log = -0.5 * (8 * math.log(2 * math.pi) + np.log(spread).sum(-1) + np.log(25 * precision))
             log += -0.5 * ((row**2 / spread).sum(-1) - mu**2 * precision) + np.log(share)
-            evidence.append(special.logsumexp(log))
+            evidence.append(log_sum_exp(log))
             probs = np.exp(log - evidence[-1])
             gain = widths[:, None] / spread
             loc, var = gain * (row - mu[:, None]), self.errors**2 / spread + gain**2 / precision[:, None]
@@ -411,8 +418,8 @@ class Items:
         grid = np.linspace(-9, 9, 20_001)
         sign = 2 * rows["x"][:, None] - 1
         log = special.log_expit(sign * self.slopes * (grid[:, None] - self.places)).sum(-1) + stats.norm.logpdf(grid)
-        evidence = special.logsumexp(log, -1) + math.log(grid[1] - grid[0])
-        probs = np.exp(log - special.logsumexp(log, -1, keepdims=True))
+        evidence = log_sum_exp(log, -1) + math.log(grid[1] - grid[0])
+        probs = np.exp(log - log_sum_exp(log, -1, keepdims=True))
         return evidence, {"ability": of_grid(grid, probs)}
 
 
@@ -452,8 +459,8 @@ class Decoder:
         logits = np.tanh(z @ self.into.T + self.bias) @ self.out.T
         log = np.stack([special.log_expit((2 * row - 1) * logits).sum(-1) for row in rows["x"]])
         log += stats.norm.logpdf(z).sum(-1)
-        evidence = special.logsumexp(log, -1) + 2 * math.log(axis[1] - axis[0])
-        probs = np.exp(log - special.logsumexp(log, -1, keepdims=True))
+        evidence = log_sum_exp(log, -1) + 2 * math.log(axis[1] - axis[0])
+        probs = np.exp(log - log_sum_exp(log, -1, keepdims=True))
         probs = probs.reshape(-1, len(axis), len(axis))
         each = [of_grid(axis, probs.sum(other)) for other in (2, 1)]
         return evidence, {"z": {what: np.stack([found[what] for found in each], -1) for what in each[0]}}

@@ -1,4 +1,4 @@
-"""The page of a report: what it is of, what its numbers are checked by, what to try, and how it fits a narrow screen."""
+"""The page of a report: what it is of, what checks its numbers, what to try, and how it fits a narrow screen."""
 
 import importlib
 import json
