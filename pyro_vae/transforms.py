@@ -392,7 +392,8 @@ def _row_noise(x: Tensor, seed: int) -> Tensor:
     flat = (x.reshape(x.shape[0], -1).double() * 2**30).round().long()
     start = (seed * 0x9E3779B1 + 2**63) % 2**64 - 2**63
     place = _mix64(torch.arange(flat.shape[1], device=x.device) + start)
-    row = _mix64(_wrapping_sum(flat * (place | 1)))
+    total = _wrapping_sum(flat * (place | 1))
+    row = _mix64(total + (total == 0))  # of nothing but zeros a hash makes zeros
     keys = (row.to(torch.int32), (row >> 32).to(torch.int32))
     noise = _hashed(torch.arange(flat.shape[1], dtype=torch.int32, device=x.device), *keys)
     return (noise.to(x.dtype) * 2.0**-24).reshape(x.shape)

@@ -11,12 +11,16 @@ import typer
 from pyro_vae import evaluate
 from pyro_vae._support import files
 from pyro_vae._support.names import lookup
-from pyro_vae.evaluation import evaluate_suite, render_html
+from pyro_vae.evaluation import compare, evaluate_suite, render_html
 from pyro_vae.evaluation.report import PARTS
 
 
 def main(
     run: Annotated[Path, typer.Argument(help="A run folder that train.py left.", metavar="RUN")],
+    other: Annotated[
+        Path | None,
+        typer.Argument(help="Another, to compare with it on the same rows by their evidence.", metavar="OTHER"),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The file to write, JSON.")] = Path("metrics.json"),
     suite: Annotated[
         str | None,
@@ -41,6 +45,7 @@ def main(
 ) -> None:
     """Evaluates a trained model: ELBO, rate (KL) and distortion in nats per datum, bits per dimension, active units.
 
+    With a second run: by how many nats a row one is more probable than the other, and in which rows they differ most.
     Names that end in _se hold the standard error over rows. Units are those of the data. With --suite, the report says
     in its first lines what is wrong, what is worth a look and what is fine, and by which thresholds.
     """
@@ -49,10 +54,23 @@ def main(
     elif parts is not None:
         raise ValueError("--parts chooses among those of a suite: add --suite quick or --suite full")
     chosen = None if parts is None else [lookup(name.strip(), PARTS, "part") for name in parts.split(",")]
+    if other is not None and suite is not None:
+        raise ValueError("two runs are compared by their evidence alone: give either OTHER or --suite")
     vae = cli.open_run(run, device)
     write = cli.writer(out, {".json": files.write_json})
     held = cli.data_for(run, data, data_root)
     rows, kind = cli.rows_of(run, held), cli.kind_of(run)
+    if other is not None:
+        found = compare(vae, cli.open_run(other, device), rows, seed=seed)
+        most = found.table()
+        print(f"{run} and {other} on the {len(found.difference):,} rows of {held.name}\n{found}\n")
+        print(
+            f"The rows that differ most, a for {run} and b for {other}:\n{most.to_string(float_format='{:.3f}'.format)}"
+        )
+        numbers = {"difference": found.mean, "difference_se": found.standard_error, "num_rows": len(found.difference)}
+        write({**numbers, "rows": most.to_dict("index")}, out)
+        print(f"written to {out}")
+        return
     metrics = evaluate(vae, rows, seed=seed)
     metrics |= models.scores(kind, vae, rows, cli.labels_of(run, held))
     for name in ("elbo", "rate", "distortion", "bits_per_dim", "auxiliary"):

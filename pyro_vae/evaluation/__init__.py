@@ -7,7 +7,9 @@ from pyro_vae._support.lazy import lazily
 if TYPE_CHECKING:
     from pyro_vae.evaluation.annealing import AnnealedBounds, ais_bounds
     from pyro_vae.evaluation.calibration import SimulationBasedCalibration, simulation_based_calibration
+    from pyro_vae.evaluation.calibration_at_rows import CalibrationAtRows, calibration_at_rows
     from pyro_vae.evaluation.classifier import ClassifierFeatures, train_classifier_features
+    from pyro_vae.evaluation.comparison import Comparison, compare
     from pyro_vae.evaluation.contract import Contract, check_pair
     from pyro_vae.evaluation.coverage import PredictiveCoverage, predictive_coverage
     from pyro_vae.evaluation.criticism import PredictiveCheck, predictive_check
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.evidence import Evidence, log_evidence
     from pyro_vae.evaluation.frechet import frechet_distance
     from pyro_vae.evaluation.inference_data import to_inference_data
+    from pyro_vae.evaluation.joint_calibration import JointCalibration, joint_calibration
     from pyro_vae.evaluation.latents import active_latents, latent_effects, nearest_rows
     from pyro_vae.evaluation.nuts import NutsPosterior, nuts_posterior
     from pyro_vae.evaluation.rate_distortion import rate_distortion_curve
@@ -34,12 +37,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnnealedBounds",
+    "CalibrationAtRows",
     "ClassifierFeatures",
+    "Comparison",
     "Contract",
     "Evidence",
     "Finding",
     "Gaps",
     "GuideDiagnosis",
+    "JointCalibration",
     "NutsPosterior",
     "PredictiveCheck",
     "PredictiveCoverage",
@@ -49,14 +55,17 @@ __all__ = [
     "SimulationBasedCalibration",
     "active_latents",
     "ais_bounds",
+    "calibration_at_rows",
     "check_pair",
     "checkerboard",
+    "compare",
     "default_statistics",
     "diagnose_guide",
     "evaluate",
     "evaluate_suite",
     "frechet_distance",
     "gaps",
+    "joint_calibration",
     "latent_effects",
     "log_evidence",
     "nearest_rows",
@@ -83,7 +92,9 @@ __getattr__, __dir__ = lazily(
     {
         "annealing": ("AnnealedBounds", "ais_bounds"),
         "calibration": ("SimulationBasedCalibration", "simulation_based_calibration"),
+        "calibration_at_rows": ("CalibrationAtRows", "calibration_at_rows"),
         "classifier": ("ClassifierFeatures", "train_classifier_features"),
+        "comparison": ("Comparison", "compare"),
         "contract": ("Contract", "check_pair"),
         "coverage": ("PredictiveCoverage", "predictive_coverage"),
         "criticism": ("PredictiveCheck", "predictive_check"),
@@ -91,6 +102,7 @@ __getattr__, __dir__ = lazily(
         "evidence": ("Evidence", "log_evidence"),
         "frechet": ("frechet_distance",),
         "inference_data": ("to_inference_data",),
+        "joint_calibration": ("JointCalibration", "joint_calibration"),
         "latents": ("active_latents", "latent_effects", "nearest_rows"),
         "nuts": ("NutsPosterior", "nuts_posterior"),
         "rate_distortion": ("rate_distortion_curve",),

@@ -2,7 +2,7 @@ r"""Annealed importance sampling: the evidence of each row by many small steps f
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from pyro_vae.inference.structure import Structure
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import evaluating, forked_random_state
 
-__all__ = ["AnnealedBounds", "ais_bounds", "annealed_draws", "sigmoidal_schedule"]
+__all__ = ["AnnealedBounds", "ais_bounds", "annealed_draws", "posterior_kernel", "sigmoidal_schedule"]
 
 _PILOT_CHAINS = 16
 _PILOT_TRANSITIONS = 100  # at least so many in a pilot run, however few the temperatures
@@ -279,6 +279,29 @@ def annealed_draws(
     moves, _ = _pilot(near, temperatures, num_leapfrog)
     weights, _, point = _anneal(near, near.draw(num_chains), temperatures, moves)
     return near.latents(point.u), weights
+
+
+def posterior_kernel(density: LatentDensity, num_leapfrog: int = 5) -> Callable[[Point, int], Point]:
+    """Transitions that leave each row's posterior as it is, and are the same back as forth.
+
+    Step sizes are adapted on chains of their own, from draws of the density's start, and then held.
+
+    Args:
+        density: Of the latents of N rows.
+        num_leapfrog: Leapfrog steps of a transition.
+
+    Returns:
+        A function of where chains are, and how many transitions they are to make.
+    """
+    moves, _ = _pilot(density, [0.0, 1.0, 1.0], num_leapfrog)
+    steps = moves.steps[0][:, None] * moves.scale
+
+    def moved(point: Point, num_transitions: int) -> Point:
+        for _ in range(num_transitions):
+            point, _ = _transition(density, point, 1.0, steps, num_leapfrog)
+        return point
+
+    return moved
 
 
 @dataclass(frozen=True)

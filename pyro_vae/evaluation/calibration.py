@@ -6,6 +6,7 @@ of y among them, with ties put in an order at random, is uniform on 0, …, S: f
 too (Czado, Gneiting & Held, *Predictive model assessment for count data*, 2009).
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,8 @@ def simulation_based_calibration(
         num_simulations: Rows drawn from the model.
         num_draws: Draws S of the guide for each.
         quantities: By name, more functions of the latents, which come by site name as keyword arguments, rows first:
-            ``lambda z: z.norm(dim=-1)``. They return ``(N,)`` or ``(N, K)``.
+            ``lambda z: z.norm(dim=-1)``. One that names ``x``, or another keyword argument of the programs, is given
+            that too, in the model's units: ``lambda z, x: (z * x[:, :2]).sum(-1)``. They return ``(N,)`` or ``(N, K)``.
         given: The programs' keyword arguments, ``num_simulations`` rows each where they have rows:
             ``given={"labels": labels}``. With a ``mask`` the guide is compared with the posterior given the entries
             where it is true. The argument of an observed site may be among them, as it is in data; its values are not
@@ -211,10 +213,19 @@ def _quantities(
     for name, quantity in quantities.items():
         if name in named:
             raise ValueError(f"there is a quantity {name!r} already: give yours another name")
-        named[name] = torch.as_tensor(quantity(**latents))
+        named[name] = torch.as_tensor(quantity(**_named_by(quantity, batch), **latents))
         if named[name].dim() == 0 or len(named[name]) != len(batch):
             raise ValueError(
                 f"the quantity {name!r} has shape {tuple(named[name].shape)} for {len(batch)} rows; it must give one "
                 f"number, or a vector of them, for each row"
             )
     return named
+
+
+def _named_by(quantity: Quantity, batch: Batch) -> dict[str, Any]:
+    """Of the data, what a function names among its arguments."""
+    try:
+        wanted = inspect.signature(quantity).parameters
+    except (TypeError, ValueError):  # written in C
+        return {}
+    return {name: value for name, value in {**batch.arguments, "x": batch.x}.items() if name in wanted}

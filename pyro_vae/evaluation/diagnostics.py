@@ -1,19 +1,17 @@
 r"""Whether the guide is right for a row: Pareto-smoothed :math:`\hat k` and effective sample size of its weights."""
 
 import math
-import warnings
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_vae.data.rows import Inputs
+from pyro_vae.evaluation.arviz_versions import import_arviz, pareto_k
 from pyro_vae.evaluation.evidence import log_mean_exp, reduce_log_weights
 from pyro_vae.pair import Pair
 
-__all__ = ["GuideDiagnosis", "diagnose_guide", "import_arviz"]
+__all__ = ["GuideDiagnosis", "diagnose_guide"]
 
 
 @dataclass(frozen=True)
@@ -92,30 +90,16 @@ def diagnose_guide(pair: Pair, x: Inputs, num_particles: int = 1000, *, seed: in
     """
     if num_particles < 25:
         raise ValueError(f"num_particles must be at least 25, for a tail to fit; found {num_particles}")
-    psislw = import_arviz().psislw
+    import_arviz()  # says what to install before the programs are run
     tail = math.ceil(min(num_particles / 5, 3 * math.sqrt(num_particles)))
 
     def diagnosed(log_weights: Tensor) -> Tensor:
         largest = log_weights.topk(tail + 1, dim=0).values
         flat = largest[0] - largest[3] <= 1e-6 * (1 + largest[0].abs())  # no more than rounding
-        with np.errstate(all="ignore"):
-            k_hat = torch.from_numpy(psislw(log_weights.T.cpu().numpy())[1]).to(log_weights)
-        return torch.stack([torch.where(flat, 0.0, k_hat), log_mean_exp(log_weights)[2]])
+        k_hat = torch.zeros_like(largest[0])
+        if not bool(flat.all()):
+            k_hat[~flat] = torch.from_numpy(pareto_k(log_weights[:, ~flat].T.cpu().numpy())).to(k_hat)
+        return torch.stack([k_hat, log_mean_exp(log_weights)[2]])
 
     (k_hat, ess), _, _ = reduce_log_weights(pair, x, diagnosed, num_particles=num_particles, seed=seed)
     return GuideDiagnosis(k_hat, ess, num_particles)
-
-
-def import_arviz() -> Any:
-    """ArviZ, imported when it is needed.
-
-    Raises:
-        ImportError: if it is not installed, with the command that does so.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it announces its next version
-            import arviz
-    except ImportError as error:
-        raise ImportError("this needs ArviZ: pip install 'pyro-vae[evaluation]'") from error
-    return arviz

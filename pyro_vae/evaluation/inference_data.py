@@ -11,8 +11,8 @@ from torch import Tensor
 
 import pyro_vae
 from pyro_vae.data.rows import Inputs
+from pyro_vae.evaluation.arviz_versions import arviz_groups, import_arviz
 from pyro_vae.evaluation.described import as_described
-from pyro_vae.evaluation.diagnostics import import_arviz
 from pyro_vae.evaluation.simulation import check_forward
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.predictive import enumerated_latents, rows_first, without_sites
@@ -27,7 +27,7 @@ Program = Any
 
 
 def to_inference_data(pair: Pair, x: Inputs, *, num_samples: int = 500, seed: int = 0) -> Any:
-    r"""Draws from both programs at these rows, as :class:`arviz.InferenceData`.
+    r"""Draws from both programs at these rows, as ArviZ takes them.
 
     Its groups, with dimensions ``chain`` (one), ``draw`` (S of them) and ``row`` (N) before those of a site's other
     plates and of an event; latents outside the plate ``"data"`` have no ``row``:
@@ -63,7 +63,7 @@ def to_inference_data(pair: Pair, x: Inputs, *, num_samples: int = 500, seed: in
         seed: Seeds everything; the caller's random state is left alone.
 
     Returns:
-        An ``arviz.InferenceData``.
+        An ``arviz.InferenceData``, or with ArviZ 1 or later an ``xarray.DataTree`` with the same groups.
 
     Raises:
         ContractError: if the programs break the contract, or the model does not run without data.
@@ -75,13 +75,13 @@ def to_inference_data(pair: Pair, x: Inputs, *, num_samples: int = 500, seed: in
         >>> from pyro_vae.likelihoods import Poisson
         >>> vae = mlp_vae((3,), latent_dim=2, likelihood=Poisson())
         >>> data = to_inference_data(vae, torch.ones(4, 3), num_samples=10)
-        >>> dict(data.posterior["z"].sizes)
-        {'chain': 1, 'draw': 10, 'row': 4, 'z_dim_1': 2}
+        >>> data.posterior["z"].dims[:3], data.posterior["z"].shape
+        (('chain', 'draw', 'row'), (1, 10, 4, 2))
 
     Source: Vehtari, Gelman & Gabry, *Practical Bayesian model evaluation using leave-one-out cross-validation and
     WAIC*, 2017, for ``loo``; Kumar et al., *ArviZ*, 2019, for the format.
     """
-    arviz = import_arviz()
+    import_arviz()  # says what to install before the programs are run
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, found {num_samples}")
     rows = next(pair.check(x).chunks(2**62))
@@ -100,11 +100,13 @@ def to_inference_data(pair: Pair, x: Inputs, *, num_samples: int = 500, seed: in
     held = set(structure.observed.values())
     constant = {n: v for n, v in arguments.items() if n not in held and v is not None and not _is_mask(n, held)}
     by_row = [*draws.by_row, *observed, *(name for name in constant if name in batch.context)]
-    return arviz.from_dict(
+    groups = {
         **draws.stacked(),
-        observed_data={name: value.cpu().numpy() for name, value in observed.items()},
-        constant_data={n: v.cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for n, v in constant.items()}
-        or None,
+        "observed_data": {name: value.cpu().numpy() for name, value in observed.items()},
+        "constant_data": {n: v.cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for n, v in constant.items()},
+    }
+    return arviz_groups(
+        groups,
         dims={name: ["row"] for name in by_row},
         coords={"row": np.arange(len(batch))},
         attrs={"inference_library": "pyro_vae", "inference_library_version": pyro_vae.__version__},

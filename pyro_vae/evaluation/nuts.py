@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_vae.data.rows import Inputs
-from pyro_vae.evaluation.diagnostics import import_arviz
+from pyro_vae.evaluation.arviz_versions import import_arviz
 from pyro_vae.evaluation.latent_density import support_of
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.structure import (

@@ -59,10 +59,12 @@ class Report:
     Args:
         suite: ``"quick"`` or ``"full"``.
         sections: The parts by name, in their order.
+        facts: What it is a report of, by name: versions, settings, the rows and their fingerprint.
     """
 
     suite: str
     sections: Mapping[str, Section]
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def findings(self) -> list[Finding]:
@@ -81,7 +83,8 @@ class Report:
         """Numbers by section and the findings, as JSON data."""
         numbers = {name: section.numbers for name, section in self.sections.items() if section.numbers}
         findings = [{"level": finding.level, "text": finding.text} for finding in self.findings]
-        return {"suite": self.suite, "verdict": self.verdict, "findings": findings, **_plain(numbers)}
+        facts = {"facts": dict(self.facts)} if self.facts else {}
+        return {"suite": self.suite, **facts, "verdict": self.verdict, "findings": findings, **_plain(numbers)}
 
     def __str__(self) -> str:
         lines = [f"{finding.level:<6}{finding.text}" for finding in self.findings]

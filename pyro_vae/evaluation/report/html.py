@@ -2,11 +2,13 @@
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
 from pyro_vae.evaluation.report.findings import Finding, Report, Section
+from pyro_vae.evaluation.report.guidance import GUIDANCE
+from pyro_vae.evaluation.report.thresholds import LEVELS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["render_html"]
 
 _MARKS = {"wrong": "✗ wrong", "look": "! look", "fine": "✓ fine"}
+
+_WAYS = {"wrong": "What to try", "look": "What to try", "fine": "More"}
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b }
@@ -25,6 +29,15 @@ ul.findings li { margin: .35rem 0; padding-left: 5.5rem; text-indent: -5.5rem }
 .wrong .mark { color: #b3261e } .look .mark { color: #8a5a00 } .fine .mark { color: #2e6b34 }
 .about { color: #555 } img { max-width: 100% } figcaption { color: #555; font-size: .9rem }
 table { border-collapse: collapse; font-size: .9rem } td, th { padding: .15rem .7rem; text-align: right }
+.wide { overflow-x: auto } .next { border-left: 3px solid #8a5a00; padding-left: .7rem }
+.checked, dl.facts { color: #555; font-size: .9rem }
+dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem }
+dl.facts dd { margin: 0; overflow-wrap: anywhere }
+figure { margin: 1rem 0 } h1, h2 { overflow-wrap: anywhere }
+@media (max-width: 36rem) {
+  ul.findings li { padding-left: 0; text-indent: 0 } .mark { display: block } td, th { padding: .15rem .35rem }
+  dl.facts { display: block } dl.facts dd { margin-bottom: .5rem }
+}
 tr + tr td, tr + tr th { border-top: 1px solid #eee } th:first-child { text-align: left; font-weight: 400 }
 """
 
@@ -36,35 +49,55 @@ def render_html(report: Report, title: str = "Evaluation") -> str:
         report: What was found.
         title: Its heading, such as the run's name.
     """
+    found = [(name, finding) for name, section in report.sections.items() for finding in section.findings]
     lines = [
         "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title)}</title>",
         f"<style>{_STYLE}</style></head><body>",
         f"<h1>{escape(title)}</h1>",
         f"<p><strong>{escape(report.verdict)}</strong></p>",
-        *_findings(report.findings),
+        *_findings(sorted(found, key=lambda part: LEVELS.index(part[1].level))),
         f'<p class="about">Suite: {escape(report.suite)}. Thresholds are named below, where they are '
         f"used. “Fine” means that this check found nothing, not that there is nothing.</p>",
     ]
-    for section in report.sections.values():
-        lines += _section(section)
+    lines += _facts(report)
+    for name, section in report.sections.items():
+        lines += _section(name, section)
     return "\n".join([*lines, "</body></html>", ""])
 
 
-def _findings(findings: list[Finding]) -> Iterator[str]:
+def _findings(findings: Iterable[tuple[str, Finding]]) -> Iterator[str]:
+    """Each with the way to its part, which says what to try; none where they stand in it."""
     yield '<ul class="findings">'
-    for finding in findings:
+    for name, finding in findings:
         mark = f'<span class="mark">{_MARKS[finding.level]}</span>'
-        yield f'<li class="{finding.level}">{mark}{escape(finding.text)}</li>'
+        way = f' <a href="#{escape(name)}">{_WAYS[finding.level]}</a>' if name else ""
+        yield f'<li class="{finding.level}">{mark}{escape(finding.text)}{way}</li>'
     yield "</ul>"
 
 
-def _section(section: Section) -> Iterator[str]:
-    yield f"<h2>{escape(section.title)}</h2>"
+def _facts(report: Report) -> Iterator[str]:
+    if report.facts:
+        yield '<dl class="facts">'
+        for name, value in report.facts.items():
+            yield f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>"
+        yield "</dl>"
+
+
+def _section(name: str, section: Section) -> Iterator[str]:
+    yield f'<h2 id="{escape(name)}">{escape(section.title)}</h2>'
     if section.findings:
-        yield from _findings(section.findings)
+        yield from _findings(("", finding) for finding in section.findings)
+    guidance = GUIDANCE.get(name)
+    if guidance is not None and any(finding.level != "fine" for finding in section.findings):
+        said = escape(guidance.what_to_try)
+        yield f'<p class="next">What to try: {said} More in <code>{escape(guidance.place)}</code>.</p>'
     if section.about:
         yield f'<p class="about">{escape(section.about)}</p>'
+    if guidance is not None and section.findings:
+        yield f'<p class="checked">Checked by: {escape(guidance.checked_by)}.</p>'
     for caption, table in section.tables.items():
         yield _table(table, caption)
     for caption, figure in section.figures.items():
@@ -74,7 +107,7 @@ def _section(section: Section) -> Iterator[str]:
 
 def _table(table: "pd.DataFrame", caption: str) -> str:
     content = table.rename_axis(None).to_html(border=0, float_format=lambda value: f"{value:.4g}")
-    return (f"<p>{escape(caption)}</p>" if caption else "") + content
+    return (f"<p>{escape(caption)}</p>" if caption else "") + f'<div class="wide">{content}</div>'
 
 
 def _png(figure: "Figure") -> str:

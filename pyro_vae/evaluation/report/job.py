@@ -25,6 +25,7 @@ class Size:
     gaps: tuple[int, int]  # rows, steps of the refinement
     nuts: tuple[int, int]  # rows, draws of each chain
     simulations: tuple[int, int]  # rows drawn, draws of the guide for each
+    at_rows: tuple[int, int]  # rows, transitions of each chain
     coverage_rows: int
     check_rows: int | None
     replications: int
@@ -41,6 +42,7 @@ SIZES = {
         gaps=(20, 200),
         nuts=(0, 0),
         simulations=(300, 99),
+        at_rows=(100, 10),
         coverage_rows=300,
         check_rows=1000,
         replications=200,
@@ -55,6 +57,7 @@ SIZES = {
         gaps=(500, 500),
         nuts=(3, 1000),
         simulations=(2000, 199),
+        at_rows=(500, 50),
         coverage_rows=2000,
         check_rows=None,
         replications=400,

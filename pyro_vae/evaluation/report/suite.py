@@ -12,7 +12,8 @@ import torch
 from pyro_vae._support.arrays import as_tensor
 from pyro_vae._support.names import lookup
 from pyro_vae.data.rows import Inputs
-from pyro_vae.evaluation.report import evidence, guide, predictive, samples
+from pyro_vae.evaluation.report import calibration, evidence, guide, predictive, samples
+from pyro_vae.evaluation.report.facts import facts
 from pyro_vae.evaluation.report.findings import Report, Section
 from pyro_vae.evaluation.report.job import SIZES, Job
 from pyro_vae.pair import Pair
@@ -30,6 +31,8 @@ _PARTS: Mapping[str, tuple[str, Part]] = {
     "gaps": ("Why is the ELBO below the evidence?", guide.gaps),
     "nuts": ("Is the guide the posterior? NUTS on a few rows", guide.nuts),
     "calibration": ("Is the guide calibrated on the model's own data?", guide.calibration),
+    "joint_calibration": ("Is it calibrated for all latents together?", calibration.joint),
+    "calibration_at_rows": ("Is the guide calibrated at the data's own rows?", calibration.at_rows),
     "coverage": ("Do predictive intervals hold what they say?", predictive.coverage),
     "prior_predictive": ("Does it draw such data? Prior predictive check", predictive.checks("prior")),
     "posterior_predictive": ("Does its likelihood fit? Posterior predictive check", predictive.checks("posterior")),
@@ -81,7 +84,7 @@ def evaluate_suite(
     """
     size = SIZES[lookup(suite, SIZES, "suite")]
     chosen = PARTS if parts is None else [lookup(name, PARTS, "part") for name in parts]
-    rows = pair.check(x)
+    rows = pair.check(x, fingerprint=True)
     with forked_random_state(pair.device):
         few = next(iter(rows.batches([torch.arange(min(3, rows.num_rows))])))
         structure = pair.structure(pair.prepare(few))
@@ -93,7 +96,7 @@ def evaluate_suite(
         if progress is not None:
             progress(title)
         sections[name] = _section(title, part, job)
-    return Report(suite, sections)
+    return Report(suite, sections, facts(pair, rows, seed))
 
 
 def _section(title: str, part: Part, job: Job) -> Section:

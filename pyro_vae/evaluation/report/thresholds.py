@@ -144,6 +144,26 @@ THRESHOLDS: Mapping[str, Threshold] = {
             p_value < p and (largest >= wide or smallest <= tight or off >= shift)
         ),
     ),
+    "joint_calibration": Threshold(
+        "calibration of all latents together, p-value",
+        fine="from {p:g}",
+        look="below",
+        wrong="",
+        limits={"p": 0.01},
+        worth_a_look=lambda p_value, p: p_value < p,
+    ),
+    "calibration_at_rows": Threshold(
+        "calibration at the data's own rows, p-value of all quantities",
+        fine="from {p:g}",
+        look="below",
+        wrong="below, and the ranks of a latent spread {wide:g} times as wide as uniform ones or more, {tight:g} times "
+        "or less, or their mean is off by {shift:g} or more",
+        limits={"p": 0.01, "wide": 1.25, "tight": 0.8, "shift": 0.2},
+        worth_a_look=lambda p_value, largest, smallest, off, p, wide, tight, shift: p_value < p,
+        is_wrong=lambda p_value, largest, smallest, off, p, wide, tight, shift: (
+            p_value < p and (largest >= wide or smallest <= tight or off >= shift)
+        ),
+    ),
     "coverage": Threshold(
         "coverage of held-out entries, p-value of all levels",
         fine="from {p:g}",

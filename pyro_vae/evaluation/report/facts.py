@@ -1,0 +1,33 @@
+"""What a report is a report of, so that two can be told apart and one made again."""
+
+import platform
+
+import numpy as np
+import pyro
+import torch
+
+import pyro_vae
+from pyro_vae.data.rows import Rows
+from pyro_vae.pair import Pair
+
+__all__ = ["facts"]
+
+
+def facts(pair: Pair, rows: Rows, seed: int) -> dict[str, str]:
+    """Versions, the model, the rows and their fingerprint, in words."""
+    numbers = sum(p.numel() for p in pair.parameters())
+    shape = " × ".join(map(str, pair.event_shape or ())) or "one number"
+    kind = str(pair.dtype).removeprefix("torch.")
+    versions = (
+        f"pyro_vae {pyro_vae.__version__}",
+        f"PyTorch {torch.__version__}",
+        f"Pyro {pyro.__version__}",
+        f"NumPy {np.__version__}",
+        f"Python {platform.python_version()}",
+    )
+    return {
+        "versions": ", ".join(versions),
+        "model": f"{type(pair).__name__}, {numbers:,} parameters, {kind}, on {pair.device}",
+        "rows": f"{rows.num_rows:,} of {shape}, fingerprint {rows.fingerprint()}",
+        "seed": str(seed),
+    }
