@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -178,7 +178,14 @@ def known(y: Tensor, num: int | None, num_levels: int, seed: int) -> Tensor:
 
 def first(rows: Any, num: int) -> Any:
     """The first of rows, and of what they come with."""
-    return {name: value[:num] for name, value in rows.items()} if isinstance(rows, Mapping) else rows[:num]
+    return next(in_parts(rows, num, num))
+
+
+def in_parts(rows: Any, count: int, size: int) -> Iterator[Any]:
+    """So many rows in their order, and what they come with, a few at a time."""
+    for start in range(0, count, size):
+        part = slice(start, start + size)
+        yield {name: value[part] for name, value in rows.items()} if isinstance(rows, Mapping) else rows[part]
 
 
 def given(texts: Sequence[str], kind: Any, word: str, levels: Sequence[str], num: int) -> dict[str, Tensor]:

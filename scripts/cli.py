@@ -132,6 +132,13 @@ def data_for(run: Path, name: str | None, root: Path | None, *, whole: bool = Fa
     return with_labels(data, settings)
 
 
+def all_rows(run: Path, name: str | None, root: Path | None, *, held_out: bool) -> DataSet:
+    """All rows of some data in their order, or those that a run held out of what it was trained on."""
+    if held_out and not is_own(run, name):
+        raise ValueError(f"--held-out is for what {run} was trained on; of {name} all rows are taken: leave it out")
+    return data_for(run, name, root, whole=not held_out)
+
+
 def kinds_of(settings: Mapping[str, Any]) -> dict[str, str]:
     """The kinds of a table's columns that a run was given; what holds labels or groups is kept aside."""
     kinds = parse_kinds(settings.get("columns") or ())
@@ -262,12 +269,17 @@ def table_writers(
     return dict.fromkeys(TABLES, write)
 
 
+def seven_digits(number: float) -> float:
+    """As many digits as a float32 has."""
+    return float(f"{number:.7g}")
+
+
 def drawn_table(schema: Schema, x: torch.Tensor) -> Any:
     """Draws as a table, in which numbers have no more digits than the type of the draws."""
     table = schema.decode(x)
     if x.dtype == torch.float32:
         numbers = table.select_dtypes("float64")
-        table[numbers.columns] = numbers.map(lambda number: float(f"{number:.7g}"))
+        table[numbers.columns] = numbers.map(seven_digits)
     return table
 
 
@@ -331,6 +343,28 @@ def write_arrays(arrays: Mapping[str, torch.Tensor], out: Path) -> None:
     """Writes named arrays."""
     with files.replacing(out) as temporary:
         np.savez(temporary, allow_pickle=False, **{name: np.asarray(x) for name, x in arrays.items()})
+
+
+def result_writers(run: Path, data: DataSet) -> dict[str, Callable[[Mapping[str, Any], Path], None]]:
+    """What writes numbers of each row, with what comes along with the rows, by the end of the file's name."""
+
+    def write(found: Mapping[str, Any], out: Path) -> None:
+        import pandas as pd
+
+        schema = schema_of(run)
+        index = {} if schema is None else dict(with_index(schema, data, pd.DataFrame(index=range(len(data.x_test)))))
+        columns: dict[str, Any] = {**index, **{n: np.asarray(v) for n, v in what_comes_along(data).items()}}
+        for name, values in found.items():
+            if values.dtype.kind == "f":
+                values = np.vectorize(seven_digits, otypes=[float])(values)
+            parts = {name: values} if values.ndim == 1 else {f"{name}_{i + 1}": v for i, v in enumerate(values.T)}
+            columns |= {free_name(part, columns): value for part, value in parts.items()}
+        save_table(pd.DataFrame(columns), out)
+
+    def write_npz(found: Mapping[str, Any], out: Path) -> None:
+        write_arrays({**found, **what_comes_along(data)}, out)
+
+    return {".npz": write_npz, **dict.fromkeys(TABLES, write)}
 
 
 def what_comes_along(data: DataSet) -> dict[str, Any]:

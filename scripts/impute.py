@@ -38,9 +38,7 @@ def main(
     vae = cli.open_run(run, device)
     if vae.missing is None:
         raise ValueError(f"{run} was trained on whole rows: train with --missing nan, then impute by that run")
-    if held_out and not cli.is_own(run, data):
-        raise ValueError(f"--held-out is for what {run} was trained on; of {data} all rows are filled: leave it out")
-    rows = cli.data_for(run, data, data_root, whole=not held_out)
+    rows = cli.all_rows(run, data, data_root, held_out=held_out)
     known = cli.rows_of(run, rows)
     x = as_tensor(rows.x_test)
 

@@ -1,0 +1,130 @@
+"""What is written of rows, one by one: their latents, their evidence and what in them is out of place."""
+
+import contextlib
+
+import cli
+import encode
+import numpy as np
+import pandas as pd
+import pytest
+import score
+import torch
+import train
+
+from pyro_vae import load
+from pyro_vae.data.sources import load_data
+from pyro_vae.evaluation import log_evidence, unexpectedness
+
+
+def command(script, run, out, *arguments):
+    """Runs a script as from the command line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [script.__name__, str(run), "--out", str(out), *map(str, arguments)])
+        try:
+            cli.run_command(script.main)
+        except SystemExit as ended:
+            return ended.code
+        return 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run on a table whose rows have names, and one on digits."""
+    folder = tmp_path_factory.mktemp("rows")
+    rng = np.random.default_rng(0)
+    height = rng.normal(170, 10, 300).round(1)
+    table = pd.DataFrame(
+        {
+            "id": [f"p{i:03}" for i in rng.permutation(300)],
+            "height": height,
+            "weight": (height - 100 + rng.normal(0, 3, 300)).round(1),
+            "smokes": rng.choice(["yes", "no"], 300),
+        }
+    )
+    table.loc[7, "weight"] = 160.0
+    table.to_csv(folder / "people.csv", index=False)
+    of_people = ["--data", folder / "people.csv", "--columns", "id=index", "--latent-dim", 2, "--epochs", 150]
+    for name, arguments in {"people": of_people, "digits": ["--epochs", 2]}.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "sys.argv", ["train", "--hidden-dims", "16", "--out", str(folder / name), *map(str, arguments)]
+            )
+            with contextlib.suppress(SystemExit):
+                cli.run_command(train.main)
+    return folder
+
+
+def test_latents_are_in_the_order_of_the_file_with_what_names_its_rows(folder, tmp_path):
+    command(encode, folder / "people", tmp_path / "latents.csv")
+    found, people = pd.read_csv(tmp_path / "latents.csv"), pd.read_csv(folder / "people.csv")
+    assert list(found) == ["id", "rows", "mean_1", "mean_2", "scale_1", "scale_2"]
+    assert found["id"].tolist() == people["id"].tolist()
+    assert found["rows"].tolist() == list(range(300))
+    vae, data = load(folder / "people"), load_data(str(folder / "people.csv"), hold_out=False, kinds={"id": "index"})
+    q = vae.encode(data.x_test)
+    np.testing.assert_allclose(found[["mean_1", "mean_2"]], q.mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[["scale_1", "scale_2"]], q.stddev, rtol=1e-4, atol=1e-5)
+
+
+def test_latents_of_held_out_rows_as_arrays(folder, tmp_path):
+    command(encode, folder / "digits", tmp_path / "latents.npz", "--held-out")
+    found, data = np.load(tmp_path / "latents.npz"), load_data("digits")
+    assert sorted(found) == ["labels", "mean", "rows", "scale"]
+    np.testing.assert_array_equal(found["labels"], data.y_test)
+    np.testing.assert_allclose(found["mean"], load(folder / "digits").encode(data.x_test).mean, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_are_the_evidence_and_an_entry_out_of_place_is_named(folder, tmp_path):
+    command(score, folder / "people", tmp_path / "scores.csv", "--whole", "--entries", 1)
+    found = pd.read_csv(tmp_path / "scores.csv")
+    assert list(found) == ["id", "rows", "log_evidence", "standard_error", "entry_1", "nats_1"]
+    vae, data = load(folder / "people"), load_data(str(folder / "people.csv"), hold_out=False, kinds={"id": "index"})
+    expected = log_evidence(vae, data.x_test, num_particles=500)
+    np.testing.assert_allclose(found["log_evidence"], expected.log_evidence, rtol=1e-5)
+    assert int(found["log_evidence"].argmin()) == 7
+    assert found["entry_1"][7] in ("weight", "height")
+    assert found["nats_1"][7] == found["nats_1"].max() > 2
+
+
+def test_scores_of_pictures_have_a_number_for_each_pixel(folder, tmp_path):
+    for suffix in ("npz", "png"):
+        command(score, folder / "digits", tmp_path / f"scores.{suffix}", "--num-particles", 20)
+    found, data = np.load(tmp_path / "scores.npz"), load_data("digits")
+    expected = unexpectedness(load(folder / "digits"), data.x_test, num_particles=20)
+    np.testing.assert_allclose(found["unexpected"], expected, rtol=1e-4, atol=1e-5)
+    assert (tmp_path / "scores.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        (
+            "scores.csv",
+            ["--entries", 99],
+            "error: --entries must be from 0 to 64, the number of entries of a row; found 99",
+        ),
+        ("scores.json", [], "error: --out must end in .npz or .csv"),
+        ("scores.csv", ["--num-particles", 0], "error: num_particles must be at least 1, found 0"),
+    ],
+    ids=["entries", "suffix", "particles"],
+)
+def test_mistakes_are_one_sentence_and_nothing_is_written(folder, tmp_path, capsys, name, arguments, words):
+    assert command(score, folder / "digits", tmp_path / name, *arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(words)
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_least_expected_entries_leave_out_what_is_missing():
+    nats = np.array([[0.5, 3.0, np.nan], [np.nan, np.nan, np.nan]])
+    found = score.least_expected(nats, ["a", "b", "c"], 2)
+    assert found["entry_1"].tolist() == ["b", ""]
+    assert found["entry_2"].tolist() == ["a", ""]
+    assert found["nats_1"][0] == 3.0
+    assert np.isnan(found["nats_1"][1])
+
+
+def test_a_latent_of_kinds_has_probabilities():
+    q = torch.distributions.OneHotCategorical(probs=torch.tensor([[0.2, 0.8]]))
+    np.testing.assert_allclose(encode.beliefs(q)["probability"], [[0.2, 0.8]])
