@@ -93,7 +93,7 @@ def test_a_refined_guide_is_nearer_and_has_the_same_evidence(name):
     assert np.all(np.abs(found.log_evidence.numpy() - known.log_evidence) < 5 * found.standard_error.numpy() + 0.02)
 
 
-@pytest.mark.parametrize("name", some(PAIRS, "clusters"))
+@pytest.mark.parametrize("name", some(PAIRS, "counts"))
 def test_nuts_finds_the_moments(name):
     known = load(name)
     row = {key: value[:1] for key, value in known.rows.items()}

@@ -67,7 +67,7 @@ GUIDANCE: Mapping[str, Guidance] = {
     ),
     "calibration": Guidance(
         "ranks of all latents together, next; uniform ranks of exact guides in tests",
-        "Train on more rows that the model draws, or widen the family: ranks at both ends mean a guide too narrow.",
+        "Ranks at both ends mean a guide too narrow, in the middle too wide; the gaps say whose fault it is.",
         "is-the-guide-the-posterior",
     ),
     "joint_calibration": Guidance(
