@@ -224,8 +224,14 @@ def example(kind: Any, levels: Sequence[str]) -> str:
 
 
 def _parts(value: str, levels: Sequence[str]) -> list[str]:
-    """The levels that are named; a level may have a comma in it."""
-    return [value] if value.strip() in levels else value.split(",")
+    """The names that stand between commas; a level may have one in it."""
+    found, rest = [], value.split(",")
+    while rest:
+        ends = range(len(rest), 0, -1)
+        end = next((end for end in ends if ",".join(rest[:end]).strip() in levels), 1)
+        found.append(",".join(rest[:end]))
+        rest = rest[end:]
+    return found
 
 
 def _place(name: str, levels: Sequence[str], of: str) -> int:

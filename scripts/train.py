@@ -5,7 +5,7 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import UnionType
@@ -303,7 +303,7 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     if resuming and not checkpoint.exists() and (folder / "history.csv").exists():
         print(f"{folder} has been trained to its end: nothing is left to do.")
         return
-    kinds = cli.kinds_of(settings)
+    kinds: Mapping[str, Any] = cli.kinds_of(settings)
     reading = {option: settings[option] for option in cli.READING}
     known = None if settings.get("schema") is None else Schema.from_json(settings["schema"])
     with first_rank_first():
@@ -471,7 +471,7 @@ def objective_of(settings: dict[str, Any], epochs: int, usual_warmup: float) -> 
     return replace(elbo, kl_warmup=warmup * cycles / epochs)
 
 
-def check_same_columns(data: DataSet, kinds: dict[str, str], name: str) -> None:
+def check_same_columns(data: DataSet, kinds: Mapping[str, str], name: str) -> None:
     """Refuses a table whose columns would now be taken for something else than when the run was begun."""
     assert data.schema is not None
     if different := data.schema.differs(Schema.infer(data.table.frame, kinds)):

@@ -164,6 +164,9 @@ def test_a_column_holds_the_labels_of_a_table(run, data, tmp_path):  # noqa: F81
     folder, table = tmp_path / "run", data / "animals.csv"
     arguments = ("--data", table, "--labels", "species", "--epochs", 60, "--hidden-dims", 16, "--learning-rate", 0.01)
     assert run("train", "--model", "conditional", *arguments, "--out", folder)[0] == 0
+    mixed = ("--given", "labels=ant,cat, wild,bee", "--num-samples", 6)
+    assert run("sample", folder, *mixed, "--out", tmp_path / "mixed.csv")[0] == 0
+    assert pd.read_csv(tmp_path / "mixed.csv")["species"].tolist() == ["ant", "cat, wild", "bee"] * 2
     given = ("--given", "labels=cat, wild", "--num-samples", 200)
     assert run("sample", folder, *given, "--out", tmp_path / "cats.csv")[0] == 0
     cats = pd.read_csv(tmp_path / "cats.csv")
