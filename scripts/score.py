@@ -101,7 +101,8 @@ def draw(x: Any, found: dict[str, Any], out: Path) -> None:
         nats = torch.as_tensor(found["unexpected"][order]).clamp(min=0)
         rows.append(nats / nats.flatten(1).amax(1).reshape(-1, *(1,) * (nats.dim() - 1)) * rows[0].amax())
     labels = ("least probable", "unexpected")[: len(rows)]
-    title = f"log evidence from {found['log_evidence'][order[0]]:.1f} to {found['log_evidence'][order[-1]]:.1f} nats"
+    low, high = (f"{found['log_evidence'][row]:.1f}".replace("-", "−") for row in (order[0], order[-1]))
+    title = f"log evidence from {low} to {high} nats"
     plotting.save_figure(plotting.plot_grid(torch.stack(rows), row_labels=labels, title=title), out)
 
 

@@ -303,13 +303,13 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     if resuming and not checkpoint.exists() and (folder / "history.csv").exists():
         print(f"{folder} has been trained to its end: nothing is left to do.")
         return
-    kinds: Mapping[str, Any] = cli.kinds_of(settings)
+    kinds: Mapping[str, str] = cli.kinds_of(settings)
     reading = {option: settings[option] for option in cli.READING}
     known = None if settings.get("schema") is None else Schema.from_json(settings["schema"])
     with first_rank_first():
         data = cli.read_data(settings["data"], settings["data_root"], kinds=kinds, schema=known, **reading)
         if kind.columns is not None and data.schema is not None:
-            kinds = dict.fromkeys(data.schema.names, kind.columns) | kinds
+            kinds = dict.fromkeys(data.schema.names, str(kind.columns)) | dict(kinds)
             data = cli.read_data(settings["data"], settings["data_root"], kinds=kinds, schema=known, **reading)
     if resuming and data.schema is not None:
         check_same_columns(data, kinds, settings["data"])

@@ -48,6 +48,15 @@ def test_the_python_of_the_document_on_tables_runs(tmp_path, monkeypatch):
     assert list(session["new"].columns) == ["age", "pressure", "group"]
 
 
+def test_the_python_of_the_document_on_rows_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    session = python_session((ROOT / "docs" / "rows.md").read_text())
+    assert session["nats"].shape == (20, 8, 8)
+    assert session["nearest"].shape == (20, 3)
+    assert session["latents"].shape[0] == 150
+    assert session["mean"].shape == (5, 10)
+
+
 @pytest.mark.parametrize(
     "title", ["Groups with effects of their own", "Topics", "Several modalities, with parts missing", "Sequences"]
 )
@@ -86,7 +95,7 @@ def run(command, monkeypatch, *extra):
 def test_the_commands_run_one_after_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     offline, _ = commands()
-    assert len(offline) == 11
+    assert len(offline) == 13
     write_patients(tmp_path / "patients.csv")
     for command in offline:
         run(command, monkeypatch, *(("--epochs", "2", "--batch-size", "64") if "train.py" in command else ()))
@@ -95,6 +104,8 @@ def test_the_commands_run_one_after_another(tmp_path, monkeypatch):
         "metrics.json",
         "samples.png",
         "predictions.npz",
+        "latents.csv",
+        "scores.csv",
         "imputed.csv",
         "new-patients.csv",
         "threes-and-sevens.png",
