@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.evidence import Evidence, log_evidence
     from pyro_vae.evaluation.frechet import frechet_distance
     from pyro_vae.evaluation.inference_data import to_inference_data
-    from pyro_vae.evaluation.latents import active_latents, latent_effects, nearest_rows
+    from pyro_vae.evaluation.latents import active_latents, latent_effects, latent_information, nearest_rows
     from pyro_vae.evaluation.nuts import NutsPosterior, nuts_posterior
     from pyro_vae.evaluation.rate_distortion import rate_distortion_curve
     from pyro_vae.evaluation.refinement import Gaps, RefinedPair, gaps, refine
@@ -57,6 +57,7 @@ __all__ = [
     "frechet_distance",
     "gaps",
     "latent_effects",
+    "latent_information",
     "log_evidence",
     "nearest_rows",
     "nuts_posterior",
@@ -89,7 +90,7 @@ __getattr__, __dir__ = lazily(
         "evidence": ("Evidence", "log_evidence"),
         "frechet": ("frechet_distance",),
         "inference_data": ("to_inference_data",),
-        "latents": ("active_latents", "latent_effects", "nearest_rows"),
+        "latents": ("active_latents", "latent_effects", "latent_information", "nearest_rows"),
         "nuts": ("NutsPosterior", "nuts_posterior"),
         "rate_distortion": ("rate_distortion_curve",),
         "refinement": ("Gaps", "RefinedPair", "gaps", "refine"),

@@ -1,16 +1,20 @@
 """How probable the rows are: the ELBO and its parts, the evidence, and bounds on it."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from pyro_vae.evaluation.annealing import ais_bounds
 from pyro_vae.evaluation.evidence import log_evidence
+from pyro_vae.evaluation.latents import latent_information
 from pyro_vae.evaluation.report.findings import Section
 from pyro_vae.evaluation.report.job import Job
 from pyro_vae.evaluation.report.thresholds import THRESHOLDS
-from pyro_vae.evaluation.summary import evaluate
+from pyro_vae.evaluation.summary import ACTIVE_VARIANCE, evaluate
 
 __all__ = ["bounds", "evidence", "summary"]
+
+_COMPARED = 256  # rows whose posteriors are compared with one another
 
 
 def summary(job: Job, section: Section) -> None:
@@ -29,16 +33,38 @@ def summary(job: Job, section: Section) -> None:
     )
     if "auxiliary" in metrics:
         section.about += " What the guide observes trains it (auxiliary), and is no part of the ELBO."
-    if "active_units" not in metrics:
-        section.about += " Which latents are in use is not said, for none is continuous and has a mean."
+    rows = job.some(_COMPARED)
+    if not metrics["rate"] or len(rows["x"]) < 2:
         return
-    threshold = THRESHOLDS["active_units"]
+    information = latent_information(job.pair, rows, seed=job.seed)
+    if not information:
+        section.about += " What latents say of their row is not said, for the guide draws none of which that is known."
+        return
+    of_site = {name: float(values.mean()) for name, values in information.items()}
+    section.numbers["information"] = of_site
+    threshold, nats = THRESHOLDS["information"], sum(of_site.values())
+    section.about += (
+        f" What latents say of their row is a lower bound on the information, from telling it from 31 others; it sees "
+        f"up to {math.log(32):.2f} nats. {threshold}"
+    )
+    level = threshold.level(nats=nats)
+    text = f"{nats:z.2f} nats of information at least, where the rate is {metrics['rate']:.2f}"
+    says = {"fine": "The latents tell rows apart", "look": "The latents say little of the rows"}
+    idle = [name for name, value in of_site.items() if value < threshold.limits["none"]] if len(of_site) > 1 else []
+    idle_text = f"; {', '.join(idle)} say{'s' if len(idle) == 1 else ''} nothing of them" if idle else ""
+    section.found(
+        "information",
+        level,
+        f"{says.get(level, 'The latents say nothing of the rows')}: {text}{_active(metrics)}{idle_text}.",
+    )
+
+
+def _active(metrics: Mapping[str, float]) -> str:
+    """The convention for standard normal priors, as a number beside it."""
+    if "active_units" not in metrics:
+        return ""
     active, latents = int(metrics["active_units"]), int(metrics["num_latents"])
-    share = f"{active} of {latents} latents are active (their posterior mean varies by more than 0.01 over rows)"
-    idle = f"; {latents - active} could be left out" if active < latents else ""
-    level = threshold.level(active=active, latents=latents)
-    section.about += f" {threshold}"
-    section.found(level, f"The latents say nothing of the rows: {share}." if level == "wrong" else f"{share}{idle}.")
+    return f"; {active} of {latents} coordinates have a posterior mean that varies by more than {ACTIVE_VARIANCE:g}"
 
 
 def evidence(job: Job, section: Section) -> None:
@@ -71,12 +97,14 @@ def evidence(job: Job, section: Section) -> None:
     level = of_step.level(step=step)
     if level == "fine":
         error = found.mean_standard_error
-        section.found(level, f"The log evidence is {last:.2f} ± {error:.2f} nats per row; {settled}.")
+        section.found("evidence_step", level, f"The log evidence is {last:.2f} ± {error:.2f} nats per row; {settled}.")
     else:
-        section.found(level, f"The evidence is at least {last:.2f} nats per row, and more: {settled}.")
+        section.found("evidence_step", level, f"The evidence is at least {last:.2f} nats per row, and more: {settled}.")
     level = of_gap.level(gap=gap, rate=rate)
     poor = ": the guide is a poor posterior" if level != "fine" else ""
-    section.found(level, f"The ELBO is {gap:z.2f} nats below the evidence, where the rate is {rate:.2f} nats{poor}.")
+    section.found(
+        "elbo_gap", level, f"The ELBO is {gap:z.2f} nats below the evidence, where the rate is {rate:.2f} nats{poor}."
+    )
 
 
 def bounds(job: Job, section: Section) -> None:
@@ -120,10 +148,13 @@ def bounds(job: Job, section: Section) -> None:
         columns=["log evidence, nats per row"],
     )
     section.found(
-        of_gap.level(gap=gap), f"On data that the model drew, its evidence lies between bounds {gap:z.2f} nats apart."
+        "bounds",
+        of_gap.level(gap=gap),
+        f"On data that the model drew, its evidence lies between bounds {gap:z.2f} nats apart.",
     )
     level = of_gain.level(gain=gain)
     section.found(
+        "annealing_gain",
         level,
         f"On the data, annealing finds {gain:z.2f} nats per row more than importance weighting with "
         f"{job.size.particles:,} particles{': the evidence above is too low' if level != 'fine' else ''}.",

@@ -21,10 +21,12 @@ class Finding:
     Args:
         level: ``"wrong"``: do not rely on it; ``"look"``: worth a look, or all right for some uses; ``"fine"``.
         text: What, in a sentence, with the number that was compared with a threshold.
+        name: Of the threshold, in :mod:`pyro_vae.evaluation.report.thresholds`.
     """
 
     level: Level
     text: str
+    name: str = ""
 
 
 @dataclass
@@ -47,9 +49,9 @@ class Section:
     tables: "dict[str, pd.DataFrame]" = field(default_factory=dict)
     figures: "dict[str, Figure]" = field(default_factory=dict)
 
-    def found(self, level: Level, text: str) -> None:
-        """Adds a finding."""
-        self.findings.append(Finding(level, text))
+    def found(self, name: str, level: Level, text: str) -> None:
+        """Adds a finding, by the threshold of that name."""
+        self.findings.append(Finding(level, text, name))
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Numbers by section and the findings, as JSON data."""
         numbers = {name: section.numbers for name, section in self.sections.items() if section.numbers}
-        findings = [{"level": finding.level, "text": finding.text} for finding in self.findings]
+        findings = [{"name": f.name, "level": f.level, "text": f.text} for f in self.findings]
         return {"suite": self.suite, "verdict": self.verdict, "findings": findings, **_plain(numbers)}
 
     def __str__(self) -> str:

@@ -54,6 +54,7 @@ def weights(job: Job, section: Section) -> None:
         "look": "Importance weights cannot correct the guide",
     }[level]
     section.found(
+        "k_hat",
         level,
         f"{what}: k̂ is above {found.threshold:.2f} for {share:.0%} of the rows (median {median:.2f}); the median row "
         f"has use of {float(found.ess.median()):.0f} of {job.size.particles:,} draws.",
@@ -93,7 +94,7 @@ def gaps(job: Job, section: Section) -> None:
     )
     level = threshold.level(gap=amortisation, rate=rate)
     wrong = "The guide is far from what its family could be: "
-    section.found(level, f"{wrong if level == 'wrong' else ''}{text}.")
+    section.found("amortisation", level, f"{wrong if level == 'wrong' else ''}{text}.")
 
 
 def nuts(job: Job, section: Section) -> None:
@@ -122,8 +123,11 @@ def nuts(job: Job, section: Section) -> None:
     divergences = int(max(record["divergences"] for record in records.values()))
     r_hat = max(record["largest R̂"] for record in records.values())
     if (level := of_nuts.level(largest=r_hat, divergences=divergences)) != "fine":
-        section.found(level, f"NUTS did not settle (R̂ up to {r_hat:.3f}, up to {divergences} divergences).")
+        section.found(
+            "nuts_settled", level, f"NUTS did not settle (R̂ up to {r_hat:.3f}, up to {divergences} divergences)."
+        )
     section.found(
+        "nuts_scale",
         of_scale.level(ratio=min(ratios)),
         f"The guide's standard deviations are {min(ratios):.2f} to {max(ratios):.2f} of those that NUTS finds.",
     )
@@ -187,6 +191,7 @@ def calibration(job: Job, section: Section) -> None:
     level = threshold.level(p_value=found.p_value, **numbers)
     what = {"fine": "calibrated", "look": "not quite calibrated", "wrong": "not calibrated"}[level]
     section.found(
+        "calibration",
         level,
         f"On the model's own data the guide's posteriors are {what} (p = {found.p_value:.2g}; the ranks of latents "
         f"spread {min(spread):.2f} to {max(spread):.2f} times as wide as they should, and their mean is off by up to "

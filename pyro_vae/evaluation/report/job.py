@@ -29,6 +29,7 @@ class Size:
     check_rows: int | None
     replications: int
     sample_rows: int | None
+    train_rows: int | None
     classifier_rows: int | None
 
 
@@ -45,6 +46,7 @@ SIZES = {
         check_rows=1000,
         replications=200,
         sample_rows=1000,
+        train_rows=20_000,
         classifier_rows=5000,
     ),
     "full": Size(
@@ -59,6 +61,7 @@ SIZES = {
         check_rows=None,
         replications=400,
         sample_rows=10_000,
+        train_rows=None,
         classifier_rows=None,
     ),
 }
@@ -72,7 +75,8 @@ class Job:
         pair: The programs.
         rows: All rows, checked.
         structure: What the programs are made of.
-        train: Rows and labels for a classifier.
+        train: Rows that the pair was trained on, checked.
+        labels: Theirs, for a classifier.
         size: How much to do.
         seed: Seeds every part.
     """
@@ -80,17 +84,19 @@ class Job:
     pair: Pair
     rows: Rows
     structure: Structure
-    train: tuple[Tensor, Tensor] | None
+    train: Rows | None
+    labels: Tensor | None
     size: Size
     seed: int
 
-    def some(self, num_rows: int | None) -> Mapping[str, Any]:
+    def some(self, num_rows: int | None, rows: Rows | None = None) -> Mapping[str, Any]:
         """So many rows, chosen by the seed, as a mapping of ``"x"`` and the keyword arguments that go with them."""
-        chosen = torch.arange(self.rows.num_rows)
+        rows = rows or self.rows
+        chosen = torch.arange(rows.num_rows)
         if num_rows is not None and num_rows < len(chosen):
             generator = torch.Generator().manual_seed(self.seed)
             chosen = torch.randperm(len(chosen), generator=generator)[:num_rows].sort().values
-        return next(iter(self.rows.batches([chosen])))
+        return next(iter(rows.batches([chosen])))
 
     def given(self, num_rows: int) -> tuple[dict[str, Any], int]:
         """Keyword arguments that rows can be drawn under, and for how many rows there are some.

@@ -39,6 +39,7 @@ def coverage(job: Job, section: Section) -> None:
         "kind": found.kind,
     }
     section.found(
+        "coverage",
         threshold.level(p_value=found.p_value, distance=abs(held[furthest] - levels[furthest])),
         f"Intervals at {levels[furthest]:.0%}, where coverage is furthest off, hold {held[furthest]:.0%} of "
         f"the entries, {given} (p = {found.p_value:.2g} for all levels).",
@@ -80,7 +81,9 @@ def _judged(check: PredictiveCheck) -> Finding:
     off = off[off["p_value"] < low].sort_values("off", ascending=False, kind="stable")
     level = threshold.level(p_value=check.joint_p_value, share=float(off["off"].iloc[0]) if len(off) else 0.0)
     if level == "fine":
-        return Finding(level, f"Data drawn from the {check.kind} predictive have the statistics of the data ({p}).")
+        return Finding(
+            level, f"Data drawn from the {check.kind} predictive have the statistics of the data ({p}).", "checks"
+        )
     shown = "; ".join(
         f"{name} is {row['observed']:.3g} in the data and {row['replicated']:.3g} in what it draws"
         for name, row in off.head(3).iterrows()
@@ -90,4 +93,4 @@ def _judged(check: PredictiveCheck) -> Finding:
         "prior": "Data drawn from the model are not like the data",
         "posterior": "Even around each row it draws data that are not like them",
     }[check.kind]
-    return Finding(level, f"{what} ({p}): {shown}{more}.")
+    return Finding(level, f"{what} ({p}): {shown}{more}.", "checks")

@@ -56,15 +56,20 @@ class Threshold:
         return f"{self.what[0].upper()}{self.what[1:]}. {'; '.join(parts)}."
 
 
+def _of_share(share: float, num_rows: int) -> float:
+    """The standard error of a share of so many rows that is 0 but for chance, at least that of one row."""
+    return (share * (1 - share) / num_rows) ** 0.5
+
+
 THRESHOLDS: Mapping[str, Threshold] = {
-    "active_units": Threshold(
-        "active latents",
-        fine="{few:.0%} of them or more",
-        look="fewer",
-        wrong="none",
-        limits={"few": 0.1},
-        worth_a_look=lambda active, latents, few: active < few * latents,
-        is_wrong=lambda active, latents, few: active == 0,
+    "information": Threshold(
+        "information of the latents on their row",
+        fine="from {little:g} nats",
+        look="less",
+        wrong="less than {none:g} nats",
+        limits={"little": 0.05, "none": 0.005},
+        worth_a_look=lambda nats, little, none: nats < little,
+        is_wrong=lambda nats, little, none: nats < none,
     ),
     "evidence_step": Threshold(
         "rise of the evidence over the last step of particles",
@@ -165,11 +170,42 @@ THRESHOLDS: Mapping[str, Threshold] = {
     "samples": Threshold(
         "coverage of samples, beside that of real rows",
         fine="{most:.0%} of it or more",
-        look="less",
+        look="less, or real rows reach less than {seen:.0%}",
         wrong="less than {half:.0%}",
-        limits={"most": 0.8, "half": 0.5},
-        worth_a_look=lambda reached, possible, most, half: reached < most * possible,
-        is_wrong=lambda reached, possible, most, half: reached < half * possible,
+        limits={"most": 0.8, "half": 0.5, "seen": 0.5},
+        worth_a_look=lambda reached, possible, most, half, seen: reached < most * possible or possible < seen,
+        is_wrong=lambda reached, possible, most, half, seen: reached < half * possible,
+    ),
+    "overfitting": Threshold(
+        "ELBO of training rows above that of held-out ones",
+        fine="up to {nats:g} nat, or {errors:g} standard errors",
+        look="more",
+        wrong="more, and more than {share:.0%} of the rate",
+        limits={"nats": 1.0, "errors": 3.0, "share": 0.5},
+        worth_a_look=lambda gap, error, rate, nats, errors, share: gap > max(nats, errors * error),
+        is_wrong=lambda gap, error, rate, nats, errors, share: gap > max(nats, errors * error, share * rate),
+    ),
+    "copies": Threshold(
+        "pairs in which a sample is nearer to training rows than a held-out row",
+        fine="up to {some:.0%}, or {errors:g} standard errors above 50%",
+        look="more",
+        wrong="more than {most:.0%}",
+        limits={"some": 0.6, "most": 0.75, "errors": 4.0},
+        worth_a_look=lambda nearer, error, some, most, errors: nearer > max(some, 0.5 + errors * error),
+        is_wrong=lambda nearer, error, some, most, errors: nearer > max(most, 0.5 + errors * error),
+    ),
+    "leaks": Threshold(
+        "held-out rows with a twin among training rows, beyond the share of training rows that have one",
+        fine="up to {few:.0%}, or {errors:g} standard errors",
+        look="more",
+        wrong="more than {many:.0%}",
+        limits={"few": 0.005, "many": 0.05, "errors": 4.0},
+        worth_a_look=lambda leaked, twins, num_rows, few, many, errors: (
+            leaked - twins > max(few, errors * _of_share(leaked, num_rows))
+        ),
+        is_wrong=lambda leaked, twins, num_rows, few, many, errors: (
+            leaked - twins > max(many, errors * _of_share(leaked, num_rows))
+        ),
     ),
 }
 

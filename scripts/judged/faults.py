@@ -1,0 +1,2 @@
+FAULTS = {}
+STRENGTHS = ("slight", "plain", "gross")
