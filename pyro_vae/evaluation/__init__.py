@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.frechet import frechet_distance
     from pyro_vae.evaluation.inference_data import to_inference_data
     from pyro_vae.evaluation.latents import active_latents, latent_effects, latent_information, nearest_rows
+    from pyro_vae.evaluation.memory import Memory, memory_of
+    from pyro_vae.evaluation.modes import Modes, find_modes
     from pyro_vae.evaluation.nuts import NutsPosterior, nuts_posterior
     from pyro_vae.evaluation.rate_distortion import rate_distortion_curve
     from pyro_vae.evaluation.refinement import Gaps, RefinedPair, gaps, refine
@@ -39,6 +41,8 @@ __all__ = [
     "Finding",
     "Gaps",
     "GuideDiagnosis",
+    "Memory",
+    "Modes",
     "NutsPosterior",
     "PredictiveCheck",
     "PredictiveCoverage",
@@ -54,11 +58,13 @@ __all__ = [
     "diagnose_guide",
     "evaluate",
     "evaluate_suite",
+    "find_modes",
     "frechet_distance",
     "gaps",
     "latent_effects",
     "latent_information",
     "log_evidence",
+    "memory_of",
     "nearest_rows",
     "nuts_posterior",
     "plot_coverage",
@@ -90,6 +96,8 @@ __getattr__, __dir__ = lazily(
         "evidence": ("Evidence", "log_evidence"),
         "frechet": ("frechet_distance",),
         "inference_data": ("to_inference_data",),
+        "modes": ("Modes", "find_modes"),
+        "memory": ("Memory", "memory_of"),
         "latents": ("active_latents", "latent_effects", "latent_information", "nearest_rows"),
         "nuts": ("NutsPosterior", "nuts_posterior"),
         "rate_distortion": ("rate_distortion_curve",),

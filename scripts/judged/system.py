@@ -138,8 +138,8 @@ def by_sum(logits: Tensor, likelihood: Callable[[Tensor], Any]) -> System:
     return System(lambda: dist.Categorical(logits=logits), likelihood, posterior)
 
 
-_COARSE, _FINE = 200, 120  # points of the two grids
-_NEGLIGIBLE = 14.0  # nats below the highest
+_COARSE, _FINE = 200, 72  # points of the two grids
+_NEGLIGIBLE = 10.0  # nats below the highest
 
 
 def on_grid(prior: Any, likelihood: Callable[[Tensor], Any], low: float, high: float) -> System:

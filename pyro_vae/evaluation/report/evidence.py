@@ -85,6 +85,8 @@ def evidence(job: Job, section: Section) -> None:
     section.numbers = {
         "log_evidence": last,
         "log_evidence_se": found.mean_standard_error,
+        "log_evidence_mc_se": found.mean_monte_carlo_error,
+        "reliable_rows": float(found.reliable.double().mean()),
         "gap": gap,
         "num_rows": num_rows,
         "num_particles": job.size.particles,
@@ -95,9 +97,19 @@ def evidence(job: Job, section: Section) -> None:
     few = int(curve["num_particles"].iloc[-2])
     settled = f"from {few:,} to {job.size.particles:,} particles the evidence rises by {step:z.2f} nats"
     level = of_step.level(step=step)
-    if level == "fine":
-        error = found.mean_standard_error
-        section.found("evidence_step", level, f"The log evidence is {last:.2f} ± {error:.2f} nats per row; {settled}.")
+    beyond = _beyond(job)
+    if level == "fine" and not beyond:
+        error, of_draws = found.mean_standard_error, found.mean_monte_carlo_error
+        unreliable = float((~found.reliable).double().mean())
+        doubted = f"; the error of {unreliable:.0%} of the rows is not to be believed (k̂)" if unreliable else ""
+        section.found(
+            "evidence_step",
+            level,
+            f"The log evidence is {last:.2f} ± {error:.2f} nats per row, ± {of_draws:.2g} for these very rows; "
+            f"{settled}{doubted}.",
+        )
+    elif beyond:
+        section.found("evidence_step", "look", f"The evidence is at least {last:.2f} nats per row, and more: {beyond}.")
     else:
         section.found("evidence_step", level, f"The evidence is at least {last:.2f} nats per row, and more: {settled}.")
     level = of_gap.level(gap=gap, rate=rate)
@@ -105,6 +117,19 @@ def evidence(job: Job, section: Section) -> None:
     section.found(
         "elbo_gap", level, f"The ELBO is {gap:z.2f} nats below the evidence, where the rate is {rate:.2f} nats{poor}."
     )
+
+
+def _beyond(job: Job) -> str:
+    """What chains from elsewhere find beyond the guide, where that is not little; else nothing."""
+    try:
+        found = job.modes
+    except (ValueError, FloatingPointError, NotImplementedError):  # as the part "modes" says
+        return ""
+    gain, missed = float(found.gain.mean()), float(found.missed.mean())
+    error = float(found.standard_error.square().sum().sqrt()) / len(found.gain)
+    if THRESHOLDS["modes"].level(gain=gain, error=error, missed=missed) == "fine" or gain < 0:
+        return ""
+    return f"on {len(found.gain)} rows chains that start elsewhere find {gain:.2f} nats beyond the guide"
 
 
 def bounds(job: Job, section: Section) -> None:

@@ -20,7 +20,7 @@ from pyro_vae.evaluation.report.thresholds import THRESHOLDS
 from pyro_vae.evaluation.summary import evaluate
 from pyro_vae.programs.running import forked_random_state
 
-__all__ = ["calibration", "gaps", "nuts", "weights"]
+__all__ = ["calibration", "gaps", "modes", "nuts", "weights"]
 
 _GUIDE_DRAWS = 2000  # whose moments are compared with those of NUTS
 
@@ -59,6 +59,40 @@ def weights(job: Job, section: Section) -> None:
         f"{what}: k̂ is above {found.threshold:.2f} for {share:.0%} of the rows (median {median:.2f}); the median row "
         f"has use of {float(found.ess.median()):.0f} of {job.size.particles:,} draws.",
     )
+
+
+def modes(job: Job, section: Section) -> None:
+    """What chains that start elsewhere find beyond the guide."""
+    found = job.modes
+    threshold = THRESHOLDS["modes"]
+    gain, missed = float(found.gain.mean()), float(found.missed.mean())
+    error = float(found.standard_error.square().sum().sqrt()) / len(found.gain)
+    section.about = (
+        f"{job.size.modes[1]} chains for each of {len(found.gain)} rows, half annealed from the prior and half from the "
+        f"posteriors of other rows, and importance weighting from where they come to rest and the guide together. It is "
+        f"as unbiased as that from the guide alone. {threshold} That nothing is found does not prove that there is "
+        f"nothing."
+    )
+    section.numbers = {
+        "gain": gain,
+        "gain_se": error,
+        "missed": missed,
+        "largest_missed": float(found.missed.max()),
+        "num_rows": len(found.gain),
+    }
+    level = threshold.level(gain=gain, error=error, missed=missed)
+    if gain < 0 and level == "wrong":
+        text = (
+            f"Weights from the guide find {-gain:.2f} ± {error:.2f} nats per row more than there is: the density of a "
+            f"latent in a program is not that of its draws"
+        )
+    else:
+        what = {"fine": "misses nothing to speak of in", "look": "misses some of", "wrong": "misses much of"}[level]
+        text = (
+            f"The guide {what} the posterior: chains that start elsewhere find {gain:z.2f} ± {error:.2f} nats per row "
+            f"beyond it, {missed:.0%} of the posterior"
+        )
+    section.found("modes", level, f"{text}.")
 
 
 def gaps(job: Job, section: Section) -> None:

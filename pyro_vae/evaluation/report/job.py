@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.data.rows import Rows
+from pyro_vae.evaluation.modes import Modes, find_modes
 from pyro_vae.inference.structure import Structure
 from pyro_vae.pair import Pair
 
@@ -22,6 +24,7 @@ class Size:
     particles: int
     guide_rows: int
     bounds: tuple[int, int, int]  # rows, chains, steps
+    modes: tuple[int, int]  # rows, chains
     gaps: tuple[int, int]  # rows, steps of the refinement
     nuts: tuple[int, int]  # rows, draws of each chain
     simulations: tuple[int, int]  # rows drawn, draws of the guide for each
@@ -39,6 +42,7 @@ SIZES = {
         particles=1000,
         guide_rows=200,
         bounds=(8, 4, 50),
+        modes=(12, 16),
         gaps=(20, 200),
         nuts=(0, 0),
         simulations=(300, 99),
@@ -54,6 +58,7 @@ SIZES = {
         particles=5000,
         guide_rows=1000,
         bounds=(100, 16, 1000),
+        modes=(50, 32),
         gaps=(500, 500),
         nuts=(3, 1000),
         simulations=(2000, 199),
@@ -97,6 +102,12 @@ class Job:
             generator = torch.Generator().manual_seed(self.seed)
             chosen = torch.randperm(len(chosen), generator=generator)[:num_rows].sort().values
         return next(iter(rows.batches([chosen])))
+
+    @cached_property
+    def modes(self) -> Modes:
+        """What chains find beyond the guide, which the evidence is told of as well."""
+        num_rows, num_chains = self.size.modes
+        return find_modes(self.pair, self.some(num_rows), num_chains=num_chains, seed=self.seed)
 
     def given(self, num_rows: int) -> tuple[dict[str, Any], int]:
         """Keyword arguments that rows can be drawn under, and for how many rows there are some.

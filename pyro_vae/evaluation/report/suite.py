@@ -26,6 +26,7 @@ _PARTS: Mapping[str, tuple[str, Part]] = {
     "summary": ("The ELBO and its parts", evidence.summary),
     "evidence": ("How probable are the rows? Evidence by importance weighting", evidence.evidence),
     "bounds": ("Between which bounds does the evidence lie?", evidence.bounds),
+    "modes": ("Does the guide miss modes? Chains from elsewhere", guide.modes),
     "guide": ("Is the guide right for these rows?", guide.weights),
     "gaps": ("Why is the ELBO below the evidence?", guide.gaps),
     "nuts": ("Is the guide the posterior? NUTS on a few rows", guide.nuts),

@@ -103,6 +103,17 @@ THRESHOLDS: Mapping[str, Threshold] = {
         limits={"nats": 1.0},
         worth_a_look=lambda gain, nats: gain > nats,
     ),
+    "modes": Threshold(
+        "share of the posterior that chains from elsewhere find and the guide does not",
+        fine="up to {some:.0%}, or a gain of {errors:g} standard errors",
+        look="more",
+        wrong="more than {much:.0%}, or a loss of more than {nats:g} nats and {errors:g} standard errors",
+        limits={"some": 0.1, "much": 0.25, "errors": 3.0, "nats": 0.3},
+        worth_a_look=lambda gain, error, missed, some, much, errors, nats: missed > some and gain > errors * error,
+        is_wrong=lambda gain, error, missed, some, much, errors, nats: (
+            (missed > much and gain > errors * error) or -gain > max(nats, errors * error)
+        ),
+    ),
     "k_hat": Threshold(
         "k̂ of the guide's weights",
         fine="above 0.7 (less with few draws) for up to {share:.0%} of the rows",
