@@ -159,7 +159,15 @@ def log_evidence(
     def summarised(log_weights: Tensor) -> Tensor:
         log_mean, error, ess = log_mean_exp(log_weights)
         shape = tail_shape(log_weights)
-        return torch.stack([log_mean, widened(error, shape, num_particles), ess, shape, *(_block_estimate(log_weights, size) for size in sizes)])
+        return torch.stack(
+            [
+                log_mean,
+                widened(error, shape, num_particles),
+                ess,
+                shape,
+                *(_block_estimate(log_weights, size) for size in sizes),
+            ]
+        )
 
     summaries, log_jacobian, num_dims = reduce_log_weights(
         pair, x, summarised, num_particles=num_particles, seed=seed, memory_mib=memory_mib

@@ -36,9 +36,9 @@ def default_statistics(x: Tensor, data_range: Constraint) -> dict[str, Statistic
         - Counts: ``zeros``, their share; ``dispersion``, variance over mean, 1 for Poisson; ``largest``.
         - Levels and categories: ``lowest`` and ``highest``, the shares of the two ends of their range.
         - Real numbers: ``lower tail`` and ``upper tail``, the 1% and 99% quantiles (5% and 95% of fewer than 500
-          rows); ``skewness``; ``kurtosis``; and ``share at one value`` and ``share at two values``, those of the most
-          frequent ones, of which each counts if 5% of the entries or more have exactly that value, which no density
-          allows.
+          rows); ``skewness``; ``kurtosis``; and ``share at one value``, that of the
+          most frequent value and of the next, each 0 if less than 5% of the entries have exactly that value, for more
+          is what no density allows.
 
         Where columns are of several kinds, names begin with the kind.
 
@@ -116,8 +116,7 @@ def _of_kind(
         chosen["upper tail"] = lambda x: _each(_quantile(_varying(x), 1 - tail), x.shape[1])
         chosen["skewness"] = lambda x: _each(_standard_moment(x, 3))
         chosen["kurtosis"] = lambda x: _each(_standard_moment(x, 4))
-        chosen["share at one value"] = lambda x: _share_of_atoms(x)[:1].sum()
-        chosen["share at two values"] = lambda x: _share_of_atoms(x)[:2].sum()
+        chosen["share at one value"] = _share_of_atoms
     if num_dims > 1:
         chosen["sd of row totals"] = lambda x: _variance(x.nansum(1, keepdim=True)).sqrt()[0]
         chosen["mean |correlation|"] = lambda x: _correlations(_varying(x)).mean()
@@ -165,10 +164,11 @@ def _varying(x: Tensor) -> Tensor:
 
 
 def _share_of_atoms(x: Tensor) -> Tensor:
-    """Shares of the entries that are at one exact value, of values with 5% of them or more, the most frequent first."""
-    counts = x[~x.isnan()].unique(return_counts=True)[1].sort(descending=True).values.double()
-    share = counts / counts.sum().clamp(min=1)
-    return share[(share >= _ATOM) & (counts >= 2)]
+    """Shares of the entries that are at the two most frequent values, where that is 5% or more, and 0 otherwise."""
+    counts = torch.cat([x[~x.isnan()].unique(return_counts=True)[1], torch.zeros(2, dtype=torch.long)])
+    most = counts.topk(2).values
+    share = most.double() / counts.sum().clamp(min=1)
+    return torch.where((share >= _ATOM) & (most >= 2), share, 0.0)
 
 
 def _share_at(value: Tensor) -> Callable[[Tensor], Tensor]:

@@ -36,7 +36,7 @@ class Size:
     classifier_rows: int | None
 
 
-SIZES = {
+SIZES: dict[str, Size] = {
     "quick": Size(
         evidence_rows=200,
         particles=1000,
