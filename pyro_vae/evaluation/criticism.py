@@ -100,8 +100,8 @@ def predictive_check(
         num_replications: Data sets R that are drawn. The smallest p-value there can be is
             2 / (R + 1), and 1 / (R + 1) for all together.
         seed: Seeds the draws; the caller's random state is left alone.
-        chunk_size: At most so many rows drawn at a time, of one data set or of several. Latents outside the plate ``"data"`` are drawn once for each data set: from
-            the guide, or from their prior for ``kind="prior"``.
+        chunk_size: At most so many rows drawn at a time, of one data set or of several. Latents outside the plate
+            ``"data"`` are drawn once for each data set: from the guide, or from their prior for ``kind="prior"``.
 
     Returns:
         A :class:`PredictiveCheck`. The data are taken as the model describes them: where the transform draws (bits from

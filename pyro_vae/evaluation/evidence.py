@@ -37,7 +37,8 @@ class Evidence:
         log_evidence: The estimate for each row, ``(N,)``.
         standard_error: Its Monte Carlo standard error, ``(N,)``; NaN with one particle. It is widened by what the tail
             of the weights lets expect of draws that have not come (:func:`~pyro_vae.evaluation.pareto.widened`). Where
-            ``reliable`` is false neither is to be believed: few draws carry all the weight, and the estimate is too low.
+            ``reliable`` is false neither is to be believed: few draws carry all the weight, and the estimate is too
+            low.
         ess: Effective sample size of the weights, between 1 and the number of particles, ``(N,)``.
         curve: A table with one row for each number of particles up to the one asked for: ``num_particles``, the mean
             over rows ``log_evidence``, and ``standard_error``, over rows. A flat end speaks for convergence.

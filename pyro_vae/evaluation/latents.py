@@ -108,8 +108,8 @@ def latent_information(pair: Pair, x: Inputs, *, num_others: int = 31, seed: int
     .. math:: \log q(z_n \mid x_n) - \log \frac{1}{K + 1} \sum_{k=0}^{K} q(z_n \mid x_{n_k}), \qquad n_0 = n
 
     The mean over rows is at most :math:`I(x; z)`, and at most :math:`\log(K + 1)`. It is 0 where posteriors do not
-    depend on the row, whatever the prior, the scale and the kind of the latent. Of several latents each has what it adds
-    to those that the guide draws before it, and they add up to the information of all.
+    depend on the row, whatever the prior, the scale and the kind of the latent. Of several latents each has what it
+    adds to those that the guide draws before it, and they add up to the information of all.
 
     Args:
         pair: A trained pair.

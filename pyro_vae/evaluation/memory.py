@@ -2,8 +2,8 @@ r"""Has a model learned what data are like, or the very rows that it was trained
 
 Write :math:`d(y, S)` for the distance from y to the nearest other row of a set S. With training rows T and rows H that
 were held out, a row y has the ratio :math:`r(y) = d(y, T) / (d(y, T) + d(y, H))`. Those of samples are compared with
-those of the held-out rows themselves, which cannot be copies of training rows: the share of pairs in which the sample is
-relatively nearer to the training rows, ties counted half, is
+those of the held-out rows themselves, which cannot be copies of training rows: the share of pairs in which the sample
+is relatively nearer to the training rows, ties counted half, is
 
 .. math:: A = P\left( r(\text{sample}) < r(\text{held out}) \right)
 

@@ -1,14 +1,14 @@
 r"""Does the guide miss modes of the posterior: evidence that chains find where the guide does not draw.
 
-Importance weights see nothing of a mode that the guide never draws, and both estimate and error look well. So chains are
-started elsewhere: at draws of the prior, annealed from there, and at draws of the guide for *other* rows. Where each of C
-chains comes to rest a normal distribution is put, with its chain's moments, and all of them beside the guide's, as
-latents u on real numbers:
+Importance weights see nothing of a mode that the guide never draws, and both estimate and error look well. So chains
+are started elsewhere: at draws of the prior, annealed from there, and at draws of the guide for *other* rows. Where
+each of C chains comes to rest a normal distribution is put, with its chain's moments, and all of them beside the
+guide's, as latents u on real numbers:
 
 .. math:: m(u) = \frac12 q(u \mid x) + \frac{1}{2 C} \sum_{c=1}^C \mathcal{N}(u \mid \mu_c, \Sigma_c)
 
-Importance weighting from m is as unbiased as from q, whatever the chains do: in expectation both are lower bounds of the
-log evidence, and m's is higher only where it has found what q misses.
+Importance weighting from m is as unbiased as from q, whatever the chains do: in expectation both are lower bounds of
+the log evidence, and m's is higher only where it has found what q misses.
 """
 
 import math
@@ -81,8 +81,8 @@ def find_modes(
         with tens of latents their normals are too poor to find anything but gross faults.
 
     Raises:
-        ValueError: if a latent is discrete and not enumerated by the model, belongs to all rows or has no density in the
-            guide, or there is none.
+        ValueError: if a latent is discrete and not enumerated by the model, belongs to all rows or has no density in
+            the guide, or there is none.
 
     Example:
         >>> import pyro.distributions as dist
@@ -98,8 +98,8 @@ def find_modes(
         [0.5, 0.5, 0.5]
 
     Source: a mixture of proposals with the balance heuristic, Veach & Guibas, *Optimally Combining Sampling Techniques
-    for Monte Carlo Rendering*, 1995; chains that make proposals, Martino et al., *Layered Adaptive Importance Sampling*,
-    2017.
+    for Monte Carlo Rendering*, 1995; chains that make proposals, Martino et al., *Layered Adaptive Importance
+    Sampling*, 2017.
     """
     if num_chains < 2 or num_particles < 2:
         raise ValueError(f"num_chains and num_particles must be at least 2, found {num_chains} and {num_particles}")

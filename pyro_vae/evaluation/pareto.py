@@ -68,14 +68,14 @@ def _fitted(above: Tensor) -> Tensor:
 def widened(standard_error: Tensor, shape: Tensor, num_draws: int) -> Tensor:
     r"""The standard error of a mean weight, with what the tail that was not drawn adds to it.
 
-    Of a heavy tail the largest weights have mostly not come, and the standard deviation of those that have is too small.
-    The variance of a generalised Pareto distribution is :math:`1 / (1 - 2k)` times that of an exponential one of its
-    mean, so the square is taken that much larger, at :math:`\hat k` plus its own standard error
+    Of a heavy tail the largest weights have mostly not come, and the standard deviation of those that have is too
+    small. The variance of a generalised Pareto distribution is :math:`1 / (1 - 2k)` times that of an exponential one
+    of its mean, so the square is taken that much larger, at :math:`\hat k` plus its own standard error
     :math:`(1 + \hat k) / \sqrt M` and up to 33 times.
 
     Checked on correlated normals under guides of independent entries, 0.6 to 1.2 times as wide as they should be, 35
-    cases, where the evidence is known: where :math:`\hat k` is reliable, the estimate is off by 0.7 of these errors (root
-    mean square; at most 1.1 in nine cases of ten) and by 2.8 of the plain ones (at most 5.8).
+    cases, where the evidence is known: where :math:`\hat k` is reliable, the estimate is off by 0.7 of these errors
+    (root mean square; at most 1.1 in nine cases of ten) and by 2.8 of the plain ones (at most 5.8).
     """
     wide = shape + (1 + shape) / math.sqrt(_tail_size(num_draws))
     return standard_error / (1 - 2 * wide.nan_to_num().clamp_min(0)).clamp_min(_SMALLEST).sqrt()

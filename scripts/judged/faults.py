@@ -8,9 +8,9 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from judged.system import Case, System, by_sum, linear_gaussian, mixture_prior, on_grid
 from torch import Tensor
 
+from judged.system import Case, System, by_sum, linear_gaussian, mixture_prior, on_grid
 from pyro_vae import Pair
 
 __all__ = ["FAULTS", "STRENGTHS", "Fault"]
@@ -281,7 +281,7 @@ def shifted_beta(by: float) -> Case:
 
 
 def _two_sites(guide_of: Callable[[Tensor, Tensor, Tensor], tuple[Any, Any]]) -> Case:
-    """a ~ N(0, 1), b ~ N(a, ½), x ~ N(b, ½): the guide is told x, draws b and then a."""
+    """A ~ N(0, 1), b ~ N(a, ½), x ~ N(b, ½): the guide is told x, draws b and then a."""
 
     def model(x: Tensor | None = None, *, batch_size: int | None = None) -> Tensor:
         with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
@@ -395,10 +395,10 @@ class Offset(dist.Normal):
 
     nats = 0.0
 
-    def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
+    def log_prob(self, value: Tensor) -> Tensor:
         return super().log_prob(value) + self.nats
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Offset":  # noqa: D102
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Offset":
         new = Offset(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
         new.nats = self.nats
         return new
@@ -409,13 +409,13 @@ class Drawn(dist.Normal):
 
     by = 1.0
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008, D102
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
         return self.loc + self.by * (super().rsample(sample_shape) - self.loc)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008, D102
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
         return self.rsample(sample_shape).detach()
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Drawn":  # noqa: D102
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Drawn":
         new = Drawn(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
         new.by = self.by
         return new

@@ -10,10 +10,10 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from judged.system import Case, System, by_sum, linear_gaussian, mixture_prior, on_grid
 from pyro import poutine
 from torch import Tensor
 
+from judged.system import Case, System, by_sum, linear_gaussian, mixture_prior, on_grid
 from pyro_vae import Pair, fit, mlp_vae
 from pyro_vae.distributions import Columns
 from pyro_vae.likelihoods import Bernoulli
@@ -384,7 +384,7 @@ def trained() -> Case:
     with torch.no_grad():
         for parameter in vae.decoder.parameters():
             parameter.mul_(2.0)
-    vae.decoder.requires_grad_(False)  # noqa: FBT003
+    vae.decoder.requires_grad_(False)
     fit(vae, vae.sample(8000), epochs=12, learning_rate=3e-3, progress=False, compile=False)
     return Case(vae, vae.sample(400))
 

@@ -79,7 +79,7 @@ def linear_gaussian(
     prior_loc: Tensor | float = 0.0,
     prior_scale: Tensor | float = 1.0,
 ) -> System:
-    """x = W z + m + noise, z normal with independent entries: the posterior is normal."""
+    """X = W z + m + noise, z normal with independent entries: the posterior is normal."""
     num_dims, num_latents = weight.shape
     loc = torch.zeros(num_dims) if loc is None else loc
     prior_loc = torch.as_tensor(prior_loc).expand(num_latents)
@@ -102,7 +102,7 @@ def linear_gaussian(
 
 
 def mixture_prior(weights: Tensor, centres: Tensor, scale: float, slopes: Tensor, noise: float) -> System:
-    """x = W z + noise, z of a mixture of round normals: the posterior is a mixture of normals."""
+    """X = W z + noise, z of a mixture of round normals: the posterior is a mixture of normals."""
     num_latents = centres.shape[1]
     eye = torch.eye(num_latents)
     covariance = torch.linalg.inv(eye / scale**2 + slopes.T @ slopes / noise**2)

@@ -34,11 +34,11 @@ def summary(job: Job, section: Section) -> None:
     if "auxiliary" in metrics:
         section.about += " What the guide observes trains it (auxiliary), and is no part of the ELBO."
     rows = job.some(_COMPARED)
-    if not metrics["rate"] or len(rows["x"]) < 2:
+    if len(rows["x"]) < 2:
         return
     information = latent_information(job.pair, rows, seed=job.seed)
     if not information:
-        section.about += " What latents say of their row is not said, for the guide draws none of which that is known."
+        section.about += " What latents say of their row is not said, for the guide draws none whose density is known."
         return
     of_site = {name: float(values.mean()) for name, values in information.items()}
     section.numbers["information"] = of_site
@@ -56,6 +56,7 @@ def summary(job: Job, section: Section) -> None:
         "information",
         level,
         f"{says.get(level, 'The latents say nothing of the rows')}: {text}{_active(metrics)}{idle_text}.",
+        nats=nats,
     )
 
 
@@ -97,7 +98,12 @@ def evidence(job: Job, section: Section) -> None:
     few = int(curve["num_particles"].iloc[-2])
     settled = f"from {few:,} to {job.size.particles:,} particles the evidence rises by {step:z.2f} nats"
     level = of_step.level(step=step)
-    beyond = _beyond(job)
+    found_beyond = _beyond(job)
+    beyond = (
+        f"on {job.size.modes[0]} rows chains that start elsewhere find {found_beyond:.2f} nats beyond the guide"
+        if found_beyond
+        else ""
+    )
     if level == "fine" and not beyond:
         error, of_draws = found.mean_standard_error, found.mean_monte_carlo_error
         unreliable = float((~found.reliable).double().mean())
@@ -107,29 +113,38 @@ def evidence(job: Job, section: Section) -> None:
             level,
             f"The log evidence is {last:.2f} ± {error:.2f} nats per row, ± {of_draws:.2g} for these very rows; "
             f"{settled}{doubted}.",
+            step=step,
         )
-    elif beyond:
-        section.found("evidence_step", "look", f"The evidence is at least {last:.2f} nats per row, and more: {beyond}.")
     else:
-        section.found("evidence_step", level, f"The evidence is at least {last:.2f} nats per row, and more: {settled}.")
+        more = beyond or settled
+        section.found(
+            "evidence_step",
+            "look",
+            f"The evidence is at least {last:.2f} nats per row, and more: {more}.",
+            step=max(step, found_beyond),
+        )
     level = of_gap.level(gap=gap, rate=rate)
     poor = ": the guide is a poor posterior" if level != "fine" else ""
     section.found(
-        "elbo_gap", level, f"The ELBO is {gap:z.2f} nats below the evidence, where the rate is {rate:.2f} nats{poor}."
+        "elbo_gap",
+        level,
+        f"The ELBO is {gap:z.2f} nats below the evidence, where the rate is {rate:.2f} nats{poor}.",
+        gap=gap,
+        rate=rate,
     )
 
 
-def _beyond(job: Job) -> str:
-    """What chains from elsewhere find beyond the guide, where that is not little; else nothing."""
+def _beyond(job: Job) -> float:
+    """Nats that chains from elsewhere find beyond the guide, where they are not few; else 0."""
     try:
         found = job.modes
     except (ValueError, FloatingPointError, NotImplementedError):  # as the part "modes" says
-        return ""
+        return 0.0
     gain, missed = float(found.gain.mean()), float(found.missed.mean())
     error = float(found.standard_error.square().sum().sqrt()) / len(found.gain)
     if THRESHOLDS["modes"].level(gain=gain, error=error, missed=missed) == "fine" or gain < 0:
-        return ""
-    return f"on {len(found.gain)} rows chains that start elsewhere find {gain:.2f} nats beyond the guide"
+        return 0.0
+    return gain
 
 
 def bounds(job: Job, section: Section) -> None:
@@ -176,6 +191,7 @@ def bounds(job: Job, section: Section) -> None:
         "bounds",
         of_gap.level(gap=gap),
         f"On data that the model drew, its evidence lies between bounds {gap:z.2f} nats apart.",
+        gap=gap,
     )
     level = of_gain.level(gain=gain)
     section.found(
@@ -183,4 +199,5 @@ def bounds(job: Job, section: Section) -> None:
         level,
         f"On the data, annealing finds {gain:z.2f} nats per row more than importance weighting with "
         f"{job.size.particles:,} particles{': the evidence above is too low' if level != 'fine' else ''}.",
+        gain=gain,
     )

@@ -22,11 +22,13 @@ class Finding:
         level: ``"wrong"``: do not rely on it; ``"look"``: worth a look, or all right for some uses; ``"fine"``.
         text: What, in a sentence, with the number that was compared with a threshold.
         name: Of the threshold, in :mod:`pyro_vae.evaluation.report.thresholds`.
+        numbers: What was compared with it, by the threshold's keywords.
     """
 
     level: Level
     text: str
     name: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -49,9 +51,9 @@ class Section:
     tables: "dict[str, pd.DataFrame]" = field(default_factory=dict)
     figures: "dict[str, Figure]" = field(default_factory=dict)
 
-    def found(self, name: str, level: Level, text: str) -> None:
-        """Adds a finding, by the threshold of that name."""
-        self.findings.append(Finding(level, text, name))
+    def found(self, name: str, level: Level, text: str, **numbers: float) -> None:
+        """Adds a finding, by the threshold of that name and the numbers that it was given."""
+        self.findings.append(Finding(level, text, name, numbers))
 
 
 @dataclass(frozen=True)

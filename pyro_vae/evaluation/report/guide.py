@@ -58,6 +58,7 @@ def weights(job: Job, section: Section) -> None:
         level,
         f"{what}: k̂ is above {found.threshold:.2f} for {share:.0%} of the rows (median {median:.2f}); the median row "
         f"has use of {float(found.ess.median()):.0f} of {job.size.particles:,} draws.",
+        flagged=share,
     )
 
 
@@ -68,9 +69,9 @@ def modes(job: Job, section: Section) -> None:
     gain, missed = float(found.gain.mean()), float(found.missed.mean())
     error = float(found.standard_error.square().sum().sqrt()) / len(found.gain)
     section.about = (
-        f"{job.size.modes[1]} chains for each of {len(found.gain)} rows, half annealed from the prior and half from the "
-        f"posteriors of other rows, and importance weighting from where they come to rest and the guide together. It is "
-        f"as unbiased as that from the guide alone. {threshold} That nothing is found does not prove that there is "
+        f"{job.size.modes[1]} chains for each of {len(found.gain)} rows, half annealed from the prior and half from "
+        f"the posteriors of other rows, and importance weighting from where they come to rest and the guide together. "
+        f"It is as unbiased as that from the guide alone. {threshold} That nothing is found does not prove that there is "
         f"nothing."
     )
     section.numbers = {
@@ -92,7 +93,7 @@ def modes(job: Job, section: Section) -> None:
             f"The guide {what} the posterior: chains that start elsewhere find {gain:z.2f} ± {error:.2f} nats per row "
             f"beyond it, {missed:.0%} of the posterior"
         )
-    section.found("modes", level, f"{text}.")
+    section.found("modes", level, f"{text}.", gain=gain, error=error, missed=missed)
 
 
 def gaps(job: Job, section: Section) -> None:
@@ -128,7 +129,7 @@ def gaps(job: Job, section: Section) -> None:
     )
     level = threshold.level(gap=amortisation, rate=rate)
     wrong = "The guide is far from what its family could be: "
-    section.found("amortisation", level, f"{wrong if level == 'wrong' else ''}{text}.")
+    section.found("amortisation", level, f"{wrong if level == 'wrong' else ''}{text}.", gap=amortisation, rate=rate)
 
 
 def nuts(job: Job, section: Section) -> None:
@@ -158,12 +159,17 @@ def nuts(job: Job, section: Section) -> None:
     r_hat = max(record["largest R̂"] for record in records.values())
     if (level := of_nuts.level(largest=r_hat, divergences=divergences)) != "fine":
         section.found(
-            "nuts_settled", level, f"NUTS did not settle (R̂ up to {r_hat:.3f}, up to {divergences} divergences)."
+            "nuts_settled",
+            level,
+            f"NUTS did not settle (R̂ up to {r_hat:.3f}, up to {divergences} divergences).",
+            largest=r_hat,
+            divergences=divergences,
         )
     section.found(
         "nuts_scale",
         of_scale.level(ratio=min(ratios)),
         f"The guide's standard deviations are {min(ratios):.2f} to {max(ratios):.2f} of those that NUTS finds.",
+        ratio=min(ratios),
     )
 
 
@@ -230,4 +236,6 @@ def calibration(job: Job, section: Section) -> None:
         f"On the model's own data the guide's posteriors are {what} (p = {found.p_value:.2g}; the ranks of latents "
         f"spread {min(spread):.2f} to {max(spread):.2f} times as wide as they should, and their mean is off by up to "
         f"{max(shift):.2f}).",
+        p_value=found.p_value,
+        **numbers,
     )

@@ -60,6 +60,8 @@ def samples(job: Job, section: Section) -> None:
         level,
         f"The data {what} among its samples: {reached:.0%} of the real rows have a sample in their neighbourhood, "
         f"where other real rows reach {possible:.0%}.",
+        reached=reached,
+        possible=possible,
     )
 
 

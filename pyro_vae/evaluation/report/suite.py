@@ -60,8 +60,8 @@ def evaluate_suite(
             draws.
         parts: Names of the parts to run, such as ``["evidence", "prior_predictive"]``; by default all.
         train: The rows that the pair was trained on, with what goes with them, to see whether it has learned them by
-            heart. In a tuple with their labels, a classifier is trained on them, for a space of features; without labels,
-            distances between samples and data are taken between their elements.
+            heart. In a tuple with their labels, a classifier is trained on them, for a space of features; without
+            labels, distances between samples and data are taken between their elements.
         seed: Seeds every part.
         progress: Called with the title of each part before it begins.
 

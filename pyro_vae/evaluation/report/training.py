@@ -16,8 +16,8 @@ def training(job: Job, section: Section) -> None:
     """The ELBO of training rows beside that of held-out ones, and samples beside both."""
     if job.train is None:
         raise ValueError(
-            "whether it has learned its training rows by heart, and whether the held-out rows are among them, cannot be "
-            "told without them: give them, train=x_train"
+            "whether it has learned its training rows by heart, and whether the held-out rows are among them, cannot "
+            "be told without them: give them, train=x_train"
         )
     section.about = f"Rows that it was trained on, {job.train.num_rows:,}, beside rows that it was not. "
     _overfitting(job, section)
@@ -33,13 +33,15 @@ def _overfitting(job: Job, section: Section) -> None:
     threshold = THRESHOLDS["overfitting"]
     section.about += f"{threshold} "
     section.numbers |= {"elbo_train": on_train["elbo"], "elbo_held_out": on_held["elbo"], "elbo_gap_se": error}
-    level = threshold.level(gap=gap, error=error, rate=on_held["rate"])
+    numbers = {"gap": gap, "error": error, "rate": on_held["rate"]}
+    level = threshold.level(**numbers)
     what = {"fine": "holds on new rows", "look": "is lower on new rows", "wrong": "does not hold on new rows"}[level]
     section.found(
         "overfitting",
         level,
         f"What it learned {what}: the ELBO is {on_train['elbo']:.2f} on training rows and {on_held['elbo']:.2f} on "
         f"others, {gap:z.2f} ± {error:.2f} nats apart, where the rate is {on_held['rate']:.2f}.",
+        **numbers,
     )
 
 
@@ -65,15 +67,18 @@ def _copies(job: Job, section: Section) -> None:
         "leaked": found.leaked,
         "twins": found.twins,
     }
-    level = of_copies.level(nearer=found.nearer, error=found.standard_error)
+    numbers = {"nearer": found.nearer, "error": found.standard_error}
+    level = of_copies.level(**numbers)
     what = {"fine": "no copies", "look": "near to copies", "wrong": "copies"}[level]
     section.found(
         "copies",
         level,
-        f"Samples are {what} of training rows: in {found.nearer:.0%} of pairs the sample lies relatively nearer to them "
-        f"than a held-out row does, where 50% is chance.",
+        f"Samples are {what} of training rows: in {found.nearer:.0%} of pairs the sample lies relatively nearer to "
+        f"them than a held-out row does, where 50% is chance.",
+        **numbers,
     )
-    level = of_leaks.level(leaked=found.leaked, twins=found.twins, num_rows=len(real))
+    numbers = {"leaked": found.leaked, "twins": found.twins, "num_rows": len(real)}
+    level = of_leaks.level(**numbers)
     what = {
         "fine": "The held-out rows are new",
         "look": "Some held-out rows are among the training rows",
@@ -84,4 +89,5 @@ def _copies(job: Job, section: Section) -> None:
         level,
         f"{what}: {found.leaked:.1%} have an exact twin there, as {found.twins:.1%} of the training rows have among "
         f"themselves.",
+        **numbers,
     )
