@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from pyro_vae.evaluation.annealing import ais_bounds
 from pyro_vae.evaluation.evidence import log_evidence
 from pyro_vae.evaluation.latents import latent_information
@@ -79,6 +81,8 @@ def evidence(job: Job, section: Section) -> None:
         f"Importance weighting from the guide, {num_rows:,} rows with {job.size.particles:,} particles each; nats per "
         f"row. A lower bound in expectation, which has settled where more particles add nothing. {of_step} {of_gap}"
     )
+    if _draws_bits(job):
+        section.about += " The transform draws: of each row it is the evidence of one draw, the same for equal rows."
     section.tables[""] = curve.set_index("num_particles")
     elbo, last = float(curve["log_evidence"].iloc[0]), found.mean
     step, gap = last - float(curve["log_evidence"].iloc[-2]), last - elbo
@@ -132,6 +136,12 @@ def evidence(job: Job, section: Section) -> None:
         gap=gap,
         rate=rate,
     )
+
+
+def _draws_bits(job: Job) -> bool:
+    """Whether the transform draws, as one from grey levels to bits does."""
+    rows = job.some(8)
+    return not torch.equal(job.pair.prepare(rows).x, job.pair.prepare(rows, redraw=True).x)
 
 
 def _beyond(job: Job) -> float:

@@ -70,9 +70,9 @@ def modes(job: Job, section: Section) -> None:
     error = float(found.standard_error.square().sum().sqrt()) / len(found.gain)
     section.about = (
         f"{job.size.modes[1]} chains for each of {len(found.gain)} rows, half annealed from the prior and half from "
-        f"the posteriors of other rows, and importance weighting from where they come to rest and the guide together. "
-        f"It is as unbiased as that from the guide alone. {threshold} That nothing is found does not prove that there is "
-        f"nothing."
+        f"the posteriors of other rows, and importance weighting from where they come to rest and the guide "
+        f"together. It is as unbiased as that from the guide alone. {threshold} That nothing is found does not prove "
+        f"that there is nothing."
     )
     section.numbers = {
         "gain": gain,

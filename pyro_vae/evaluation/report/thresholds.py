@@ -173,8 +173,8 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "predictive checks, joint p-value",
         fine="from {p:g}",
         look="below",
-        wrong="below, and a statistic with a p-value of its own below {p:g} is off by more than {off:.0%} of itself, or, "
-        "if it is a mean or a tail, of the standard deviation",
+        wrong="below, and a statistic with a p-value of its own below {p:g} is off by more than {off:.0%} of itself, "
+        "or, if it is a mean or a tail, of the standard deviation",
         limits={"p": 0.01, "off": 0.25},
         worth_a_look=lambda p_value, share, p, off: p_value < p,
         is_wrong=lambda p_value, share, p, off: p_value < p and share > off,
