@@ -51,8 +51,8 @@ def _head(sound: Sequence[Record], wrong: Sequence[Record]) -> list[str]:
         "",
         f"{len(sound)} sound models of {len(families)} families, each with its exact guide (of one family, a network "
         f"that was trained amply) and rows of its own, and {len(wrong)} wrong pairs, {len(kinds)} kinds of fault at up "
-        f'to three strengths, were put through `evaluate_suite(suite="quick")`: all parts but annealing and NUTS, with '
-        f"half the rows and steps for gaps and modes and half the data sets for predictive checks. This page is made by "
+        f'to three strengths, were put through `evaluate_suite(suite="quick")`: all parts but annealing and NUTS, '
+        f"with a half to a quarter of its rows, chains, steps and data sets. This page is made by "
         f"`python scripts/judge.py --page docs/judge.md`, and so are the thresholds set "
         f"([the table](evaluation.md#the-thresholds)). The models are in `scripts/judged/`.",
         "",
