@@ -1,7 +1,8 @@
 """Judges the verdicts of `evaluate_suite`: how often they are false of sound models, and which faults they name.
 
-Sound models and wrong ones (`scripts/judged/`) are put through the quick suite, one JSON line each in RESULTS. A run
-that was stopped goes on where it was. When all are done, the page is written.
+Sound models and wrong ones (`scripts/judged/`) are put through the quick suite. What each finding compared with its
+threshold is kept, one JSON line for each model, so that a run that was stopped goes on where it was, and the page is
+made by the thresholds as they are.
 """
 
 import json
@@ -17,7 +18,7 @@ import pyro
 import torch
 import typer
 from judged.faults import FAULTS, STRENGTHS
-from judged.page import markdown
+from judged.page import found, markdown
 from judged.sound import SOUND
 from judged.system import Case
 
@@ -27,7 +28,6 @@ from pyro_vae.evaluation.report import PARTS
 from pyro_vae.evaluation.report.job import SIZES
 
 _LEFT_OUT = ("bounds", "nuts")  # an hour for all cases together; their findings are never "wrong" in the quick suite
-
 
 _LESS: dict[str, Any] = {  # than the quick suite does: hundreds of them are run
     "evidence_rows": 50,
@@ -40,19 +40,21 @@ _LESS: dict[str, Any] = {  # than the quick suite does: hundreds of them are run
 }
 
 
-def tried(case: Case) -> dict[str, Any]:
-    """What the suite says of a case."""
+def tried(case: Case, *, show: bool = False) -> dict[str, Any]:
+    """What the findings of a suite compared with their thresholds."""
     started = time.perf_counter()
-    parts = [part for part in PARTS if part not in _LEFT_OUT]
-    report = evaluate_suite(case.pair, case.x, train=case.train, parts=parts)
+    report = evaluate_suite(
+        case.pair, case.x, train=case.train, parts=[part for part in PARTS if part not in _LEFT_OUT]
+    )
+    for finding in report.findings if show else ():
+        if finding.level != "fine":
+            print(f"    {finding.level:<6}{finding.name}: {finding.text}")
     return {
         "findings": [
-            {"part": part, "name": f.name, "level": f.level, "text": f.text, "numbers": f.numbers}
-            for part, section in report.sections.items()
-            for f in section.findings
+            {"name": f.name, "numbers": {name: float(f"{value:.4g}") for name, value in f.numbers.items()}}
+            for f in report.findings
         ],
-        "not done": {part: s.about for part, s in report.sections.items() if s.about.startswith("Not done")},
-        "seconds": round(time.perf_counter() - started, 2),
+        "seconds": round(time.perf_counter() - started, 1),
     }
 
 
@@ -73,9 +75,9 @@ def made(key: str, of: tuple[str, str | int]) -> Case:
 
 def main(
     results: Annotated[Path, typer.Option(help="Results by case, one JSON line each; those there are kept.")] = Path(
-        "judged.jsonl"
+        "docs/judge.jsonl"
     ),
-    page: Annotated[Path | None, typer.Option(help="The page to write when all are done.")] = None,
+    page: Annotated[Path | None, typer.Option(help="The page to write of what there is when all are done.")] = None,
     copies: Annotated[int, typer.Option(help="Models of each sound family.")] = 6,
     strengths: Annotated[str, typer.Option(help="Of the faults, with commas between.")] = ",".join(STRENGTHS),
     only: Annotated[str, typer.Option(help="Cases whose key has one of these in it, with commas between.")] = "",
@@ -89,23 +91,18 @@ def main(
     if results.exists():
         done = {(record := json.loads(line))["key"]: record for line in results.read_text().splitlines()}
     every = plan(copies, tuple(strengths.split(",")))
-    wanted = {key: of for key, of in every.items() if any(part in key for part in only.split(","))}
-    for key, of in wanted.items():
-        if key not in done:
-            done[key] = {"key": key, **tried(made(key, of))}
-            with results.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(done[key], ensure_ascii=False) + "\n")
-        levels = [finding["level"] for finding in done[key]["findings"]]
-        print(
-            f"{key:<45}{done[key]['seconds']:>7.1f} s  wrong {levels.count('wrong')} look {levels.count('look')}",
-            flush=True,
-        )
-        for f in done[key]["findings"] if show else ():
-            if f["level"] != "fine":
-                print(f"    {f['level']:<6}{f['part']}/{f['name']}: {f['text']}")
+    for key, of in every.items():
+        if key in done or not any(part in key for part in only.split(",")):
+            continue
+        done[key] = {"key": key, **tried(made(key, of), show=show)}
+        with results.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(done[key], separators=(",", ":")) + "\n")
+        levels = list(found(done[key]).values())
+        seconds = done[key]["seconds"]
+        print(f"{key:<45}{seconds:>7.1f} s  wrong {levels.count('wrong')} look {levels.count('look')}", flush=True)
     if page is not None:
         with files.replacing(page) as temporary:
-            temporary.write_text(markdown([done[key] for key in wanted]), encoding="utf-8")
+            temporary.write_text(markdown([done[key] for key in every if key in done]), encoding="utf-8")
 
 
 if __name__ == "__main__":

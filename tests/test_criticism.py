@@ -276,6 +276,20 @@ def test_the_default_statistics_are_what_their_names_say():
     assert float(functions["largest"](torch.tensor(counts))) == counts.max()
 
 
+@pytest.mark.parametrize("kind", [constraints.real, constraints.nonnegative_integer, constraints.boolean])
+def test_what_a_statistic_chooses_it_chooses_in_each_data_set(kind):
+    """So the observed data set is one among others: chosen by another one, every statistic is the same."""
+    torch.manual_seed(0)
+    first, second = ((torch.randn(50, 100) * torch.rand(100)).double() for _ in range(2))
+    second[:, :3] = 0.0
+    if kind is not constraints.real:
+        first, second = ((x > 0).double() for x in (first, second))
+    found, other = (default_statistics(x, kind) for x in (first, second))
+    assert list(found) == list(other)
+    for name in found:
+        torch.testing.assert_close(found[name](second), other[name](second))
+
+
 def test_the_columns_of_a_table_have_statistics_of_their_kind():
     x = torch.stack([torch.randint(0, 2, (90,)).float(), torch.poisson(torch.full((90,), 3.0)), torch.randn(90)], 1)
     x[5, 1] = math.nan

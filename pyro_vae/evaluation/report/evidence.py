@@ -44,12 +44,13 @@ def summary(job: Job, section: Section) -> None:
         return
     of_site = {name: float(values.mean()) for name, values in information.items()}
     section.numbers["information"] = of_site
-    threshold, nats = THRESHOLDS["information"], sum(of_site.values())
+    threshold, every = THRESHOLDS["information"], torch.stack(list(information.values())).sum(0)
+    nats, moved = float(every.mean()), float(every.abs().mean())
     section.about += (
         f" What latents say of their row is a lower bound on the information, from telling it from 31 others; it sees "
         f"up to {math.log(32):.2f} nats. {threshold}"
     )
-    level = threshold.level(nats=nats)
+    level = threshold.level(nats=nats, moved=moved)
     text = f"{nats:z.2f} nats of information at least, where the rate is {metrics['rate']:.2f}"
     says = {"fine": "The latents tell rows apart", "look": "The latents say little of the rows"}
     idle = [name for name, value in of_site.items() if value < threshold.limits["none"]] if len(of_site) > 1 else []
@@ -59,6 +60,7 @@ def summary(job: Job, section: Section) -> None:
         level,
         f"{says.get(level, 'The latents say nothing of the rows')}: {text}{_active(metrics)}{idle_text}.",
         nats=nats,
+        moved=moved,
     )
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -221,12 +222,15 @@ def calibration(job: Job, section: Section) -> None:
     )
     latents = found.table.drop(LOG_LIKELIHOOD, errors="ignore")  # one number for all latents: all errors add up in it
     spread, shift = latents["spread"].to_list() or [1.0], [abs(r - 0.5) for r in latents["mean_rank"]] or [0.0]
-    numbers = {"largest": max(spread), "smallest": min(spread), "off": max(shift)}
+    ends = [np.isin(found.ranks[name], (0, num_draws)).mean() for name in latents.index]
+    beyond = max(ends, default=0.0) - 2 / (num_draws + 1)
+    numbers = {"largest": max(spread), "smallest": min(spread), "off": max(shift), "beyond": float(beyond)}
     section.numbers = {
         "p_value": found.p_value,
         "smallest_spread": min(spread),
         "largest_spread": max(spread),
         "largest_shift": max(shift),
+        "beyond_all_draws": float(beyond),
     }
     level = threshold.level(p_value=found.p_value, **numbers)
     what = {"fine": "calibrated", "look": "not quite calibrated", "wrong": "not calibrated"}[level]

@@ -14,6 +14,7 @@ from pyro_vae.inference.structure import ContractError
 __all__ = ["checks", "coverage"]
 
 _OF_PLACE = ("mean", "lower tail", "upper tail")  # statistics that move with the data
+_LEAST = {"skewness": 1.0, "correlation": 1.0, "share": 0.2, "zeros": 0.2, "lowest": 0.2, "highest": 0.2}
 
 
 def coverage(job: Job, section: Section) -> None:
@@ -101,11 +102,13 @@ def _judge(check: PredictiveCheck, section: Section) -> None:
 
 
 def _sizes(table: Any) -> Any:
-    """What a difference is a share of: the statistic itself; of one of place, which may be 0, the spread."""
+    """What a difference is a share of: the statistic itself, or what it is measured in where it may be about 0."""
     sizes = table[["observed", "replicated"]].abs().max(axis=1)
     for name in table.index:
+        least = [size for part, size in _LEAST.items() if part in name]
+        sizes[name] = max(sizes[name], *least, 0.0)
         for place in _OF_PLACE:
             sd = name.replace(place, "sd")
-            if place in name and sd in sizes.index:
+            if place in name and sd in table.index:
                 sizes[name] = max(table.loc[sd, "observed"], table.loc[sd, "replicated"])
     return sizes.where(sizes > 0, 1.0)

@@ -66,10 +66,11 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "information of the latents on their row",
         fine="from {little:g} nats",
         look="less",
-        wrong="less than {none:g} nats",
-        limits={"little": 0.05, "none": 0.005},
-        worth_a_look=lambda nats, little, none: nats < little,
-        is_wrong=lambda nats, little, none: nats < none,
+        wrong="less than {none:g} nats, and the guide's log-densities of a draw under different rows differ by less "
+        "than {still:g} on average",
+        limits={"little": 0.05, "none": 0.005, "still": 0.05},
+        worth_a_look=lambda nats, moved, little, none, still: nats < little,
+        is_wrong=lambda nats, moved, little, none, still: nats < none and moved < still,
     ),
     "evidence_step": Threshold(
         "rise of the evidence over the last step of particles",
@@ -153,11 +154,11 @@ THRESHOLDS: Mapping[str, Threshold] = {
         fine="from {p:g}",
         look="below",
         wrong="below, and the ranks of a latent spread {wide:g} times as wide as uniform ones or more, {tight:g} times "
-        "or less, or their mean is off by {shift:g} or more",
-        limits={"p": 0.01, "wide": 1.25, "tight": 0.8, "shift": 0.2},
-        worth_a_look=lambda p_value, largest, smallest, off, p, wide, tight, shift: p_value < p,
-        is_wrong=lambda p_value, largest, smallest, off, p, wide, tight, shift: (
-            p_value < p and (largest >= wide or smallest <= tight or off >= shift)
+        "or less, their mean is off by {shift:g} or more, or {outside:.0%} too many of them lie beyond all draws",
+        limits={"p": 0.01, "wide": 1.25, "tight": 0.8, "shift": 0.2, "outside": 0.1},
+        worth_a_look=lambda p_value, largest, smallest, off, beyond, p, wide, tight, shift, outside: p_value < p,
+        is_wrong=lambda p_value, largest, smallest, off, beyond, p, wide, tight, shift, outside: (
+            p_value < p and (largest >= wide or smallest <= tight or off >= shift or beyond >= outside)
         ),
     ),
     "coverage": Threshold(
@@ -173,8 +174,8 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "predictive checks, joint p-value",
         fine="from {p:g}",
         look="below",
-        wrong="below, and a statistic with a p-value of its own below {p:g} is off by more than {off:.0%} of itself, "
-        "or, if it is a mean or a tail, of the standard deviation",
+        wrong="below, and a statistic with a p-value of its own below {p:g} is off by more than {off:.0%} of itself "
+        "(means and tails: of the standard deviation; skewness and correlations: of 1; shares: of 20% at least)",
         limits={"p": 0.01, "off": 0.25},
         worth_a_look=lambda p_value, share, p, off: p_value < p,
         is_wrong=lambda p_value, share, p, off: p_value < p and share > off,
