@@ -27,7 +27,7 @@ from pyro_vae.evaluation import evaluate_suite
 from pyro_vae.evaluation.report import PARTS
 from pyro_vae.evaluation.report.job import SIZES
 
-_LEFT_OUT = ("bounds", "nuts")  # an hour for all cases together; their findings are never "wrong" in the quick suite
+_LEFT_OUT = ("bounds", "nuts")  # they take as long as all others together
 
 _LESS: dict[str, Any] = {  # than the quick suite does: hundreds of them are run
     "evidence_rows": 50,

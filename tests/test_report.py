@@ -394,6 +394,8 @@ def test_a_part_that_fails_leaves_the_others():
         ("leaks", {"leaked": 0.3, "twins": 0.0, "num_rows": 100}, "wrong"),
         ("samples", {"reached": 0.0, "possible": 0.0}, "look"),
         ("evidence_step", {"step": 1.01}, "look"),
+        ("bounds", {"gap": 1.1}, "look"),
+        ("bounds", {"gap": -1.1}, "wrong"),
         ("elbo_gap", {"gap": 3.0, "rate": 7.0}, "fine"),
         ("elbo_gap", {"gap": 3.0, "rate": 5.0}, "look"),
         ("elbo_gap", {"gap": 0.9, "rate": 0.1}, "fine"),

@@ -202,7 +202,8 @@ def bounds(job: Job, section: Section) -> None:
     section.found(
         "bounds",
         of_gap.level(gap=gap),
-        f"On data that the model drew, its evidence lies between bounds {gap:z.2f} nats apart.",
+        f"On data that the model drew, its evidence lies between bounds {gap:z.2f} nats apart"
+        f"{': they cross, so that a density is not that of its draws' if of_gap.level(gap=gap) == 'wrong' else ''}.",
         gap=gap,
     )
     level = of_gain.level(gain=gain)

@@ -92,9 +92,10 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "bounds from below and above, on the model's own rows",
         fine="up to {nats:g} nat apart",
         look="further apart",
-        wrong="",
+        wrong="crossed by more than {nats:g} nat",
         limits={"nats": 1.0},
         worth_a_look=lambda gap, nats: gap > nats,
+        is_wrong=lambda gap, nats: gap < -nats,
     ),
     "annealing_gain": Threshold(
         "annealing above importance weighting, on the data",
