@@ -87,7 +87,7 @@ def main(
         print(f"written to {out}")
         return
 
-    train = None if held.y_train is None else (held.x_train, held.y_train)
+    train = held.x_train if held.y_train is None else (held.x_train, held.y_train)
     report = evaluate_suite(
         vae,
         rows,

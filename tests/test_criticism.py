@@ -95,7 +95,7 @@ def with_its_moments(rates):
 @pytest.mark.parametrize(
     ("likelihood", "wrong"),
     [
-        (with_its_moments, "share at 0[1]"),
+        (with_its_moments, "share at one value[0]"),
         (lambda rates: dist.Poisson(0.65 * rates), "zeros[1]"),
         (zero_inflated, None),
     ],
@@ -259,6 +259,7 @@ def test_the_default_statistics_are_what_their_names_say():
         "upper tail": np.quantile(x, 0.99, axis=0, method="nearest"),
         "skewness": scipy.stats.skew(x),
         "kurtosis": scipy.stats.kurtosis(x, fisher=False),
+        "share at one value": [0.0, 0.0],
         "sd of row totals": x.sum(1).std(),
         "mean |correlation|": correlation.mean(),
         "max |correlation|": correlation.max(),
@@ -273,6 +274,20 @@ def test_the_default_statistics_are_what_their_names_say():
     dispersion = (counts.var(0) / counts.mean(0)).mean()
     assert float(functions["dispersion"](torch.tensor(counts))) == pytest.approx(dispersion)
     assert float(functions["largest"](torch.tensor(counts))) == counts.max()
+
+
+@pytest.mark.parametrize("kind", [constraints.real, constraints.nonnegative_integer, constraints.boolean])
+def test_what_a_statistic_chooses_it_chooses_in_each_data_set(kind):
+    """So the observed data set is one among others: chosen by another one, every statistic is the same."""
+    torch.manual_seed(0)
+    first, second = ((torch.randn(50, 100) * torch.rand(100)).double() for _ in range(2))
+    second[:, :3] = 0.0
+    if kind is not constraints.real:
+        first, second = ((x > 0).double() for x in (first, second))
+    found, other = (default_statistics(x, kind) for x in (first, second))
+    assert list(found) == list(other)
+    for name in found:
+        torch.testing.assert_close(found[name](second), other[name](second))
 
 
 def test_the_columns_of_a_table_have_statistics_of_their_kind():

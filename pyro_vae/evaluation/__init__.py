@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.frechet import frechet_distance
     from pyro_vae.evaluation.inference_data import to_inference_data
     from pyro_vae.evaluation.joint_calibration import JointCalibration, joint_calibration
-    from pyro_vae.evaluation.latents import active_latents, latent_effects, nearest_rows
+    from pyro_vae.evaluation.latents import active_latents, latent_effects, latent_information, nearest_rows
+    from pyro_vae.evaluation.memory import Memory, memory_of
+    from pyro_vae.evaluation.modes import Modes, find_modes
     from pyro_vae.evaluation.nuts import NutsPosterior, nuts_posterior
     from pyro_vae.evaluation.rate_distortion import rate_distortion_curve
     from pyro_vae.evaluation.refinement import Gaps, RefinedPair, gaps, refine
@@ -46,6 +48,8 @@ __all__ = [
     "Gaps",
     "GuideDiagnosis",
     "JointCalibration",
+    "Memory",
+    "Modes",
     "NutsPosterior",
     "PredictiveCheck",
     "PredictiveCoverage",
@@ -63,11 +67,14 @@ __all__ = [
     "diagnose_guide",
     "evaluate",
     "evaluate_suite",
+    "find_modes",
     "frechet_distance",
     "gaps",
     "joint_calibration",
     "latent_effects",
+    "latent_information",
     "log_evidence",
+    "memory_of",
     "nearest_rows",
     "nuts_posterior",
     "plot_coverage",
@@ -103,7 +110,9 @@ __getattr__, __dir__ = lazily(
         "frechet": ("frechet_distance",),
         "inference_data": ("to_inference_data",),
         "joint_calibration": ("JointCalibration", "joint_calibration"),
-        "latents": ("active_latents", "latent_effects", "nearest_rows"),
+        "modes": ("Modes", "find_modes"),
+        "memory": ("Memory", "memory_of"),
+        "latents": ("active_latents", "latent_effects", "latent_information", "nearest_rows"),
         "nuts": ("NutsPosterior", "nuts_posterior"),
         "rate_distortion": ("rate_distortion_curve",),
         "refinement": ("Gaps", "RefinedPair", "gaps", "refine"),

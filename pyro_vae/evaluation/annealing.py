@@ -19,7 +19,15 @@ from pyro_vae.inference.structure import Structure
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import evaluating, forked_random_state
 
-__all__ = ["AnnealedBounds", "ais_bounds", "annealed_draws", "posterior_kernel", "sigmoidal_schedule"]
+__all__ = [
+    "AnnealedBounds",
+    "Nearby",
+    "ais_bounds",
+    "annealed_draws",
+    "posterior_kernel",
+    "settled",
+    "sigmoidal_schedule",
+]
 
 _PILOT_CHAINS = 16
 _PILOT_TRANSITIONS = 100  # at least so many in a pilot run, however few the temperatures
@@ -274,8 +282,8 @@ def annealed_draws(
         Latents as real numbers, ``(C, N, d)``, and log-weights ``(C, N)``.
     """
     temperatures = sigmoidal_schedule(num_steps)
-    near = _Near.of(density, _pilot(density, temperatures, num_leapfrog, num_chains)[1].u)
-    near = _Near.of(density, near.latents(_pilot(near, temperatures, num_leapfrog, num_chains)[1].u))
+    near = Nearby.of(density, _pilot(density, temperatures, num_leapfrog, num_chains)[1].u)
+    near = Nearby.of(density, near.latents(_pilot(near, temperatures, num_leapfrog, num_chains)[1].u))
     moves, _ = _pilot(near, temperatures, num_leapfrog)
     weights, _, point = _anneal(near, near.draw(num_chains), temperatures, moves)
     return near.latents(point.u), weights
@@ -305,7 +313,7 @@ def posterior_kernel(density: LatentDensity, num_leapfrog: int = 5) -> Callable[
 
 
 @dataclass(frozen=True)
-class _Near:
+class Nearby:
     """The joint density of a pair, beside a normal distribution of each row, where that is the standard normal.
 
     Args:
@@ -319,7 +327,7 @@ class _Near:
     root: Tensor
 
     @staticmethod
-    def of(density: LatentDensity, u: Tensor) -> "_Near":
+    def of(density: LatentDensity, u: Tensor) -> "Nearby":
         """The normals with the moments of chains ``(C, N, d)``, somewhat wider, so that weights have bounds."""
         loc, num = u.mean(0), len(u)
         centred = (u - loc).movedim(0, 1).double()
@@ -328,7 +336,7 @@ class _Near:
         alone = (variances + 1e-12).diag_embed()
         share = min(1.0, u.shape[-1] / num)  # of many latents too few chains tell how they are correlated
         widened = _WIDENED * ((1 - share) * covariance + share * alone) + 1e-9 * alone
-        return _Near(density, loc, torch.linalg.cholesky(widened).to(u.dtype))
+        return Nearby(density, loc, torch.linalg.cholesky(widened).to(u.dtype))
 
     def latents(self, v: Tensor) -> Tensor:
         """The latents u at these points."""
@@ -373,7 +381,7 @@ class _Moves:
 
 
 def _pilot(
-    density: "LatentDensity | _Near", temperatures: list[float], num_leapfrog: int, num_chains: int = _PILOT_CHAINS
+    density: "LatentDensity | Nearby", temperatures: list[float], num_leapfrog: int, num_chains: int = _PILOT_CHAINS
 ) -> tuple[_Moves, Point]:
     """A forward run of chains of its own, which finds step sizes for every row and temperature; and where it ends."""
     u = density.draw(num_chains)
@@ -392,8 +400,23 @@ def _pilot(
     return _Moves(scale, steps, num_leapfrog), point
 
 
+def settled(density: LatentDensity, u: Tensor, temperatures: list[float], num_leapfrog: int) -> Tensor:
+    """Where chains from ``u`` are after a transition at each temperature: ``(T, C, N, d)``.
+
+    Each chain's step size adapts to it as it goes, so that the draws are near to where the density is, and not exact.
+    """
+    scale = u.std(0).nan_to_num(1.0).clamp_min(1e-6)
+    step = torch.full_like(u[..., :1], 0.5)
+    point, places = density.at(u), []
+    for t in temperatures:
+        point, accepted = _transition(density, point, t, step * scale, num_leapfrog)
+        step = step * (_GAIN * (accepted[..., None] - _TARGET)).exp()
+        places.append(point.u)
+    return torch.stack(places)
+
+
 def _anneal(
-    density: "LatentDensity | _Near", u: Tensor, temperatures: list[float], moves: _Moves, *, reverse: bool = False
+    density: "LatentDensity | Nearby", u: Tensor, temperatures: list[float], moves: _Moves, *, reverse: bool = False
 ) -> tuple[Tensor, float, Point]:
     """Log-weights ``(C, N)`` of chains from the start to the posterior, or back, their mean acceptance, and their end.
 
@@ -420,7 +443,7 @@ def _anneal(
 
 
 def _transition(
-    density: "LatentDensity | _Near", point: Point, t: float, steps: Tensor, num_leapfrog: int
+    density: "LatentDensity | Nearby", point: Point, t: float, steps: Tensor, num_leapfrog: int
 ) -> tuple[Point, Tensor]:
     """One transition of Hamiltonian Monte Carlo at temperature t, with steps ``(N, d)``; and its acceptance ``(C, N)``.
 

@@ -1,13 +1,12 @@
 """ArviZ, before its version 1 and from it: the few calls that changed, in one place."""
 
-import importlib
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-__all__ = ["arviz_groups", "import_arviz", "pareto_k"]
+__all__ = ["arviz_groups", "import_arviz"]
 
 Groups = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -25,17 +24,6 @@ def import_arviz() -> Any:
     except ImportError as error:
         raise ImportError("this needs ArviZ: pip install 'pyro-vae[evaluation]'") from error
     return arviz
-
-
-def pareto_k(log_weights: np.ndarray) -> np.ndarray:
-    r"""Pareto's :math:`\hat k` of each row's weights, for log-weights ``(N, K)``: ``(N,)``."""
-    arviz = import_arviz()
-    with np.errstate(all="ignore"):
-        if _before_version_1(arviz):
-            return np.asarray(arviz.psislw(log_weights)[1])
-        # This one takes log-likelihoods, as leaving rows out needs them, and weighs by their inverse.
-        fit = importlib.import_module("arviz_stats.base").array_stats.psislw
-        return np.asarray(fit(-log_weights, axis=-1)[1])
 
 
 def arviz_groups(

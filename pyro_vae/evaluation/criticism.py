@@ -10,7 +10,7 @@ A data set is drawn
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -23,8 +23,14 @@ from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.described import as_described
 from pyro_vae.evaluation.simulation import check_forward, prior_globals
 from pyro_vae.evaluation.statistics import Statistic, default_statistics
-from pyro_vae.inference.batch import Batch
-from pyro_vae.inference.predictive import posterior_latents, predict_from_latents, without_sites
+from pyro_vae.inference.batch import Batch, rows_that_fit
+from pyro_vae.inference.predictive import (
+    forward_trace,
+    most_rows,
+    posterior_latents,
+    predict_from_latents,
+    without_sites,
+)
 from pyro_vae.inference.structure import Fixed, Structure
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import evaluating, forked_random_state
@@ -65,7 +71,7 @@ def predictive_check(
     *,
     num_replications: int = 200,
     seed: int = 0,
-    chunk_size: int = 1024,
+    chunk_size: int = 8192,
 ) -> PredictiveCheck:
     r"""Compares statistics of the data with those of data sets of the same size that the model draws.
 
@@ -91,11 +97,11 @@ def predictive_check(
             a vector of them; by default :func:`~pyro_vae.evaluation.statistics.default_statistics` of the values
             that the likelihood describes. Where entries are missing, they are NaN in every data set alike.
         kind: ``"posterior"`` or ``"prior"``.
-        num_replications: Data sets R that are drawn, one after another. The smallest p-value there can be is
+        num_replications: Data sets R that are drawn. The smallest p-value there can be is
             2 / (R + 1), and 1 / (R + 1) for all together.
         seed: Seeds the draws; the caller's random state is left alone.
-        chunk_size: Rows drawn at a time. Latents outside the plate ``"data"`` are drawn once for each data set: from
-            the guide, or from their prior for ``kind="prior"``.
+        chunk_size: At most so many rows drawn at a time, of one data set or of several. Latents outside the plate
+            ``"data"`` are drawn once for each data set: from the guide, or from their prior for ``kind="prior"``.
 
     Returns:
         A :class:`PredictiveCheck`. The data are taken as the model describes them: where the transform draws (bits from
@@ -137,8 +143,7 @@ def predictive_check(
         of_observed = _components(statistics, observed, "the observed data")
         drawn: dict[str, list[float]] = {name: [] for name in of_observed}
         missing = observed.isnan()
-        for _ in range(num_replications):
-            data = _draw_data_set(pair, batch, structure, kind, chunk_size)
+        for data in _data_sets(pair, batch, structure, kind, num_replications, chunk_size):
             data[missing] = math.nan
             for name, value in _components(statistics, data, "a drawn data set").items():
                 drawn.setdefault(name, []).append(value)
@@ -149,6 +154,21 @@ def predictive_check(
     replications = {name: np.array(values) for name, values in drawn.items()}
     joint = _joint(of_observed, replications)
     return PredictiveCheck(kind, _table(of_observed, replications), replications, joint, len(batch))
+
+
+def _data_sets(
+    pair: Pair, batch: Batch, structure: Structure, kind: Kind, num_sets: int, chunk_size: int
+) -> Iterator[Tensor]:
+    """Data sets, several of them in a run of the programs where rows are few and share no latents."""
+    at_once = rows_that_fit(batch.x[0].numel(), most=chunk_size)
+    together = 1 if structure.global_latents else max(1, min(num_sets, at_once // len(batch)))
+    sites = forward_trace(pair.programs[0], 1, without_sites(batch[:1], structure, tuple(structure.observed)))
+    if most_rows(sites) is not None:  # the plate of the rows has a size of its own
+        together = 1
+    tiled = batch[torch.arange(len(batch), device=batch.x.device).repeat(together)]
+    for first in range(0, num_sets, together):
+        data = _draw_data_set(pair, tiled, structure, kind, at_once)
+        yield from data.split(len(batch))[: num_sets - first]
 
 
 def _draw_data_set(pair: Pair, batch: Batch, structure: Structure, kind: Kind, chunk_size: int) -> Tensor:

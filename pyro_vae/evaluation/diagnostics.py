@@ -1,14 +1,13 @@
 r"""Whether the guide is right for a row: Pareto-smoothed :math:`\hat k` and effective sample size of its weights."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_vae.data.rows import Inputs
-from pyro_vae.evaluation.arviz_versions import import_arviz, pareto_k
 from pyro_vae.evaluation.evidence import log_mean_exp, reduce_log_weights
+from pyro_vae.evaluation.pareto import FEWEST, reliable_shape, tail_shape
 from pyro_vae.pair import Pair
 
 __all__ = ["GuideDiagnosis", "diagnose_guide"]
@@ -32,7 +31,7 @@ class GuideDiagnosis:
     @property
     def threshold(self) -> float:
         r"""The largest :math:`\hat k` to rely on with this many draws, :math:`\min(1 - 1/\log_{10} K, 0.7)`."""
-        return min(1 - 1 / math.log10(self.num_particles), 0.7)
+        return reliable_shape(self.num_particles)
 
     @property
     def flagged(self) -> Tensor:
@@ -75,7 +74,6 @@ def diagnose_guide(pair: Pair, x: Inputs, num_particles: int = 1000, *, seed: in
     Raises:
         ValueError: if there are too few particles, or rows or programs do not fit, see
             :func:`~pyro_vae.evaluation.log_evidence`.
-        ImportError: if ArviZ is not installed.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -85,21 +83,13 @@ def diagnose_guide(pair: Pair, x: Inputs, num_particles: int = 1000, *, seed: in
         >>> diagnosis.k_hat.shape, bool((diagnosis.ess <= 1000).all())
         (torch.Size([5]), True)
 
-    Source: Yao et al., *Yes, but Did It Work?*, 2018; Vehtari et al., *Pareto Smoothed Importance Sampling*, 2024. The
-    fit is ArviZ's.
+    Source: Yao et al., *Yes, but Did It Work?*, 2018; Vehtari et al., *Pareto Smoothed Importance Sampling*, 2024.
     """
-    if num_particles < 25:
-        raise ValueError(f"num_particles must be at least 25, for a tail to fit; found {num_particles}")
-    import_arviz()  # says what to install before the programs are run
-    tail = math.ceil(min(num_particles / 5, 3 * math.sqrt(num_particles)))
+    if num_particles < FEWEST:
+        raise ValueError(f"num_particles must be at least {FEWEST}, for a tail to fit; found {num_particles}")
 
     def diagnosed(log_weights: Tensor) -> Tensor:
-        largest = log_weights.topk(tail + 1, dim=0).values
-        flat = largest[0] - largest[3] <= 1e-6 * (1 + largest[0].abs())  # no more than rounding
-        k_hat = torch.zeros_like(largest[0])
-        if not bool(flat.all()):
-            k_hat[~flat] = torch.from_numpy(pareto_k(log_weights[:, ~flat].T.cpu().numpy())).to(k_hat)
-        return torch.stack([k_hat, log_mean_exp(log_weights)[2]])
+        return torch.stack([tail_shape(log_weights), log_mean_exp(log_weights)[2]])
 
     (k_hat, ess), _, _ = reduce_log_weights(pair, x, diagnosed, num_particles=num_particles, seed=seed)
     return GuideDiagnosis(k_hat, ess, num_particles)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae._support.devices import memory_for_draws
 from pyro_vae.data.rows import Inputs
+from pyro_vae.evaluation.pareto import FEWEST, reliable_shape, tail_shape, widened
 from pyro_vae.inference.batch import Batch, rows_that_fit
 from pyro_vae.inference.sites import run_pair
 from pyro_vae.inference.structure import Structure
@@ -34,12 +35,16 @@ class Evidence:
 
     Args:
         log_evidence: The estimate for each row, ``(N,)``.
-        standard_error: Its Monte Carlo standard error, ``(N,)``; NaN with one particle. Where it nears 1 it is no
-            longer to be believed: few draws carry all the weight.
+        standard_error: Its Monte Carlo standard error, ``(N,)``; NaN with one particle. It is widened by what the tail
+            of the weights lets expect of draws that have not come (:func:`~pyro_vae.evaluation.pareto.widened`). Where
+            ``reliable`` is false neither is to be believed: few draws carry all the weight, and the estimate is too
+            low.
         ess: Effective sample size of the weights, between 1 and the number of particles, ``(N,)``.
         curve: A table with one row for each number of particles up to the one asked for: ``num_particles``, the mean
             over rows ``log_evidence``, and ``standard_error``, over rows. A flat end speaks for convergence.
         num_dims: Observed elements of a row, on average; NaN where the model observes more of a row than ``x``.
+        k_hat: Pareto shape of each row's weights, ``(N,)``, see :func:`~pyro_vae.evaluation.diagnose_guide`; NaN with
+            fewer than 25 particles.
     """
 
     log_evidence: Tensor
@@ -47,6 +52,15 @@ class Evidence:
     ess: Tensor
     curve: "pd.DataFrame"
     num_dims: float
+    k_hat: Tensor
+
+    @property
+    def reliable(self) -> Tensor:
+        r"""True for rows whose error is to be believed, ``(N,)``: :math:`\hat k` is known and not too large."""
+        num_particles = int(self.curve["num_particles"].iloc[-1])
+        if num_particles < FEWEST:
+            return torch.zeros_like(self.k_hat, dtype=torch.bool)
+        return self.k_hat <= reliable_shape(num_particles)
 
     @property
     def mean(self) -> float:
@@ -55,8 +69,16 @@ class Evidence:
 
     @property
     def mean_standard_error(self) -> float:
-        """Standard error of the mean over rows, from rows being a sample of all there could be; NaN for one row."""
+        """Standard error of the mean over rows, from rows being a sample of all there could be; NaN for one row.
+
+        What the estimates' own errors add is in it, for they make the rows differ as well, but not their bias.
+        """
         return _standard_error(self.log_evidence)
+
+    @property
+    def mean_monte_carlo_error(self) -> float:
+        """The part of that error which more particles would take away: of the mean over these very rows."""
+        return float(self.standard_error.square().sum().sqrt() / len(self.standard_error))
 
     @property
     def bits_per_dim(self) -> float:
@@ -136,13 +158,23 @@ def log_evidence(
     sizes = [k for k in _CURVE if k < num_particles] + [num_particles]
 
     def summarised(log_weights: Tensor) -> Tensor:
-        return torch.stack([*log_mean_exp(log_weights), *(_block_estimate(log_weights, size) for size in sizes)])
+        log_mean, error, ess = log_mean_exp(log_weights)
+        shape = tail_shape(log_weights)
+        return torch.stack(
+            [
+                log_mean,
+                widened(error, shape, num_particles),
+                ess,
+                shape,
+                *(_block_estimate(log_weights, size) for size in sizes),
+            ]
+        )
 
     summaries, log_jacobian, num_dims = reduce_log_weights(
         pair, x, summarised, num_particles=num_particles, seed=seed, memory_mib=memory_mib
     )
-    log_mean, standard_error, ess = summaries[:3]
-    log_mean, by_size = log_mean + log_jacobian, summaries[3:] + log_jacobian
+    log_mean, standard_error, ess, k_hat = summaries[:4]
+    log_mean, by_size = log_mean + log_jacobian, summaries[4:] + log_jacobian
     curve = pd.DataFrame(
         {
             "num_particles": sizes,
@@ -150,7 +182,7 @@ def log_evidence(
             "standard_error": [_standard_error(values) for values in by_size],
         }
     )
-    return Evidence(log_mean, standard_error, ess, curve, num_dims)
+    return Evidence(log_mean, standard_error, ess, curve, num_dims, k_hat)
 
 
 def reduce_log_weights(

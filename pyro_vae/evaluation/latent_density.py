@@ -137,6 +137,14 @@ class LatentDensity:
             )
         return Point(u.detach(), log_start.detach(), log_joint.detach(), grad_start, grad_joint)
 
+    @torch.no_grad()
+    def log_probs(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Both log-densities at ``u``, ``(C, N)`` each in float64."""
+        counts = self._counts(len(u))
+        parts = [self._log_probs(part, c) for part, c in zip(u.split(len(u) // len(counts)), counts, strict=True)]
+        log_start, log_joint = (torch.cat(values).double() for values in zip(*parts, strict=True))
+        return log_start, log_joint
+
     def _log_probs(self, u: Tensor, num_chains: int | None) -> tuple[Tensor, Tensor]:
         model, guide = self.pair.programs
         with _Mapped(u, self.layout, self.structure.nesting, plated=num_chains is not None) as mapped:

@@ -1,9 +1,10 @@
-"""What latents are good for: the rows nearest to a row, which latents are active, and what each does to the data."""
+"""What latents are good for: what they say of a row, which are active, what each does to the data, and neighbours."""
 
 import math
 from collections.abc import Iterator
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -12,11 +13,12 @@ from pyro_vae._support.moments import Moments
 from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.summary import ACTIVE_VARIANCE
 from pyro_vae.inference.batch import Batch, rows_of, rows_that_fit, with_rows
-from pyro_vae.inference.structure import is_point
+from pyro_vae.inference.sites import run_pair
+from pyro_vae.inference.structure import Fixed, is_point
 from pyro_vae.pair import Pair
-from pyro_vae.programs.running import forked_random_state
+from pyro_vae.programs.running import evaluating, forked_random_state
 
-__all__ = ["active_latents", "latent_effects", "nearest_rows"]
+__all__ = ["active_latents", "latent_effects", "latent_information", "nearest_rows"]
 
 _ROWS = 256  # at which effects are averaged
 
@@ -125,6 +127,76 @@ def active_latents(pair: Pair, x: Inputs, *, site: str | None = None) -> Tensor:
         code, _, _ = _code(pair, batch, site)
         moments.add(code)
     return (moments.variance > ACTIVE_VARIANCE).cpu()
+
+
+@torch.no_grad()
+def latent_information(pair: Pair, x: Inputs, *, num_others: int = 31, seed: int = 0) -> dict[str, Tensor]:
+    r"""How much the latents of the guide say of a row: a lower bound on their information, in nats.
+
+    One draw z of each row's posterior, and how much likelier it is there than in the posteriors of K other rows:
+
+    .. math:: \log q(z_n \mid x_n) - \log \frac{1}{K + 1} \sum_{k=0}^{K} q(z_n \mid x_{n_k}), \qquad n_0 = n
+
+    The mean over rows is at most :math:`I(x; z)`, and at most :math:`\log(K + 1)`. It is 0 where posteriors do not
+    depend on the row, whatever the prior, the scale and the kind of the latent. Of several latents each has what it
+    adds to those that the guide draws before it, and they add up to the information of all.
+
+    Args:
+        pair: A trained pair.
+        x: Rows, at least 2.
+        num_others: Rows K with which each is compared, fewer where there are fewer.
+        seed: Seeds draws and choice.
+
+    Returns:
+        By latent, the term of each row, ``(N,)`` in float64 on the CPU. Latents of all rows, those that the model sums
+        over, and points of a continuous latent are left out.
+
+    Raises:
+        ValueError: if there are fewer than two rows, or they do not fit.
+
+    Example:
+        >>> from pyro_vae import mlp_vae
+        >>> from pyro_vae.likelihoods import Normal
+        >>> vae, x = mlp_vae((3,), latent_dim=2, likelihood=Normal()), torch.randn(50, 3)
+        >>> latent_information(vae, x)["z"].shape, latent_information(vae, x[:1].expand(50, 3))["z"].mean().item()
+        (torch.Size([50]), 0.0)
+
+    Source: van den Oord et al., *Representation Learning with Contrastive Predictive Coding*, 2018, with the guide's
+    density for a critic: Poole et al., *On Variational Bounds of Mutual Information*, 2019.
+    """
+    rows = next(pair.check(x).chunks(2**62))
+    with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
+        torch.manual_seed(seed)
+        batch = pair.prepare(rows)
+        if len(batch) < 2:
+            raise ValueError("latent_information compares rows with others, and found a single one: give more")
+        structure = pair.structure(batch)
+        named = [n for n in structure.guided if structure.latents[n].is_local and n not in structure.points]
+
+        def log_guide(others: Batch, latents: Any) -> Tensor:
+            """Of each latent and those before it, ``(sites, N)``."""
+            with Fixed(latents), pyro.validation_enabled(is_validate=False):
+                draws = run_pair(_nothing, pair.programs[1], others, structure, enumerate_guide=False)
+            terms = [draws.log_guide[name][0].double() for name in draws.log_guide if name in named]
+            return torch.stack(terms).cumsum(0) if terms else batch.x.new_zeros(0, len(batch)).double()
+
+        with pyro.validation_enabled(is_validate=False):  # the programs were looked at with it
+            drawn = run_pair(_nothing, pair.programs[1], batch, structure, enumerate_guide=False)
+        order = [name for name in drawn.log_guide if name in named]
+        own = log_guide(batch, drawn.latents)
+        places, total = torch.randperm(len(batch), device=batch.x.device), own
+        offsets = 1 + torch.randperm(len(batch) - 1)[:num_others]
+        for offset in offsets.tolist():
+            other = torch.empty_like(places)
+            other[places] = places.roll(offset)  # never itself
+            total = torch.logaddexp(total, log_guide(batch[other], drawn.latents))
+        so_far = own - total + math.log(len(offsets) + 1)
+        each = torch.diff(so_far, dim=0, prepend=torch.zeros_like(so_far[:1]))
+    return {name: values.cpu() for name, values in zip(order, each, strict=True)}
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """A model without sites."""
 
 
 @torch.no_grad()

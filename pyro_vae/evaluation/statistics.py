@@ -22,8 +22,9 @@ def default_statistics(x: Tensor, data_range: Constraint) -> dict[str, Statistic
     r"""Statistics for a data set with such values.
 
     Args:
-        x: The observed data ``(N, *E)``, NaN where an entry is missing. They settle which elements are looked at,
-            and which exact values are counted.
+        x: The observed data ``(N, *E)``, NaN where an entry is missing. Only their size is looked at: what a statistic
+            chooses, columns that vary most or values that are frequent, it chooses in each data set by itself. A choice
+            made by the observed one would set it apart from all others, under the true model too.
         data_range: Constraint on one element, or ``constraints.stack`` with one for each column.
 
     Returns:
@@ -33,10 +34,11 @@ def default_statistics(x: Tensor, data_range: Constraint) -> dict[str, Statistic
         - For all: ``mean``; ``sd``; with two elements or more ``sd of row totals``, and ``mean |correlation|`` and
           ``max |correlation|`` over the pairs of the 64 elements that vary most.
         - Counts: ``zeros``, their share; ``dispersion``, variance over mean, 1 for Poisson; ``largest``.
-        - Levels and categories: ``lowest`` and ``highest``, the shares of the two ends.
+        - Levels and categories: ``lowest`` and ``highest``, the shares of the two ends of their range.
         - Real numbers: ``lower tail`` and ``upper tail``, the 1% and 99% quantiles (5% and 95% of fewer than 500
-          rows); ``skewness``; ``kurtosis``; and ``share at v`` for the two most frequent values v, if 5% of the
-          entries or more have exactly that value, which no density allows.
+          rows); ``skewness``; ``kurtosis``; and ``share at one value``, that of the
+          most frequent value and of the next, each 0 if less than 5% of the entries have exactly that value, for more
+          is what no density allows.
 
         Where columns are of several kinds, names begin with the kind.
 
@@ -52,7 +54,7 @@ def default_statistics(x: Tensor, data_range: Constraint) -> dict[str, Statistic
     chosen: dict[str, Statistic] = {}
     for kind, index in columns.items():
         prefix = f"{kind}: " if len(columns) > 1 else ""
-        for name, function in _of_kind(kind, flat[:, index]).items():
+        for name, function in _of_kind(kind, len(index), len(flat), _ends(data_range, index)).items():
             chosen[prefix + name] = _on(index, function)
     return chosen
 
@@ -81,33 +83,44 @@ def _kind(constraint: Constraint) -> str:
     return "bits" if is_boolean(constraint) else "levels" if is_bounded(constraint) else "counts"
 
 
-def _of_kind(kind: str, x: Tensor) -> Mapping[str, Callable[[Tensor], Tensor]]:
+def _ends(data_range: Constraint, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The ends of these columns' ranges, infinite where there are none."""
+    each = elementwise(data_range)
+    of = [each.cseq[i] for i in index.tolist()] if isinstance(each, constraints.stack) else [each] * len(index)
+    found = [[_end(c, "lower_bound", -math.inf), _end(c, "upper_bound", math.inf)] for c in of]
+    low, high = torch.tensor(found, dtype=torch.float64).reshape(-1, 2).unbind(1)
+    return low, high
+
+
+def _end(constraint: Constraint, name: str, none: float) -> float:
+    bound = torch.as_tensor(getattr(constraint, name, none)).double()
+    return float(bound.min() if name == "lower_bound" else bound.max())
+
+
+def _of_kind(
+    kind: str, num_dims: int, num_rows: int, ends: tuple[Tensor, Tensor]
+) -> Mapping[str, Callable[[Tensor], Tensor]]:
     chosen: dict[str, Callable[[Tensor], Tensor]] = {
         "mean": lambda x: _each(_mean(x)),
         "sd": lambda x: _each(_variance(x).sqrt()),
     }
-    varying = _variance(x).topk(min(_LOOKED_AT, x.shape[1])).indices.sort().values
     if kind == "counts":
-        chosen["zeros"] = _share_at(0.0)
+        chosen["zeros"] = _share_at(torch.zeros(()))
         chosen["dispersion"] = lambda x: _each(_variance(x) / _mean(x).clamp(min=1e-12))
         chosen["largest"] = lambda x: _filled(x, -math.inf).amax()
     if kind == "levels":
-        chosen["lowest"] = _share_at(float(_filled(x, math.inf).min()))
-        chosen["highest"] = _share_at(float(_filled(x, -math.inf).max()))
+        chosen["lowest"], chosen["highest"] = map(_share_at, ends)
     if kind == "real":
-        tail = 0.01 if len(x) >= 500 else 0.05
-        chosen["lower tail"] = lambda x: _each(_quantile(x[:, varying], tail), x.shape[1])
-        chosen["upper tail"] = lambda x: _each(_quantile(x[:, varying], 1 - tail), x.shape[1])
+        tail = 0.01 if num_rows >= 500 else 0.05
+        chosen["lower tail"] = lambda x: _each(_quantile(_varying(x), tail), x.shape[1])
+        chosen["upper tail"] = lambda x: _each(_quantile(_varying(x), 1 - tail), x.shape[1])
         chosen["skewness"] = lambda x: _each(_standard_moment(x, 3))
         chosen["kurtosis"] = lambda x: _each(_standard_moment(x, 4))
-        values, counts = x[~x.isnan()].unique(return_counts=True)
-        for place in counts.argsort(descending=True, stable=True)[:2].tolist():
-            if counts[place] >= max(2, _ATOM * int(counts.sum())):
-                chosen[f"share at {float(values[place]):g}"] = _share_at(float(values[place]))
-    if x.shape[1] > 1:
+        chosen["share at one value"] = _share_of_atoms
+    if num_dims > 1:
         chosen["sd of row totals"] = lambda x: _variance(x.nansum(1, keepdim=True)).sqrt()[0]
-        chosen["mean |correlation|"] = lambda x: _correlations(x[:, varying]).mean()
-        chosen["max |correlation|"] = lambda x: _correlations(x[:, varying]).max()
+        chosen["mean |correlation|"] = lambda x: _correlations(_varying(x)).mean()
+        chosen["max |correlation|"] = lambda x: _correlations(_varying(x)).max()
     return chosen
 
 
@@ -143,7 +156,24 @@ def _quantile(x: Tensor, probability: float) -> Tensor:
     return x.sort(0).values.gather(0, rank[None])[0].nan_to_num()  # NaN comes last
 
 
-def _share_at(value: float) -> Callable[[Tensor], Tensor]:
+def _varying(x: Tensor) -> Tensor:
+    """The columns of this data set that vary most, in their order."""
+    if x.shape[1] <= _LOOKED_AT:
+        return x
+    return x[:, _variance(x).topk(_LOOKED_AT).indices.sort().values]
+
+
+def _share_of_atoms(x: Tensor) -> Tensor:
+    """Shares of the entries that are at the two most frequent values, where that is 5% or more, and 0 otherwise."""
+    counts = torch.cat([x[~x.isnan()].unique(return_counts=True)[1], torch.zeros(2, dtype=torch.long)])
+    most = counts.topk(2).values
+    share = most.double() / counts.sum().clamp(min=1)
+    return torch.where((share >= _ATOM) & (most >= 2), share, 0.0)
+
+
+def _share_at(value: Tensor) -> Callable[[Tensor], Tensor]:
+    """The share of each column's entries at a value, which may be its own."""
+
     def share(x: Tensor) -> Tensor:
         return _each((x == value).double().sum(0) / (~x.isnan()).sum(0).clamp(min=1))
 

@@ -45,9 +45,11 @@ def joint(job: Job, section: Section) -> None:
     by_weight = f"; by their log-weight {told:.0%} of pairs are told rightly, where 50% is chance"
     by_weight = by_weight if math.isfinite(told) else ""
     section.found(
+        "joint_calibration",
         level,
         f"On the model's own data draws of the guide {what} from the posterior's, all latents together (p = "
         f"{found.p_value:.2g}{by_weight}).",
+        p_value=found.p_value,
     )
 
 
@@ -92,7 +94,12 @@ def at_rows(job: Job, section: Section) -> None:
     level = threshold.level(p_value=found.p_value, largest=largest, smallest=smallest, off=off)
     what = {"fine": "is calibrated", "look": "is not quite calibrated", "wrong": "is not calibrated"}[level]
     section.found(
+        "calibration_at_rows",
         level,
         f"At the data's own rows the guide {what} (p = {found.p_value:.2g}; its ranks among chains near the posterior "
         f"spread {smallest:.2f} to {largest:.2f} times as wide as they should).",
+        p_value=found.p_value,
+        largest=largest,
+        smallest=smallest,
+        off=off,
     )

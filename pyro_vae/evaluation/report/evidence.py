@@ -1,16 +1,22 @@
 """How probable the rows are: the ELBO and its parts, the evidence, and bounds on it."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from pyro_vae.evaluation.annealing import ais_bounds
 from pyro_vae.evaluation.evidence import log_evidence
+from pyro_vae.evaluation.latents import latent_information
 from pyro_vae.evaluation.report.findings import Section
 from pyro_vae.evaluation.report.job import Job
 from pyro_vae.evaluation.report.thresholds import THRESHOLDS
-from pyro_vae.evaluation.summary import evaluate
+from pyro_vae.evaluation.summary import ACTIVE_VARIANCE, evaluate
 
 __all__ = ["bounds", "evidence", "summary"]
+
+_COMPARED = 256  # rows whose posteriors are compared with one another
 
 
 def summary(job: Job, section: Section) -> None:
@@ -29,16 +35,41 @@ def summary(job: Job, section: Section) -> None:
     )
     if "auxiliary" in metrics:
         section.about += " What the guide observes trains it (auxiliary), and is no part of the ELBO."
-    if "active_units" not in metrics:
-        section.about += " Which latents are in use is not said, for none is continuous and has a mean."
+    rows = job.some(_COMPARED)
+    if len(rows["x"]) < 2:
         return
-    threshold = THRESHOLDS["active_units"]
+    information = latent_information(job.pair, rows, seed=job.seed)
+    if not information:
+        section.about += " What latents say of their row is not said, for the guide draws none whose density is known."
+        return
+    of_site = {name: float(values.mean()) for name, values in information.items()}
+    section.numbers["information"] = of_site
+    threshold, every = THRESHOLDS["information"], torch.stack(list(information.values())).sum(0)
+    nats, moved = float(every.mean()), float(every.abs().mean())
+    section.about += (
+        f" What latents say of their row is a lower bound on the information, from telling it from 31 others; it sees "
+        f"up to {math.log(32):.2f} nats. {threshold}"
+    )
+    level = threshold.level(nats=nats, moved=moved)
+    text = f"{nats:z.2f} nats of information at least, where the rate is {metrics['rate']:.2f}"
+    says = {"fine": "The latents tell rows apart", "look": "The latents say little of the rows"}
+    idle = [name for name, value in of_site.items() if value < threshold.limits["none"]] if len(of_site) > 1 else []
+    idle_text = f"; {', '.join(idle)} say{'s' if len(idle) == 1 else ''} nothing of them" if idle else ""
+    section.found(
+        "information",
+        level,
+        f"{says.get(level, 'The latents say nothing of the rows')}: {text}{_active(metrics)}{idle_text}.",
+        nats=nats,
+        moved=moved,
+    )
+
+
+def _active(metrics: Mapping[str, float]) -> str:
+    """The convention for standard normal priors, as a number beside it."""
+    if "active_units" not in metrics:
+        return ""
     active, latents = int(metrics["active_units"]), int(metrics["num_latents"])
-    share = f"{active} of {latents} latents are active (their posterior mean varies by more than 0.01 over rows)"
-    idle = f"; {latents - active} could be left out" if active < latents else ""
-    level = threshold.level(active=active, latents=latents)
-    section.about += f" {threshold}"
-    section.found(level, f"The latents say nothing of the rows: {share}." if level == "wrong" else f"{share}{idle}.")
+    return f"; {active} of {latents} coordinates have a posterior mean that varies by more than {ACTIVE_VARIANCE:g}"
 
 
 def evidence(job: Job, section: Section) -> None:
@@ -52,6 +83,8 @@ def evidence(job: Job, section: Section) -> None:
         f"Importance weighting from the guide, {num_rows:,} rows with {job.size.particles:,} particles each; nats per "
         f"row. A lower bound in expectation, which has settled where more particles add nothing. {of_step} {of_gap}"
     )
+    if _draws_bits(job):
+        section.about += " The transform draws: of each row it is the evidence of one draw, the same for equal rows."
     section.tables[""] = curve.set_index("num_particles")
     elbo, last = float(curve["log_evidence"].iloc[0]), found.mean
     step, gap = last - float(curve["log_evidence"].iloc[-2]), last - elbo
@@ -59,6 +92,8 @@ def evidence(job: Job, section: Section) -> None:
     section.numbers = {
         "log_evidence": last,
         "log_evidence_se": found.mean_standard_error,
+        "log_evidence_mc_se": found.mean_monte_carlo_error,
+        "reliable_rows": float(found.reliable.double().mean()),
         "gap": gap,
         "num_rows": num_rows,
         "num_particles": job.size.particles,
@@ -69,14 +104,59 @@ def evidence(job: Job, section: Section) -> None:
     few = int(curve["num_particles"].iloc[-2])
     settled = f"from {few:,} to {job.size.particles:,} particles the evidence rises by {step:z.2f} nats"
     level = of_step.level(step=step)
-    if level == "fine":
-        error = found.mean_standard_error
-        section.found(level, f"The log evidence is {last:.2f} ± {error:.2f} nats per row; {settled}.")
+    found_beyond = _beyond(job)
+    beyond = (
+        f"on {job.size.modes[0]} rows chains that start elsewhere find {found_beyond:.2f} nats beyond the guide"
+        if found_beyond
+        else ""
+    )
+    if level == "fine" and not beyond:
+        error, of_draws = found.mean_standard_error, found.mean_monte_carlo_error
+        unreliable = float((~found.reliable).double().mean())
+        doubted = f"; the error of {unreliable:.0%} of the rows is not to be believed (k̂)" if unreliable else ""
+        section.found(
+            "evidence_step",
+            level,
+            f"The log evidence is {last:.2f} ± {error:.2f} nats per row, ± {of_draws:.2g} for these very rows; "
+            f"{settled}{doubted}.",
+            step=step,
+        )
     else:
-        section.found(level, f"The evidence is at least {last:.2f} nats per row, and more: {settled}.")
+        more = beyond or settled
+        section.found(
+            "evidence_step",
+            "look",
+            f"The evidence is at least {last:.2f} nats per row, and more: {more}.",
+            step=max(step, found_beyond),
+        )
     level = of_gap.level(gap=gap, rate=rate)
     poor = ": the guide is a poor posterior" if level != "fine" else ""
-    section.found(level, f"The ELBO is {gap:z.2f} nats below the evidence, where the rate is {rate:.2f} nats{poor}.")
+    section.found(
+        "elbo_gap",
+        level,
+        f"The ELBO is {gap:z.2f} nats below the evidence, where the rate is {rate:.2f} nats{poor}.",
+        gap=gap,
+        rate=rate,
+    )
+
+
+def _draws_bits(job: Job) -> bool:
+    """Whether the transform draws, as one from grey levels to bits does."""
+    rows = job.some(8)
+    return not torch.equal(job.pair.prepare(rows).x, job.pair.prepare(rows, redraw=True).x)
+
+
+def _beyond(job: Job) -> float:
+    """Nats that chains from elsewhere find beyond the guide, where they are not few; else 0."""
+    try:
+        found = job.modes
+    except (ValueError, FloatingPointError, NotImplementedError):  # as the part "modes" says
+        return 0.0
+    gain, missed = float(found.gain.mean()), float(found.missed.mean())
+    error = float(found.standard_error.square().sum().sqrt()) / len(found.gain)
+    if THRESHOLDS["modes"].level(gain=gain, error=error, missed=missed) == "fine" or gain < 0:
+        return 0.0
+    return gain
 
 
 def bounds(job: Job, section: Section) -> None:
@@ -120,11 +200,17 @@ def bounds(job: Job, section: Section) -> None:
         columns=["log evidence, nats per row"],
     )
     section.found(
-        of_gap.level(gap=gap), f"On data that the model drew, its evidence lies between bounds {gap:z.2f} nats apart."
+        "bounds",
+        of_gap.level(gap=gap),
+        f"On data that the model drew, its evidence lies between bounds {gap:z.2f} nats apart"
+        f"{': they cross, so that a density is not that of its draws' if of_gap.level(gap=gap) == 'wrong' else ''}.",
+        gap=gap,
     )
     level = of_gain.level(gain=gain)
     section.found(
+        "annealing_gain",
         level,
         f"On the data, annealing finds {gain:z.2f} nats per row more than importance weighting with "
         f"{job.size.particles:,} particles{': the evidence above is too low' if level != 'fine' else ''}.",
+        gain=gain,
     )

@@ -21,10 +21,14 @@ class Finding:
     Args:
         level: ``"wrong"``: do not rely on it; ``"look"``: worth a look, or all right for some uses; ``"fine"``.
         text: What, in a sentence, with the number that was compared with a threshold.
+        name: Of the threshold, in :mod:`pyro_vae.evaluation.report.thresholds`.
+        numbers: What was compared with it, by the threshold's keywords.
     """
 
     level: Level
     text: str
+    name: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -47,9 +51,9 @@ class Section:
     tables: "dict[str, pd.DataFrame]" = field(default_factory=dict)
     figures: "dict[str, Figure]" = field(default_factory=dict)
 
-    def found(self, level: Level, text: str) -> None:
-        """Adds a finding."""
-        self.findings.append(Finding(level, text))
+    def found(self, name: str, level: Level, text: str, **numbers: float) -> None:
+        """Adds a finding, by the threshold of that name and the numbers that it was given."""
+        self.findings.append(Finding(level, text, name, numbers))
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Numbers by section and the findings, as JSON data."""
         numbers = {name: section.numbers for name, section in self.sections.items() if section.numbers}
-        findings = [{"level": finding.level, "text": finding.text} for finding in self.findings]
+        findings = [{"name": f.name, "level": f.level, "text": f.text} for f in self.findings]
         facts = {"facts": dict(self.facts)} if self.facts else {}
         return {"suite": self.suite, **facts, "verdict": self.verdict, "findings": findings, **_plain(numbers)}
 

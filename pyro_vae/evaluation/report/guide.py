@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from pyro_vae.evaluation.report.thresholds import THRESHOLDS
 from pyro_vae.evaluation.summary import evaluate
 from pyro_vae.programs.running import forked_random_state
 
-__all__ = ["calibration", "gaps", "nuts", "weights"]
+__all__ = ["calibration", "gaps", "modes", "nuts", "weights"]
 
 _GUIDE_DRAWS = 2000  # whose moments are compared with those of NUTS
 
@@ -54,10 +55,46 @@ def weights(job: Job, section: Section) -> None:
         "look": "Importance weights cannot correct the guide",
     }[level]
     section.found(
+        "k_hat",
         level,
         f"{what}: k̂ is above {found.threshold:.2f} for {share:.0%} of the rows (median {median:.2f}); the median row "
         f"has use of {float(found.ess.median()):.0f} of {job.size.particles:,} draws.",
+        flagged=share,
     )
+
+
+def modes(job: Job, section: Section) -> None:
+    """What chains that start elsewhere find beyond the guide."""
+    found = job.modes
+    threshold = THRESHOLDS["modes"]
+    gain, missed = float(found.gain.mean()), float(found.missed.mean())
+    error = float(found.standard_error.square().sum().sqrt()) / len(found.gain)
+    section.about = (
+        f"{job.size.modes[1]} chains for each of {len(found.gain)} rows, half annealed from the prior and half from "
+        f"the posteriors of other rows, and importance weighting from where they come to rest and the guide "
+        f"together. It is as unbiased as that from the guide alone. {threshold} That nothing is found does not prove "
+        f"that there is nothing."
+    )
+    section.numbers = {
+        "gain": gain,
+        "gain_se": error,
+        "missed": missed,
+        "largest_missed": float(found.missed.max()),
+        "num_rows": len(found.gain),
+    }
+    level = threshold.level(gain=gain, error=error, missed=missed)
+    if gain < 0 and level == "wrong":
+        text = (
+            f"Weights from the guide find {-gain:.2f} ± {error:.2f} nats per row more than there is: the density of a "
+            f"latent in a program is not that of its draws"
+        )
+    else:
+        what = {"fine": "misses nothing to speak of in", "look": "misses some of", "wrong": "misses much of"}[level]
+        text = (
+            f"The guide {what} the posterior: chains that start elsewhere find {gain:z.2f} ± {error:.2f} nats per row "
+            f"beyond it, {missed:.0%} of the posterior"
+        )
+    section.found("modes", level, f"{text}.", gain=gain, error=error, missed=missed)
 
 
 def gaps(job: Job, section: Section) -> None:
@@ -93,7 +130,7 @@ def gaps(job: Job, section: Section) -> None:
     )
     level = threshold.level(gap=amortisation, rate=rate)
     wrong = "The guide is far from what its family could be: "
-    section.found(level, f"{wrong if level == 'wrong' else ''}{text}.")
+    section.found("amortisation", level, f"{wrong if level == 'wrong' else ''}{text}.", gap=amortisation, rate=rate)
 
 
 def nuts(job: Job, section: Section) -> None:
@@ -122,10 +159,18 @@ def nuts(job: Job, section: Section) -> None:
     divergences = int(max(record["divergences"] for record in records.values()))
     r_hat = max(record["largest R̂"] for record in records.values())
     if (level := of_nuts.level(largest=r_hat, divergences=divergences)) != "fine":
-        section.found(level, f"NUTS did not settle (R̂ up to {r_hat:.3f}, up to {divergences} divergences).")
+        section.found(
+            "nuts_settled",
+            level,
+            f"NUTS did not settle (R̂ up to {r_hat:.3f}, up to {divergences} divergences).",
+            largest=r_hat,
+            divergences=divergences,
+        )
     section.found(
+        "nuts_scale",
         of_scale.level(ratio=min(ratios)),
         f"The guide's standard deviations are {min(ratios):.2f} to {max(ratios):.2f} of those that NUTS finds.",
+        ratio=min(ratios),
     )
 
 
@@ -177,18 +222,24 @@ def calibration(job: Job, section: Section) -> None:
     )
     latents = found.table.drop(LOG_LIKELIHOOD, errors="ignore")  # one number for all latents: all errors add up in it
     spread, shift = latents["spread"].to_list() or [1.0], [abs(r - 0.5) for r in latents["mean_rank"]] or [0.0]
-    numbers = {"largest": max(spread), "smallest": min(spread), "off": max(shift)}
+    ends = [np.isin(found.ranks[name], (0, num_draws)).mean() for name in latents.index]
+    beyond = max(ends, default=0.0) - 2 / (num_draws + 1)
+    numbers = {"largest": max(spread), "smallest": min(spread), "off": max(shift), "beyond": float(beyond)}
     section.numbers = {
         "p_value": found.p_value,
         "smallest_spread": min(spread),
         "largest_spread": max(spread),
         "largest_shift": max(shift),
+        "beyond_all_draws": float(beyond),
     }
     level = threshold.level(p_value=found.p_value, **numbers)
     what = {"fine": "calibrated", "look": "not quite calibrated", "wrong": "not calibrated"}[level]
     section.found(
+        "calibration",
         level,
         f"On the model's own data the guide's posteriors are {what} (p = {found.p_value:.2g}; the ranks of latents "
         f"spread {min(spread):.2f} to {max(spread):.2f} times as wide as they should, and their mean is off by up to "
         f"{max(shift):.2f}).",
+        p_value=found.p_value,
+        **numbers,
     )

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.data.rows import Rows
+from pyro_vae.evaluation.modes import Modes, find_modes
 from pyro_vae.inference.structure import Structure
 from pyro_vae.pair import Pair
 
@@ -22,6 +24,7 @@ class Size:
     particles: int
     guide_rows: int
     bounds: tuple[int, int, int]  # rows, chains, steps
+    modes: tuple[int, int]  # rows, chains
     gaps: tuple[int, int]  # rows, steps of the refinement
     nuts: tuple[int, int]  # rows, draws of each chain
     simulations: tuple[int, int]  # rows drawn, draws of the guide for each
@@ -30,15 +33,17 @@ class Size:
     check_rows: int | None
     replications: int
     sample_rows: int | None
+    train_rows: int | None
     classifier_rows: int | None
 
 
-SIZES = {
+SIZES: dict[str, Size] = {
     "quick": Size(
         evidence_rows=200,
         particles=1000,
         guide_rows=200,
         bounds=(8, 4, 50),
+        modes=(12, 16),
         gaps=(20, 200),
         nuts=(0, 0),
         simulations=(300, 99),
@@ -47,6 +52,7 @@ SIZES = {
         check_rows=1000,
         replications=200,
         sample_rows=1000,
+        train_rows=20_000,
         classifier_rows=5000,
     ),
     "full": Size(
@@ -54,6 +60,7 @@ SIZES = {
         particles=5000,
         guide_rows=1000,
         bounds=(100, 16, 1000),
+        modes=(50, 32),
         gaps=(500, 500),
         nuts=(3, 1000),
         simulations=(2000, 199),
@@ -62,6 +69,7 @@ SIZES = {
         check_rows=None,
         replications=400,
         sample_rows=10_000,
+        train_rows=None,
         classifier_rows=None,
     ),
 }
@@ -75,7 +83,8 @@ class Job:
         pair: The programs.
         rows: All rows, checked.
         structure: What the programs are made of.
-        train: Rows and labels for a classifier.
+        train: Rows that the pair was trained on, checked.
+        labels: Theirs, for a classifier.
         size: How much to do.
         seed: Seeds every part.
     """
@@ -83,17 +92,25 @@ class Job:
     pair: Pair
     rows: Rows
     structure: Structure
-    train: tuple[Tensor, Tensor] | None
+    train: Rows | None
+    labels: Tensor | None
     size: Size
     seed: int
 
-    def some(self, num_rows: int | None) -> Mapping[str, Any]:
+    def some(self, num_rows: int | None, rows: Rows | None = None) -> Mapping[str, Any]:
         """So many rows, chosen by the seed, as a mapping of ``"x"`` and the keyword arguments that go with them."""
-        chosen = torch.arange(self.rows.num_rows)
+        rows = rows or self.rows
+        chosen = torch.arange(rows.num_rows)
         if num_rows is not None and num_rows < len(chosen):
             generator = torch.Generator().manual_seed(self.seed)
             chosen = torch.randperm(len(chosen), generator=generator)[:num_rows].sort().values
-        return next(iter(self.rows.batches([chosen])))
+        return next(iter(rows.batches([chosen])))
+
+    @cached_property
+    def modes(self) -> Modes:
+        """What chains find beyond the guide, which the evidence is told of as well."""
+        num_rows, num_chains = self.size.modes
+        return find_modes(self.pair, self.some(num_rows), num_chains=num_chains, seed=self.seed)
 
     def given(self, num_rows: int) -> tuple[dict[str, Any], int]:
         """Keyword arguments that rows can be drawn under, and for how many rows there are some.

@@ -6,12 +6,15 @@ from typing import Any, Literal
 from pyro_vae.evaluation.coverage import predictive_coverage
 from pyro_vae.evaluation.criticism import PredictiveCheck, predictive_check
 from pyro_vae.evaluation.report.figures import plot_coverage, plot_predictive_check
-from pyro_vae.evaluation.report.findings import Finding, Section
+from pyro_vae.evaluation.report.findings import Section
 from pyro_vae.evaluation.report.job import Job
 from pyro_vae.evaluation.report.thresholds import THRESHOLDS
 from pyro_vae.inference.structure import ContractError
 
 __all__ = ["checks", "coverage"]
+
+_OF_PLACE = ("mean", "lower tail", "upper tail")  # statistics that move with the data
+_LEAST = {"skewness": 1.0, "correlation": 1.0, "share": 0.2, "zeros": 0.2, "lowest": 0.2, "highest": 0.2}
 
 
 def coverage(job: Job, section: Section) -> None:
@@ -38,10 +41,13 @@ def coverage(job: Job, section: Section) -> None:
         "coverage": dict(zip(map(str, levels), held, strict=True)),
         "kind": found.kind,
     }
+    numbers = {"p_value": found.p_value, "distance": abs(held[furthest] - levels[furthest])}
     section.found(
-        threshold.level(p_value=found.p_value, distance=abs(held[furthest] - levels[furthest])),
+        "coverage",
+        threshold.level(**numbers),
         f"Intervals at {levels[furthest]:.0%}, where coverage is furthest off, hold {held[furthest]:.0%} of "
         f"the entries, {given} (p = {found.p_value:.2g} for all levels).",
+        **numbers,
     )
 
 
@@ -61,7 +67,7 @@ def checks(kind: Literal["prior", "posterior"]) -> Callable[[Job, Section], None
             "num_rows": check.num_rows,
             "p_values": check.table["p_value"].to_dict(),
         }
-        section.findings.append(_judged(check))
+        _judge(check, section)
         section.tables[""] = check.table
         section.figures["Statistics of data sets drawn, and of the data (line; red if p < 0.01)."] = (
             plot_predictive_check(check)
@@ -70,17 +76,19 @@ def checks(kind: Literal["prior", "posterior"]) -> Callable[[Job, Section], None
     return part
 
 
-def _judged(check: PredictiveCheck) -> Finding:
+def _judge(check: PredictiveCheck, section: Section) -> None:
     p = f"joint p = {check.joint_p_value:.2g}"
     threshold = THRESHOLDS["checks"]
     off: Any = check.table.copy()
-    size = off[["observed", "replicated"]].abs().max(axis=1)
-    off["off"] = (off["observed"] - off["replicated"]).abs() / size.where(size > 0, 1.0)
+    off["off"] = (off["observed"] - off["replicated"]).abs() / _sizes(off)
     low = max(threshold.limits["p"], off["p_value"].min() + 1e-12)  # of few data sets, none may be below
     off = off[off["p_value"] < low].sort_values("off", ascending=False, kind="stable")
-    level = threshold.level(p_value=check.joint_p_value, share=float(off["off"].iloc[0]) if len(off) else 0.0)
+    numbers = {"p_value": check.joint_p_value, "share": float(off["off"].iloc[0]) if len(off) else 0.0}
+    level = threshold.level(**numbers)
     if level == "fine":
-        return Finding(level, f"Data drawn from the {check.kind} predictive have the statistics of the data ({p}).")
+        text = f"Data drawn from the {check.kind} predictive have the statistics of the data ({p})."
+        section.found("checks", level, text, **numbers)
+        return
     shown = "; ".join(
         f"{name} is {row['observed']:.3g} in the data and {row['replicated']:.3g} in what it draws"
         for name, row in off.head(3).iterrows()
@@ -90,4 +98,17 @@ def _judged(check: PredictiveCheck) -> Finding:
         "prior": "Data drawn from the model are not like the data",
         "posterior": "Even around each row it draws data that are not like them",
     }[check.kind]
-    return Finding(level, f"{what} ({p}): {shown}{more}.")
+    section.found("checks", level, f"{what} ({p}): {shown}{more}.", **numbers)
+
+
+def _sizes(table: Any) -> Any:
+    """What a difference is a share of: the statistic itself, or what it is measured in where it may be about 0."""
+    sizes = table[["observed", "replicated"]].abs().max(axis=1)
+    for name in table.index:
+        least = [size for part, size in _LEAST.items() if part in name]
+        sizes[name] = max(sizes[name], *least, 0.0)
+        for place in _OF_PLACE:
+            sd = name.replace(place, "sd")
+            if place in name and sd in table.index:
+                sizes[name] = max(table.loc[sd, "observed"], table.loc[sd, "replicated"])
+    return sizes.where(sizes > 0, 1.0)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.data.rows import Rows
 from pyro_vae.evaluation.classifier import train_classifier_features
 from pyro_vae.evaluation.described import as_described
 from pyro_vae.evaluation.frechet import frechet_distance
@@ -25,9 +26,10 @@ def samples(job: Job, section: Section) -> None:
 
     real, drawn = _real_and_drawn(job)
     features, space = None, "between their elements"
-    if job.train is not None:
-        features, space = _features(job, section, job.train)
-    half = len(real) // 2
+    if job.train is not None and job.labels is not None:
+        features, space = _features(job, section, job.train, job.labels)
+    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(job.seed))  # rows may come sorted
+    real, half = real[order], len(real) // 2
     quality = pd.DataFrame(
         {
             "samples": sample_quality(real, drawn, features=features),
@@ -51,10 +53,15 @@ def samples(job: Job, section: Section) -> None:
     reached, possible = quality.loc["coverage"]
     level = threshold.level(reached=reached, possible=possible)
     what = {"fine": "are found", "look": "are not all found", "wrong": "are mostly not found"}[level]
+    if possible < threshold.limits["seen"]:
+        what = "cannot be looked for"
     section.found(
+        "samples",
         level,
         f"The data {what} among its samples: {reached:.0%} of the real rows have a sample in their neighbourhood, "
         f"where other real rows reach {possible:.0%}.",
+        reached=reached,
+        possible=possible,
     )
 
 
@@ -73,8 +80,9 @@ def _real_and_drawn(job: Job) -> tuple[Tensor, Tensor]:
     return real, drawn
 
 
-def _features(job: Job, section: Section, train: tuple[Tensor, Tensor]) -> tuple[Callable[[Any], Any], str]:
-    x, labels = (part[: job.size.classifier_rows] for part in train)
+def _features(job: Job, section: Section, train: Rows, labels: Tensor) -> tuple[Callable[[Any], Any], str]:
+    count = min(job.size.classifier_rows or train.num_rows, train.num_rows)
+    x, labels = next(iter(train.batches([torch.arange(count)])))["x"], labels[:count]
     features = train_classifier_features(x, labels, seed=job.seed)
     section.numbers["classifier_accuracy"] = features.accuracy
     section.about = (

@@ -12,7 +12,7 @@ import torch
 from pyro_vae._support.arrays import as_tensor
 from pyro_vae._support.names import lookup
 from pyro_vae.data.rows import Inputs
-from pyro_vae.evaluation.report import calibration, evidence, guide, predictive, samples
+from pyro_vae.evaluation.report import calibration, evidence, guide, predictive, samples, training
 from pyro_vae.evaluation.report.facts import facts
 from pyro_vae.evaluation.report.findings import Report, Section
 from pyro_vae.evaluation.report.job import SIZES, Job
@@ -27,6 +27,7 @@ _PARTS: Mapping[str, tuple[str, Part]] = {
     "summary": ("The ELBO and its parts", evidence.summary),
     "evidence": ("How probable are the rows? Evidence by importance weighting", evidence.evidence),
     "bounds": ("Between which bounds does the evidence lie?", evidence.bounds),
+    "modes": ("Does the guide miss modes? Chains from elsewhere", guide.modes),
     "guide": ("Is the guide right for these rows?", guide.weights),
     "gaps": ("Why is the ELBO below the evidence?", guide.gaps),
     "nuts": ("Is the guide the posterior? NUTS on a few rows", guide.nuts),
@@ -37,6 +38,7 @@ _PARTS: Mapping[str, tuple[str, Part]] = {
     "prior_predictive": ("Does it draw such data? Prior predictive check", predictive.checks("prior")),
     "posterior_predictive": ("Does its likelihood fit? Posterior predictive check", predictive.checks("posterior")),
     "samples": ("Are its samples good?", samples.samples),
+    "training": ("Has it learned its training rows by heart?", training.training),
 }
 
 PARTS = tuple(_PARTS)  # their names, in the order of a report
@@ -48,7 +50,7 @@ def evaluate_suite(
     *,
     suite: str = "quick",
     parts: Sequence[str] | None = None,
-    train: tuple[Inputs, Inputs] | None = None,
+    train: Inputs | tuple[Inputs, Inputs] | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
@@ -60,8 +62,9 @@ def evaluate_suite(
         suite: ``"quick"`` looks at some of the rows, ``"full"`` at all of them where that can be done, and with more
             draws.
         parts: Names of the parts to run, such as ``["evidence", "prior_predictive"]``; by default all.
-        train: Rows and labels that a classifier may be trained on, for a space of features; without any, distances
-            between samples and data are taken between their elements.
+        train: The rows that the pair was trained on, with what goes with them, to see whether it has learned them by
+            heart. In a tuple with their labels, a classifier is trained on them, for a space of features; without
+            labels, distances between samples and data are taken between their elements.
         seed: Seeds every part.
         progress: Called with the title of each part before it begins.
 
@@ -88,8 +91,16 @@ def evaluate_suite(
     with forked_random_state(pair.device):
         few = next(iter(rows.batches([torch.arange(min(3, rows.num_rows))])))
         structure = pair.structure(pair.prepare(few))
-    held = None if train is None else (as_tensor(train[0]), as_tensor(train[1]))
-    job = Job(pair, rows, structure, held, size, seed)
+    known, labels = train if isinstance(train, tuple) else (train, None)
+    job = Job(
+        pair,
+        rows,
+        structure,
+        None if known is None else pair.check(known),
+        None if labels is None else as_tensor(labels),
+        size,
+        seed,
+    )
     sections = {}
     for name in chosen:
         title, part = _PARTS[name]

@@ -56,15 +56,21 @@ class Threshold:
         return f"{self.what[0].upper()}{self.what[1:]}. {'; '.join(parts)}."
 
 
+def _of_share(share: float, num_rows: int) -> float:
+    """The standard error of a share of so many rows that is 0 but for chance, at least that of one row."""
+    return (share * (1 - share) / num_rows) ** 0.5
+
+
 THRESHOLDS: Mapping[str, Threshold] = {
-    "active_units": Threshold(
-        "active latents",
-        fine="{few:.0%} of them or more",
-        look="fewer",
-        wrong="none",
-        limits={"few": 0.1},
-        worth_a_look=lambda active, latents, few: active < few * latents,
-        is_wrong=lambda active, latents, few: active == 0,
+    "information": Threshold(
+        "information of the latents on their row",
+        fine="from {little:g} nats",
+        look="less",
+        wrong="less than {none:g} nats, and the guide's log-densities of a draw under different rows differ by less "
+        "than {still:g} on average",
+        limits={"little": 0.05, "none": 0.005, "still": 0.05},
+        worth_a_look=lambda nats, moved, little, none, still: nats < little,
+        is_wrong=lambda nats, moved, little, none, still: nats < none and moved < still,
     ),
     "evidence_step": Threshold(
         "rise of the evidence over the last step of particles",
@@ -86,9 +92,10 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "bounds from below and above, on the model's own rows",
         fine="up to {nats:g} nat apart",
         look="further apart",
-        wrong="",
+        wrong="crossed by more than {nats:g} nat",
         limits={"nats": 1.0},
         worth_a_look=lambda gap, nats: gap > nats,
+        is_wrong=lambda gap, nats: gap < -nats,
     ),
     "annealing_gain": Threshold(
         "annealing above importance weighting, on the data",
@@ -97,6 +104,17 @@ THRESHOLDS: Mapping[str, Threshold] = {
         wrong="",
         limits={"nats": 1.0},
         worth_a_look=lambda gain, nats: gain > nats,
+    ),
+    "modes": Threshold(
+        "share of the posterior that chains from elsewhere find and the guide does not",
+        fine="up to {some:.0%}, or a gain of {errors:g} standard errors",
+        look="more",
+        wrong="more than {much:.0%}, or a loss of more than {nats:g} nats and {errors:g} standard errors",
+        limits={"some": 0.1, "much": 0.25, "errors": 3.0, "nats": 0.3},
+        worth_a_look=lambda gain, error, missed, some, much, errors, nats: missed > some and gain > errors * error,
+        is_wrong=lambda gain, error, missed, some, much, errors, nats: (
+            (missed > much and gain > errors * error) or -gain > max(nats, errors * error)
+        ),
     ),
     "k_hat": Threshold(
         "k̂ of the guide's weights",
@@ -137,11 +155,11 @@ THRESHOLDS: Mapping[str, Threshold] = {
         fine="from {p:g}",
         look="below",
         wrong="below, and the ranks of a latent spread {wide:g} times as wide as uniform ones or more, {tight:g} times "
-        "or less, or their mean is off by {shift:g} or more",
-        limits={"p": 0.01, "wide": 1.25, "tight": 0.8, "shift": 0.2},
-        worth_a_look=lambda p_value, largest, smallest, off, p, wide, tight, shift: p_value < p,
-        is_wrong=lambda p_value, largest, smallest, off, p, wide, tight, shift: (
-            p_value < p and (largest >= wide or smallest <= tight or off >= shift)
+        "or less, their mean is off by {shift:g} or more, or {outside:.0%} too many of them lie beyond all draws",
+        limits={"p": 0.01, "wide": 1.25, "tight": 0.8, "shift": 0.2, "outside": 0.1},
+        worth_a_look=lambda p_value, largest, smallest, off, beyond, p, wide, tight, shift, outside: p_value < p,
+        is_wrong=lambda p_value, largest, smallest, off, beyond, p, wide, tight, shift, outside: (
+            p_value < p and (largest >= wide or smallest <= tight or off >= shift or beyond >= outside)
         ),
     ),
     "joint_calibration": Threshold(
@@ -177,7 +195,8 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "predictive checks, joint p-value",
         fine="from {p:g}",
         look="below",
-        wrong="below, and a statistic with a p-value of its own below {p:g} is off by more than {off:.0%}",
+        wrong="below, and a statistic with a p-value of its own below {p:g} is off by more than {off:.0%} of itself "
+        "(means and tails: of the standard deviation; skewness and correlations: of 1; shares: of 20% at least)",
         limits={"p": 0.01, "off": 0.25},
         worth_a_look=lambda p_value, share, p, off: p_value < p,
         is_wrong=lambda p_value, share, p, off: p_value < p and share > off,
@@ -185,11 +204,42 @@ THRESHOLDS: Mapping[str, Threshold] = {
     "samples": Threshold(
         "coverage of samples, beside that of real rows",
         fine="{most:.0%} of it or more",
-        look="less",
+        look="less, or real rows reach less than {seen:.0%}",
         wrong="less than {half:.0%}",
-        limits={"most": 0.8, "half": 0.5},
-        worth_a_look=lambda reached, possible, most, half: reached < most * possible,
-        is_wrong=lambda reached, possible, most, half: reached < half * possible,
+        limits={"most": 0.8, "half": 0.5, "seen": 0.5},
+        worth_a_look=lambda reached, possible, most, half, seen: reached < most * possible or possible < seen,
+        is_wrong=lambda reached, possible, most, half, seen: reached < half * possible,
+    ),
+    "overfitting": Threshold(
+        "ELBO of training rows above that of held-out ones",
+        fine="up to {nats:g} nat, or {errors:g} standard errors",
+        look="more",
+        wrong="more, and more than {share:.0%} of the rate",
+        limits={"nats": 1.0, "errors": 3.0, "share": 0.5},
+        worth_a_look=lambda gap, error, rate, nats, errors, share: gap > max(nats, errors * error),
+        is_wrong=lambda gap, error, rate, nats, errors, share: gap > max(nats, errors * error, share * rate),
+    ),
+    "copies": Threshold(
+        "pairs in which a sample is nearer to training rows than a held-out row",
+        fine="up to {some:.0%}, or {errors:g} standard errors above 50%",
+        look="more",
+        wrong="more than {most:.0%}",
+        limits={"some": 0.6, "most": 0.75, "errors": 4.0},
+        worth_a_look=lambda nearer, error, some, most, errors: nearer > max(some, 0.5 + errors * error),
+        is_wrong=lambda nearer, error, some, most, errors: nearer > max(most, 0.5 + errors * error),
+    ),
+    "leaks": Threshold(
+        "held-out rows with a twin among training rows, beyond the share of training rows that have one",
+        fine="up to {few:.0%}, or {errors:g} standard errors",
+        look="more",
+        wrong="more than {many:.0%}",
+        limits={"few": 0.005, "many": 0.05, "errors": 4.0},
+        worth_a_look=lambda leaked, twins, num_rows, few, many, errors: (
+            leaked - twins > max(few, errors * _of_share(leaked, num_rows))
+        ),
+        is_wrong=lambda leaked, twins, num_rows, few, many, errors: (
+            leaked - twins > max(many, errors * _of_share(leaked, num_rows))
+        ),
     ),
 }
 

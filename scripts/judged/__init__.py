@@ -1,0 +1,1 @@
+"""Sound models and wrong ones, on which the report's verdicts are judged."""

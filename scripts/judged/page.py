@@ -1,0 +1,129 @@
+"""The page that says how often each finding is false, and which faults are named."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from judged.faults import FAULTS, STRENGTHS
+from pyro_vae.evaluation.report.thresholds import LEVELS, THRESHOLDS, Level
+
+__all__ = ["any_wrong", "found", "markdown", "named"]
+
+Record = Mapping[str, Any]
+
+
+def found(record: Record) -> dict[str, Level]:
+    """The worst level of each finding, by the thresholds as they are now."""
+    levels: dict[str, Level] = {}
+    for finding in record["findings"]:
+        name = finding["name"]
+        level = THRESHOLDS[name].level(**finding["numbers"])
+        levels[name] = min(levels.get(name, "fine"), level, key=LEVELS.index)
+    return levels
+
+
+def any_wrong(record: Record) -> bool:
+    """Whether anything is called wrong."""
+    return "wrong" in found(record).values()
+
+
+def named(record: Record) -> Level:
+    """How a fault is called by the findings whose business it is."""
+    levels, own = found(record), FAULTS[record["key"].split("/")[1]].named_by
+    return min((levels[name] for name in own & levels.keys()), key=LEVELS.index, default="fine")
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """The whole page."""
+    sound = [record for record in records if record["key"].startswith("sound/")]
+    wrong = [record for record in records if record["key"].startswith("wrong/")]
+    return "\n".join([*_head(sound, wrong), *_of_sound(sound), *_of_wrong(wrong), ""])
+
+
+def _head(sound: Sequence[Record], wrong: Sequence[Record]) -> list[str]:
+    false = sum(map(any_wrong, sound))
+    low, high = _interval(false, len(sound))
+    gross = [record for record in wrong if record["key"].endswith("/gross")]
+    missed = [record["key"].split("/")[1] for record in gross if named(record) != "wrong"]
+    kinds, families = ({record["key"].split("/")[1] for record in part} for part in (wrong, sound))
+    return [
+        "# The judge, judged",
+        "",
+        f"{len(sound)} sound models of {len(families)} families, each with its exact guide (of one family, a network "
+        f"that was trained amply) and rows of its own, and {len(wrong)} wrong pairs, {len(kinds)} kinds of fault at up "
+        f'to three strengths, were put through `evaluate_suite(suite="quick")`: all parts but annealing and NUTS, '
+        f"with a half to a quarter of its rows, chains, steps and data sets. This page is made by "
+        f"`python scripts/judge.py --page docs/judge.md`, and so are the thresholds set "
+        f"([the table](evaluation.md#the-thresholds)). The models are in `scripts/judged/`.",
+        "",
+        f"- **{false} of {len(sound)} sound models ({false / max(1, len(sound)):.1%}, 95% interval {low:.1%} to "
+        f"{high:.1%}) have a false “wrong”.**",
+        f"- **{len(gross) - len(missed)} of {len(gross)} gross faults are “wrong” for their own reason.**"
+        + (f" The others: {', '.join(missed)}." if missed else ""),
+        "",
+    ]
+
+
+def _interval(count: int, num: int) -> tuple[float, float]:
+    """The 95% interval of a share (Clopper & Pearson, 1934)."""
+    from scipy.stats import beta
+
+    low = float(beta.ppf(0.025, count, num - count + 1)) if count else 0.0
+    return low, float(beta.ppf(0.975, count + 1, num - count)) if count < num else 1.0
+
+
+def _of_sound(sound: Sequence[Record]) -> list[str]:
+    levels = [found(record) for record in sound]
+    lines = [
+        "## Sound models",
+        "",
+        "How often each finding is said of a sound model, of those that it applies to:",
+        "",
+        "| finding | models | worth a look | wrong |",
+        "|---|---|---|---|",
+    ]
+    for name, threshold in THRESHOLDS.items():
+        said = [level[name] for level in levels if name in level]
+        if said:
+            shares = " | ".join(f"{said.count(level) / len(said):.1%}" for level in ("look", "wrong"))
+            lines.append(f"| `{name}`: {threshold.what} | {len(said)} | {shares} |")
+    lines += ["", "By family, models with something wrong, with something to look at at most, and with neither:", ""]
+    lines += ["| family | models | wrong | look | fine | false findings |", "|---|---|---|---|---|---|"]
+    families = dict.fromkeys(record["key"].split("/")[1] for record in sound)
+    for family in families:
+        of = [level for record, level in zip(sound, levels, strict=True) if record["key"].split("/")[1] == family]
+        worst = Counter(min(level.values(), key=LEVELS.index, default="fine") for level in of)
+        false = Counter(f"{name} ({said})" for level in of for name, said in level.items() if said != "fine")
+        listed = ", ".join(f"{name} {count}×" if count > 1 else name for name, count in false.items())
+        lines.append(f"| {family} | {len(of)} | {worst['wrong']} | {worst['look']} | {worst['fine']} | {listed} |")
+    return [*lines, ""]
+
+
+def _of_wrong(wrong: Sequence[Record]) -> list[str]:
+    by_key = {record["key"]: record for record in wrong}
+    lines = ["## Faults", "", "| strength | faults | wrong for their own reason | to look at | unseen |"]
+    lines.append("|---|---|---|---|---|")
+    for strength in STRENGTHS:
+        said = Counter(named(record) for key, record in by_key.items() if key.endswith(f"/{strength}"))
+        lines.append(f"| {strength} | {said.total()} | {said['wrong']} | {said['look']} | {said['fine']} |")
+    lines += [
+        "",
+        "The findings by which each fault is named, those whose business it is in bold; in brackets what is only worth "
+        "a look, and – where everything is fine:",
+        "",
+        f"| fault | {' | '.join(STRENGTHS)} |",
+        f"|---|{'---|' * len(STRENGTHS)}",
+    ]
+    for name, fault in FAULTS.items():
+        cells = [_cell(by_key.get(f"wrong/{name}/{strength}"), fault.named_by) for strength in STRENGTHS]
+        lines.append(f"| **{name}**: {fault.about} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(record: Record | None, own: frozenset[str]) -> str:
+    if record is None:
+        return ""
+    levels = found(record)
+    shown = {level: [f"**{n}**" if n in own else n for n, said in levels.items() if said == level] for level in LEVELS}
+    wrong, look = ", ".join(shown["wrong"]), ", ".join(shown["look"])
+    return " ".join(filter(None, [wrong, f"({look})" if look else ""])) or "–"

@@ -1,0 +1,56 @@
+"""The judge, judged: the page and the thresholds agree, and a few cases are tried again."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import judge
+import pytest
+from judged.faults import FAULTS, STRENGTHS
+from judged.page import any_wrong, found, markdown, named
+from judged.sound import SOUND
+
+from pyro_vae.evaluation.report.job import SIZES
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(scope="module")
+def records():
+    lines = (DOCS / "judge.jsonl").read_text().splitlines()
+    by_key = {(record := json.loads(line))["key"]: record for line in lines}
+    return [by_key[key] for key in judge.plan(6, STRENGTHS) if key in by_key]
+
+
+def test_the_page_is_that_of_the_results_and_the_thresholds(records):
+    assert (DOCS / "judge.md").read_text() == markdown(records)
+
+
+def test_at_most_one_sound_model_in_twenty_is_called_wrong(records):
+    sound = [record for record in records if record["key"].startswith("sound/")]
+    assert len(sound) >= 200
+    assert {record["key"].split("/")[1] for record in sound} == set(SOUND)
+    assert sum(map(any_wrong, sound)) <= len(sound) / 20
+
+
+def test_every_gross_fault_is_wrong_for_its_own_reason(records):
+    gross = [record for record in records if record["key"].endswith("/gross")]
+    assert {record["key"].split("/")[1] for record in gross} == set(FAULTS)
+    assert [record["key"] for record in gross if named(record) != "wrong"] == []
+
+
+@pytest.mark.parametrize("key", ["sound/two modes/7", "sound/small prior/7", "sound/count clusters/7"])
+def test_a_sound_model_is_not_called_wrong(key, monkeypatch):
+    assert not any_wrong(tried(key, monkeypatch))
+
+
+@pytest.mark.parametrize("name", ["narrow", "missing mode", "overdispersed", "copies", "collapsed"])
+def test_a_gross_fault_is_named(name, monkeypatch):
+    record = tried(f"wrong/{name}/gross", monkeypatch)
+    assert named(record) == "wrong", found(record)
+
+
+def tried(key, monkeypatch):
+    monkeypatch.setitem(SIZES, "quick", dataclasses.replace(SIZES["quick"], **judge._LESS))
+    name, which = key.split("/")[1:]
+    return {"key": key, **judge.tried(judge.made(key, (name, which)))}
