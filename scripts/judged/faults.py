@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from judged.sound import with_gaps
 from judged.system import Case, System, by_sum, linear_gaussian, mixture_prior, on_grid
 from pyro_vae import Pair
 
@@ -383,8 +384,7 @@ def gaps_ignored(share: float) -> Case:
             pyro.sample("z", dist.Normal((seen * x) @ slopes / noise**2 / precision, precision.rsqrt()))
 
     pair = Pair(model, guide, missing="nan")
-    x = pair.sample(_ROWS)
-    return Case(pair, torch.where(torch.rand_like(x) < share, torch.nan, x))
+    return Case(pair, with_gaps(pair.sample(_ROWS), share))
 
 
 # A density is not that of the draws
@@ -677,7 +677,13 @@ def dull_bits(by: float) -> Case:
 
 @fault("a bit is that of the column before in 10%, 30%, 80% of the cases", MODEL, 0.1, 0.3, 0.8)
 def bits_that_copy(share: float) -> Case:
-    return rows_changed(lambda x: torch.where(torch.rand_like(x) < share, x.roll(1, 1), x), bits())
+    def change(x: Tensor) -> Tensor:
+        columns = [x[:, 0]]
+        for column in x[:, 1:].unbind(1):
+            columns.append(torch.where(torch.rand_like(column) < share, columns[-1], column))
+        return torch.stack(columns, 1)
+
+    return rows_changed(change, bits())
 
 
 @fault("5%, 20%, 50% of the bits are flipped", MODEL, 0.05, 0.2, 0.5)

@@ -19,7 +19,7 @@ from pyro_vae.distributions import Columns
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.transforms import Binarize, Standardize
 
-__all__ = ["SOUND"]
+__all__ = ["SOUND", "with_gaps"]
 
 
 def some(low: int, high: int) -> int:
@@ -36,6 +36,13 @@ def gaussian(dims: int, latents: int, **options: Any) -> System:
     """A linear-Gaussian system with random weights."""
     weight = torch.randn(dims, latents) * real(0.5, 1.5) / latents**0.5
     return linear_gaussian(weight, real(0.3, 1.0) * (0.5 + torch.rand(dims)), torch.randn(dims), **options)
+
+
+def with_gaps(x: Tensor, share: float) -> Tensor:
+    """Rows of which this share of the entries is missing, but never the whole row."""
+    missing = torch.rand_like(x) < share
+    missing[:, 0] &= ~missing.all(1)
+    return torch.where(missing, torch.nan, x)
 
 
 def narrow() -> Case:
@@ -337,7 +344,7 @@ def gaps() -> Case:
     pair = Pair(model, guide, missing="nan")
     with poutine.block():
         x = pair.sample(400)
-    return Case(pair, torch.where(torch.rand_like(x) < 0.25, torch.nan, x))
+    return Case(pair, with_gaps(x, 0.25))
 
 
 def grey_pixels() -> Case:
