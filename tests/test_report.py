@@ -399,7 +399,7 @@ def test_a_part_that_fails_leaves_the_others():
         ("elbo_gap", {"gap": 3.0, "rate": 7.0}, "fine"),
         ("elbo_gap", {"gap": 3.0, "rate": 5.0}, "look"),
         ("elbo_gap", {"gap": 0.9, "rate": 0.1}, "fine"),
-        ("amortisation", {"gap": 0.9, "rate": 0.1}, "fine"),
+        ("amortisation", {"gap": 0.4, "rate": 0.1}, "fine"),
         ("amortisation", {"gap": 3.0, "rate": 7.0}, "look"),
         ("amortisation", {"gap": 4.0, "rate": 7.0}, "wrong"),
         ("k_hat", {"flagged": 0.11}, "look"),

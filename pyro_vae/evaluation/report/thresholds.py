@@ -28,8 +28,8 @@ class Threshold:
         >>> THRESHOLDS["amortisation"].level(gap=3.0, rate=10.0)
         'look'
         >>> print(THRESHOLDS["amortisation"])
-        Amortisation gap. Fine: up to 1 nat, or up to 25% of the refined guide's rate; worth a look: more; wrong: more
-        than 1 nat and than 50% of that rate.
+        Amortisation gap. Fine: up to 0.5 nats, or up to 25% of the refined guide's rate; worth a look: more; wrong:
+        more than 0.5 nats and than 50% of that rate.
     """
 
     what: str
@@ -126,10 +126,10 @@ THRESHOLDS: Mapping[str, Threshold] = {
     ),
     "amortisation": Threshold(
         "amortisation gap",
-        fine="up to {nats:g} nat, or up to {some:.0%} of the refined guide's rate",
+        fine="up to {nats:g} nats, or up to {some:.0%} of the refined guide's rate",
         look="more",
-        wrong="more than {nats:g} nat and than {much:.0%} of that rate",
-        limits={"nats": 1.0, "some": 0.25, "much": 0.5},
+        wrong="more than {nats:g} nats and than {much:.0%} of that rate",
+        limits={"nats": 0.5, "some": 0.25, "much": 0.5},
         worth_a_look=lambda gap, rate, nats, some, much: gap > max(nats, some * rate),
         is_wrong=lambda gap, rate, nats, some, much: gap > max(nats, much * rate),
     ),
