@@ -1,6 +1,7 @@
 """The layout holds: imports point one way, and the documentation names every room."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -68,3 +69,13 @@ def test_public_names_are_there_and_documented():
     for name in pyro_vae.__all__:
         if name != "__version__":
             assert getattr(pyro_vae, name).__doc__
+
+
+def test_no_name_that_comes_when_used_is_that_of_a_file_beside_it():
+    """A file that is imported takes its name in the package, and would stand in the place of the function."""
+    for path in PACKAGE.rglob("__init__.py"):
+        package = importlib.import_module(".".join(["pyro_vae", *path.parent.relative_to(PACKAGE).parts]))
+        if hasattr(package, "__getattr__"):
+            files_beside = {file.stem for file in path.parent.glob("*.py")}
+            folders = {file.parent.name for file in path.parent.glob("*/__init__.py")}
+            assert not set(package.__all__) & (files_beside | folders), path

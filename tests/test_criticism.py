@@ -121,8 +121,9 @@ def test_bits_from_grey_levels_are_compared_with_bits():
     with torch.no_grad():
         vae.decoder.network.layers[0].weight.zero_()
         vae.decoder.network.layers[0].bias.copy_(torch.logit(levels / 16))
-    check = predictive_check(vae, levels.expand(400, 5), kind="prior")
-    assert check.joint_p_value > 0.02
+    checks = [predictive_check(vae, levels.expand(400, 5), kind="prior", seed=seed) for seed in range(5)]
+    assert sorted(check.joint_p_value for check in checks)[2] > 0.1  # of uniform ones below it once in a hundred times
+    check = checks[0]
     assert check.table.loc["mean[2]", "replicated"] == pytest.approx(8, abs=0.2)
     assert check.table.loc["sd[2]", "observed"] == pytest.approx(8, abs=0.2)  # that of bits at 0 and 16
 

@@ -23,7 +23,7 @@ from linear_gaussian import LinearGaussian
 
 from pyro_vae import Pair
 from pyro_vae.evaluation import calibration_at_rows, joint_calibration, simulation_based_calibration
-from pyro_vae.evaluation.joint_calibration import DISTANCE, LOG_WEIGHT
+from pyro_vae.evaluation.joint_ranks import DISTANCE, LOG_WEIGHT
 from pyro_vae.inference.structure import ContractError
 
 

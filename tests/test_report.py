@@ -441,7 +441,7 @@ def test_the_verdict_counts_and_puts_what_is_wrong_first():
     page = render_html(report, "A & B")
     assert "&lt;b&gt;" in page
     assert "A &amp; B" in page
-    assert page.index("&lt;b&gt;") < page.index("<h2>")
+    assert page.index("&lt;b&gt;") < page.index("<h2 ")
 
 
 def test_there_are_two_suites():

@@ -7,7 +7,6 @@ from pyro_vae._support.lazy import lazily
 if TYPE_CHECKING:
     from pyro_vae.evaluation.annealing import AnnealedBounds, ais_bounds
     from pyro_vae.evaluation.calibration import SimulationBasedCalibration, simulation_based_calibration
-    from pyro_vae.evaluation.calibration_at_rows import CalibrationAtRows, calibration_at_rows
     from pyro_vae.evaluation.classifier import ClassifierFeatures, train_classifier_features
     from pyro_vae.evaluation.comparison import Comparison, compare
     from pyro_vae.evaluation.contract import Contract, check_pair
@@ -17,11 +16,12 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.evidence import Evidence, log_evidence
     from pyro_vae.evaluation.frechet import frechet_distance
     from pyro_vae.evaluation.inference_data import to_inference_data
-    from pyro_vae.evaluation.joint_calibration import JointCalibration, joint_calibration
+    from pyro_vae.evaluation.joint_ranks import JointCalibration, joint_calibration
     from pyro_vae.evaluation.latents import active_latents, latent_effects, latent_information, nearest_rows
     from pyro_vae.evaluation.memory import Memory, memory_of
     from pyro_vae.evaluation.modes import Modes, find_modes
     from pyro_vae.evaluation.nuts import NutsPosterior, nuts_posterior
+    from pyro_vae.evaluation.ranks_at_rows import CalibrationAtRows, calibration_at_rows
     from pyro_vae.evaluation.rate_distortion import rate_distortion_curve
     from pyro_vae.evaluation.refinement import Gaps, RefinedPair, gaps, refine
     from pyro_vae.evaluation.report import Finding, Report, Section, evaluate_suite, render_html
@@ -99,7 +99,7 @@ __getattr__, __dir__ = lazily(
     {
         "annealing": ("AnnealedBounds", "ais_bounds"),
         "calibration": ("SimulationBasedCalibration", "simulation_based_calibration"),
-        "calibration_at_rows": ("CalibrationAtRows", "calibration_at_rows"),
+        "ranks_at_rows": ("CalibrationAtRows", "calibration_at_rows"),
         "classifier": ("ClassifierFeatures", "train_classifier_features"),
         "comparison": ("Comparison", "compare"),
         "contract": ("Contract", "check_pair"),
@@ -109,7 +109,7 @@ __getattr__, __dir__ = lazily(
         "evidence": ("Evidence", "log_evidence"),
         "frechet": ("frechet_distance",),
         "inference_data": ("to_inference_data",),
-        "joint_calibration": ("JointCalibration", "joint_calibration"),
+        "joint_ranks": ("JointCalibration", "joint_calibration"),
         "modes": ("Modes", "find_modes"),
         "memory": ("Memory", "memory_of"),
         "latents": ("active_latents", "latent_effects", "latent_information", "nearest_rows"),

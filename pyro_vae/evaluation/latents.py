@@ -158,7 +158,8 @@ def latent_information(pair: Pair, x: Inputs, *, num_others: int = 31, seed: int
         >>> from pyro_vae import mlp_vae
         >>> from pyro_vae.likelihoods import Normal
         >>> vae, x = mlp_vae((3,), latent_dim=2, likelihood=Normal()), torch.randn(50, 3)
-        >>> latent_information(vae, x)["z"].shape, latent_information(vae, x[:1].expand(50, 3))["z"].mean().item()
+        >>> of_one = latent_information(vae, x[:1].expand(50, 3))["z"].mean()
+        >>> latent_information(vae, x)["z"].shape, abs(round(float(of_one), 6))
         (torch.Size([50]), 0.0)
 
     Source: van den Oord et al., *Representation Learning with Contrastive Predictive Coding*, 2018, with the guide's

@@ -1,5 +1,6 @@
 """The page that says how often each finding is false, and which faults are named."""
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ def found(record: Record) -> dict[str, Level]:
     for finding in record["findings"]:
         name = finding["name"]
         level = THRESHOLDS[name].level(**finding["numbers"])
-        levels[name] = min(levels.get(name, "fine"), level, key=LEVELS.index)
+        levels[name] = _worse(levels.get(name, "fine"), level)
     return levels
 
 
@@ -30,7 +31,11 @@ def any_wrong(record: Record) -> bool:
 def named(record: Record) -> Level:
     """How a fault is called by the findings whose business it is."""
     levels, own = found(record), FAULTS[record["key"].split("/")[1]].named_by
-    return min((levels[name] for name in own & levels.keys()), key=LEVELS.index, default="fine")
+    return functools.reduce(_worse, (levels[name] for name in own & levels.keys()), "fine")
+
+
+def _worse(one: Level, other: Level) -> Level:
+    return one if LEVELS.index(one) <= LEVELS.index(other) else other
 
 
 def markdown(records: Sequence[Record]) -> str:

@@ -3,8 +3,8 @@
 import math
 from typing import TYPE_CHECKING
 
-from pyro_vae.evaluation.calibration_at_rows import calibration_at_rows
-from pyro_vae.evaluation.joint_calibration import DISTANCE, LOG_WEIGHT, JointCalibration, joint_calibration
+from pyro_vae.evaluation.joint_ranks import DISTANCE, LOG_WEIGHT, JointCalibration, joint_calibration
+from pyro_vae.evaluation.ranks_at_rows import calibration_at_rows
 from pyro_vae.evaluation.report.findings import Section
 from pyro_vae.evaluation.report.job import Job
 from pyro_vae.evaluation.report.thresholds import THRESHOLDS
