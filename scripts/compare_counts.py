@@ -74,7 +74,7 @@ def read_cells(path: Path) -> dict[str, Tensor]:
     Batches are told by the numbers at the end of the cells' names, as 10x Genomics writes them.
     """
     try:
-        import anndata
+        import anndata  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise ModuleNotFoundError("reading .h5ad files needs anndata: pip install 'pyro-vae[anndata]'") from None
     with warnings.catch_warnings():
