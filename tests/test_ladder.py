@@ -48,8 +48,9 @@ def test_the_evidence_is_that_of_quadrature_over_both_levels():
             [(joint + p_x.log_prob(row)[None]).flatten().logsumexp(0) + 2 * width.log() for row in x]
         )
     found = log_evidence(vae, x, num_particles=10_000)
-    assert float(found.standard_error.max()) < 0.05
-    assert bool(((found.log_evidence - expected).abs() < 5 * found.standard_error + 1e-6).all())
+    error = (found.log_evidence - expected).abs()
+    assert float(error.max()) < 0.1
+    assert bool((error < 5 * found.standard_error + 1e-6).all())
 
 
 @pytest.mark.usefixtures("float64")

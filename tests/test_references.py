@@ -46,8 +46,9 @@ def test_a_number_that_was_changed_is_told(tmp_path, monkeypatch):
 def test_importance_weighting_finds_the_evidence(name):
     known = load(name)
     found = log_evidence(known.pair, known.rows, num_particles=20_000)
-    assert float(found.standard_error.max()) < 0.06
-    assert np.all(np.abs(found.log_evidence.numpy() - known.log_evidence) < 5 * found.standard_error.numpy() + 2e-3)
+    error = np.abs(found.log_evidence.numpy() - known.log_evidence)
+    assert error.max() < 0.1
+    assert np.all(error < 5 * found.standard_error.numpy() + 2e-3)
 
 
 @EVERY
