@@ -1,8 +1,9 @@
 """Evaluates a trained model on data it was not trained on."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cli
 import models
@@ -61,6 +62,12 @@ def main(
     held = cli.data_for(run, data, data_root)
     rows, kind = cli.rows_of(run, held), cli.kind_of(run)
     if other is not None:
+        mine, theirs = (what_comes_with(of_run) for of_run in (rows, cli.rows_of(other, held)))
+        if mine != theirs:
+            raise ValueError(
+                f"two runs are compared on the same rows, but {run} takes {mine} and {other} {theirs}: their "
+                f"evidence is of different things"
+            )
         found = compare(vae, cli.open_run(other, device), rows, seed=seed)
         most = found.table()
         print(f"{run} and {other} on the {len(found.difference):,} rows of {held.name}\n{found}\n")
@@ -102,6 +109,11 @@ def main(
     with files.replacing(page) as temporary:
         temporary.write_text(render_html(report, f"{run} on {held.name}"), encoding="utf-8")
     print(f"\n{report}\n\nwritten to {out} and {page}")
+
+
+def what_comes_with(rows: Any) -> str:
+    """What a model takes of rows, in words."""
+    return ", ".join(rows) if isinstance(rows, Mapping) else "x"
 
 
 if __name__ == "__main__":

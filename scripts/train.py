@@ -439,6 +439,8 @@ def train(settings: dict[str, Any], folder: Path, device: str, *, resuming: bool
     example = beside.example(kind, levels)
     print(f"  python scripts/sample.py {folder} --num-samples 64{example} --out samples.{picture}")
     print(f"  python scripts/predict.py {folder} --num-samples 10 --out predictions.npz")
+    print(f"  python scripts/encode.py {folder} --out latents.csv")
+    print(f"  python scripts/score.py {folder} --out scores.csv")
     if settings["missing"]:
         print(f"  python scripts/impute.py {folder} --num-samples 5 --out imputed.{numbers}")
 

@@ -1,9 +1,12 @@
 """What is written of rows, one by one: their latents, their evidence and what in them is out of place."""
 
 import contextlib
+import json
+import shutil
 
 import cli
 import encode
+import evaluate
 import numpy as np
 import pandas as pd
 import pytest
@@ -128,3 +131,14 @@ def test_names_of_least_expected_entries_leave_out_what_is_missing():
 def test_a_latent_of_kinds_has_probabilities():
     q = torch.distributions.OneHotCategorical(probs=torch.tensor([[0.2, 0.8]]))
     np.testing.assert_allclose(encode.beliefs(q)["probability"], [[0.2, 0.8]])
+
+
+def test_runs_that_take_different_things_are_not_compared(folder, tmp_path, capsys):
+    config = json.loads((folder / "digits" / "config.json").read_text())
+    config["run"] |= {"model": "conditional", "levels": [str(digit) for digit in range(10)]}
+    shutil.copytree(folder / "digits", tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    assert command(evaluate, folder / "digits", tmp_path / "both.json", tmp_path / "other") == 2
+    assert "takes x and" in (said := capsys.readouterr().err)
+    assert "x, labels: their evidence is of different things" in said
+    assert not (tmp_path / "both.json").exists()
