@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import beside
 import numpy as np
@@ -23,6 +23,14 @@ from pyro_vae.data.sources import DataSet, load_data
 from pyro_vae.data.tables import Schema, parse_kinds, write_table
 from pyro_vae.training import resolve_device
 from pyro_vae.vae import CONFIG, WEIGHTS, load_config
+
+# Options that several scripts have.
+Run = Annotated[Path, typer.Argument(help="A run folder that train.py left.", metavar="RUN")]
+DataRoot = Annotated[Path | None, typer.Option(help="Where downloaded data sets live. [default: the run's]")]
+HeldOut = Annotated[
+    bool, typer.Option("--held-out", help="Only the rows that the run held out, of those that it was trained on.")
+]
+Device = Annotated[str, typer.Option(help="auto (CUDA or XPU where there is one), cpu, cuda or xpu.")]
 
 CHECKPOINT = "checkpoint.safetensors"
 START = "start.safetensors"  # of what clusters start from

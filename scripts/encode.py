@@ -12,21 +12,17 @@ ROWS = 1024  # that are in memory at a time
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="A run folder that train.py left.", metavar="RUN")],
+    run: cli.Run,
     out: Annotated[Path, typer.Option(help="What to write: .npz, or .csv, .tsv, .xlsx or .parquet for a table.")],
     data: Annotated[
         str | None, typer.Option(help="A name or path as for train.py. [default: what the run was trained on]")
     ] = None,
-    held_out: Annotated[
-        bool, typer.Option("--held-out", help="Only the rows that the run held out, of those that it was trained on.")
-    ] = False,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where downloaded data sets live. [default: the run's]")
-    ] = None,
+    held_out: cli.HeldOut = False,
+    data_root: cli.DataRoot = None,
     site: Annotated[
         str | None, typer.Option(help="The latent, by its name in the programs. [default: the only one, or z]")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto (CUDA or XPU where there is one), cpu, cuda or xpu.")] = "auto",
+    device: cli.Device = "auto",
 ) -> None:
     """Writes the approximate posterior q(z|x) of each row, in the order of the file.
 

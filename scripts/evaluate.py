@@ -17,7 +17,7 @@ from pyro_vae.evaluation.report import PARTS
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="A run folder that train.py left.", metavar="RUN")],
+    run: cli.Run,
     other: Annotated[
         Path | None,
         typer.Argument(help="Another, to compare with it on the same rows by their evidence.", metavar="OTHER"),
@@ -38,10 +38,8 @@ def main(
     data: Annotated[
         str | None, typer.Option(help="A name or path as for train.py. [default: the run's held-out rows]")
     ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where downloaded data sets live. [default: the run's]")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto (CUDA or XPU where there is one), cpu, cuda or xpu.")] = "auto",
+    data_root: cli.DataRoot = None,
+    device: cli.Device = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
 ) -> None:
     """Evaluates a trained model: ELBO, rate (KL) and distortion in nats per datum, bits per dimension, active units.

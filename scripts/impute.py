@@ -18,15 +18,11 @@ def main(
     data: Annotated[
         str | None, typer.Option(help="A name or path as for train.py. [default: what the run was trained on]")
     ] = None,
-    held_out: Annotated[
-        bool, typer.Option("--held-out", help="Only the rows that the run held out, of those that it was trained on.")
-    ] = False,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where downloaded data sets live. [default: the run's]")
-    ] = None,
+    held_out: cli.HeldOut = False,
+    data_root: cli.DataRoot = None,
     num_samples: Annotated[int, typer.Option(help="Times that each missing entry is drawn.")] = 5,
     num_particles: Annotated[int, typer.Option(help="Draws from the guide that importance weights choose from.")] = 100,
-    device: Annotated[str, typer.Option(help="auto (CUDA or XPU where there is one), cpu, cuda or xpu.")] = "auto",
+    device: cli.Device = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
 ) -> None:
     """Draws missing entries given the observed ones of their row, several times, for multiple imputation.

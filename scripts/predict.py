@@ -13,7 +13,7 @@ from pyro_vae._support.arrays import as_tensor
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="A run folder that train.py left.", metavar="RUN")],
+    run: cli.Run,
     out: Annotated[
         Path,
         typer.Option(
@@ -24,11 +24,9 @@ def main(
     data: Annotated[
         str | None, typer.Option(help="A name or path as for train.py. [default: the run's held-out rows]")
     ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where downloaded data sets live. [default: the run's]")
-    ] = None,
+    data_root: cli.DataRoot = None,
     num_samples: Annotated[int, typer.Option(help="Draws for each row.")] = 10,
-    device: Annotated[str, typer.Option(help="auto (CUDA or XPU where there is one), cpu, cuda or xpu.")] = "auto",
+    device: cli.Device = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
 ) -> None:
     """Draws new data like each row: z ~ q(z|x), then x' ~ p(x'|z), in the units of the data.

@@ -9,7 +9,7 @@ import typer
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="A run folder that train.py left.", metavar="RUN")],
+    run: cli.Run,
     out: Annotated[
         Path,
         typer.Option(
@@ -32,7 +32,7 @@ def main(
             "[default: means for a picture, else draws]",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto (CUDA or XPU where there is one), cpu, cuda or xpu.")] = "auto",
+    device: cli.Device = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
 ) -> None:
     """Draws new rows x ~ p(x) from a trained model, in the units of its data.

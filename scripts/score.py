@@ -16,7 +16,7 @@ SHOWN = 12  # rows of a picture
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="A run folder that train.py left.", metavar="RUN")],
+    run: cli.Run,
     out: Annotated[
         Path,
         typer.Option(
@@ -30,12 +30,10 @@ def main(
     whole: Annotated[
         bool, typer.Option("--whole", help="All rows of what the run was trained on, and not those held out alone.")
     ] = False,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where downloaded data sets live. [default: the run's]")
-    ] = None,
+    data_root: cli.DataRoot = None,
     num_particles: Annotated[int, typer.Option(help="Draws of the guide for each row.")] = 500,
     entries: Annotated[int, typer.Option(help="How many of a row's least expected entries to name; 0 for none.")] = 3,
-    device: Annotated[str, typer.Option(help="auto (CUDA or XPU where there is one), cpu, cuda or xpu.")] = "auto",
+    device: cli.Device = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
 ) -> None:
     """Writes the log evidence log p(x) of each row, in nats: the lower, the stranger.

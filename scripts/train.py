@@ -226,7 +226,7 @@ def main(
     compile: Annotated[
         str, typer.Option("--compile", help="Compile the training step: auto (where it repays), yes or no.")
     ] = "auto",
-    device: Annotated[str, typer.Option(help="auto (CUDA or XPU where there is one), cpu, cuda or xpu.")] = "auto",
+    device: cli.Device = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the split, the weights, the order of rows and the noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The run folder. [default: runs/DATA-NETWORK, numbered]")] = None,
     resume: Annotated[
