@@ -6,6 +6,7 @@ import torch
 from examples import topics as example
 from scipy import stats
 from test_captured import check
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae import check_pair, evaluate, fit, load, mlp_vae, topic_model
 from pyro_vae.distributions import Multinomial as MultinomialDistribution
@@ -54,6 +55,17 @@ def test_its_probability_sums_to_one_and_draws_follow_it():
     often = expected > 5
     counts, expected = (torch.cat([n[often], n[~often].sum()[None]]) for n in (counts.double(), expected))
     assert stats.chisquare(counts, expected).pvalue > 1e-3
+
+
+def test_draws_have_their_totals_and_nothing_of_no_probability_and_read_no_values():
+    logits = torch.randn(3, 7).index_fill(1, torch.tensor([0, 2, 6]), -torch.inf)
+    drawn = make_fx(lambda logits, totals: MultinomialDistribution(logits, totals, validate_args=False).sample())(
+        logits, torch.tensor([3.0, 0.0, 50.0])
+    )
+    totals = torch.tensor([1.0, 2000.0, 1e6])  # others than the graph was made with
+    counts = drawn(logits, totals)
+    assert torch.equal(counts.sum(-1), totals)
+    assert float(counts[:, [0, 2, 6]].max()) == 0
 
 
 def test_it_is_right_at_extreme_logits_with_finite_gradients():

@@ -1,5 +1,6 @@
 """Counts with too many zeros, and counts whose sum is given."""
 
+import itertools
 from typing import Any
 
 import pyro.distributions as dist
@@ -72,12 +73,17 @@ class Multinomial(TorchDistribution):
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008, D102
         shape = self._extended_shape(sample_shape)
         with torch.no_grad():
-            probs = self.probs.expand(shape).reshape(-1, shape[-1])
-            totals = self.total_count.expand(shape[:-1]).reshape(-1, 1)
-            most = max(1, int(totals.max()))
-            kinds = torch.multinomial(probs, most, replacement=True)
-            counted = (torch.arange(most, device=probs.device) < totals).to(probs.dtype)
-            return torch.zeros_like(probs).scatter_add_(-1, kinds, counted).reshape(shape)
+            # A total is split in two, and each part again, all by binomials, so that no value has to be read.
+            leaves = F.pad(self.probs.expand(shape).double(), (0, 2 ** (shape[-1] - 1).bit_length() - shape[-1]))
+            levels = [leaves]
+            while levels[-1].shape[-1] > 1:
+                levels.append(levels[-1].unflatten(-1, (-1, 2)).sum(-1))
+            counts = self.total_count.expand(shape[:-1]).double()[..., None]
+            for parents, children in itertools.pairwise(reversed(levels)):
+                share = children[..., ::2] / parents.clamp_min(torch.finfo(parents.dtype).tiny)
+                first = torch.binomial(counts, share.clamp(max=1))
+                counts = torch.stack([first, counts - first], -1).flatten(-2)
+            return counts[..., : shape[-1]].to(self.probs.dtype)
 
     @property
     def probs(self) -> Tensor:
