@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import benchmark_report as report
-import cli
 import numpy as np
 import torch
 import typer
 
 from pyro_vae import plotting
 from pyro_vae._support import files
+from pyro_vae.cli.running import run_command
 from pyro_vae.data.sources import default_root, load_data
 from pyro_vae.training import resolve_device
 from pyro_vae.training.arithmetic import has_bfloat16
@@ -377,4 +377,4 @@ def versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    run_command(main)

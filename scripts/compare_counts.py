@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import benchmark_report as report
-import cli
 import numpy as np
 import pyro
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from pyro_vae import Pair, fit, likelihoods, mlp_vae, pooled_vae
 from pyro_vae._support import files
+from pyro_vae.cli import running, writing
 from pyro_vae.data.sources import split
 from pyro_vae.evaluation import log_evidence
 from pyro_vae.likelihoods import Likelihood
@@ -51,7 +51,7 @@ def main(
     effect on every gene, partially pooled, and the evidence is averaged over draws of what was learned of them.
     Differences are paired, cell by cell, to the first model.
     """
-    write = cli.writer(out, {".json": files.write_json})
+    write = writing.writer(out, {".json": files.write_json})
     rows = read_cells(data)
     names = [f"{name}{pooled}" for pooled in ("", ", batches pooled") for name in LIKELIHOODS]
     found: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -167,4 +167,4 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    running.run_command(main)

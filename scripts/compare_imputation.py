@@ -4,8 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import choices
-import cli
 import numpy as np
 import pandas as pd
 import torch
@@ -16,6 +14,7 @@ from sklearn.impute import IterativeImputer, SimpleImputer
 
 from pyro_vae import fit, mlp_vae
 from pyro_vae._support import files
+from pyro_vae.cli import choices, running, writing
 from pyro_vae.data.sources import DataSet
 from pyro_vae.data.tables import Schema
 
@@ -53,7 +52,7 @@ def main(
     Errors of numbers are root mean squares over the gaps, in standard deviations of the column; errors of kinds are
     shares of gaps filled with a wrong one; coverage is the share of removed numbers inside the VAE's 90% intervals.
     """
-    write = cli.writer(out, {".json": files.write_json})
+    write = writing.writer(out, {".json": files.write_json})
     results = []
     for name, load in TABLES.items():
         for seed in range(seeds):
@@ -120,4 +119,4 @@ def impute(data: DataSet, epochs: int, seed: int) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    running.run_command(main)

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import benchmark_report as report
-import choices
-import cli
 import torch
 import typer
 
 from pyro_vae import Elbo, ImportanceWeighted, InfoVae, TotalCorrelation, evaluate, fit, make_vae, mlp_vae
 from pyro_vae._support import files
 from pyro_vae._support.names import lookup
+from pyro_vae.cli import choices, running, writing
 from pyro_vae.data.sources import DataSet, default_root, load_data
 from pyro_vae.evaluation import log_evidence
 from pyro_vae.networks import GatedMLP
@@ -65,7 +64,7 @@ def main(
 
     Differences are paired: of each row's evidence to that by the first model, with the standard error of their mean.
     """
-    write = cli.writer(out, {".json": files.write_json})
+    write = writing.writer(out, {".json": files.write_json})
     loaded = load_data(data, data_root or default_root())
     names = list(PARTS) if only is None else [lookup(name.strip(), PARTS, "model") for name in only.split(";")]
     results: list[dict[str, Any]] = []
@@ -149,4 +148,4 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    running.run_command(main)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import cli
 import numpy as np
 import pyro.distributions as dist
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from pyro_vae import VAE, conv_vae, evaluate, fit, mlp_vae
 from pyro_vae._support import files
 from pyro_vae._support.ranges import Constraint, constraints
+from pyro_vae.cli.running import run_command
 from pyro_vae.data.sources import DataSet, default_root, load_data
 from pyro_vae.evaluation import checkerboard, sample_quality
 from pyro_vae.inference.predictive import interpolate_latents
@@ -637,4 +637,4 @@ def draw_interpolation(vae: VAE, data: DataSet, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    run_command(main)

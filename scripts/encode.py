@@ -1,51 +1,7 @@
-"""Writes what a trained model believes of the latents of each row."""
+"""The same as ``pyro-vae encode``."""
 
-from pathlib import Path
-from typing import Annotated, Any
-
-import beside
-import cli
-import numpy as np
-import typer
-
-ROWS = 1024  # that are in memory at a time
-
-
-def main(
-    run: cli.Run,
-    out: Annotated[Path, typer.Option(help="What to write: .npz, or .csv, .tsv, .xlsx or .parquet for a table.")],
-    data: Annotated[
-        str | None, typer.Option(help="A name or path as for train.py. [default: what the run was trained on]")
-    ] = None,
-    held_out: cli.HeldOut = False,
-    data_root: cli.DataRoot = None,
-    site: Annotated[
-        str | None, typer.Option(help="The latent, by its name in the programs. [default: the only one, or z]")
-    ] = None,
-    device: cli.Device = "auto",
-) -> None:
-    """Writes the approximate posterior q(z|x) of each row, in the order of the file.
-
-    An .npz holds mean and scale (N, L), or, of a latent that is one of several kinds, probability (N, K). A table has a
-    column for each, mean_1 and so on. The rows' labels, ids and numbers in the file come along, and the columns of a
-    table that are an index.
-    """
-    vae = cli.open_run(run, device)
-    rows = cli.all_rows(run, data, data_root, held_out=held_out)
-    write = cli.writer(out, cli.result_writers(run, rows))
-    known, count = cli.rows_of(run, rows), len(rows.x_test)
-    parts = [beliefs(vae.encode(part, site=site)) for part in beside.in_parts(known, count, ROWS)]
-    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    write(found, out)
-    print(f"{out}: {' and '.join(found)} of {count:,} rows, {next(iter(found.values())).shape[1]} numbers each")
-
-
-def beliefs(q: Any) -> dict[str, np.ndarray]:
-    """The numbers that say what a posterior is, a row of them for each row."""
-    if q.support.is_discrete:
-        return {"probability": q.probs.flatten(1).cpu().numpy()}
-    return {"mean": q.mean.flatten(1).cpu().numpy(), "scale": q.stddev.flatten(1).cpu().numpy()}
-
+from pyro_vae.cli.commands.encode import main
+from pyro_vae.cli.running import run_command
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    run_command(main)

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import benchmark
 import benchmark_report as report
-import cli
 import torch
 import typer
 from peers import Task
@@ -18,6 +17,7 @@ from peers.pyro_vae_fit import build
 from pyro_vae import epochs as trained_epochs
 from pyro_vae import evaluate
 from pyro_vae._support import files
+from pyro_vae.cli.running import run_command
 from pyro_vae.data.sources import DataSet, default_root, load_data
 from pyro_vae.training import resolve_device
 
@@ -143,4 +143,4 @@ def document(results: Numbers) -> str:
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    run_command(main)

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import cli
 import pyro
 import torch
 import typer
@@ -23,6 +22,7 @@ from judged.sound import SOUND
 from judged.system import Case
 
 from pyro_vae._support import files
+from pyro_vae.cli.running import run_command
 from pyro_vae.evaluation import evaluate_suite
 from pyro_vae.evaluation.report import PARTS
 from pyro_vae.evaluation.report.job import SIZES
@@ -106,4 +106,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    run_command(main)

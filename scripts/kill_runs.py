@@ -12,12 +12,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
-import cli
 import pandas as pd
 import torch
 import typer
 
 from pyro_vae import load
+from pyro_vae.cli.running import run_command
 
 TRAIN = Path(__file__).with_name("train.py")
 OPTIONS = ("--epochs", "30", "--hidden-dims", "16", "--latent-dim", "3", "--compile", "no")
@@ -123,4 +123,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    run_command(main)

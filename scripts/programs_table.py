@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import cli
 import torch
 import typer
 from zoo import ZOO
@@ -24,6 +23,7 @@ from zoo.tools import TOOLS, Trial
 
 from pyro_vae import evaluation
 from pyro_vae._support.names import lookup
+from pyro_vae.cli.running import run_command
 
 _TRAINING = ("fit compiled", "fit as programs")
 _PROMISES = {
@@ -229,4 +229,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    run_command(main)

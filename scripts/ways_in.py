@@ -1,4 +1,4 @@
-"""Puts data of many kinds through train.py, sample.py, predict.py and impute.py, and writes docs/ways-in.md.
+"""Puts data of many kinds through train, sample, predict and impute, and writes docs/ways-in.md.
 
 Each is made here, trained on, sampled, and written out again; what was observed has to come back as it came.
 """
@@ -18,18 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import cli
-import impute
 import numpy as np
 import pandas as pd
-import predict
-import sample
-import train
 import typer
 from PIL import Image
 
+from pyro_vae.cli.commands import impute, predict, sample, train
+from pyro_vae.cli.running import run_command
+
 PAGE = Path(__file__).parents[1] / "docs" / "ways-in.md"
-SCRIPTS = {module.__name__: module.main for module in (train, sample, predict, impute)}
+COMMANDS = {"train": train.main, "sample": sample.main, "predict": predict.main, "impute": impute.main}
 SHORT = ("--epochs", "5", "--hidden-dims", "16", "--latent-dim", "2", "--compile", "no")
 RNG = np.random.default_rng(0)
 
@@ -41,8 +39,8 @@ class Way:
     Args:
         title: What it is.
         make: Writes it into a folder and returns its path.
-        options: Of train.py.
-        refused: Words of the sentence by which train.py refuses it without ``options``, where it does.
+        options: Of ``pyro-vae train``.
+        refused: Words of the sentence by which it refuses it without ``options``, where it does.
         trains: Whether there is a way to train on it.
         returns: Checks that what was observed has come back; of the path that was made, and the written file.
         out: What is written.
@@ -57,13 +55,13 @@ class Way:
     out: str = "predictions.npz"
 
 
-def run(script: str, *arguments: str) -> tuple[int, str, str]:
+def run(command: str, *arguments: str) -> tuple[int, str, str]:
     """Exit status, what was printed, and what was complained of."""
     before, out, err = sys.argv, io.StringIO(), io.StringIO()
-    sys.argv = [f"{script}.py", *arguments]
+    sys.argv = [f"pyro-vae {command}", *arguments]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.run_command(SCRIPTS[script])
+            run_command(COMMANDS[command])
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
@@ -413,7 +411,7 @@ def go_through(way: Way, folder: Path) -> Result:
         assert re.search(way.refused, refusal), refusal
         assert len(err.strip().splitlines()) == 1, err
         assert not trained.exists()
-    command = shlex.join(["train.py", "--data", str(made.relative_to(folder)), *way.options])
+    command = shlex.join(["pyro-vae", "train", "--data", str(made.relative_to(folder)), *way.options])
     if not way.trains:
         return Result(way, command, refusal, (), "")
     status, said, err = run("train", "--data", str(made), *way.options, *SHORT, "--out", str(trained))
@@ -424,11 +422,11 @@ def go_through(way: Way, folder: Path) -> Result:
     status, _, err = run("sample", str(trained), "--num-samples", "9", "--out", str(drawn))
     assert status == 0, f"sample: {err[-2000:]}"
     written = folder / way.out
-    script, times = ("impute", "2") if is_table else ("predict", "2")
-    status, _, err = run(script, str(trained), "--num-samples", times, "--out", str(written))
-    assert status == 0, f"{script}: {err[-2000:]}"
+    use = "impute" if is_table else "predict"
+    status, _, err = run(use, str(trained), "--num-samples", "2", "--out", str(written))
+    assert status == 0, f"{use}: {err[-2000:]}"
     way.returns(made, written)
-    return Result(way, command, refusal, tuple(notes), f"{script}.py --out {way.out}")
+    return Result(way, command, refusal, tuple(notes), f"pyro-vae {use} --out {way.out}")
 
 
 def page(results: list[Result]) -> str:
@@ -436,7 +434,7 @@ def page(results: list[Result]) -> str:
     lines = [
         "# Ways in",
         "",
-        "Data of many kinds through `train.py`, `sample.py`, and `impute.py` or `predict.py`. All of it is made,",
+        "Data of many kinds through `pyro-vae train`, `sample`, and `impute` or `predict`. All of it is made,",
         "trained on for five epochs, sampled, and written out again by `python scripts/ways_in.py`, which fails where",
         "an observed entry, a label or an id does not come back as it came: text to the letter, arrays to the bit.",
         "",
@@ -456,7 +454,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="The page to write. [default: docs/ways-in.md]")] = None,
     only: Annotated[str, typer.Option(help="Those whose title has these words.")] = "",
 ) -> None:
-    """Puts data of many kinds through the scripts, and writes a page of what became of each."""
+    """Puts data of many kinds through the commands, and writes a page of what became of each."""
     chosen = [way for way in WAYS if only in way.title]
     results, failed = [], []
     for way in chosen:
@@ -476,4 +474,4 @@ def main(
 
 if __name__ == "__main__":
     os.environ.setdefault("TQDM_DISABLE", "1")
-    cli.run_command(main)
+    run_command(main)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import benchmark
 import benchmark_report as report
-import cli
 import numpy as np
 import pytest
 from PIL import Image
+
+from pyro_vae.cli.running import run_command
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 NAMES = ("Pyro example", "PyTorch eager", "NumPyro", "pyro_vae eager")
@@ -43,7 +44,7 @@ def run(script, patch):
     """Runs a command of the script to its end, in this process; contenders have processes of their own."""
     patch.setattr(sys, "argv", script[1:])
     with pytest.raises(SystemExit) as end:
-        cli.run_command(benchmark.main)
+        run_command(benchmark.main)
     assert not end.value.code
 
 
@@ -118,7 +119,7 @@ def test_a_peer_that_is_not_installed_is_left_out_with_a_sentence(tmp_path, monk
 def test_mistakes_are_named(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.setattr(sys, "argv", command(tmp_path, *arguments)[1:])
     with pytest.raises(SystemExit) as end:
-        cli.run_command(benchmark.main)
+        run_command(benchmark.main)
     assert end.value.code == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "docs" / "small.json").exists()

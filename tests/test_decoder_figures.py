@@ -7,10 +7,11 @@ import re
 import sys
 from pathlib import Path
 
-import cli
 import numpy as np
 import pytest
 from PIL import Image
+
+from pyro_vae.cli.running import run_command
 
 DOCS = Path(__file__).parents[1] / "docs"
 GUIDE = (DOCS / "decoders.md").read_text(encoding="utf-8")
@@ -33,7 +34,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["decoder_figures.py", "--data", "digits", "--epochs", "1", "--out", str(out)])
         with pytest.raises(SystemExit) as end:
-            cli.run_command(importlib.import_module("decoder_figures").main)
+            run_command(importlib.import_module("decoder_figures").main)
     assert not end.value.code
     return out
 
@@ -62,7 +63,7 @@ def test_other_data_are_refused(tmp_path, monkeypatch, capsys):
     arguments = ["--data", str(tmp_path / "table.npy"), "--out", str(tmp_path / "docs")]
     monkeypatch.setattr(sys, "argv", ["decoder_figures.py", *arguments])
     with pytest.raises(SystemExit) as end:
-        cli.run_command(importlib.import_module("decoder_figures").main)
+        run_command(importlib.import_module("decoder_figures").main)
     assert end.value.code == 2
     assert "grey images with labels" in capsys.readouterr().err
     assert not (tmp_path / "docs").exists()

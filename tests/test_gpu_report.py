@@ -6,11 +6,12 @@ import sys
 from datetime import date
 
 import benchmark
-import cli
 import gpu_report
 import numpy as np
 import pytest
 import torch
+
+from pyro_vae.cli.running import run_command
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def images(tmp_path):
 def run(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["gpu_report.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
-        cli.run_command(gpu_report.main)
+        run_command(gpu_report.main)
     return end.value.code
 
 

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import choices
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -11,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pyro_vae import conv_vae, evaluate, fit, load, make_vae, mlp_vae, networks, recurrent_vae
+from pyro_vae.cli import choices
 from pyro_vae.likelihoods import Bernoulli, Normal
 from pyro_vae.networks import (
     MLP,

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cli
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from pyro_vae import Elbo, Pair, fit, load, mlp_vae
+from pyro_vae.cli.running import run_command
 from pyro_vae.data.rows import as_rows
 from pyro_vae.likelihoods import Normal, Poisson
 from pyro_vae.training import parallel
@@ -274,7 +274,7 @@ def test_torchrun_leaves_one_run_and_refuses_with_one_sentence(tmp_path, monkeyp
     out = tmp_path / "metrics.json"
     monkeypatch.setattr(sys, "argv", ["evaluate.py", str(folder), "--out", str(out)])
     with pytest.raises(SystemExit) as end:
-        cli.run_command(importlib.import_module("evaluate").main)
+        run_command(importlib.import_module("evaluate").main)
     assert not end.value.code
     assert -100 < json.loads(out.read_text())["elbo"] < 0
 

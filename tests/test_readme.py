@@ -4,12 +4,15 @@ import importlib
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
-import cli
 import numpy as np
 import pandas as pd
 import pytest
+
+from pyro_vae.cli.__main__ import main
+from pyro_vae.cli.running import run_command
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -85,10 +88,15 @@ def write_patients(path):
 
 
 def run(command, monkeypatch, *extra):
-    _, script, *arguments = shlex.split(command)
-    monkeypatch.setattr(sys, "argv", [script, *arguments, *extra])
+    program, name, *arguments = shlex.split(command)
+    if program == "pyro-vae":
+        monkeypatch.setattr(sys, "argv", [program, name, *arguments, *extra])
+        called = main
+    else:
+        monkeypatch.setattr(sys, "argv", [name, *arguments, *extra])
+        called = partial(run_command, importlib.import_module(Path(name).stem).main)
     with pytest.raises(SystemExit) as end:
-        cli.run_command(importlib.import_module(Path(script).stem).main)
+        called()
     assert not end.value.code
 
 
@@ -98,7 +106,7 @@ def test_the_commands_run_one_after_another(tmp_path, monkeypatch):
     assert len(offline) == 13
     write_patients(tmp_path / "patients.csv")
     for command in offline:
-        run(command, monkeypatch, *(("--epochs", "2", "--batch-size", "64") if "train.py" in command else ()))
+        run(command, monkeypatch, *(("--epochs", "2", "--batch-size", "64") if "pyro-vae train" in command else ()))
     made = {p.name for p in tmp_path.iterdir()}
     assert {
         "metrics.json",

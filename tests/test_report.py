@@ -8,7 +8,6 @@ import sys
 from html import unescape
 from pathlib import Path
 
-import cli
 import pyro
 import pytest
 import torch
@@ -17,6 +16,7 @@ from linear_gaussian import LinearGaussian
 from pairs import discrete_pair, function_pair
 
 from pyro_vae import Pair, fit, mlp_vae
+from pyro_vae.cli.running import run_command
 from pyro_vae.data.sources import load_data
 from pyro_vae.evaluation import Finding, Report, Section, evaluate_suite, render_html
 from pyro_vae.evaluation.report.job import SIZES
@@ -465,7 +465,7 @@ def test_the_script_writes_numbers_and_a_page(tmp_path, monkeypatch, capsys):
     ):
         monkeypatch.setattr(sys, "argv", ["evaluate.py", str(tmp_path / "run"), "--out", str(out), *extra])
         with pytest.raises(SystemExit) as end:
-            cli.run_command(importlib.import_module("evaluate").main)
+            run_command(importlib.import_module("evaluate").main)
         assert (end.value.code or 0) == status
         assert out.exists() == (status == 0)
         if "summary,guide" in extra:

@@ -7,13 +7,13 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-import cli
 import numpy as np
 import pytest
 import torch
 from linear_gaussian import LinearGaussian
 
 from pyro_vae import mlp_vae
+from pyro_vae.cli.running import run_command
 from pyro_vae.data.rows import as_rows
 from pyro_vae.evaluation import evaluate_suite, render_html
 from pyro_vae.evaluation.report import PARTS
@@ -90,7 +90,7 @@ def test_two_runs_are_compared_on_the_same_rows(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as status:
-        cli.run_command(importlib.import_module("evaluate").main)
+        run_command(importlib.import_module("evaluate").main)
     said = capsys.readouterr()
     assert status.value.code in (0, None), said.err
     assert "the first makes the rows more probable" in said.out

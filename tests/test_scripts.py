@@ -9,7 +9,6 @@ import time
 from decimal import Decimal
 from pathlib import Path
 
-import cli
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +16,7 @@ import torch
 from PIL import Image
 
 from pyro_vae import load
+from pyro_vae.cli import running, writing
 from pyro_vae.vae import FORMAT_VERSION
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -30,11 +30,11 @@ def run(monkeypatch, capsys):
     def command(script, *arguments, figures=False):
         module = importlib.import_module(script)
         if script == "train" and not figures:
-            monkeypatch.setattr(module, "draw_figures", lambda *_, **__: None)
+            monkeypatch.setattr("pyro_vae.cli.training.draw_figures", lambda *_, **__: None)
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            cli.run_command(module.main)
+            running.run_command(module.main)
         out, err = capsys.readouterr()
         return end.value.code or 0, out, err
 
@@ -97,7 +97,7 @@ def test_a_run_leaves_its_model_history_and_figures(trained):
 def test_every_choice_trains(run, tmp_path, arguments):
     status, out, _ = run("train", "--epochs", 2, "--out", tmp_path / "run", *arguments, figures=True)
     assert status == 0
-    assert f"python scripts/sample.py {tmp_path / 'run'}" in out
+    assert f"pyro-vae sample {tmp_path / 'run'}" in out
     assert (tmp_path / "run" / "figures" / "manifold.png").exists() == ("2" in arguments)
     status, out, _ = run("evaluate", tmp_path / "run", "--out", tmp_path / "metrics.json")
     assert status == 0
@@ -218,7 +218,7 @@ def test_ctrl_c_keeps_what_there_is_and_resume_ends_at_the_same_numbers(run, tmp
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"python scripts/train.py --resume {folder}" in out
+    assert f"pyro-vae train --resume {folder}" in out
     assert load(folder).latent_dim == 10  # what it has can be used
     assert not (folder / "figures").exists()
 
@@ -395,7 +395,7 @@ def of_tables(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [*map(str, command)])
             with pytest.raises(SystemExit) as end:
-                cli.run_command(importlib.import_module("train").main)
+                running.run_command(importlib.import_module("train").main)
         assert not end.value.code
     return folder
 
@@ -616,7 +616,7 @@ def test_the_rows_that_a_run_held_out_can_be_imputed_alone(run, of_tables, tmp_p
 
 def test_a_column_called_draw_is_not_overwritten():
     table = pd.DataFrame({"draw": [7, 8], "x": [1.5, 2.5]})
-    whole = cli.draws_of_table([table, table])
+    whole = writing.draws_of_table([table, table])
     assert whole["draw"].tolist() == [7, 8, 7, 8]
     assert whole["_draw"].tolist() == [1, 1, 2, 2]
     assert list(whole) == ["_draw", "draw", "x"]

@@ -5,13 +5,13 @@ import signal
 
 import numpy as np
 import pandas as pd
-import pictures
 import pytest
 import torch
-from choices import MODELS
 from test_scripts import assert_refused, end_of_epoch, run  # noqa: F401
 
 from pyro_vae import load
+from pyro_vae.cli import pictures
+from pyro_vae.cli.choices import MODELS
 
 SMALL = ("--epochs", 2, "--hidden-dims", 8, "--compile", "no")
 LITTLE = {

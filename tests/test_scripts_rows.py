@@ -4,7 +4,6 @@ import contextlib
 import json
 import shutil
 
-import cli
 import encode
 import evaluate
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 import train
 
 from pyro_vae import load
+from pyro_vae.cli.running import run_command
 from pyro_vae.data.sources import load_data
 from pyro_vae.evaluation import log_evidence, unexpectedness
 
@@ -24,7 +24,7 @@ def command(script, run, out, *arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", [script.__name__, str(run), "--out", str(out), *map(str, arguments)])
         try:
-            cli.run_command(script.main)
+            run_command(script.main)
         except SystemExit as ended:
             return ended.code
         return 0
@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
                 "sys.argv", ["train", "--hidden-dims", "16", "--out", str(folder / name), *map(str, arguments)]
             )
             with contextlib.suppress(SystemExit):
-                cli.run_command(train.main)
+                run_command(train.main)
     return folder
 
 

@@ -29,7 +29,7 @@ class Likelihood(Head):
     - if rows come with something that it needs, name that in ``arguments``, take it as a keyword argument of
       ``distribution``, and look at its values in ``check_arguments``.
 
-    Then give it a row in the table of ``scripts/choices.py``, where the command line finds it, and one in the table
+    Then give it a row in the table of ``cli/choices.py``, where the command line finds it, and one in the table
     of ``tests/test_likelihoods.py``.
     """
 

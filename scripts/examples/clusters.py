@@ -10,10 +10,9 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
 sys.path.append(str(Path(__file__).parents[1]))
-import cli
-from models import matched
-
 from pyro_vae import VAE, cluster_vae, fit, plotting
+from pyro_vae.cli.models import matched
+from pyro_vae.cli.running import run_command
 from pyro_vae.likelihoods import Normal
 from pyro_vae.priors import StandardNormal
 from pyro_vae.transforms import Scale
@@ -54,4 +53,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    run_command(main)

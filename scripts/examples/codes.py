@@ -9,9 +9,8 @@ import typer
 from sklearn.datasets import load_digits
 
 sys.path.append(str(Path(__file__).parents[1]))
-import cli
-
 from pyro_vae import evaluate, fit, plotting, vector_quantized_vae
+from pyro_vae.cli.running import run_command
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.priors import IndependentCodes
 from pyro_vae.transforms import Binarize
@@ -52,4 +51,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    run_command(main)

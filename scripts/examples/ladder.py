@@ -9,9 +9,8 @@ import typer
 from sklearn.datasets import load_digits
 
 sys.path.append(str(Path(__file__).parents[1]))
-import cli
-
 from pyro_vae import Elbo, evaluate, fit, ladder_vae, plotting
+from pyro_vae.cli.running import run_command
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.transforms import Binarize
 
@@ -44,4 +43,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    run_command(main)

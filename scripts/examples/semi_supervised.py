@@ -10,9 +10,8 @@ from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
 sys.path.append(str(Path(__file__).parents[1]))
-import cli
-
 from pyro_vae import fit, plotting, semi_supervised_vae
+from pyro_vae.cli.running import run_command
 from pyro_vae.likelihoods import Normal
 from pyro_vae.transforms import Scale
 
@@ -53,4 +52,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    run_command(main)

@@ -9,9 +9,8 @@ import typer
 from matplotlib.figure import Figure
 
 sys.path.append(str(Path(__file__).parents[1]))
-import cli
-
 from pyro_vae import Elbo, deep_markov_model, fit, plotting
+from pyro_vae.cli.running import run_command
 from pyro_vae.likelihoods import Normal
 
 STEPS, SHOWN = 30, 12
@@ -57,4 +56,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    run_command(main)

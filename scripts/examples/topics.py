@@ -9,9 +9,8 @@ import typer
 from matplotlib.figure import Figure
 
 sys.path.append(str(Path(__file__).parents[1]))
-import cli
-
 from pyro_vae import fit, plotting, topic_model
+from pyro_vae.cli.running import run_command
 
 TOPICS = {
     "sport": "goal match team player season coach league score",
@@ -57,4 +56,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli.run_command(main)
+    run_command(main)

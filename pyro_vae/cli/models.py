@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import beside
 import torch
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from pyro_vae import (
     topic_model,
     vector_quantized_vae,
 )
+from pyro_vae.cli import beside
 from pyro_vae.likelihoods import Categorical, Likelihood
 from pyro_vae.priors import StandardNormal
 from pyro_vae.vae.premade import Premade
@@ -57,6 +57,9 @@ class Kind:
         priors: Priors that it has beside the usual ones.
         finds: What it says of rows, by name: the result and, where there is one, the best guess.
         latents: What it has for latents, in words.
+        each_alone: Whether it is trained on rows and on what they come with alone too.
+        start: Called before training: brings the model to where it starts; says whether it came to the end.
+        vocabulary: Whether columns are words, whose counts are no picture.
     """
 
     builder: Callable[..., Any]
@@ -75,6 +78,9 @@ class Kind:
     priors: Mapping[str, Any] = field(default_factory=dict)
     finds: Callable[[Any, Any], Found] = lambda model, rows: {}
     latents: Callable[[Any], str] = lambda model: f"{model.encoder.latent_dim} latents"
+    each_alone: bool = False
+    start: Callable[..., bool] | None = None
+    vocabulary: bool = False
 
 
 def _vae(event_shape: Sequence[int], latent_dim: int, **options: Any) -> VAE:
@@ -129,7 +135,7 @@ def _clusters(model: Any, rows: Any) -> Found:
 
 def _labels_of_pictures(model: MultimodalVAE, rows: Any) -> Found:
     """How often each label is drawn given the rest of a row, in draws that are the same each time."""
-    x = rows["x"] if isinstance(rows, Mapping) else rows
+    x = beside.rows_alone(rows)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         draws = model.draw_given({"x": x}, 50, num_particles=50)["labels"].long()
@@ -159,6 +165,20 @@ def _shares(model: TopicModel, rows: Any) -> Found:
     return {"topic_shares": model.shares(rows).cpu()}
 
 
+def _start_clusters(vae: Any, rows: Any, *, seed: int, **options: Any) -> bool:
+    """Trains the same networks with a standard normal prior, and lets clusters start where k-means finds them.
+
+    Returns:
+        False if that was interrupted.
+    """
+    plain = VAE(StandardNormal(vae.prior.latent_dim), vae.decoder, vae.encoder, vae.transform, vae.missing)
+    history = fit(plain, rows, seed=seed, schedule="constant", **options)
+    if history.attrs["stopped"] == "interrupted":
+        return False
+    vae.start_at(rows, seed=seed)
+    return True
+
+
 def _levels(model: Any) -> str:
     return f"levels of {', '.join(map(str, model.latent_dims))} latents, from the data up"
 
@@ -185,7 +205,9 @@ MODELS: Mapping[str, Kind] = {
         drawn_given=("labels",),
         finds=_labels,
     ),
-    "clusters": Kind(cluster_vae, ("latent_dim", "posterior", "num_clusters", "start_epochs"), finds=_clusters),
+    "clusters": Kind(
+        cluster_vae, ("latent_dim", "posterior", "num_clusters", "start_epochs"), finds=_clusters, start=_start_clusters
+    ),
     "vector-quantized": Kind(
         vector_quantized_vae,
         ("num_codes", "num_values", "code_dim"),
@@ -225,6 +247,7 @@ MODELS: Mapping[str, Kind] = {
         draw_given=_pictures_of_labels,
         finds=_labels_of_pictures,
         latents=lambda model: f"{model.prior.latent_dim} latents of rows and labels",
+        each_alone=True,
     ),
     "pooled": Kind(
         pooled_vae,
@@ -245,6 +268,7 @@ MODELS: Mapping[str, Kind] = {
         columns="count",
         finds=_shares,
         latents=lambda model: f"{model.prior.latent_dim} topics",
+        vocabulary=True,
     ),
 }
 # What only some models have.
@@ -298,20 +322,6 @@ def scores(kind: Kind, model: Any, rows: Any, y: Tensor | None) -> dict[str, flo
         return {}
     num = int(there.sum())
     return {name: share, f"{name}_se": (share * (1 - share) / num) ** 0.5, "num_labelled": num}
-
-
-def start_clusters(vae: Any, rows: Any, *, seed: int, **options: Any) -> bool:
-    """Trains the same networks with a standard normal prior, and lets clusters start where k-means finds them.
-
-    Returns:
-        False if that was interrupted.
-    """
-    plain = VAE(StandardNormal(vae.prior.latent_dim), vae.decoder, vae.encoder, vae.transform, vae.missing)
-    history = fit(plain, rows, seed=seed, schedule="constant", **options)
-    if history.attrs["stopped"] == "interrupted":
-        return False
-    vae.start_at(rows, seed=seed)
-    return True
 
 
 def matched(clusters: Tensor, y: Tensor) -> tuple[float, Tensor]:

@@ -176,6 +176,11 @@ def known(y: Tensor, num: int | None, num_levels: int, seed: int) -> Tensor:
     return torch.full_like(y, -1).index_copy(0, chosen, y[chosen])
 
 
+def rows_alone(rows: Any) -> Any:
+    """Rows without what they come with."""
+    return rows["x"] if isinstance(rows, Mapping) else rows
+
+
 def first(rows: Any, num: int) -> Any:
     """The first of rows, and of what they come with."""
     return next(in_parts(rows, num, num))

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import beside
 import torch
-from models import Kind
 from torch import Tensor
 
 from pyro_vae import plotting
 from pyro_vae._support.arrays import as_tensor
+from pyro_vae.cli import beside
+from pyro_vae.cli.models import Kind
 from pyro_vae.data.sources import DataSet
 from pyro_vae.inference.predictive import latent_grid
 
@@ -26,8 +26,8 @@ def draw_figures(
     torch.manual_seed(0)
     shown = min(5000, max(10, 2**24 // math.prod(data.x_test.shape[1:])))
     rows = beside.first(beside.told(kind, data, "test", levels), shown)
-    x = as_tensor(rows["x"] if isinstance(rows, Mapping) else rows)
-    alone = x if word == "multimodal" else rows  # what is said of rows without their labels
+    x = as_tensor(beside.rows_alone(rows))
+    alone = x if kind.each_alone else rows  # what is said of rows without their labels
     names = levels or beside.names_of(data)
     y = None if data.y_test is None else data.y_test[:shown]
     if y is not None and levels:
@@ -38,16 +38,16 @@ def draw_figures(
     if kind.told == "groups" and (legend := latents.axes[0].get_legend()) is not None:
         legend.set_title("group")
     figures = {"latent": latents, "curves": plotting.plot_curves(history)}
-    if data.schema is not None and word != "topics":
+    if data.schema is not None and not kind.vocabulary:
         num = max(1000, len(x))
         given = {}
-        if kind.told in kind.drawn_given and isinstance(rows, Mapping) and word != "multimodal":
+        if kind.told in kind.drawn_given and isinstance(rows, Mapping) and not kind.each_alone:
             given = {kind.told: rows[kind.told][torch.arange(num) % len(x)]}
         samples = data.schema.decode(model.sample(num, given=given))
         figures["columns"] = plotting.plot_columns(data.schema.decode(x), samples)
     elif word != "sequences" or not _as_lines(x):
         figures |= _PICTURES.get(word, draw_rows)(model, alone, kind, data.bounds, levels)
-    if data.schema is None or word == "topics":
+    if data.schema is None or kind.vocabulary:
         figures |= {name: draw(model, data) for name, draw in _OF_MODELS.get(word, {}).items()}
     for name, figure in figures.items():
         plotting.save_figure(figure, folder / f"{name}.png")
@@ -73,7 +73,7 @@ def draw_rows(
 ) -> dict[str, Any]:
     """Draws rows that are images, or vectors of one kind of element."""
     figures = draw_reconstructions(model, rows, kind, bounds, levels)
-    half = max(1, min(8, len(rows["x"] if isinstance(rows, Mapping) else rows) // 2))
+    half = max(1, min(8, len(beside.rows_alone(rows)) // 2))
     ends = [_slice(rows, slice(half)), _slice(rows, slice(-half, None))]
     title = f"from one row of data to another, through the latent space{way}"
     between = model.interpolate(*ends, steps=11).movedim(0, 1)
@@ -90,7 +90,7 @@ def draw_reconstructions(
 ) -> dict[str, Any]:
     """Draws new rows, and what the model makes of those that there are."""
     shown = beside.first(rows, 10)
-    x = as_tensor(shown["x"] if isinstance(shown, Mapping) else shown)
+    x = as_tensor(beside.rows_alone(shown))
     figures = {}
     if levels:
         few = levels[:_LEVELS]

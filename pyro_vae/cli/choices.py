@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from models import MODELS
-
 from pyro_vae import ImportanceWeighted, InfoVae, Renyi, TotalCorrelation, WakeSleep, likelihoods, posteriors, priors
 from pyro_vae._support.arrays import as_tensor, in_chunks
 from pyro_vae._support.moments import Moments
 from pyro_vae._support.names import lookup
 from pyro_vae._support.ranges import is_boolean
+from pyro_vae.cli.models import MODELS
 from pyro_vae.data.dataset import BITS, COUNTS, COUNTS_OR_LEVELS, INTENSITIES, DataSet
 from pyro_vae.data.tables.names import quoted
 from pyro_vae.likelihoods import Likelihood

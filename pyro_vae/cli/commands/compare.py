@@ -1,0 +1,53 @@
+"""Compares two models by the evidence of the same rows."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pyro_vae._support import files
+from pyro_vae.cli import options, reading, runs, writing
+from pyro_vae.evaluation import compare
+
+EXAMPLES = ("pyro-vae compare runs/digits-mlp runs/digits-conv --out comparison.json",)
+
+
+def main(
+    run: options.Run,
+    other: Annotated[Path, typer.Argument(help="The run to compare it with.", metavar="OTHER")],
+    out: Annotated[Path, typer.Option(help="The file to write, JSON.")] = Path("comparison.json"),
+    data: Annotated[
+        str | None, typer.Option(help="A name or path as for train. [default: RUN's held-out rows]")
+    ] = None,
+    data_root: options.DataRoot = None,
+    device: options.Device = "auto",
+    seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
+) -> None:
+    """Says by how many nats a row one model is more probable than another, and in which rows they differ most.
+
+    Differences are of the log evidence log p(x) of the same rows, so their standard error is that of pairs: much below
+    the errors of the two means.
+    """
+    write = writing.writer(out, {".json": files.write_json})
+    a, b = (runs.open_run(one, device) for one in (run, other))
+    held = reading.data_for(run, data, data_root)
+    rows, of_other = (reading.rows_of(one, held) for one in (run, other))
+    mine, theirs = what_comes_with(rows), what_comes_with(of_other)
+    if mine != theirs:
+        raise ValueError(
+            f"two runs are compared on the same rows, but {run} takes {mine} and {other} {theirs}: their evidence is "
+            f"of different things"
+        )
+    found = compare(a, b, rows, seed=seed)
+    most = found.table()
+    print(f"{run} and {other} on the {len(found.difference):,} rows of {held.name}\n{found}\n")
+    print(f"The rows that differ most, a for {run} and b for {other}:\n{most.to_string(float_format='{:.3f}'.format)}")
+    numbers = {"difference": found.mean, "difference_se": found.standard_error, "num_rows": len(found.difference)}
+    write({**numbers, "rows": most.to_dict("index")}, out)
+    print(f"written to {out}")
+
+
+def what_comes_with(rows: Any) -> str:
+    """What a model takes of rows, in words."""
+    return ", ".join(rows) if isinstance(rows, Mapping) else "x"

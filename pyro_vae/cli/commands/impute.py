@@ -1,0 +1,57 @@
+"""Fills in what is missing, by draws from a trained model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from pyro_vae._support.arrays import as_tensor
+from pyro_vae.cli import options, reading, runs, writing
+
+EXAMPLES = (
+    "pyro-vae impute runs/patients-mlp --out filled.csv",
+    "pyro-vae impute runs/patients-mlp --data new.csv --num-samples 20 --out filled.csv",
+)
+
+
+def main(
+    run: Annotated[
+        Path, typer.Argument(help="A run folder that pyro-vae train left, with --missing nan.", metavar="RUN")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="What to write: .npy for the numbers, .csv, .tsv, .xlsx or .parquet for a table.")
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="A name or path as for train. [default: what the run was trained on]")
+    ] = None,
+    held_out: options.HeldOut = False,
+    data_root: options.DataRoot = None,
+    num_samples: Annotated[int, typer.Option(help="Times that each missing entry is drawn.")] = 5,
+    num_particles: Annotated[int, typer.Option(help="Draws from the guide that importance weights choose from.")] = 100,
+    device: options.Device = "auto",
+    seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
+) -> None:
+    """Draws missing entries given the observed ones of their row, several times, for multiple imputation.
+
+    All rows are written, in their order, with all the columns they came with. Observed entries stay as they are, to the
+    last digit. Draws are weighted by importance, so that they are right for the model even where its encoder is not.
+    A table has a column draw with the number of the draw; an .npy is (draws, rows, columns).
+    """
+    vae = runs.open_run(run, device)
+    if vae.missing is None:
+        raise ValueError(f"{run} was trained on whole rows: train with --missing nan, then impute by that run")
+    rows = reading.all_rows(run, data, data_root, held_out=held_out)
+    known = reading.rows_of(run, rows)
+    x = as_tensor(rows.x_test)
+
+    def write_filled(draws: torch.Tensor, out: Path) -> None:
+        schema = writing.table_schema(run, out)
+        tables = [schema.fill(writing.held_table(rows), draw) for draw in draws]
+        writing.save_table(writing.draws_of_table(tables), out, rows.table)
+
+    write = writing.writer(out, {".npy": writing.write_array, **dict.fromkeys(writing.TABLES, write_filled)})
+    torch.manual_seed(seed)
+    draws = vae.impute(known, num_samples, num_particles=num_particles).cpu()
+    write(draws, out)
+    print(f"{out}: {int(x.isnan().sum()):,} missing entries of {len(x):,} rows, drawn {num_samples} times")

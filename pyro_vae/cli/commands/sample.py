@@ -1,0 +1,66 @@
+"""Draws new data from a trained model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from pyro_vae.cli import options, runs, writing
+
+EXAMPLES = (
+    "pyro-vae sample runs/digits-mlp --out samples.png",
+    "pyro-vae sample runs/digits-mlp --num-samples 1000 --out samples.npy",
+    "pyro-vae sample runs/digits-conditional --given labels=7 --out sevens.png",
+)
+
+
+def main(
+    run: options.Run,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="What to write: .png for a picture, .npy for numbers, .csv, .tsv, .xlsx or .parquet for a table."
+        ),
+    ],
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What rows are drawn given, such as labels=7, or labels=cat,owl for one after the other: labels, or "
+            "groups of a pooled model, or the total_count of a document's words."
+        ),
+    ] = None,
+    num_samples: Annotated[int, typer.Option(help="Number of rows to draw.")] = 64,
+    mean: Annotated[
+        bool | None,
+        typer.Option(
+            "--mean/--draws",
+            help="The mean of x at z ~ p(z), or draws x ~ p(x), which have the noise of every pixel. "
+            "[default: means for a picture, else draws]",
+        ),
+    ] = None,
+    device: options.Device = "auto",
+    seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
+) -> None:
+    """Draws new rows x ~ p(x) from a trained model, in the units of its data.
+
+    An .npy is written as the rows are drawn, so there may be more of them than memory holds.
+    """
+    vae = runs.open_run(run, device)
+    writing.only_pictures(run, out)
+    kind, mean = runs.kind_of(run), out.suffix == ".png" if mean is None else mean
+    told = runs.given_of(run, given or (), num_samples)
+    write = writing.writer(
+        out, {".png": writing.write_tiles, ".npy": writing.write_array, **writing.table_writers(run, told)}
+    )
+    torch.manual_seed(seed)
+    if told and kind.draw_given is not None:
+        x = kind.draw_given(vae, told, mean).cpu()
+        write(x, out)
+    elif out.suffix == ".npy":  # straight to the file, however many
+        x = vae.sample(num_samples, given=told, mean=mean, out=out, progress=True)
+    else:
+        x = vae.sample(num_samples, given=told, mean=mean).cpu()
+        write(x, out)
+    beside = f", given {', '.join(given)}" if given else ""
+    print(f"{out}: {num_samples:,} rows of shape {tuple(x.shape[1:])}, {'means' if mean else 'draws'}{beside}")

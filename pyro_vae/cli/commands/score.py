@@ -1,0 +1,109 @@
+"""Writes how probable a trained model finds each row, and which of its entries are least expected."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from pyro_vae import plotting
+from pyro_vae._support.arrays import as_tensor
+from pyro_vae.cli import options, reading, runs, writing
+from pyro_vae.evaluation import log_evidence, unexpectedness
+
+SHOWN = 12  # rows of a picture
+
+EXAMPLES = (
+    "pyro-vae score runs/digits-mlp --out scores.csv",
+    "pyro-vae score runs/digits-mlp --whole --out strangest.png",
+)
+
+
+def main(
+    run: options.Run,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="What to write: .npz, or .csv, .tsv, .xlsx or .parquet for a table; .png draws the least probable "
+            "rows."
+        ),
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="A name or path as for train. [default: the run's held-out rows]")
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="All rows of what the run was trained on, and not those held out alone.")
+    ] = False,
+    data_root: options.DataRoot = None,
+    num_particles: Annotated[int, typer.Option(help="Draws of the guide for each row.")] = 500,
+    entries: Annotated[int, typer.Option(help="How many of a row's least expected entries to name; 0 for none.")] = 3,
+    device: options.Device = "auto",
+    seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
+) -> None:
+    """Writes the log evidence log p(x) of each row, in nats: the lower, the stranger.
+
+    Beside it stand its standard error and the row's least expected entries given the rest of it, with how many nats
+    less probable each is than a draw of the model's in its place would be. An .npz holds that number of all entries, as
+    unexpected (N, ...). The rows' labels, ids and numbers in the file come along.
+    """
+    vae = runs.open_run(run, device)
+    writing.only_pictures(run, out)
+    rows = reading.all_rows(run, data, data_root, held_out=not whole and runs.is_own(run, data))
+    known = reading.rows_of(run, rows)
+    names = columns_of(run, as_tensor(rows.x_test[:1]).shape[1:])
+    if not 0 <= entries <= len(names):
+        raise ValueError(f"--entries must be from 0 to {len(names)}, the number of entries of a row; found {entries}")
+    pictures = {".png": lambda found, path: draw(rows.x_test, found, path)}
+    write = writing.writer(out, {**writing.result_writers(run, rows), **pictures})
+    evidence = log_evidence(vae, known, num_particles=num_particles, seed=seed)
+    found: dict[str, Any] = {
+        "log_evidence": evidence.log_evidence.numpy(),
+        "standard_error": evidence.standard_error.numpy(),
+    }
+    if entries:
+        nats = unexpectedness(vae, known, num_particles=num_particles, seed=seed).numpy()
+        if out.suffix in (".npz", ".png"):
+            found["unexpected"] = nats.astype(np.float32)
+        else:
+            found |= least_expected(nats.reshape(len(nats), -1), names, entries)
+    write(found, out)
+    place = evidence.log_evidence.argmin()
+    place = place if rows.rows_test is None else rows.rows_test[place]
+    print(
+        f"{out}: the log evidence of {len(evidence.log_evidence):,} rows, {evidence.mean:.2f} nats on average, "
+        f"the least of row {int(place)}"
+    )
+
+
+def columns_of(run: Path, shape: torch.Size) -> list[str]:
+    """The names of a row's entries: a table's columns, or places counted from 0."""
+    schema = runs.schema_of(run)
+    if schema is not None:
+        return [column.name for column in schema.columns]
+    return [",".join(map(str, place)) for place in np.ndindex(*shape)]
+
+
+def least_expected(nats: np.ndarray, names: list[str], count: int) -> dict[str, np.ndarray]:
+    """The entries of each row that are least expected, by name and in nats; missing ones are not among them."""
+    order = np.argsort(-np.nan_to_num(nats, nan=-np.inf), axis=1, kind="stable")[:, :count]
+    found: dict[str, np.ndarray] = {}
+    for place in range(count):
+        entry = order[:, place]
+        value = np.take_along_axis(nats, entry[:, None], 1)[:, 0]
+        found[f"entry_{place + 1}"] = np.where(np.isnan(value), "", np.array(names, dtype=object)[entry])
+        found[f"nats_{place + 1}"] = value
+    return found
+
+
+def draw(x: Any, found: dict[str, Any], out: Path) -> None:
+    """The least probable rows, above what in them is unexpected."""
+    order = np.argsort(found["log_evidence"], kind="stable")[:SHOWN]
+    rows = [as_tensor(x[torch.as_tensor(order)]).float()]
+    if "unexpected" in found:
+        nats = torch.as_tensor(found["unexpected"][order]).clamp(min=0)
+        rows.append(nats / nats.flatten(1).amax(1).reshape(-1, *(1,) * (nats.dim() - 1)) * rows[0].amax())
+    labels = ("least probable", "unexpected")[: len(rows)]
+    low, high = (f"{found['log_evidence'][row]:.1f}".replace("-", "−") for row in (order[0], order[-1]))
+    title = f"log evidence from {low} to {high} nats"
+    plotting.save_figure(plotting.plot_grid(torch.stack(rows), row_labels=labels, title=title), out)

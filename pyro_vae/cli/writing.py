@@ -1,0 +1,181 @@
+"""What commands leave: tables, arrays and pictures, whole or not at all."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_vae import plotting
+from pyro_vae._support import files
+from pyro_vae.cli.runs import levels_of, schema_of
+from pyro_vae.data.sources import DataSet
+from pyro_vae.data.tables import Schema, write_table
+from pyro_vae.vae import load_config
+
+TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet")
+
+
+def writer(out: Path, by_suffix: Mapping[str, Callable[[Any, Path], None]]) -> Callable[[Any, Path], None]:
+    """What writes a file of this name, once it is known that one can be written there."""
+    if out.suffix not in by_suffix:
+        raise ValueError(f"--out must end in {' or '.join(by_suffix)}, found {out}")
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder: name a file in it, such as {out / ('out' + out.suffix)}")
+    files.check_writable(out.parent)
+    return by_suffix[out.suffix]
+
+
+def only_pictures(run: Path, out: Path) -> None:
+    """Refuses a picture of a table's rows: there is nothing to be seen in it."""
+    if out.suffix == ".png" and load_config(run)["run"].get("schema") is not None:
+        figure = run / "figures" / "columns.png"
+        raise ValueError(
+            f"{run} was trained on a table, whose rows are no pictures: name a .csv; {figure} shows columns"
+        )
+
+
+def write_tiles(x: torch.Tensor, out: Path) -> None:
+    """Draws rows as tiles."""
+    plotting.save_figure(plotting.plot_samples(x), out)
+
+
+def write_reconstructions(arrays: Mapping[str, torch.Tensor], out: Path) -> None:
+    """Draws data, reconstructions and one draw for each."""
+    figure = plotting.plot_reconstructions(arrays["x"], arrays["reconstructions"], arrays["posterior_predictive"][0])
+    plotting.save_figure(figure, out)
+
+
+def write_array(x: torch.Tensor, out: Path) -> None:
+    """Writes one array."""
+    with files.replacing(out) as temporary:
+        np.save(temporary, x.numpy())
+
+
+def write_arrays(arrays: Mapping[str, torch.Tensor], out: Path) -> None:
+    """Writes named arrays."""
+    with files.replacing(out) as temporary:
+        np.savez(temporary, allow_pickle=False, **{name: np.asarray(x) for name, x in arrays.items()})
+
+
+def table_writers(
+    run: Path, given: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, Callable[[torch.Tensor, Path], None]]:
+    """What writes new rows ``(N, D)`` as the table that a run was trained on, by the end of the file's name.
+
+    What labels or groups they were drawn given stands in the column that they come from.
+    """
+
+    def write(x: torch.Tensor, out: Path) -> None:
+        table, settings = drawn_table(table_schema(run, out), x), load_config(run)["run"]
+        for name, values in (given or {}).items():
+            if settings.get(name) is not None:
+                table.insert(0, settings[name], np.array(levels_of(run))[values.numpy()])
+        save_table(table, out)
+
+    return dict.fromkeys(TABLES, write)
+
+
+def seven_digits(number: float) -> float:
+    """As many digits as a float32 has."""
+    return float(f"{number:.7g}")
+
+
+def drawn_table(schema: Schema, x: torch.Tensor) -> Any:
+    """Draws as a table, in which numbers have no more digits than the type of the draws."""
+    table = schema.decode(x)
+    if x.dtype == torch.float32:
+        numbers = table.select_dtypes("float64")
+        table[numbers.columns] = numbers.map(seven_digits)
+    return table
+
+
+def table_schema(run: Path, out: Path) -> Schema:
+    """The columns of the table that a run was trained on."""
+    schema = schema_of(run)
+    if schema is None:
+        raise ValueError(f"a {out.suffix} holds a table, and {run} was not trained on one: use another kind of file")
+    return schema
+
+
+def save_table(frame: Any, out: Path, like: Any = None) -> None:
+    """Writes a table, whole or not at all, in the format of the one that was read."""
+    with files.replacing(out) as temporary:
+        write_table(frame, temporary, like)
+
+
+def held_table(data: DataSet) -> Any:
+    """The rows of a table that are held out, as they were read."""
+    rows, table = data.rows_test, data.table
+    if table is None or rows is None:
+        raise ValueError(f"{data.name} is no table, so there is none to write its rows as: use another kind of file")
+    frame, text = (
+        None if part is None else part.iloc[rows.numpy()].reset_index(drop=True) for part in (table.frame, table.text)
+    )
+    return replace(table, frame=frame, text=text)
+
+
+def with_index(schema: Schema, data: DataSet, drawn: Any) -> Any:
+    """A table of draws, one for each held-out row, with the columns that name the rows before it."""
+    table = held_table(data)
+    known = table.frame if table.text is None else table.text
+    names = [name for name in schema.index if name in known]
+    return drawn.assign(**{name: known[name] for name in names})[[*names, *drawn.columns]]
+
+
+def named(run: Path, found: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What a run's model says of rows, with the names of labels and the levels that probabilities are of."""
+    arrays: dict[str, Any] = dict(found)
+    if "predicted_labels" in found:
+        levels = np.array(levels_of(run))
+        arrays |= {"predicted_labels": levels[found["predicted_labels"].numpy()], "levels": levels}
+    return arrays
+
+
+def free_name(name: str, table: Any) -> str:
+    """A name for a column that the table does not have: this one, or with underscores before it."""
+    return next(free for count in itertools.count() if (free := "_" * count + name) not in table)
+
+
+def draws_of_table(tables: list[Any]) -> Any:
+    """Tables below one another, each row with the number of its table as ``draw``, or ``_draw`` where there is one."""
+    import pandas as pd
+
+    whole = pd.concat(tables, ignore_index=True)
+    whole.insert(0, free_name("draw", whole), np.repeat(np.arange(1, len(tables) + 1), len(tables[0])))
+    return whole
+
+
+def result_writers(run: Path, data: DataSet) -> dict[str, Callable[[Mapping[str, Any], Path], None]]:
+    """What writes numbers of each row, with what comes along with the rows, by the end of the file's name."""
+
+    def write(found: Mapping[str, Any], out: Path) -> None:
+        import pandas as pd
+
+        schema = schema_of(run)
+        index = {} if schema is None else dict(with_index(schema, data, pd.DataFrame(index=range(len(data.x_test)))))
+        columns: dict[str, Any] = {**index, **{n: np.asarray(v) for n, v in what_comes_along(data).items()}}
+        for name, values in found.items():
+            if values.dtype.kind == "f":
+                values = np.vectorize(seven_digits, otypes=[float])(values)
+            parts = {name: values} if values.ndim == 1 else {f"{name}_{i + 1}": v for i, v in enumerate(values.T)}
+            columns |= {free_name(part, columns): value for part, value in parts.items()}
+        save_table(pd.DataFrame(columns), out)
+
+    def write_npz(found: Mapping[str, Any], out: Path) -> None:
+        write_arrays({**found, **what_comes_along(data)}, out)
+
+    return {".npz": write_npz, **dict.fromkeys(TABLES, write)}
+
+
+def what_comes_along(data: DataSet) -> dict[str, Any]:
+    """Labels, names and places of the held-out rows, as far as there are any, to be written beside the results."""
+    labels = None if data.y_test is None else data.y_test.numpy()
+    if labels is not None and data.labels is not None:
+        names = np.asarray([*data.labels, ""] if min(labels, default=0) < 0 else data.labels)
+        labels = names[labels]
+    found = {"labels": labels, "ids": data.ids_test, "rows": data.rows_test}
+    return {name: value for name, value in found.items() if value is not None}
