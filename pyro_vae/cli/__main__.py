@@ -18,6 +18,7 @@ COMMANDS = {
     "impute": "Fill in missing entries, several times.",
     "encode": "Write the latents of each row.",
     "score": "Write how probable each row is, and what in it is unexpected.",
+    "explore": "Look around a model on a page of your browser.",
     "export": "Write a model as files that run without this library.",
 }
 
