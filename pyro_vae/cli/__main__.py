@@ -20,6 +20,7 @@ COMMANDS = {
     "score": "Write how probable each row is, and what in it is unexpected.",
     "explore": "Look around a model on a page of your browser.",
     "export": "Write a model as files that run without this library.",
+    "publish": "Put a model on the Hugging Face hub, with a card.",
 }
 
 

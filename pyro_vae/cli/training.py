@@ -216,6 +216,7 @@ def fitted(task: Task, folder: Path, objective: Any, how: Mapping[str, Any], *, 
             **how,
             checkpoint=checkpoint,
             resume=checkpoint.exists() and going_on,
+            log=folder / "tensorboard" if settings["tensorboard"] else None,
         )
     except FloatingPointError as error:
         if not checkpoint.exists():

@@ -31,7 +31,7 @@ def default_root() -> Path:
 
 
 def load_data(
-    name: str,
+    name: str | os.PathLike[str],
     root: str | os.PathLike[str] | None = None,
     *,
     hold_out: bool = True,
@@ -69,7 +69,7 @@ def load_data(
         ValueError: if the name is unknown or the data cannot be read.
     """
     reading = {"separator": separator, "decimal": decimal, "encoding": encoding, "header": header}
-    data = _read(name, default_root() if root is None else Path(root), kinds or {}, schema, resize, reading)
+    data = _read(os.fspath(name), default_root() if root is None else Path(root), kinds or {}, schema, resize, reading)
     data = replace(data, rows_train=torch.arange(len(data.x_train)), rows_test=torch.arange(len(data.x_test)))
     if len(data.x_test):
         return data

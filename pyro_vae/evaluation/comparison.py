@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyro_vae._support.notebooks import Sentence
 from pyro_vae._support.ranges import discrete
 from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.evidence import log_evidence
@@ -19,7 +20,7 @@ __all__ = ["Comparison", "compare"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Sentence):
     """How much more probable one model makes each row than another.
 
     Args:

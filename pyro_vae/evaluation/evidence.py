@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae._support.devices import memory_for_draws
+from pyro_vae._support.notebooks import Sentence
 from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.pareto import FEWEST, reliable_shape, tail_shape, widened
 from pyro_vae.inference.batch import Batch, rows_that_fit
@@ -30,7 +31,7 @@ _MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(Sentence):
     """Estimated evidence of N rows, in nats and in the user's units, on the CPU in float64.
 
     Args:

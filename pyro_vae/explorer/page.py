@@ -12,7 +12,7 @@ from bokeh.plotting import figure
 from torch import Tensor
 
 from pyro_vae._support.arrays import as_tensor
-from pyro_vae.data.inputs import Inputs
+from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation import log_evidence
 from pyro_vae.explorer.colours import colours_of
 from pyro_vae.explorer.plane import Plane
@@ -121,7 +121,7 @@ class Page:
         by = Select(
             title="colour by", options=list(self.colours), value=list(self.colours)[-1 if len(self.colours) == 2 else 0]
         )
-        legend, told = Div(text="", width=WIDTH + 120), Div(text="", width=WIDTH)
+        legend, told = Div(text="", width=WIDTH + 120), Div(text="", width=WIDTH, name="told")
         sliders = [self._slider(place) for place in self.moved]
         blend = Slider(title="blend of the last two rows chosen", start=0, end=1, step=0.02, value=0.5)
 

@@ -15,7 +15,7 @@ def serve(page: Callable[[Any], None], port: int = 5006) -> Server:
 
     Args:
         page: Fills a document of Bokeh's, one for each window.
-        port: Where it listens.
+        port: Where it listens; 0 for any that is free, which ``server.port`` then is.
 
     Returns:
         The server, which has been started; ``server.run_until_shutdown()`` waits for it.

@@ -10,6 +10,7 @@ from pyro_vae.data.rows import Inputs
 from pyro_vae.pair import Pair
 from pyro_vae.training.arithmetic import Precision
 from pyro_vae.training.execution import Compile
+from pyro_vae.training.logs import opened
 from pyro_vae.training.run import Run
 from pyro_vae.training.settings import OptimizerFactory, Schedule
 
@@ -41,6 +42,7 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool | Literal["learning_rate"] = False,
     num_workers: int = 2,
+    log: str | os.PathLike[str] | None = None,
 ) -> "pd.DataFrame":
     r"""Trains a pair of programs by stochastic variational inference.
 
@@ -96,6 +98,8 @@ def fit(
             another order, or other settings are refused. ``"learning_rate"`` goes on with the one given here in the
             place of the run's; the history has it.
         num_workers: Processes that read what is streamed.
+        log: Folder to which each row of the history is written for TensorBoard (``pip install
+            'pyro-vae[tracking]'``), as the run goes.
 
     Returns:
         A table with one row an epoch: ``epoch``; ``elbo``, ``reconstruction`` and ``kl`` over the training rows, with
@@ -123,10 +127,11 @@ def fit(
         >>> len(history), history.attrs["stopped"]
         (2, 'finished')
     """
-    arguments = {name: value for name, value in locals().items() if name not in ("pair", "x_train")}
-    run = Run.start(pair, x_train, **arguments)
-    for _ in run.epochs():
-        pass
+    arguments = {name: value for name, value in locals().items() if name not in ("pair", "x_train", "log")}
+    with opened(log) as write:
+        run = Run.start(pair, x_train, **arguments)
+        for epoch in run.epochs():
+            write(epoch)
     return run.table()
 
 
@@ -155,4 +160,5 @@ def epochs(pair: Pair, x_train: Inputs, **arguments: Any) -> Iterator[dict[str, 
         >>> vae.training
         False
     """
-    yield from Run.start(pair, x_train, **{**(fit.__kwdefaults__ or {}), **arguments}).epochs()
+    given = {name: value for name, value in (fit.__kwdefaults__ or {}).items() if name != "log"}
+    yield from Run.start(pair, x_train, **{**given, **arguments}).epochs()

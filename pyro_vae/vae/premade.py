@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
+from pyro_vae._support.notebooks import facts
 from pyro_vae.data.checks import check_fit
 from pyro_vae.pair import Pair
 from pyro_vae.programs.latent import GenerativeProgram, InferenceProgram
@@ -79,6 +80,20 @@ class Premade(Pair):
         """The networks, by what they are called, each with the shape of one row that it takes."""
         shown = self.encoder.encoding.shape(self.decoder.event_shape)
         return {"encoder": (self.encoder.network, shown), "decoder": (self.decoder.network, (self.encoder.latent_dim,))}
+
+    def _repr_html_(self) -> str:
+        return facts(
+            type(self).__name__,
+            {
+                "rows": " × ".join(map(str, self.decoder.event_shape)) or "one number",
+                "p(z)": self.prior,
+                "p(x|z)": self.decoder.likelihood,
+                "q(z|x)": self.encoder.posterior,
+                "transform": self.transform,
+                "missing entries": self.missing or "none",
+                "weights": f"{sum(p.numel() for p in self.parameters()):,}, on {self.device}",
+            },
+        )
 
     def save(self, folder: str | os.PathLike[str], run: Mapping[str, Any] | None = None) -> None:
         """Writes the model to a folder: ``config.json`` and ``model.safetensors``, both whole or none at all.

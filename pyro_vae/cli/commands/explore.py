@@ -27,7 +27,8 @@ def main(
     """Opens a page to look around a trained model.
 
     It has the plane of the latents, with what the decoder answers under the pointer; rows beside their reconstructions,
-    draws like them and their evidence; sliders for latents; and blends of two rows. It takes pip install 'pyro-vae[explore]', and ends with Ctrl-C. No other machine can see it.
+    draws like them and their evidence; sliders for latents; and blends of two rows. It takes pip install
+    'pyro-vae[explore]', ends with Ctrl-C, and cannot be seen from other machines.
     """
     try:
         from pyro_vae.explorer import Page, serve

@@ -324,6 +324,14 @@ def main(
         int,
         typer.Option(help="Seeds the split, the weights, the order of rows and the noise.", rich_help_panel=TRAINING),
     ] = 0,
+    tensorboard: Annotated[
+        bool,
+        typer.Option(
+            "--tensorboard",
+            help="Write the history to RUN/tensorboard as it goes; takes pip install 'pyro-vae[tracking]'.",
+            rich_help_panel=RUN,
+        ),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="The run folder. [default: runs/DATA-NETWORK, numbered]", rich_help_panel=RUN)
     ] = None,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from pyro_vae.evaluation.report.thresholds import LEVELS, Level
@@ -89,6 +90,14 @@ class Report:
         findings = [{"name": f.name, "level": f.level, "text": f.text} for f in self.findings]
         facts = {"facts": dict(self.facts)} if self.facts else {}
         return {"suite": self.suite, **facts, "verdict": self.verdict, "findings": findings, **_plain(numbers)}
+
+    def _repr_html_(self) -> str:
+        colours = dict(zip(LEVELS, ("#b3261e", "#8a5a00", "#2e6b34"), strict=True))
+        lines = (
+            f'<li><strong style="color:{colours[finding.level]}">{finding.level}</strong> {escape(finding.text)}</li>'
+            for finding in self.findings
+        )
+        return f'<p><strong>{escape(self.verdict)}</strong></p><ul style="list-style:none">{"".join(lines)}</ul>'
 
     def __str__(self) -> str:
         lines = [f"{finding.level:<6}{finding.text}" for finding in self.findings]
