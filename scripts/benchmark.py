@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +17,7 @@ import benchmark_report as report
 import numpy as np
 import torch
 import typer
+from machines import machine, versions
 
 from pyro_vae import plotting
 from pyro_vae._support import files
@@ -348,32 +347,6 @@ class Worker:
         if not answer:
             raise RuntimeError(f"{self.contender.label} ended with status {self.process.wait()}; why stands above")
         return json.loads(answer) | {"wall": time.perf_counter() - started}
-
-
-def machine(device: str) -> Numbers:
-    """What it was measured on, by the names of the hardware."""
-    found: Numbers = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "system": platform.system()}
-    found["vectors"] = torch.backends.cpu.get_cpu_capability()
-    return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
-
-
-def cpu_model() -> str:
-    """The processor's name."""
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what was measured."""
-    found = {"python": platform.python_version()}
-    for name in ("torch", "pyro-ppl", "jax", "numpyro"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ import torch
 
 from pyro_vae import conditional_vae, fit, ladder_vae, mlp_vae
 from pyro_vae.data.sources import load_data
-from pyro_vae.likelihoods import Bernoulli, Categorical
-from pyro_vae.posteriors import FullNormal
+from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.transforms import Binarize
 
 pytest.importorskip("bokeh")
@@ -33,7 +32,9 @@ def digits():
 
 def test_the_plane_is_that_of_the_principal_directions():
     torch.manual_seed(0)
-    z = torch.randn(200, 5, dtype=torch.float64) @ torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.5, 0.1], dtype=torch.float64))
+    z = torch.randn(200, 5, dtype=torch.float64) @ torch.diag(
+        torch.tensor([3.0, 2.0, 1.0, 0.5, 0.1], dtype=torch.float64)
+    )
     plane = Plane.through(z)
     values = torch.linalg.eigvalsh(torch.cov(z.mT)).flip(0)
     assert torch.allclose(plane.points(z).var(0), values[:2])
@@ -82,8 +83,9 @@ def press(page):
     document = Document()
     page(document)
     [root] = document.roots
-    sources = {source for source in root.select({"type": ColumnDataSource})}
-    points = next(source for source in sources if "colour" in source.data and "a" in source.data)
+    points = next(
+        source for source in root.select({"type": ColumnDataSource}) if "colour" in source.data and "a" in source.data
+    )
     return root, points, {slider.title: slider for slider in root.select({"type": Slider})}
 
 
@@ -106,7 +108,7 @@ def test_rows_of_a_table_are_shown_as_one(tmp_path):
     (tmp_path / "t.csv").write_text("height,kind\n" + "\n".join(lines))
     data = load_data(tmp_path / "t.csv", tmp_path)
     vae = mlp_vae((2,), latent_dim=2, likelihood=data.schema.likelihood(), hidden_dims=(8,))
-    root, points, _ = press(Page(vae, data.x_test, schema=data.schema))
+    root, _, _ = press(Page(vae, data.x_test, schema=data.schema))
     tables = list(root.select({"type": DataTable}))
     assert [table.source.data["column"] for table in tables] == [["height", "kind"]] * 2
     [shown] = [table.source.data["row"] for table in tables if "row" in table.source.data]

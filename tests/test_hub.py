@@ -16,7 +16,10 @@ from pyro_vae.likelihoods import Normal
 
 pytest.importorskip("huggingface_hub")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-FINDINGS = {"verdict": "Nothing is wrong, 0 to look at, 1 fine.", "findings": [{"level": "fine", "text": "all is well"}]}
+FINDINGS = {
+    "verdict": "Nothing is wrong, 0 to look at, 1 fine.",
+    "findings": [{"level": "fine", "text": "all is well"}],
+}
 
 
 @pytest.fixture
@@ -42,7 +45,9 @@ def hub():
                 self.answer({"errors": [], "warnings": []})
             elif "/preupload/" in self.path:
                 asked = json.loads(body)["files"]
-                plain = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for f in asked]
+                plain = [
+                    {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for f in asked
+                ]
                 self.answer({"files": plain})
             elif "/commit/" in self.path:
                 for line in map(json.loads, body.splitlines()):
@@ -69,7 +74,7 @@ def hub():
             else:
                 self.answer({}, 404)
 
-        do_HEAD = do_GET  # noqa: N815
+        do_HEAD = do_GET
 
         def log_message(self, *_):
             pass

@@ -1,0 +1,37 @@
+"""What numbers were made on: hardware and versions, by their names."""
+
+import contextlib
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+__all__ = ["machine", "versions"]
+
+
+def machine(device: str) -> dict[str, object]:
+    """What it was measured on, by the names of the hardware."""
+    found: dict[str, object] = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "system": platform.system()}
+    found["vectors"] = torch.backends.cpu.get_cpu_capability()
+    return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what was measured."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "pyro-ppl", "jax", "numpyro"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -1,0 +1,27 @@
+"""The tables of docs/results.md, a file each: what is compared, how, what was published, and what makes its rows."""
+
+from tables import (
+    calibration,
+    clusters,
+    counts,
+    estimators,
+    iwae,
+    linear,
+    missing,
+    priors,
+    rate_distortion,
+    semi_supervised,
+)
+
+TABLES = {
+    "linear": linear,
+    "iwae": iwae,
+    "priors": priors,
+    "estimators": estimators,
+    "rate-distortion": rate_distortion,
+    "missing": missing,
+    "semi-supervised": semi_supervised,
+    "clusters": clusters,
+    "calibration": calibration,
+    "counts": counts,
+}

@@ -1,0 +1,60 @@
+"""Counts: which likelihood has their zeros and their spread."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_vae import fit, mlp_vae
+from pyro_vae.data.sources import split
+from pyro_vae.evaluation import log_evidence
+from pyro_vae.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial, ZeroInflatedPoisson
+from tables.row import Row, spread, with_error
+
+TITLE = "Counts of visits to a doctor"
+ABOUT = """RAND's health insurance experiment (Newhouse, 1993), as statsmodels ships it (public domain): visits of a
+person in a year (`mdvis`), 20,190 of them, with two latents and nothing else. Evidence of a fifth held out, and the
+share of zeros that draws have. Single cells, by the same likelihoods: [likelihoods.md](likelihoods.md). Differences
+to the Poisson are paired by row."""
+DIGITS = 3
+LIKELIHOODS = {
+    "Poisson": Poisson,
+    "zero-inflated Poisson": ZeroInflatedPoisson,
+    "negative binomial": NegativeBinomial,
+    "zero-inflated negative binomial": ZeroInflatedNegativeBinomial,
+}
+
+
+def rows(*, short: bool, root: Path) -> list[Row]:
+    """Evidence and zeros by likelihood."""
+    from statsmodels.datasets import randhie  # pyright: ignore[reportMissingImports]
+
+    frame: Any = randhie.load_pandas().data
+    visits = torch.tensor(frame["mdvis"].to_numpy(), dtype=torch.float32)[:, None]
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in LIKELIHOODS}
+    zeros: dict[str, list[float]] = {name: [] for name in LIKELIHOODS}
+    truth: list[float] = []
+    for seed in range(2 if short else 5):
+        kept, held = split(len(visits), 0.2, seed)
+        truth.append(100 * float((visits[held] == 0).double().mean()))
+        for name, likelihood in LIKELIHOODS.items():
+            torch.manual_seed(seed)
+            vae = mlp_vae((1,), 2, likelihood=likelihood(), hidden_dims=(32,))
+            fit(vae, visits[kept], epochs=10 if short else 40, learning_rate=2e-3, seed=seed, progress=False)
+            found[name].append(log_evidence(vae, visits[held], num_particles=200).log_evidence)
+            torch.manual_seed(seed)
+            zeros[name].append(100 * float((vae.sample(20000) == 0).double().mean()))
+            print(f"seed {seed} {name}: {float(found[name][-1].mean()):.3f}, {zeros[name][-1]:.1f}% zeros", flush=True)
+    first = torch.cat(found["Poisson"])
+    table: list[Row] = [{"": "held-out rows", "zeros, %": float(np.mean(truth))}]
+    for name, values in found.items():
+        table.append(
+            {
+                "": name,
+                "log evidence, nats": with_error(torch.cat(values)),
+                "to the Poisson": with_error(torch.cat(values) - first) if name != "Poisson" else None,
+                "zeros, %": spread(zeros[name]),
+            }
+        )
+    return table
