@@ -23,9 +23,9 @@ FORMS = ("short", "full")
 INTRODUCTION = """# What it reaches
 
 Each table is made by `python scripts/reproduce.py NAME`: in a short form, for which two cores take at most half an
-hour, or with `--full` as published. `--check` makes it again and compares it with what is kept in `results.json`. Behind ± is a
-standard error over rows or, where a range stands behind it, the standard deviation over seeds. Forms that were not run
-say so. How long it takes from the command to a test ELBO of −100 nats on MNIST is in
+hour, or with `--full` as published. `--check` makes it again and compares it with what is kept in `results.json`.
+Behind ± is a standard error over rows or, where a range stands behind it, the standard deviation over seeds. Forms that
+were not run say so. How long it takes from the command to a test ELBO of −100 nats on MNIST is in
 [benchmarks](benchmarks/README.md).
 """
 MOST = 4.0  # standard errors that a number may be off where it is made again
