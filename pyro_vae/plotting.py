@@ -26,6 +26,7 @@ __all__ = [
     "plot_interpolation",
     "plot_latents",
     "plot_manifold",
+    "plot_means_and_draws",
     "plot_reconstructions",
     "plot_samples",
     "plot_traversal",
@@ -109,6 +110,19 @@ def plot_samples(x: Tensor, *, bounds: Bounds = None, title: str | None = None) 
     return plot_grid(padded.reshape(-1, columns, *x.shape[1:]), bounds=bounds, title=title)
 
 
+def plot_means_and_draws(means: Tensor, draws: Tensor, *, bounds: Bounds = None, title: str | None = None) -> "Figure":
+    """Draws means ``(N, *E)`` in a grid on the left and, in the same places, draws of the same rows on the right."""
+    columns = math.ceil(math.sqrt(len(means))) if means.dim() > 2 else 1
+    low, high = bounds or (float(min(means.min(), draws.min())), float(max(means.max(), draws.max())))
+    missing = -len(means) % columns
+    halves = []
+    for x in (means.cpu().float(), draws.cpu().float()):
+        padded = torch.cat([x, x.new_full((missing, *x.shape[1:]), low)])
+        halves.append(padded.reshape(-1, columns, *x.shape[1:]))
+    gap = torch.full_like(halves[0][:, :1], 0.5 * (low + high))
+    return plot_grid(torch.cat([halves[0], gap, halves[1]], 1), bounds=(low, high), title=title)
+
+
 def plot_reconstructions(x: Tensor, reconstructions: Tensor, draws: Tensor, *, bounds: Bounds = None) -> "Figure":
     """Draws data ``(N, *E)``, their reconstructions ``(N, *E)`` and one posterior predictive draw ``(N, *E)``."""
     grid = torch.stack([t.cpu().float() for t in (x, reconstructions, draws)])
@@ -124,7 +138,9 @@ def plot_latents(means: Tensor, labels: Tensor | None = None, names: Sequence[An
     r"""Draws the posterior means :math:`E_q[z]` of many rows, coloured by label.
 
     Args:
-        means: ``(N, L)``. With more than two latents, their first two principal directions are drawn.
+        means: ``(N, L)``. Of more than two latents the plane is drawn in which labels of three kinds or more lie apart
+            most (linear discriminants: Fisher, *The Use of Multiple Measurements in Taxonomic Problems*, 1936), or,
+            without such labels, that of the first two principal directions.
         labels: ``(N,)`` whole numbers, -1 where a row has none.
         names: What each of those numbers stands for; by default themselves.
     """
@@ -134,14 +150,7 @@ def plot_latents(means: Tensor, labels: Tensor | None = None, names: Sequence[An
         points = np.column_stack([points, np.zeros(len(points))])
         axis_names = ("$z_1$", "")
     elif points.shape[1] > 2:
-        from sklearn.decomposition import PCA
-
-        pca = PCA(2).fit(points)
-        points = pca.transform(points)
-        axis_names = tuple(
-            f"principal direction {i + 1} ({share:.0%} of the variance)"
-            for i, share in enumerate(pca.explained_variance_ratio_)
-        )
+        points, axis_names = _plane(points, None if labels is None else labels.cpu().numpy())
     figure = _figure(figsize=(7, 6), layout="constrained")
     axes = figure.add_subplot()
     size = float(np.clip(20000 / len(points), 5, 20))
@@ -158,6 +167,25 @@ def plot_latents(means: Tensor, labels: Tensor | None = None, names: Sequence[An
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title="latent means of held-out data")
     axes.set_aspect("equal", adjustable="datalim")
     return figure
+
+
+def _plane(points: np.ndarray, kinds: np.ndarray | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The plane in which kinds lie apart most, or else that of most variance, and what its axes are."""
+    if kinds is not None and len(points) > 2 * points.shape[1]:
+        known = kinds >= 0
+        if len(np.unique(kinds[known])) > 2:
+            from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+            discriminants = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto", n_components=2).fit(points[known], kinds[known])
+            names = tuple(f"{which} direction in which labels lie apart" for which in ("first", "second"))
+            return discriminants.transform(points), names
+    from sklearn.decomposition import PCA
+
+    pca = PCA(2).fit(points)
+    shares = enumerate(pca.explained_variance_ratio_)
+    return pca.transform(points), tuple(
+        f"principal direction {i + 1} ({share:.0%} of the variance)" for i, share in shares
+    )
 
 
 def _called(kind: int, names: Sequence[Any] | None) -> str:

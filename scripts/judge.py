@@ -17,7 +17,7 @@ import pyro
 import torch
 import typer
 from judged.faults import FAULTS, STRENGTHS
-from judged.page import found, markdown
+from judged.page import HELD_OUT, found, markdown
 from judged.sound import SOUND
 from judged.system import Case
 
@@ -58,11 +58,13 @@ def tried(case: Case, *, show: bool = False) -> dict[str, Any]:
     }
 
 
-def plan(copies: int, strengths: tuple[str, ...]) -> dict[str, tuple[str, str | int]]:
+def plan(copies: int, strengths: tuple[str, ...], held_out: int) -> dict[str, tuple[str, str | int]]:
     """Every case by its key: the family and the copy, or the fault and its strength."""
     sound = {f"sound/{name}/{copy}": (name, copy) for copy in range(copies) for name in SOUND}
     wrong = {f"wrong/{name}/{strength}": (name, strength) for strength in strengths for name in FAULTS}
-    return {**sound, **wrong}
+    new_sound = {f"{HELD_OUT}sound/{name}/{copy}": (name, copy) for copy in range(held_out) for name in SOUND}
+    new_wrong = {f"{HELD_OUT}wrong/{name}/gross": (name, "gross") for name in FAULTS if held_out}
+    return {**sound, **wrong, **new_sound, **new_wrong}
 
 
 def made(key: str, of: tuple[str, str | int]) -> Case:
@@ -70,7 +72,7 @@ def made(key: str, of: tuple[str, str | int]) -> Case:
     pyro.clear_param_store()
     pyro.set_rng_seed(zlib.crc32(key.encode()) % 2**31)
     name, which = of
-    return SOUND[name]() if key.startswith("sound/") else FAULTS[name].make(STRENGTHS.index(str(which)))
+    return SOUND[name]() if "sound/" in key else FAULTS[name].make(STRENGTHS.index(str(which)))
 
 
 def main(
@@ -79,6 +81,10 @@ def main(
     ),
     page: Annotated[Path | None, typer.Option(help="The page to write of what there is when all are done.")] = None,
     copies: Annotated[int, typer.Option(help="Models of each sound family.")] = 6,
+    held_out: Annotated[
+        int,
+        typer.Option(help="Models of each sound family, and all gross faults, that thresholds were not set on."),
+    ] = 2,
     strengths: Annotated[str, typer.Option(help="Of the faults, with commas between.")] = ",".join(STRENGTHS),
     only: Annotated[str, typer.Option(help="Cases whose key has one of these in it, with commas between.")] = "",
     show: Annotated[bool, typer.Option(help="Print every finding that is not fine.")] = False,
@@ -90,7 +96,7 @@ def main(
     done = {}
     if results.exists():
         done = {(record := json.loads(line))["key"]: record for line in results.read_text().splitlines()}
-    every = plan(copies, tuple(strengths.split(",")))
+    every = plan(copies, tuple(strengths.split(",")), held_out)
     for key, of in every.items():
         if key in done or not any(part in key for part in only.split(",")):
             continue

@@ -446,7 +446,7 @@ def refused(name, root):
     sentence = str(caught.value)
     expected = f"put {IDX_SETS[name]}/raw/{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte.gz under {root}"
     assert expected in sentence
-    assert "--data digits needs no files" in sentence
+    assert "the data set digits needs no files" in sentence
     assert "\n" not in sentence
     return sentence
 

@@ -1,5 +1,7 @@
 """Figures: what is drawn is what was given."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -138,3 +140,24 @@ def test_dates_and_many_levels_and_many_columns_are_drawn(tmp_path):
     assert ward.get_xticklabels()[-1].get_text() == "(9 others)"
     assert sum(shares(ward, "data")) == pytest.approx(1)
     assert figure.get_supxlabel() == "the first 40 of 66 columns"
+
+
+def test_labels_are_shown_where_they_lie_apart():
+    labels = torch.arange(300) % 3
+    middles = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])[labels]
+    points = torch.cat([20 * torch.randn(300, 2), middles + 0.05 * torch.randn(300, 2)], 1)  # the widest tell nothing
+    shown = plotting.plot_latents(points, labels).axes[0].collections[:6:2]
+    groups = [np.asarray(part.get_offsets()) for part in shown]
+    within = max(group.std(0).max() for group in groups)
+    between = min(np.linalg.norm(a.mean(0) - b.mean(0)) for a, b in itertools.combinations(groups, 2))
+    assert between > 8 * within
+
+
+def test_draws_stand_in_the_places_of_their_means():
+    means = torch.arange(5.0).reshape(5, 1, 1).expand(5, 2, 2)
+    picture = plotting.plot_means_and_draws(means, 10 + means).axes[0].images[0].get_array()
+    assert picture.shape == (2 * 3 - 1, 7 * 3 - 1)
+    for place in range(5):
+        row, column = divmod(place, 3)
+        assert picture[3 * row, 3 * column] == place
+        assert picture[3 * row, 3 * (column + 4)] == 10 + place

@@ -125,7 +125,7 @@ def replacing_all(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
         for temporary, mode in zip(temporaries, modes, strict=True):
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-            if stat.S_IMODE(temporary.stat().st_mode) != mode:  # a writer that made the file anew
+            if stat.S_IMODE(temporary.stat().st_mode) != mode:  # a writer that replaced the file
                 temporary.chmod(mode)
         for temporary, target in zip(temporaries, targets, strict=True):
             os.replace(temporary, target)

@@ -102,13 +102,21 @@ def draw_reconstructions(
             title = f"E[x|z] at z ~ q(z|{one}), a {one} in each row"
         figures["by_" + str(kind.told)] = plotting.plot_grid(drawn, bounds=bounds, row_labels=few, title=title)
     if not kind.always_given and kind.told != "groups":
-        means = model.sample(64, mean=True)
+        means, draws = (_alike(model, mean=mean) for mean in (True, False))
         drawn_first = "E[x|z] at z ~ p(z)" if not levels or kind.draw_given else "E[x|z, label] at both from the prior"
-        figures["samples"] = plotting.plot_samples(means, bounds=bounds, title=drawn_first)
+        title = f"{drawn_first}, and draws x ~ p(x|z) at the same z"
+        figures["samples"] = plotting.plot_means_and_draws(means, draws, bounds=bounds, title=title)
     figures["reconstructions"] = plotting.plot_reconstructions(
         x, model.reconstruct(shown), model.posterior_predictive(shown)[0], bounds=bounds
     )
     return figures
+
+
+def _alike(model: Any, *, mean: bool) -> Tensor:
+    """New rows, which are at the same latents each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return model.sample(64, mean=mean)
 
 
 def _means(model: Any, kind: Kind, given: Mapping[str, Tensor]) -> Tensor:

@@ -76,7 +76,7 @@ def _torchvision_rows(name: str, class_name: str, arguments: Mapping[str, str], 
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
                 f"{name} could not be read from {root}, nor downloaded ({reason}): put {expected} under "
-                f"{root}, or name another --data-root; --data digits needs no files"
+                f"{root}, or give another root folder; the data set digits needs no files"
             ) from error
     (x_train, y_train) = _rows_of_part(train, name)
     (x_test, y_test) = (x_train[:0], None) if test is None else _rows_of_part(test, name)

@@ -26,6 +26,6 @@ def import_torchvision() -> Any:
         raise ValueError(
             f"this data set needs torchvision, which does not import: found torch {torch.__version__} and {found}, "
             f"which do not belong together; install a matching pair with `pip install torch torchvision`, or use "
-            f"--data digits, a .npy file or a folder of images, which do without ({type(error).__name__})"
+            f"the data set digits, a .npy file or a folder of images, which do without ({type(error).__name__})"
         ) from error
     return torchvision

@@ -306,7 +306,7 @@ def read_weights(
     if metadata.get(_DESCRIBED) not in (None, _fingerprint(config)):
         raise ValueError(
             f"{Path(folder) / CONFIG} is not the one that {WEIGHTS} was saved with: one of the two was changed or is "
-            f"damaged; put back a copy of it, or save the model anew"
+            f"damaged; put back a copy of it, or save the model again"
         )
     store = {name.removeprefix(_PARAM): tensors.pop(name) for name in list(tensors) if name.startswith(_PARAM)}
     if config["format_version"] == 1:

@@ -76,7 +76,7 @@ def read_checkpoint(path: Path, *, like: Checkpoint, parameters: Sequence[Tensor
         _check_history(numbers)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is damaged ({reason}): train anew, or put back a copy of it") from error
+        raise ValueError(f"{path} is damaged ({reason}): train again, or put back a copy of it") from error
     return Checkpoint(tensors, numbers)
 
 

@@ -158,7 +158,7 @@ def process_group(device: torch.device) -> Iterator[None]:
             if local >= found:
                 raise ValueError(
                     f"torchrun started more processes than this machine has GPUs ({found}): "
-                    f"use --nproc-per-node {found}, or --device cpu"
+                    f"start {found}, or train on the CPU"
                 )
             torch.cuda.set_device(local)
             backend, own = "nccl", torch.device("cuda", local)  # NCCL would guess it, and hang where it guesses wrong

@@ -452,7 +452,7 @@ class Run:
             if name in (_TRAINING_ROWS, _VALIDATION_ROWS):
                 raise ValueError(
                     f"{self.checkpoint} is of a run on other {name}, or on the same in another order: go on with the "
-                    f"data and the split that it began with, or train anew"
+                    f"data and the split that it began with, or train again"
                 )
             raise ValueError(
                 f"{self.checkpoint} is of a run with {name}={before[name]}, found {name}={value}: "

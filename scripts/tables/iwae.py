@@ -14,7 +14,7 @@ from pyro_vae.transforms import Binarize
 from tables.row import Row, with_error
 
 TITLE = "IWAE, one layer, by the number of draws"
-ABOUT = """MNIST, binarised anew at each step; 784-200-200-50 with tanh and the start of Burda et al., *Importance
+ABOUT = """MNIST, binarised again at each step; 784-200-200-50 with tanh and the start of Burda et al., *Importance
 Weighted Autoencoders*, 2016, Table 1. Published is minus the test log evidence by 5,000 draws after 3,280 epochs, and
 a rerun's (github.com/nbip/IWAE). Short: 20,000 rows, 6 epochs, the first 500 test rows, 500 draws; what is to be seen
 then is the order. Differences to k = 1 are paired by row and seed."""

@@ -9,7 +9,7 @@ from pyro_vae.data.sources import load_data
 from tables.row import Row, with_error
 
 TITLE = "Priors"
-ABOUT = """MNIST, binarised anew at each step; 784-300-300-40, the same start and budget for all. Published, for a
+ABOUT = """MNIST, binarised again at each step; 784-300-300-40, the same start and budget for all. Published, for a
 VampPrior after up to 2,000 epochs: 84.45 ± 0.12 → 82.43 ± 0.06 (minus the log evidence; Norouzi et al., *Exemplar
 VAE*, 2020, table 1). Short: 20,000 rows, 10 epochs, the first 500 test rows, 500 draws. Differences are paired by
 row."""
