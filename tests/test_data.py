@@ -387,7 +387,7 @@ def test_a_torchvision_for_another_torch_is_said_with_both_versions():
     with pytest.raises(ValueError, match="needs torchvision, which does not import") as caught:
         load_data("mnist")
     assert f"found torch {torch.__version__} and torchvision {version('torchvision')}" in str(caught.value)
-    assert "--data digits" in str(caught.value)
+    assert "the data set digits" in str(caught.value)
 
 
 @pytest.mark.usefixtures("broken_torchvision")
