@@ -176,7 +176,9 @@ def _plane(points: np.ndarray, kinds: np.ndarray | None) -> tuple[np.ndarray, tu
         if len(np.unique(kinds[known])) > 2:
             from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-            discriminants = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto", n_components=2).fit(points[known], kinds[known])
+            discriminants = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto", n_components=2).fit(
+                points[known], kinds[known]
+            )
             names = tuple(f"{which} direction in which labels lie apart" for which in ("first", "second"))
             return discriminants.transform(points), names
     from sklearn.decomposition import PCA

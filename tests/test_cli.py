@@ -126,7 +126,7 @@ def test_a_file_of_options_with_a_wrong_value_is_refused(call, tmp_path):
     (tmp_path / "run.toml").write_text('epochs = "many"\n')
     status, _, err = call("train", "--config", tmp_path / "run.toml", "--out", tmp_path / "run")
     assert status == 2
-    assert "many" in err
+    assert "--epochs" in err
 
 
 def test_a_resumed_run_takes_no_file_of_options(call, tmp_path):

@@ -335,3 +335,11 @@ def test_a_second_guide_of_one_name_is_its_own_in_pyros_hands_too():
         guide = AutoDelta(model)
         fit(Pair(model, guide), loc + torch.zeros(20), epochs=100, batch_size=20, learning_rate=0.1, progress=False)
         assert float(guide.median()["mean"]) == pytest.approx(loc * 20 / 20.25, abs=0.01)
+
+
+def test_progress_is_quiet_in_a_log(capfd):
+    torch.manual_seed(0)
+    fit(mlp_vae((3,), 1, hidden_dims=(), likelihood=Normal()), torch.randn(64, 3), epochs=60, batch_size=8, compile=False)
+    said = capfd.readouterr().err
+    assert "480/480" in said
+    assert said.count("%|") <= 2

@@ -19,7 +19,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 def records():
     lines = (DOCS / "judge.jsonl").read_text().splitlines()
     by_key = {(record := json.loads(line))["key"]: record for line in lines}
-    return [by_key[key] for key in judge.plan(6, STRENGTHS) if key in by_key]
+    return [by_key[key] for key in judge.plan(6, STRENGTHS, 2) if key in by_key]
 
 
 def test_the_page_is_that_of_the_results_and_the_thresholds(records):

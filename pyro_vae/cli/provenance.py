@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 
 from pyro_vae._support import files
+from pyro_vae.data.sources import default_root
 
 SETTINGS = "run.toml"
 
@@ -34,6 +35,8 @@ def commit() -> str | None:
 
 def write_settings(folder: Path, settings: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
     """Writes the options of a run that are not as usual, as a file for ``pyro-vae train --config`` that repeats it."""
-    options = {name: settings[name] for name in usual if settings.get(name) not in (None, usual[name])}
+    options = {name: settings[name] for name in usual if settings.get(name) not in (None, [], usual[name])}
+    if options.get("data_root") == str(default_root().absolute()):
+        del options["data_root"]
     with files.replacing(folder / SETTINGS) as temporary:
         temporary.write_text(f"# pyro-vae train --config {SETTINGS}\n{tomli_w.dumps(options)}", encoding="utf-8")

@@ -25,10 +25,10 @@ from pyro.infer import infer_discrete
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_vae._support import files
 from pyro_vae._support.devices import memory_for_draws
+from pyro_vae._support.progress import bar
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.structure import (
     PROGRAM_ERRORS,
@@ -440,13 +440,13 @@ def _prior_chunks(
 
 def _collect(chunks: Chunks, leading: tuple[int, ...], out: str | os.PathLike[str] | None, *, progress: bool) -> Any:
     """Puts chunks where they belong, in one tensor for each site or in a file."""
-    bar = tqdm(total=int(np.prod(leading)), disable=not progress, unit="draw", unit_scale=True, dynamic_ncols=True)
-    with bar:
+    drawn = bar(total=int(np.prod(leading)), disable=not progress, unit="draw", unit_scale=True)
+    with drawn:
         if out is not None:
-            blocks = ((place, next(iter(chunk.values()))) for place, chunk in _counted(chunks, bar))
+            blocks = ((place, next(iter(chunk.values()))) for place, chunk in _counted(chunks, drawn))
             return files.write_blocks(blocks, leading, Path(out))
         arrays: dict[str, Tensor] = {}
-        for place, chunk in _counted(chunks, bar):
+        for place, chunk in _counted(chunks, drawn):
             for name, value in chunk.items():
                 if name not in arrays:
                     arrays[name] = value.new_empty(*leading, *value.shape[len(leading) :])

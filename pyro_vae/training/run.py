@@ -16,8 +16,8 @@ import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from pyro_vae._support import progress
 from pyro_vae._support.devices import current, get_random_state, resolve_device, set_random_state
 from pyro_vae.data.rows import Inputs, Rows, as_rows
 from pyro_vae.inference.batch import Batch
@@ -210,13 +210,7 @@ class Run:
         parallel.broadcast([*self.parameters.values(), *self.pair.state_dict().values(), *averages])
         self._equal_buffers()
         self.weights, self.averages = self._copy_weights(), self._copy_averages()
-        bar = tqdm(
-            total=total * self.steps,
-            initial=done * self.steps,
-            disable=not self.progress,
-            unit="step",
-            dynamic_ncols=True,
-        )
+        bar = progress.bar(total=total * self.steps, initial=done * self.steps, disable=not self.progress, unit="step")
         try:
             with bar:
                 self.pair.train()

@@ -389,7 +389,9 @@ def chosen_run(
 def resumed(defaults: dict[str, Any], before: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The settings that a run was begun with; those that its version did not know have their defaults."""
     if not isinstance(before, dict) or "data" not in before:
-        raise ValueError(f"{folder} holds a model, but no run of this script that can be resumed: train again, into another --out")
+        raise ValueError(
+            f"{folder} holds a model, but no run of this script that can be resumed: train again, into another --out"
+        )
     for name, hint in get_type_hints(main).items():
         if name in before and not has_type(before[name], hint):
             raise ValueError(f"{folder / CONFIG} is damaged: its {name} is {before[name]!r:.40}")
