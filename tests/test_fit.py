@@ -339,7 +339,7 @@ def test_a_second_guide_of_one_name_is_its_own_in_pyros_hands_too():
 
 def test_progress_is_quiet_in_a_log(capfd):
     torch.manual_seed(0)
-    fit(mlp_vae((3,), 1, hidden_dims=(), likelihood=Normal()), torch.randn(64, 3), epochs=60, batch_size=8, compile=False)
+    fit(function_pair(), torch.randn(64), epochs=60, batch_size=8, compile=False)
     said = capfd.readouterr().err
     assert "480/480" in said
     assert said.count("%|") <= 2

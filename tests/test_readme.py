@@ -40,6 +40,7 @@ def test_the_python_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     session = python_session(README, first=2)
     printed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("Nothing is wrong") for line in printed)
     assert {line for line in blocks("text")[0].splitlines() if line != "…"} <= set(printed)
     assert session["x_like"].shape == (5, 359, 8, 8)
     assert session["threes"].shape == (16, 64)

@@ -71,6 +71,7 @@ def picture_size(path):
 def test_a_run_leaves_its_model_history_and_figures(trained):
     assert {str(p.relative_to(trained)) for p in trained.rglob("*") if p.is_file()} == {
         "config.json",
+        "run.toml",
         "model.safetensors",
         "history.csv",
         *(f"figures/{n}.png" for n in ("samples", "reconstructions", "interpolation", "latent", "curves")),
@@ -567,7 +568,7 @@ def test_a_file_that_is_cut_short_in_the_middle_can_be_put_back_and_gone_on_with
     with monkeypatch.context() as patched:
         end_of_epoch(patched, 1, lambda: path.write_bytes(whole[:5000]))
         assert_refused(run("train", *arguments, "--out", folder), "it has been cut off")
-    assert {"config.json", "checkpoint.safetensors"} == {p.name for p in folder.iterdir()}
+    assert {"config.json", "run.toml", "checkpoint.safetensors"} == {p.name for p in folder.iterdir()}
     assert_refused(run("train", "--resume", folder), "x.npy")
     path.write_bytes(whole)
     assert run("train", "--resume", folder)[0] == 0

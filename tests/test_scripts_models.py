@@ -214,7 +214,7 @@ def test_labels_that_few_rows_have_are_found_for_the_others(run, data, tmp_path)
 
 
 def test_as_many_labels_are_known_as_is_said_and_some_of_each(run, data, tmp_path):  # noqa: F811
-    import beside
+    from pyro_vae.cli import beside
 
     y = torch.tensor(digits()["y_train"])
     few = beside.known(y, 25, 10, seed=0)
@@ -274,7 +274,7 @@ def test_a_run_that_is_stopped_ends_at_the_same_numbers(run, data, tmp_path, mon
         assert run("train", "--resume", folder)[0] == 0
         a, b = (load(path).state_dict() for path in (tmp_path / "whole", folder))
         assert all(torch.equal(a[name], b[name]) for name in a)
-        assert {path.suffix for path in folder.iterdir()} == {".json", ".csv", ".safetensors"}
+        assert {path.suffix for path in folder.iterdir()} == {".json", ".toml", ".csv", ".safetensors"}
         assert len(list(folder.glob("*.safetensors"))) == 1
 
 

@@ -4,16 +4,13 @@ import contextlib
 import json
 import shutil
 
-import encode
-import evaluate
 import numpy as np
 import pandas as pd
 import pytest
-import score
 import torch
-import train
 
 from pyro_vae import load
+from pyro_vae.cli.commands import encode, evaluate, score, train
 from pyro_vae.cli.running import run_command
 from pyro_vae.data.sources import load_data
 from pyro_vae.evaluation import log_evidence, unexpectedness
