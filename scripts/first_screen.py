@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import typer
 from matplotlib.figure import Figure
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from pyro_vae import fit, mlp_vae, plotting
 from pyro_vae.cli.running import run_command
@@ -21,34 +22,38 @@ COLOURS = {"wrong": "#b3261e", "look": "#8a5a00", "fine": "#2e6b34"}
 
 def main(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("docs/images/first-screen.png"),
-    epochs: Annotated[int, typer.Option(help="Times every digit is seen.")] = 600,
+    epochs: Annotated[int, typer.Option(help="Times every digit is seen.")] = 20,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where downloaded data sets live. [default: $PYRO_VAE_DATA, or data]")
+    ] = None,
 ) -> None:
-    """Trains a VAE on scikit-learn's digits and draws what there is to see of it, side by side."""
-    data = load_data("digits")
+    """Trains a VAE on MNIST and draws what there is to see of it, side by side."""
+    data: Any = load_data("mnist", data_root)
+    x_train, x_test = data.x_train[:20000], data.x_test[:2000]
     torch.manual_seed(0)
-    vae = mlp_vae((8, 8), 10, hidden_dims=(400,), likelihood=Bernoulli(), transform=Binarize(0, 16))
-    fit(vae, data.x_train, validation_data=data.x_test, epochs=epochs, progress=False)
-    report = evaluate_suite(vae, data.x_test, train=data.x_train)
+    vae = mlp_vae((28, 28), 16, hidden_dims=(400,), likelihood=Bernoulli(), transform=Binarize(0, 255))
+    fit(vae, x_train, epochs=epochs, progress=False)
+    report = evaluate_suite(vae, x_test, train=x_train)
 
     figure = Figure(figsize=(14, 3.6), layout="constrained")
     samples, walk, latents, words = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.6))
     torch.manual_seed(1)
-    show(samples, tiles(vae.sample(64, mean=True), 8), "drawn from the prior: E[x|z]")
-    first, last = (torch.as_tensor(data.x_test[index : index + 8]) for index in (0, 20))
-    ways = vae.interpolate(first, last, steps=8, path="spherical").transpose(0, 1).flatten(0, 1)
-    show(walk, tiles(ways, 8), "from one digit to another")
-    means, labels = vae.encode(data.x_test).mean, data.y_test
-    centred = means - means.mean(0)
-    points = centred @ torch.linalg.svd(centred, full_matrices=False)[2][:2].mT
-    latents.scatter(points[:, 0], points[:, 1], c=labels, cmap="tab10", s=7)
+    show(samples, tiles(vae.sample(49, mean=True), 7), "drawn from the prior: E[x|z]")
+    ways = vae.interpolate(x_test[:7], x_test[20:27], steps=7, path="spherical").transpose(0, 1).flatten(0, 1)
+    show(walk, tiles(ways, 7), "from one digit to another")
+    labels = data.y_test[: len(x_test)].numpy()
+    points = LinearDiscriminantAnalysis(n_components=2).fit_transform(vae.encode(x_test).mean.numpy(), labels)
+    latents.scatter(points[:, 0], points[:, 1], c=labels, cmap="tab10", s=3, alpha=0.7, linewidths=0)
     latents.set(xticks=[], yticks=[], title="held-out digits among their latents")
+    latents.set_box_aspect(1)
     write(words, report)
     plotting.save_figure(figure, out)
 
 
 def tiles(x: torch.Tensor, columns: int) -> np.ndarray:
     """Rows of pictures as one."""
-    rows = [torch.cat(list(row), -1) for row in x.split(columns)]
+    framed = torch.nn.functional.pad(x, (1, 1, 1, 1), value=128)
+    rows = [torch.cat(list(row), -1) for row in framed.split(columns)]
     return torch.cat(rows, -2).numpy()
 
 

@@ -38,7 +38,7 @@ class Pictures:
         self.source = ColumnDataSource({"image": [], "x": [], "y": [], "dw": [], "dh": []})
         self.model = figure(
             width=WIDTH,
-            height=WIDTH // len(titles) + 40,
+            height=WIDTH // len(titles) + 28,
             x_range=(0, len(titles)),
             y_range=(0, 1),
             toolbar_location=None,
