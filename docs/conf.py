@@ -26,7 +26,7 @@ nb_execution_raise_on_error = True
 nb_output_stderr = "warn"  # nothing in a tutorial should complain
 nb_merge_streams = True
 
-# The reference: the order is that of the source; attributes of a docstring are no objects of their own.
+# The reference: the order is that of the source.
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
@@ -34,7 +34,6 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
 napoleon_use_rtype = False
 napoleon_custom_sections = ["Shape", "To write a new head"]
 toc_object_entries_show_parents = "hide"
