@@ -1,4 +1,4 @@
-"""The site of docs/: every page can be reached, every public name is in the reference, every tutorial runs as it says."""
+"""The site of docs/: every page is reached, every public name is in the reference, every tutorial runs as it says."""
 
 import importlib
 import inspect
@@ -44,7 +44,7 @@ def found(name):
 
 def directives():
     """Of the reference: the kind of each directive, what it is of, and its options."""
-    pattern = re.compile(r"^\.\. auto(\w+):: (\S+)\n((?:   :.*\n?)*)", re.MULTILINE)
+    pattern = re.compile(r"^\.\. (?:auto|py:)(\w+):: (\S+)\n((?:   :.*\n?)*)", re.MULTILINE)
     for page in sorted((DOCS / "reference").glob("*.rst")):
         for kind, name, options in pattern.findall(page.read_text()):
             yield kind, name, dict(re.findall(r":([\w-]+): ?(.*)", options))
