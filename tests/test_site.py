@@ -82,15 +82,48 @@ def test_no_class_is_described_twice():
     assert len(set(classes)) == len(classes)
 
 
+# What the pages say of what they print, by the names of their cells.
 CLAIMS = {
-    "anomalies": [],
-    "choosing-a-likelihood": [],
-    "first-vae": [],
-    "is-it-right": [],
-    "labels": [],
-    "your-images": [],
-    "your-program": [],
-    "your-table": [],
+    "anomalies": [
+        "beyond.any(axis=1).sum() <= 2",  # limits for each sensor will not find them
+        "0.5 <= (odd & is_broken).sum() / 40 < 0.75",
+        "(odd & ~is_broken).mean() < 0.02",
+        "by_sensor[~by_sensor.found & (by_sensor.sensor != 'temperature')].change.max() < 1 / 3",
+        "not by_sensor[by_sensor.sensor == 'temperature'].found.any()",
+        "share > 0.9",
+        "np.mean((guess - power) ** 2) < 0.05 * np.var(power)",
+        "abs(np.mean((low <= power) & (power <= high)) - 0.9) < 0.08",
+    ],
+    "choosing-a-likelihood": [
+        "found['levels'].mean > found['counts'].mean + 5",
+        "evidence.mean > -16.5",  # of the negative binomial; that of the Poisson is two nats less
+    ],
+    "first-vae": [
+        "torch.equal(again.reconstruct(some), vae.reconstruct(some))",
+        "abs(metrics['elbo'] + metrics['distortion'] + metrics['rate']) < 1e-3",
+        "history['validation_elbo'].iloc[-1] > history['validation_elbo'].iloc[4]",
+    ],
+    "is-it-right": [
+        "'wrong' not in {finding.level for finding in report_of_right.findings}",
+        "{f.name for f in report_of_wrong.findings if f.level == 'wrong'} == {'coverage', 'checks'}",
+    ],
+    "labels": [
+        "(few.predict_label(digits.x_test).argmax(1) == digits.y_test).double().mean() > 0.9",
+        "(torch.stack(scores).argmax(0) == digits.y_test).double().mean() > 0.95",
+    ],
+    "your-images": ["metrics['num_latents'] == 16", "tiles.labels == ('china', 'flower')"],
+    "your-program": [
+        "(found - true_difficulty).abs().mean() < 0.3",
+        "torch.corrcoef(torch.stack([means, ability[1000:]]))[0, 1] > 0.8",
+        "'wrong' not in {finding.level for finding in report.findings}",
+        "torch.equal(pyro.param('difficulty'), found)",
+    ],
+    "your-table": [
+        "np.mean((true - by_vae.mean(0).numpy()) ** 2) < 0.3 * np.var(true)",
+        "0.85 < np.mean((low <= true) & (true <= high))",
+        "new.groupby('smoker')['pressure'].mean().diff().iloc[-1] > 3",
+        "not filled[0].isna().any(axis=None)",
+    ],
 }
 
 
