@@ -137,6 +137,11 @@ class Pair(nn.Module):
         return placed(_taking(self.model), "model", self.device), placed(_taking(self.guide), "guide", self.device)
 
     @property
+    def has_met_gaps(self) -> bool:
+        """Whether the programs are made for rows with entries missing, as those are that take a mask."""
+        return True
+
+    @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the programs' parameters."""
         return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())

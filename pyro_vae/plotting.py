@@ -1,7 +1,7 @@
 """Figures: samples, reconstructions, interpolation, latent space, manifold and curves.
 
-Every function returns a matplotlib figure and shows nothing. Rows come in the user's units; images ``(H, W)``,
-``(C, H, W)`` and plain vectors ``(D,)`` are all drawn.
+Every function returns a matplotlib figure and opens no window; a notebook shows it where a cell ends with one. Rows
+come in the user's units; images ``(H, W)``, ``(C, H, W)`` and plain vectors ``(D,)`` are all drawn.
 """
 
 import math
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae._support import files
+from pyro_vae._support.figures import new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,13 +41,6 @@ def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """Writes a figure in the format of the path's suffix, whole or not at all."""
     with files.replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, bbox_inches="tight")
-
-
-def _figure(**settings: Any) -> "Figure":
-    """A figure that belongs to no window; matplotlib is imported when the first one is drawn."""
-    from matplotlib.figure import Figure
-
-    return Figure(**settings)
 
 
 def _tile(x: Tensor) -> np.ndarray:
@@ -85,7 +79,7 @@ def plot_grid(
     picture, low, high = _mosaic(grid, bounds)
     height, width = picture.shape[:2]
     inches = 8 if width >= height else 8 * width / height
-    figure = _figure(figsize=(inches, max(0.6, inches * height / width)))
+    figure = new_figure(figsize=(inches, max(0.6, inches * height / width)))
     axes = figure.add_axes((0, 0, 1, 1))
     if picture.ndim == 3:
         axes.imshow(np.clip((picture - low) / (high - low or 1), 0, 1), interpolation="nearest")
@@ -151,7 +145,7 @@ def plot_latents(means: Tensor, labels: Tensor | None = None, names: Sequence[An
         axis_names = ("$z_1$", "")
     elif points.shape[1] > 2:
         points, axis_names = _plane(points, None if labels is None else labels.cpu().numpy())
-    figure = _figure(figsize=(7, 6), layout="constrained")
+    figure = new_figure(figsize=(7, 6), layout="constrained")
     axes = figure.add_subplot()
     size = float(np.clip(20000 / len(points), 5, 20))
     if labels is None:
@@ -221,7 +215,7 @@ def plot_traversal(x: Tensor, names: Sequence[str] = (), *, bounds: Bounds = Non
 
 def plot_curves(history: "pd.DataFrame") -> "Figure":
     """Draws ELBO, reconstruction and KL against the epoch, in nats per datum."""
-    figure = _figure(figsize=(11, 3.4), layout="constrained")
+    figure = new_figure(figsize=(11, 3.4), layout="constrained")
     terms = {"elbo": "ELBO", "reconstruction": "reconstruction", "kl": "KL"}
     for axes, (term, name) in zip(figure.subplots(1, 3), terms.items(), strict=True):
         axes.plot(history["epoch"], history[term], label="training")
@@ -251,7 +245,7 @@ def plot_columns(data: "pd.DataFrame", samples: "pd.DataFrame") -> "Figure":
     names = list(data.columns)[:_MAX_COLUMNS]
     columns = min(4, len(names))
     rows = math.ceil(len(names) / columns)
-    figure = _figure(figsize=(3.4 * columns, 2.5 * rows + 0.4), layout="constrained")
+    figure = new_figure(figsize=(3.4 * columns, 2.5 * rows + 0.4), layout="constrained")
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes, name in zip(grid, names, strict=False):
         _plot_column(axes, data[name].dropna(), samples[name].dropna())

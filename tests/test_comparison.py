@@ -8,7 +8,7 @@ from linear_gaussian import LinearGaussian
 
 from pyro_vae import Pair, mlp_vae
 from pyro_vae.evaluation import compare
-from pyro_vae.likelihoods import Bernoulli, Normal, Poisson
+from pyro_vae.likelihoods import Bernoulli, Categorical, LogNormal, Normal, Poisson
 from pyro_vae.transforms import Binarize, Standardize
 
 
@@ -70,3 +70,18 @@ def test_what_does_not_compare_is_refused():
     others = mlp_vae((8,), 1, likelihood=Bernoulli(), transform=Binarize(0.0, 2.0))
     with pytest.raises(ValueError, match="describe different data"):
         compare(bits, others, grey)
+
+
+def test_bits_do_not_compare_with_the_grey_levels_they_are_drawn_from_where_most_are_black():
+    grey = torch.randint(0, 17, (30, 8)) * (torch.rand(30, 8) < 0.2)
+    bits = mlp_vae((8,), 1, likelihood=Bernoulli(), transform=Binarize(0, 16))
+    with pytest.raises(ValueError, match="describe different data"):
+        compare(bits, mlp_vae((8,), 1, likelihood=Categorical(17)), grey.float())
+
+
+def test_what_stands_in_gaps_does_not_keep_models_from_being_compared():
+    x = torch.rand(30, 8) + 5
+    x[:, :6][torch.rand(30, 6) < 0.5] = torch.nan
+    positive = mlp_vae((8,), 1, likelihood=LogNormal(), missing="nan")
+    real = mlp_vae((8,), 1, likelihood=Normal(), transform=Standardize((8,)).fit(x), missing="nan")
+    assert compare(positive, real, x, num_particles=5).difference.isfinite().all()

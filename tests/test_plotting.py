@@ -1,11 +1,13 @@
 """Figures: what is drawn is what was given."""
 
+import io
 import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from pyro_vae import plotting
 
@@ -30,6 +32,15 @@ def test_colour_images_keep_their_channels_and_odd_channels_lie_side_by_side():
     np.testing.assert_allclose(pixels(plotting.plot_grid(colour, bounds=(0, 1))), colour[0, 0].permute(1, 2, 0))
     two = torch.rand(1, 1, 2, 4, 5)
     np.testing.assert_allclose(pixels(plotting.plot_grid(two)), torch.cat([two[0, 0, 0], two[0, 0, 1]], 1))
+
+
+def test_a_notebook_shows_a_figure_with_all_that_is_in_it():
+    figure = plotting.plot_grid(torch.rand(2, 3, 8, 8), row_labels=("a long label of a row", "another"))
+    picture = Image.open(io.BytesIO(figure._repr_png_()))
+    picture.load()
+    tiles = figure.axes[0].get_window_extent()
+    assert picture.format == "PNG"
+    assert picture.width > tiles.width + 80  # labels lie beside the tiles
 
 
 @pytest.mark.parametrize("shape", [(7, 4), (7, 3, 5), (7, 3, 5, 4), (1, 8, 8), (7,)])

@@ -76,6 +76,11 @@ class Premade(Pair):
         """The encoder: ``encoder(x)`` is q(z | x), for ``x`` in the model's units and with gradients."""
         return self.guide.encoder
 
+    @property
+    def has_met_gaps(self) -> bool:
+        """Whether the encoder was shown rows with gaps: premade programs take a mask in any case."""
+        return self.missing is not None
+
     def networks(self) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
         """The networks, by what they are called, each with the shape of one row that it takes."""
         shown = self.encoder.encoding.shape(self.decoder.event_shape)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_vae._support.figures import new_figure
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -26,9 +28,7 @@ _DRAWN, _OBSERVED, _WRONG = "#9db4c8", "#1b1b1b", "#c0392b"
 
 
 def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
+    return new_figure(figsize=(width, height), layout="constrained")
 
 
 def plot_predictive_check(check: "PredictiveCheck", *, max_panels: int = 12) -> "Figure":

@@ -1,0 +1,40 @@
+"""How the documentation site is built, by ``python -m sphinx -W -b html docs build/site``."""
+
+import pyro_vae
+
+project = "pyro_vae"
+author = "The pyro_vae authors"
+copyright = author  # what Sphinx calls it
+version = release = pyro_vae.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}
+
+html_theme = "furo"
+html_title = "pyro_vae"
+html_copy_source = False
+
+# Pages in Markdown: formulas between dollars, links to headings.
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+
+# Tutorials run each time: what they show is what this version does.
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_output_stderr = "warn"  # nothing in a tutorial should complain
+nb_merge_streams = True
+
+# The reference: the order is that of the source.
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_custom_sections = ["Shape", "To write a new head"]
+toc_object_entries_show_parents = "hide"
+python_maximum_signature_line_length = 100
