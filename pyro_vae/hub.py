@@ -11,7 +11,7 @@ from pyro_vae.vae import CONFIG, WEIGHTS, load, load_config
 if TYPE_CHECKING:
     from pyro_vae.pair import Pair
 
-__all__ = ["CARD", "from_pretrained", "model_card", "push_to_hub"]
+__all__ = ["from_pretrained", "model_card", "push_to_hub"]
 
 CARD = "README.md"
 _SHARED = (CARD, CONFIG, WEIGHTS, "run.toml", "history.csv", "report.html", "figures/*.png")
