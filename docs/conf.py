@@ -1,5 +1,7 @@
 """How the documentation site is built, by ``python -m sphinx -W -b html docs build/site``."""
 
+import os
+
 import pyro_vae
 
 project = "pyro_vae"
@@ -13,6 +15,8 @@ source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}
 html_theme = "furo"
 html_title = "pyro_vae"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 # Pages in Markdown: formulas between dollars, links to headings.
 myst_enable_extensions = ["dollarmath"]
@@ -23,6 +27,7 @@ nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # a progress bar of tqdm's, which Pyro imports
 nb_output_stderr = "warn"  # nothing in a tutorial should complain
 nb_merge_streams = True
 
