@@ -92,7 +92,7 @@ def train(settings: dict[str, Any], folder: Path, device: str, usual: Mapping[st
     settings = {"made": provenance.made(fingerprint)} | settings
     if rank() == 0:
         vae.save_config(folder, run=settings)
-        if not resuming:
+        if not (resuming and (folder / provenance.SETTINGS).exists()):
             provenance.write_settings(folder, settings, usual)
     announce(task, objective)
     how = {
