@@ -249,7 +249,7 @@ def say_what_next(task: Task, folder: Path, history: Any) -> None:
 
 
 # As they usually are.
-ELBO_ALONE = {"kl": ("sampled",), "kl_weight": (1.0,), "kl_warmup": (None, 0), "kl_cycles": (1,)}
+ELBO_ALONE = {"kl": ("sampled",), "kl_weight": (1.0,), "kl_warmup": (None, 0), "kl_cycles": (1,), "free_nats": (0.0,)}
 
 
 def objective_of(settings: dict[str, Any], epochs: int, usual_warmup: float) -> Any:
@@ -272,7 +272,7 @@ def objective_of(settings: dict[str, Any], epochs: int, usual_warmup: float) -> 
         warmup = int(usual_warmup * epochs) // cycles if cycles > 0 else 0
     if warmup < 0 or warmup * cycles > max(epochs, 0):
         raise ValueError(f"--kl-warmup must be from 0 to {epochs // max(1, cycles)} epochs; found {warmup}")
-    elbo = Elbo(num_particles, settings["kl"], settings["kl_weight"], kl_cycles=cycles)
+    elbo = Elbo(num_particles, settings["kl"], settings["kl_weight"], free_nats=settings["free_nats"], kl_cycles=cycles)
     return replace(elbo, kl_warmup=warmup * cycles / epochs)
 
 

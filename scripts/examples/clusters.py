@@ -1,7 +1,6 @@
 """Digits without labels: a VAE that finds ten clusters among them."""
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,27 +18,8 @@ from pyro_vae.priors import StandardNormal
 from pyro_vae.transforms import Scale
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A model, and what it was trained on.
-
-    Args:
-        vae: The VAE with ten clusters.
-        plain: The same networks with a standard normal prior, before there were clusters.
-        x: The digits.
-        names: The digit that each cluster is named after.
-        accuracies: The share of digits in the right cluster, and of k-means on pixels and on the plain VAE's codes.
-    """
-
-    vae: Any
-    plain: VAE
-    x: torch.Tensor
-    names: torch.Tensor
-    accuracies: tuple[float, ...]
-
-
-def trained(seed: int, epochs: int) -> Trained:
-    """Trains without clusters, lets them start where k-means finds them, and trains on."""
+def trained(seed: int, epochs: int) -> tuple[torch.Tensor, torch.Tensor, tuple[float, ...]]:
+    """Middles of clusters, digits of each, and the share in the right one, of k-means on pixels and on codes too."""
     digits: Any = load_digits()
     x, y = torch.tensor(digits.images, dtype=torch.float32), torch.tensor(digits.target)
     torch.manual_seed(seed)
@@ -55,7 +35,11 @@ def trained(seed: int, epochs: int) -> Trained:
     found = [vae.predict_cluster(x).argmax(-1), *(torch.tensor(means.labels_).long() for means in k_means)]
     accuracies = tuple(matched(clusters, y)[0] for clusters in found)
     print("seed {}: {:.1%}, k-means on pixels {:.1%}, on codes {:.1%}".format(seed, *accuracies), flush=True)
-    return Trained(vae, plain, x, matched(found[0], y)[1], accuracies)
+    order = matched(found[0], y)[1].argsort()  # clusters in the order of the digits that they are named after
+    shares = vae.predict_cluster(x).T[order] + 1e-6
+    members = torch.stack([x[of_cluster.multinomial(11)] for of_cluster in shares])
+    middles = plain.mean_at(vae.prior.components().mean[order].detach())
+    return middles, members, accuracies
 
 
 def main(
@@ -64,14 +48,9 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the weights and the noise.")] = 0,
 ) -> None:
     """Trains a VAE with ten clusters on digits, beside k-means on pixels and on a plain VAE's codes."""
-    found = trained(seed, epochs)
-    order = found.names.argsort()  # clusters in the order of the digits that they are named after
-    middles = found.plain.mean_at(found.vae.prior.components().mean[order].detach())
-    shares = found.vae.predict_cluster(found.x).T[order] + 1e-6
-    members = torch.stack([found.x[of_cluster.multinomial(11)] for of_cluster in shares])
+    middles, members, accuracies = trained(seed, epochs)
     grid = torch.cat([middles[:, None], torch.full((10, 1, 8, 8), 8.0), members], 1)
-    right, k_means, _ = found.accuracies
-    title = f"each cluster's middle, and rows in it: {right:.1%} right (k-means {k_means:.1%})"
+    title = f"each cluster's middle, and rows in it: {accuracies[0]:.1%} right (k-means {accuracies[1]:.1%})"
     plotting.save_figure(plotting.plot_grid(grid, title=title), out)
 
 

@@ -1,7 +1,6 @@
 """Digits of which a hundred have a label: what the other rows are good for, and what latents hold beside the class."""
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,23 +16,8 @@ from pyro_vae.likelihoods import Normal
 from pyro_vae.transforms import Scale
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A model, and the digits that it was not trained on.
-
-    Args:
-        vae: Model M2.
-        x: Held-out digits.
-        errors: The share of them that it calls wrongly, and the share of those labels alone.
-    """
-
-    vae: Any
-    x: torch.Tensor
-    errors: tuple[float, float]
-
-
-def trained(seed: int, epochs: int) -> Trained:
-    """Trains with ten labels of each digit, beside the same classifier on those labels alone."""
+def trained(seed: int, epochs: int) -> tuple[Any, torch.Tensor, float, float]:
+    """Model M2, held-out digits, and the shares of them that it and the labels alone call wrongly."""
     digits: Any = load_digits()
     x, y = torch.tensor(digits.images, dtype=torch.float32), torch.tensor(digits.target)
     torch.manual_seed(seed)
@@ -47,9 +31,9 @@ def trained(seed: int, epochs: int) -> Trained:
     fit(vae, data, epochs=epochs, batch_size=100, seed=seed, progress=False)
     alone = MLPClassifier((128,), max_iter=2000, random_state=seed).fit(x[told].flatten(1) / 16, y[told])
     error = float((vae.predict_label(x[test]).argmax(-1) != y[test]).double().mean())
-    found = (error, 1 - float(alone.score(x[test].flatten(1) / 16, y[test])))
-    print(f"seed {seed}: error {found[0]:.1%}, of the labels alone {found[1]:.1%}", flush=True)
-    return Trained(vae, x[test], found)
+    error_alone = 1 - float(alone.score(x[test].flatten(1) / 16, y[test]))
+    print(f"seed {seed}: error {error:.1%}, of the labels alone {error_alone:.1%}", flush=True)
+    return vae, x[test], error, error_alone
 
 
 def main(
@@ -58,13 +42,12 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the weights, and of which rows are labelled and held out.")] = 0,
 ) -> None:
     """Trains model M2 with ten labels of each digit, beside the same classifier on those labels alone."""
-    found = trained(seed, epochs)
-    rows = found.x[:8]  # in the style of each, all ten digits
-    z = found.vae.encode(rows).mean.repeat_interleave(10, 0)
-    written = found.vae.mean_at({"y": torch.arange(10).repeat(8), "z": z}).reshape(8, 10, 8, 8)
-    grid = torch.cat([rows[:, None], torch.full((8, 1, 8, 8), 8.0), written], 1)
-    title = f"held-out digits, and all ten in their styles\n100 labels: {found.errors[0]:.1%} wrong"
-    plotting.save_figure(plotting.plot_grid(grid, title=f"{title}; without other rows {found.errors[1]:.1%}"), out)
+    vae, x, error, alone = trained(seed, epochs)
+    z = vae.encode(x[:8]).mean.repeat_interleave(10, 0)  # in the style of each, all ten digits
+    written = vae.mean_at({"y": torch.arange(10).repeat(8), "z": z}).reshape(8, 10, 8, 8)
+    grid = torch.cat([x[:8, None], torch.full((8, 1, 8, 8), 8.0), written], 1)
+    title = f"held-out digits, and all ten in their styles\n100 labels: {error:.1%} wrong"
+    plotting.save_figure(plotting.plot_grid(grid, title=f"{title}; without other rows {alone:.1%}"), out)
 
 
 if __name__ == "__main__":

@@ -271,6 +271,12 @@ def main(
     kl_cycles: Annotated[
         int, typer.Option(help="Times that it does so, one after another.", rich_help_panel=OBJECTIVE)
     ] = 1,
+    free_nats: Annotated[
+        float,
+        typer.Option(
+            help="Nats of the KL of a latent below which it is pushed down no further.", rich_help_panel=OBJECTIVE
+        ),
+    ] = 0.0,
     epochs: Annotated[
         int | None,
         typer.Option(
