@@ -35,7 +35,7 @@ def commit() -> str | None:
 
 def write_settings(folder: Path, settings: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
     """Writes the options of a run that are not as usual, as a file for ``pyro-vae train --config`` that repeats it."""
-    options = {name: settings[name] for name in usual if settings.get(name) not in (None, [], usual[name])}
+    options = {name: settings[name] for name in usual if settings.get(name) not in (None, [], (), usual[name])}
     if options.get("data_root") == str(default_root().absolute()):
         del options["data_root"]
     with files.replacing(folder / SETTINGS) as temporary:
