@@ -244,6 +244,14 @@ def test_programs_that_are_not_ours_with_their_exact_posterior_are_fine(make):
     assert "Not done" in render_html(report) or done == set(_FINE)
 
 
+@pytest.mark.parametrize(("missing", "kind"), [(None, "prior"), ("nan", "posterior")])
+def test_intervals_are_given_the_rest_of_a_row_only_where_the_encoder_knows_gaps(missing, kind):
+    """An encoder that was shown whole rows alone makes something else of one with an entry hidden."""
+    vae = mlp_vae((3,), latent_dim=1, hidden_dims=(), likelihood=Normal(scale=1.0), missing=missing)
+    section = evaluate_suite(vae, torch.randn(100, 3), parts=["coverage"]).sections["coverage"]
+    assert section.numbers["kind"] == kind
+
+
 def test_what_is_absent_is_left_out_and_said():
     exact = components_alone(100)
     section = evaluate_suite(exact.pair, exact.data, parts=["summary"]).sections["summary"]
