@@ -50,16 +50,9 @@ def _fresh():
 @pytest.fixture
 def as_traced(monkeypatch):
     """Runs graphs as they were traced: what is tested is what is in them, and compiling takes seconds each."""
-    from pyro_vae.training import lowering
+    from traced import run_traced
 
-    def run_as_it_is(trace, inputs):
-        def call(*tensors):
-            with torch.no_grad():
-                return tuple(trace.graph(*tensors, *trace.held))
-
-        return call
-
-    monkeypatch.setattr(lowering, "compile_trace", run_as_it_is)
+    run_traced(monkeypatch)
 
 
 @pytest.fixture

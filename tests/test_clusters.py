@@ -170,6 +170,7 @@ def test_what_the_contract_says_of_it():
     assert all(text.startswith("works") for name, text in found.tools.items() if name != "impute")
 
 
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_training_goes_up_compiled_and_as_programs_alike():
     options = {"epochs": 8, "batch_size": 32, "learning_rate": 0.02, "progress": False, "seed": 0}
     histories = [fit(small(), bits(), compile=compile, **options) for compile in (False, True)]
@@ -265,5 +266,5 @@ def test_a_network_of_the_users_own_stands_in_the_place_of_one():
 
 
 def test_the_example_draws_its_picture(tmp_path):
-    example.main(out=tmp_path / "picture.png", epochs=1, seeds=1)
+    example.main(out=tmp_path / "picture.png", epochs=1)
     assert (tmp_path / "picture.png").stat().st_size > 5_000

@@ -188,6 +188,7 @@ def test_every_estimator_comes_to_a_model_that_draws_rows_like_the_data(estimato
     assert float(near) > (0.85 if estimator == "straight-through" else 0.93)
 
 
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_training_goes_up_compiled_and_as_programs_alike():
     options = {"epochs": 4, "batch_size": 32, "learning_rate": 0.02, "progress": False, "seed": 0}
     eager, compiled = (fit(small("relaxed"), bits(), compile=compile, **options) for compile in (False, True))

@@ -149,6 +149,7 @@ def test_one_value_for_all_rows_is_that_value_at_each():
 # Training
 
 
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_training_goes_up_compiled_and_as_programs_alike():
     options = {"epochs": 8, "batch_size": 32, "learning_rate": 0.02, "progress": False, "seed": 0}
     histories = [fit(small(prior="conditional"), bits(), compile=compile, **options) for compile in (False, True)]

@@ -89,7 +89,7 @@ CASES = {
 }
 
 
-# Functions are compiled in tests/test_fit.py, and programs with labels in tests/test_importance_objectives.py.
+# Functions are compiled in tests/test_fit.py, and programs with labels in tests/test_semi_supervised.py.
 @pytest.mark.parametrize("case", some(CASES, *(CASES.keys() - {"functions", "labels"})))
 def test_compiled_training_is_the_programs_training(case):
     build, rows, options = CASES[case]

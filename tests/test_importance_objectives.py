@@ -142,6 +142,7 @@ def test_the_doubly_reparameterised_gradient_has_the_same_mean_and_less_noise(nu
         assert float(errors["guide", True].sum()) < 0.9 * float(errors["guide", False].sum())
 
 
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_the_doubly_reparameterised_gradient_trains_and_refuses_flows():
     build, rows, _ = CASES["bits"]
     data, histories = rows(), []

@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import sympy
 import torch
 import torch._inductor.compiler_bisector  # looks for the cache when it is imported, which tests move
 from coverings import some
 from torch import nn
 from torch._dynamo.utils import counters
-from torch._inductor import async_compile, config, cpu_vec_isa
+from torch._inductor import async_compile, config, cpu_vec_isa, sizevars
 from torch._inductor.codecache import CppPythonBindingsCodeCache, PyCodeCache
 from torch.nn import functional as F
+from torch.utils._sympy.functions import FloorDiv, ModularIndexing
 
 from pyro_vae.training import inductor
 from pyro_vae.training.lowering import compile_trace, trace
@@ -124,10 +126,36 @@ def test_where_kernels_cannot_be_joined_each_is_compiled_by_itself(cache, monkey
     assert len(list(cache.rglob("*.so"))) > 1
 
 
+def test_strides_of_expanded_indices_are_those_of_inductors_own():
+    x, y = sympy.symbols("x y", integer=True, nonnegative=True)
+    indices = [
+        30 * x + 5 * y + 2,
+        5 * (x + 2 * y) - 2 * (x - 3),
+        3 * FloorDiv(x, 16) + ModularIndexing(x, 1, 16) + 7 * y,
+        6 * FloorDiv(x, 5) + ModularIndexing(x, 1, 5) + 30 * FloorDiv(y, 2),
+        3 * ModularIndexing(x + 8 * y, 5, 6) + FloorDiv(x + y, 2),
+        4 * (FloorDiv(x, 8) + y) * 9 + x - 36 * y,
+    ]
+
+    def strides():
+        for function in (sizevars.stride_at, sizevars.simplify_index_in_vec_range, sizevars.stride_at_vec_range):
+            function.cache_clear()
+        return [sizevars.stride_at_vec_range(i, var, size) for i in indices for var in (x, y) for size in (8, 16)]
+
+    theirs = strides()
+    with inductor._expanded_indices():
+        ours = strides()
+    for one, other in zip(ours, theirs, strict=True):
+        assert sympy.simplify(one - other) == 0
+        assert one.is_number == other.is_number  # by which Inductor chooses how to read
+    assert {0, 1, 5, 30} <= {stride for stride in theirs if stride.is_number}
+
+
 def test_nothing_of_the_process_is_left_changed(cache):
     def state():
         environment = {k: v for k, v in os.environ.items() if not k.startswith("_TORCHINDUCTOR")}
-        return environment, async_compile.AsyncCompile, cpu_vec_isa.valid_vec_isa_list, config.get_config_copy()
+        patched = async_compile.AsyncCompile, cpu_vec_isa.valid_vec_isa_list, sizevars.sympy
+        return environment, patched, config.get_config_copy()
 
     before = state()
     compiled(lambda x: (x.exp(),), torch.randn(5, 6))

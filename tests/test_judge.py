@@ -1,6 +1,7 @@
 """The judge, judged: the page and the thresholds agree, and a few cases are tried again."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -13,6 +14,16 @@ from judged.sound import SOUND
 from pyro_vae.evaluation.report.job import SIZES
 
 DOCS = Path(__file__).parents[1] / "docs"
+PARTS = {  # by what they find
+    "amortisation": ["gaps"],
+    "calibration": ["calibration", "joint_calibration", "calibration_at_rows"],
+    "checks": ["prior_predictive", "posterior_predictive"],
+    "copies": ["training"],
+    "coverage": ["coverage"],
+    "information": ["summary"],
+    "modes": ["modes"],
+    "samples": ["samples"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +57,8 @@ def test_a_sound_model_is_not_called_wrong(key, monkeypatch):
 
 @pytest.mark.parametrize("name", ["narrow", "missing mode", "overdispersed", "copies", "collapsed"])
 def test_a_gross_fault_is_named(name, monkeypatch):
+    own = [PARTS[finding] for finding in FAULTS[name].named_by]
+    monkeypatch.setattr(judge, "PARTS", [part for part in judge.PARTS if part in itertools.chain(*own)])
     record = tried(f"wrong/{name}/gross", monkeypatch)
     assert named(record) == "wrong", found(record)
 

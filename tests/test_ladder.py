@@ -101,6 +101,7 @@ def test_units_in_use_are_counted_at_each_level():
     assert (found["active_units"], found["num_latents"]) == (4, 5)
 
 
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_training_goes_up_compiled_and_as_programs_alike():
     sizes = (3, 2, 2)
     options = {"epochs": 6, "batch_size": 32, "learning_rate": 0.01, "progress": False, "seed": 0}

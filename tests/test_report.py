@@ -33,6 +33,19 @@ def _little(monkeypatch):
 
 
 CHECKS = ["summary", "prior_predictive", "posterior_predictive"]
+LEAST = {  # where nothing is said of what is found
+    "evidence_rows": 20,
+    "particles": 100,
+    "guide_rows": 20,
+    "bounds": (2, 2, 2),
+    "modes": (2, 4),
+    "gaps": (2, 2),
+    "simulations": (20, 9),
+    "at_rows": (20, 1),
+    "coverage_rows": 20,
+    "replications": 20,
+    "sample_rows": 100,
+}
 
 
 def text_of(page):
@@ -460,6 +473,7 @@ def test_there_are_two_suites():
 
 
 def test_the_script_writes_numbers_and_a_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SIZES, "quick", dataclasses.replace(SIZES["quick"], **LEAST))
     data = load_data("digits")
     vae = mlp_vae((8, 8), 2, hidden_dims=(16,), likelihood=Normal(scale=1.0))
     vae.save(tmp_path / "run", run={"data": "digits"})

@@ -182,6 +182,7 @@ def test_the_guide_covers_both_modes_where_the_elbo_has_it_choose_one():
     assert found["sleep"][1] == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.usefixtures("compiled_if_exhaustive")
 def test_training_goes_up_compiled_and_as_programs_alike():
     torch.manual_seed(1)
     x = (torch.rand(192, 1) + 0.5 * torch.rand(192, 6) > 0.75).float()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,23 @@ def look(rows: np.ndarray, looks: list[tuple[float, float]], elbo: Callable[[np.
     looks.append((at, elbo(rows)))
 
 
+def answer(module: str, x: np.ndarray, settings: Task, call: dict[str, Any]) -> dict[str, Any]:
+    """What a function of a contender gives, and how long it took; or which import it is missing."""
+    try:
+        contender = importlib.import_module(f"peers.{module}")
+        started = time.perf_counter()
+        task = Task(**{**settings.__dict__, **call["task"]})
+        job, arguments = getattr(contender, call["function"]), dict(call["arguments"])
+        looks: list[tuple[float, float]] = []
+        if "held_out" in arguments:
+            arguments["look"] = partial(look, np.load(arguments.pop("held_out")), looks)
+        result = job(x[: call["num_rows"]], task, **arguments)
+        seconds = time.perf_counter() - started
+    except ImportError as error:
+        return {"missing": str(error), "peak_memory": peak_memory()}
+    return {"result": result, "looks": looks, "seconds": seconds, "peak_memory": peak_memory()}
+
+
 def main(module: str, data: str, task: str) -> None:
     """Answers calls until the input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -39,23 +57,11 @@ def main(module: str, data: str, task: str) -> None:
     x, settings = np.load(data), Task(**json.loads(task))
     rested = None
     for line in sys.stdin:
-        call = json.loads(line)
         # Processor time while waiting: threads that spin would take it from whoever runs.
         idle = 0.0 if rested is None else time.process_time() - rested
-        try:
-            contender = importlib.import_module(f"peers.{module}")
-            started = time.perf_counter()
-            task_now = Task(**{**settings.__dict__, **call["task"]})
-            job, arguments = getattr(contender, call["function"]), call["arguments"]
-            looks = []
-            if "held_out" in arguments:
-                arguments["look"] = partial(look, np.load(arguments.pop("held_out")), looks)
-            result = job(x[: call["num_rows"]], task_now, **arguments)
-            answer = {"result": result, "looks": looks, "seconds": time.perf_counter() - started}
-        except ImportError as error:
-            answer = {"missing": str(error)}
-        answers.write(json.dumps(answer | {"peak_memory": peak_memory(), "idle": idle}) + "\n")
+        answers.write(json.dumps(answer(module, x, settings, json.loads(line)) | {"idle": idle}) + "\n")
         rested = time.process_time()
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])
