@@ -15,7 +15,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
-from traced import run_traced
 
 from pyro_vae import Elbo, Pair, fit, load, mlp_vae
 from pyro_vae.cli.running import run_command
@@ -132,11 +131,9 @@ def train_noisy(path, *, stop_at=None, resume=False):
     }
 
 
-def worker(rank, folder, port, compiles):
+def worker(rank, folder, port):
     """What one of two processes does; its results go to a file."""
     torch.set_num_threads(1)
-    if not compiles:
-        run_traced(pytest.MonkeyPatch())
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with parallel.process_group(torch.device("cpu")):
@@ -159,13 +156,13 @@ def worker(rank, folder, port, compiles):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory, exhaustive):
-    """The results of both ranks, and the folder that they wrote into. They compile in an exhaustive run."""
+def two(tmp_path_factory):
+    """The results of both ranks, and the folder that they wrote into."""
     folder = tmp_path_factory.mktemp("two")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (folder, port, exhaustive), nprocs=2)
+    torch.multiprocessing.spawn(worker, (folder, port), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)], folder
 
 

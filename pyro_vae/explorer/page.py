@@ -61,7 +61,7 @@ class Page:
         self.rows = {name: as_tensor(value) for name, value in named.items()}
         self.structure = pair.structure(pair.batch(self.row(0)))
         self.site = self.structure.site(site)
-        q = pair.encode(x, site=self.site)
+        q: Any = pair.encode(x, site=self.site)
         if q.support.is_discrete:
             raise ValueError(
                 f"the latents {self.site!r} are of kinds, and the explorer moves numbers: give another site"
@@ -126,7 +126,8 @@ class Page:
         blend = Slider(title="blend of the last two rows chosen", start=0, end=1, step=0.02, value=0.5)
 
         def colour(attr: str, old: Any, new: Any) -> None:
-            source.data["colour"], legend.text = colours_of(self.colours[str(by.value)])
+            colours, legend.text = colours_of(self.colours[str(by.value)])
+            source.patch({"colour": [(slice(None), colours)]})
 
         def point(event: Any) -> None:
             if event.x is None or event.y is None:

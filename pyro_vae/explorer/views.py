@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from bokeh.models import ColumnDataSource, DataTable, TableColumn
+from bokeh.models import ColumnDataSource, DataTable, Range1d, TableColumn
 from bokeh.palettes import Category10
 from bokeh.plotting import figure
 from torch import Tensor
@@ -39,8 +39,8 @@ class Pictures:
         self.model = figure(
             width=WIDTH,
             height=WIDTH // len(titles) + 28,
-            x_range=(0, len(titles)),
-            y_range=(0, 1),
+            x_range=Range1d(start=0, end=len(titles)),
+            y_range=Range1d(start=0, end=1),
             toolbar_location=None,
             tools="",
         )
@@ -90,7 +90,7 @@ class Curves:
         self.model = figure(
             width=WIDTH,
             height=WIDTH // 2,
-            y_range=(bounds[0] - margin, bounds[1] + margin),
+            y_range=Range1d(start=bounds[0] - margin, end=bounds[1] + margin),
             toolbar_location=None,
             tools="",
         )
@@ -121,7 +121,7 @@ class Table:
         self.model = DataTable(source=self.source, columns=columns, width=WIDTH, height=height, index_position=None)
 
     def show(self, rows: Sequence[Tensor | None]) -> None:  # noqa: D102
-        found: dict[str, list[str]] = {"column": list(self.schema.names)}
+        found: dict[str, Any] = {"column": list(self.schema.names)}
         for title, row in zip(self.titles, rows, strict=True):
             values = [""] * len(self.schema.names)
             if row is not None:

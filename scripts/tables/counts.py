@@ -18,8 +18,8 @@ person in a year (`mdvis`), 20,190 of them, with two latents and nothing else. E
 share of zeros that draws have. Single cells, by the same likelihoods: [likelihoods.md](likelihoods.md). Differences
 to the Poisson are paired by row."""
 DIGITS = 3
-NOTES = """All four come to the same: two latents of its own give a person's Poisson all the spread and the zeros that the
-others have in their formula. On single cells, where ten latents are shared by 765 genes, they differ by 7 nats a cell."""
+NOTES = """All four come to the same: two latents of its own give a person's Poisson all the spread and the zeros that
+the others have in their formula. On single cells, whose ten latents 765 genes share, they differ by 7 nats a cell."""
 LIKELIHOODS = {
     "Poisson": Poisson,
     "zero-inflated Poisson": ZeroInflatedPoisson,

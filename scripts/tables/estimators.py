@@ -38,8 +38,9 @@ def rows(*, short: bool, root: Path) -> list[Row]:
         name = f"importance weighting, {particles:,} draws"
         found[name] = log_evidence(vae, test, num_particles=particles, seed=seed).log_evidence
     refined = refine(vae, test)
-    found["ELBO of refined guides"] = per_row_elbo(refined, test)
-    found["importance weighting by them, 500 draws"] = log_evidence(refined, test, num_particles=500).log_evidence
+    numbered = refined.rows()
+    found["ELBO of refined guides"] = per_row_elbo(refined, numbered)
+    found["importance weighting by them, 500 draws"] = log_evidence(refined, numbered, num_particles=500).log_evidence
     found["annealing from the guide, 200 steps"] = ais_bounds(vae, test, num_chains=16, num_steps=200).lower
     table: list[Row] = [
         {"": name, "log evidence, nats": with_error(values), "to 5,000 draws": with_error(values - reference)}
@@ -67,7 +68,7 @@ def rows(*, short: bool, root: Path) -> list[Row]:
     return table
 
 
-def per_row_elbo(pair: Any, x: torch.Tensor, num_draws: int = 200) -> torch.Tensor:
+def per_row_elbo(pair: Any, x: Any, num_draws: int = 200) -> torch.Tensor:
     """The ELBO of each row: the mean of the log weights of draws."""
     with torch.no_grad():
         draws = [pair.draws(pair.batch(x)).log_weights for _ in range(num_draws)]

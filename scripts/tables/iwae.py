@@ -35,7 +35,7 @@ def rows(*, short: bool, root: Path) -> list[Row]:
     for seed in range(2 if short else 3):
         for name, (objective, *_) in BOUNDS.items():
             torch.manual_seed(seed)
-            networks = {"encoder_network": iwae_network, "decoder_network": iwae_network}
+            networks: Any = {"encoder_network": iwae_network, "decoder_network": iwae_network}
             vae: Any = make_vae((28, 28), 50, likelihood=Bernoulli(), transform=Binarize(0, 255), **networks)
             epochs = 6 if short else 800
             fit(vae, train, objective=objective, epochs=epochs, batch_size=100, seed=seed, progress=False)

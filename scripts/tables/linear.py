@@ -25,7 +25,8 @@ DIGITS = 4
 
 def rows(*, short: bool, root: Path) -> list[Row]:
     """Training, evidence, posterior and imputation beside their closed forms."""
-    x = torch.tensor(load_iris().data, dtype=torch.float64)
+    irises: Any = load_iris()
+    x = torch.tensor(irises.data, dtype=torch.float64)
     x = ((x - x.mean(0)) / x.std(0, correction=0)).float()
     torch.manual_seed(0)
     vae: Any = mlp_vae((4,), 2, hidden_dims=(), likelihood=Normal(), posterior=FullNormal(), missing="nan")

@@ -26,7 +26,8 @@ DIGITS = 3
 
 def rows(*, short: bool, root: Path) -> list[Row]:
     """The error of each way over masks."""
-    x = torch.tensor(load_breast_cancer().data, dtype=torch.float64)
+    cancers: Any = load_breast_cancer()
+    x = torch.tensor(cancers.data, dtype=torch.float64)
     x = ((x - x.mean(0)) / x.std(0, correction=0)).float()
     errors: dict[str, list[float]] = {}
     covered: list[float] = []
@@ -35,7 +36,8 @@ def rows(*, short: bool, root: Path) -> list[Row]:
         gaps[gaps.all(1), 0] = False
         incomplete = torch.where(gaps, torch.nan, x)
         draws = imputed(incomplete, seed, epochs=200 if short else 600)
-        forest = RandomForestRegressor(n_estimators=30, max_features="sqrt", random_state=seed, n_jobs=-1)
+        how: Any = {"n_estimators": 30, "max_features": "sqrt", "random_state": seed, "n_jobs": -1}
+        forest = RandomForestRegressor(**how)
         filled = {
             "VAE": draws.mean(0).numpy(),
             "mean of the column": SimpleImputer().fit_transform(incomplete),

@@ -35,7 +35,7 @@ def rows(*, short: bool, root: Path) -> list[Row]:
         {"epochs": 20 if short else 100, **how},
     )
     table: list[Row] = []
-    for _, found in curve.iterrows():
+    for found in curve.to_dict("records"):
         rate, distortion = water_filling(values, 0.5, found["beta"])
         table.append(
             {
@@ -55,7 +55,7 @@ def rows(*, short: bool, root: Path) -> list[Row]:
         (0.1, 0.5, 1.0, 2.0, 5.0),
         {"epochs": 100, "progress": False},
     )
-    for _, found in curve.iterrows():
+    for found in curve.to_dict("records"):
         table.append(
             {
                 "": f"digits, β = {found['beta']:g}",
