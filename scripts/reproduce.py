@@ -43,7 +43,7 @@ def main(
     results: Annotated[Path, typer.Option(help="What is kept, JSON; a page in Markdown lies beside it.")] = RESULTS,
 ) -> None:
     """Makes a table and keeps it, or compares it with what is kept; page writes the page again."""
-    kept: dict[str, Any] = files.read_json(results) if results.exists() else {}
+    kept = read(results)
     names = list(TABLES) if name == "all" else [] if name == "page" else [lookup(name, TABLES, "table")]
     form, faults = "short" if short else "full", []
     for one in names:
@@ -55,6 +55,7 @@ def main(
             faults += [f"{one}: {fault}" for fault in differences(kept[one][form]["rows"], rows)]
             continue
         made = {"date": date.today().isoformat(), "seconds": seconds, "machine": machine("cpu"), "versions": versions()}
+        kept = read(results)  # which another process may have written meanwhile
         kept.setdefault(one, {})[form] = {**made, "rows": rows}
         files.write_json(kept, results)
     if faults:
@@ -62,6 +63,11 @@ def main(
     if not check:
         with files.replacing(results.with_suffix(".md")) as temporary:
             temporary.write_text(page(kept), encoding="utf-8")
+
+
+def read(results: Path) -> dict[str, Any]:
+    """What is kept, by table and form."""
+    return files.read_json(results) if results.exists() else {}
 
 
 def table(rows: list[Row], digits: int) -> str:

@@ -58,12 +58,15 @@ def _shares(sound: Sequence[Record], wrong: Sequence[Record]) -> list[str]:
     low, high = _interval(false, len(sound))
     gross = [record for record in wrong if record["key"].endswith("/gross")]
     missed = [record["key"].split("/")[1] for record in gross if named(record) != "wrong"]
-    return [
+    lines = [
         f"- **{false} of {len(sound)} sound models ({false / max(1, len(sound)):.1%}, 95% interval {low:.1%} to "
-        f"{high:.1%}) have a false “wrong”.**",
-        f"- **{len(gross) - len(missed)} of {len(gross)} gross faults are “wrong” for their own reason.**"
-        + (f" The others: {', '.join(missed)}." if missed else ""),
+        f"{high:.1%}) have a false “wrong”.**"
     ]
+    if gross:
+        others = f" The others: {', '.join(missed)}." if missed else ""
+        named_so = len(gross) - len(missed)
+        lines.append(f"- **{named_so} of {len(gross)} gross faults are “wrong” for their own reason.**{others}")
+    return lines
 
 
 def _head(
