@@ -8,7 +8,7 @@ from pathlib import Path
 import judge
 import pytest
 from judged.faults import FAULTS, STRENGTHS
-from judged.page import any_wrong, found, markdown, named
+from judged.page import HELD_OUT, any_wrong, found, markdown, named
 from judged.sound import SOUND
 
 from pyro_vae.evaluation.report.job import SIZES
@@ -45,8 +45,17 @@ def test_at_most_one_sound_model_in_twenty_is_called_wrong(records):
 
 
 def test_every_gross_fault_is_wrong_for_its_own_reason(records):
-    gross = [record for record in records if record["key"].endswith("/gross")]
+    gross = [record for record in records if record["key"].endswith("/gross") and record["key"].startswith("wrong/")]
     assert {record["key"].split("/")[1] for record in gross} == set(FAULTS)
+    assert [record["key"] for record in gross if named(record) != "wrong"] == []
+
+
+def test_verdicts_hold_on_cases_that_thresholds_were_not_set_on(records):
+    new = [{**r, "key": r["key"].removeprefix(HELD_OUT)} for r in records if r["key"].startswith(HELD_OUT)]
+    sound, gross = ([r for r in new if r["key"].startswith(kind)] for kind in ("sound/", "wrong/"))
+    assert len(sound) >= 19
+    assert len(gross) == len(FAULTS)
+    assert sum(map(any_wrong, sound)) <= max(1, len(sound) / 20)
     assert [record["key"] for record in gross if named(record) != "wrong"] == []
 
 

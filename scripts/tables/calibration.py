@@ -5,14 +5,15 @@ from collections import defaultdict
 from pathlib import Path
 
 from judged.faults import FAULTS
-from judged.page import found
+from judged.page import HELD_OUT, found
 
 from tables.row import Row
 
 TITLE = "Calibration of right and wrong guides"
 ABOUT = """From the judge's runs (`docs/judge.jsonl`, made by `scripts/judge.py`): in how many of them calibration, by
 ranks, jointly (TARP, Lemos et al., 2023, and the rank of the log-weight) or at the rows themselves, calls guides
-wrong or worth a look. The thresholds were set on the same runs."""
+wrong or worth a look. The thresholds were set on most of these runs; [judge.md](judge.md) has those that
+they were not set on apart."""
 DIGITS = 0
 FINDINGS = {"calibration", "joint_calibration", "calibration_at_rows", "coverage"}
 JUDGED = Path(__file__).parents[2] / "docs" / "judge.jsonl"
@@ -23,7 +24,7 @@ def rows(*, short: bool, root: Path) -> list[Row]:
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for line in JUDGED.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        kind, name, *strength = record["key"].split("/")
+        kind, name, *strength = record["key"].removeprefix(HELD_OUT).split("/")
         if kind == "sound":
             which = "right guides"
         elif FAULTS[name].named_by & FINDINGS:
