@@ -19,7 +19,7 @@ def colours_of(values: Sequence[Any]) -> tuple[list[str], str]:
     Example:
         >>> colours_of(["cat", "owl", None])[0]
         ['#1f77b4', '#ff7f0e', '#bbbbbb']
-        >>> colours_of([0.0, 0.25, 1.0])[0][0]
+        >>> colours_of([n / 30 for n in range(31)])[0][0]
         '#440154'
     """
     missing = [value is None or value != value for value in values]  # NaN is not itself
