@@ -1,6 +1,8 @@
 r"""Models on the Hugging Face hub: a run folder with a card, as the hub takes it."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["from_pretrained", "model_card", "push_to_hub"]
 
 CARD = "README.md"
-_SHARED = (CARD, CONFIG, WEIGHTS, "run.toml", "history.csv", "report.html", "figures/*.png")
+_AS_IT_IS = (CARD, WEIGHTS, "history.csv", "figures/curves.png", "figures/samples.png")  # other figures show rows
+_OF_PLACES = ("data", "data_root")  # settings that say where files lie
 
 
 def model_card(folder: str | os.PathLike[str], report: Mapping[str, Any] | None = None) -> str:
@@ -62,7 +65,10 @@ def push_to_hub(
     token: str | None = None,
     endpoint: str | None = None,
 ) -> str:
-    """Puts a saved model on the hub: configuration, weights, history, pictures and a card; never its data.
+    """Puts a saved model on the hub: configuration, weights, history, curves, draws and a card.
+
+    No row of the data goes with it, nor where they lie. What the model itself knows of them does: the names of columns,
+    labels and kinds.
 
     Args:
         folder: What ``save`` or ``pyro-vae train`` wrote. A card that is already there is kept.
@@ -87,9 +93,15 @@ def push_to_hub(
             temporary.write_text(model_card(folder, report).replace("OWNER/NAME", repo_id), encoding="utf-8")
     api = hub.HfApi(endpoint=endpoint, token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
-    api.upload_folder(
-        repo_id=repo_id, folder_path=folder, allow_patterns=list(_SHARED), commit_message="A trained model"
-    )
+    with tempfile.TemporaryDirectory() as shared:
+        for name in _AS_IT_IS:
+            if (folder / name).exists():
+                (Path(shared) / name).parent.mkdir(exist_ok=True)
+                shutil.copy(folder / name, Path(shared) / name)
+        config = dict(load_config(folder))
+        config["run"] = {name: value for name, value in config["run"].items() if name not in _OF_PLACES}
+        files.write_json(config, Path(shared) / CONFIG)
+        api.upload_folder(repo_id=repo_id, folder_path=shared, commit_message="A trained model")
     return f"{api.endpoint}/{repo_id}"
 
 

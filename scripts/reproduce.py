@@ -51,6 +51,8 @@ def main(
         rows = TABLES[one].rows(short=short, root=data_root or default_root())
         seconds = round(time.perf_counter() - started)
         print(f"\n{TABLES[one].TITLE}, {form}, in {seconds:,} s\n\n{table(rows, TABLES[one].DIGITS)}\n", flush=True)
+        if check and form not in kept.get(one, {}):
+            raise ValueError(f"{results} has no {form} form of {one} to compare with: make it without --check")
         if check:
             faults += [f"{one}: {fault}" for fault in differences(kept[one][form]["rows"], rows)]
             continue

@@ -94,9 +94,14 @@ def test_a_model_comes_back_from_the_hub_as_it_went(hub, tmp_path):
     vae = mlp_vae((3,), latent_dim=2, likelihood=Normal())
     vae.save(tmp_path / "run", run={"data": "/home/me/secret/patients.csv", "epochs": 3})
     (tmp_path / "run" / "patients.csv").write_text("not to be shared")
+    (tmp_path / "run" / "run.toml").write_text('data = "/home/me/secret/patients.csv"\n')
+    (tmp_path / "run" / "figures").mkdir()
+    for name in ("curves", "reconstructions"):  # of which one shows rows
+        (tmp_path / "run" / "figures" / f"{name}.png").write_bytes(b"a picture")
     where = push_to_hub(tmp_path / "run", "someone/model", report=FINDINGS, token="hf_x", endpoint=address)
     assert where == f"{address}/someone/model"
-    assert set(files) == {"README.md", "config.json", "model.safetensors"}
+    assert set(files) == {"README.md", "config.json", "model.safetensors", "figures/curves.png"}
+    assert not [name for name, content in files.items() if b"secret" in content]
     card = files["README.md"].decode()
     assert 'from_pretrained("someone/model")' in card
     assert "all is well" in card

@@ -40,3 +40,10 @@ def test_tensorboard_has_the_history(trained, tmp_path):
     scalars = found.Scalars("elbo")
     assert [scalar.step for scalar in scalars] == [1, 2, 3]
     assert [scalar.value for scalar in scalars] == pytest.approx(history["elbo"].tolist(), rel=1e-6)
+
+
+def test_nothing_is_logged_of_a_run_that_is_refused(trained, tmp_path):
+    pytest.importorskip("tensorboard")
+    with pytest.raises(ValueError, match="NaN"):
+        fit(trained[0], torch.full((5, 3), torch.nan), progress=False, log=tmp_path / "log")
+    assert list(tmp_path.iterdir()) == []

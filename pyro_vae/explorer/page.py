@@ -1,5 +1,6 @@
 """The page: a plane of latents to point at, a row and what is believed of it, latents to move, two rows to blend."""
 
+import functools
 import html
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ __all__ = ["Page"]
 
 _SLIDERS = 8
 _PARTICLES = 500
+_STEPS = 20  # of a blend
 
 
 class Page:
@@ -66,6 +68,10 @@ class Page:
             raise ValueError(
                 f"the latents {self.site!r} are of kinds, and the explorer moves numbers: give another site"
             )
+        self._middle = functools.lru_cache(maxsize=2)(
+            lambda number: pair.middle(pair.batch(self.row(number)), self.structure)
+        )
+        self._way = functools.lru_cache(maxsize=1)(lambda a, b: pair.interpolate(self.row(a), self.row(b), _STEPS + 1))
         self.shape = q.mean.shape[1:]
         self.means = q.mean.cpu().flatten(1)
         self.scales = q.stddev.cpu().flatten(1)
@@ -81,16 +87,14 @@ class Page:
 
     def mean_at(self, z: Tensor, number: int) -> Tensor:
         """What is expected of a row at latents ``(L,)``, if all else is as in the row of this number."""
-        row = self.row(number)
-        latents = self.pair.middle(self.pair.batch(row), self.structure)
+        row, latents = self.row(number), self._middle(number)
         value = z.reshape(1, *self.shape).to(latents[self.site])
         given = {name: value for name, value in row.items() if name not in ("x", "mask")}
         return self.pair.mean_at(latents | {self.site: value.reshape(latents[self.site].shape)}, given=given)[0].cpu()
 
     def blend(self, a: int, b: int, share: float) -> Tensor:
         """What is expected on the way from one row to another."""
-        way = self.pair.interpolate(self.row(a), self.row(b), steps=101)
-        return way[round(100 * share), 0].cpu()
+        return self._way(a, b)[round(_STEPS * share), 0].cpu()
 
     def beliefs(self, number: int) -> str:
         """The evidence of a row, and whether to believe it, as HTML."""
@@ -123,7 +127,7 @@ class Page:
         )
         legend, told = Div(text="", width=WIDTH + 120), Div(text="", width=WIDTH, name="told")
         sliders = [self._slider(place) for place in self.moved]
-        blend = Slider(title="blend of the last two rows chosen", start=0, end=1, step=0.02, value=0.5)
+        blend = Slider(title="blend of the last two rows chosen", start=0, end=1, step=1 / _STEPS, value=0.5)
 
         def colour(attr: str, old: Any, new: Any) -> None:
             colours, legend.text = colours_of(self.colours[str(by.value)])

@@ -1,6 +1,7 @@
 """The history of a training, written for TensorBoard as it goes."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 
@@ -26,12 +27,16 @@ def opened(folder: str | os.PathLike[str] | None) -> Iterator[Callable[[Mapping[
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError("a log is written for TensorBoard: pip install 'pyro-vae[tracking]'") from error
-    with SummaryWriter(os.fspath(folder)) as writer:
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def writer() -> SummaryWriter:  # which makes the folder, so not before an epoch is done
+            return stack.enter_context(SummaryWriter(os.fspath(folder)))
 
         def write(epoch: Mapping[str, float]) -> None:
             for name, value in epoch.items():
                 if name != "epoch":
-                    writer.add_scalar(name, value, int(epoch["epoch"]))
-            writer.flush()
+                    writer().add_scalar(name, value, int(epoch["epoch"]))
+            writer().flush()
 
         yield write

@@ -24,10 +24,11 @@ def main(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Let nobody else see it, if it is new.")] = False,
 ) -> None:
-    """Puts a model on the hub: its configuration, weights, history, pictures and a card, and never its data.
+    """Puts a model on the hub: its configuration, weights, history, curves, draws and a card.
 
-    A README.md that is in the run folder already is the card; else one is written there. It takes pip install
-    'pyro-vae[hub]', and who you are by hf auth login.
+    No row of the data goes with it, nor where they lie; the names of columns, labels and kinds do. A README.md that is
+    in the run folder already is the card; else one is written there. It takes pip install 'pyro-vae[hub]', and who you
+    are by hf auth login.
     """
     found = None if report is None else json.loads(report.read_text(encoding="utf-8"))
     if found is not None and "findings" not in found:
