@@ -42,6 +42,13 @@ Config = Annotated[
         rich_help_panel="The run",
     ),
 ]
+HeldOutData = Annotated[
+    str | None, typer.Option("--data", help="A name or path as for train. [default: the run's held-out rows]")
+]
+AllData = Annotated[
+    str | None, typer.Option("--data", help="A name or path as for train. [default: what the run was trained on]")
+]
+Seed = Annotated[int, typer.Option(help="Seeds the draws.")]
 Device = Annotated[str, typer.Option(help="auto (CUDA or XPU where there is one), cpu, cuda or xpu.")]
 
 

@@ -68,10 +68,9 @@ class Page:
             raise ValueError(
                 f"the latents {self.site!r} are of kinds, and the explorer moves numbers: give another site"
             )
-        self._middle = functools.lru_cache(maxsize=2)(
-            lambda number: pair.middle(pair.batch(self.row(number)), self.structure)
-        )
-        self._way = functools.lru_cache(maxsize=1)(lambda a, b: pair.interpolate(self.row(a), self.row(b), _STEPS + 1))
+        once = functools.lru_cache(maxsize=2)  # what neither the pointer nor a slider changes
+        self._middle = once(lambda number: pair.middle(pair.batch(self.row(number)), self.structure))
+        self._way = once(lambda a, b: pair.interpolate(self.row(a), self.row(b), _STEPS + 1))
         self.shape = q.mean.shape[1:]
         self.means = q.mean.cpu().flatten(1)
         self.scales = q.stddev.cpu().flatten(1)

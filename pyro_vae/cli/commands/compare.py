@@ -17,12 +17,10 @@ def main(
     run: options.Run,
     other: Annotated[Path, typer.Argument(help="The run to compare it with.", metavar="OTHER")],
     out: Annotated[Path, typer.Option(help="The file to write, JSON.")] = Path("comparison.json"),
-    data: Annotated[
-        str | None, typer.Option(help="A name or path as for train. [default: RUN's held-out rows]")
-    ] = None,
+    data: options.HeldOutData = None,
     data_root: options.DataRoot = None,
     device: options.Device = "auto",
-    seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Says by how many nats a row one model is more probable than another, and in which rows they differ most.
 

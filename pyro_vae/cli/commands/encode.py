@@ -19,9 +19,7 @@ EXAMPLES = (
 def main(
     run: options.Run,
     out: Annotated[Path, typer.Option(help="What to write: .npz, or .csv, .tsv, .xlsx or .parquet for a table.")],
-    data: Annotated[
-        str | None, typer.Option(help="A name or path as for train. [default: what the run was trained on]")
-    ] = None,
+    data: options.AllData = None,
     held_out: options.HeldOut = False,
     data_root: options.DataRoot = None,
     site: Annotated[

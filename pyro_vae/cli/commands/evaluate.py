@@ -40,12 +40,10 @@ def main(
         str | None,
         typer.Option(help=f"Only these parts of the suite, with commas between: {', '.join(PARTS)}. [default: all]"),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="A name or path as for train. [default: the run's held-out rows]")
-    ] = None,
+    data: options.HeldOutData = None,
     data_root: options.DataRoot = None,
     device: options.Device = "auto",
-    seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Evaluates a trained model: ELBO, rate (KL) and distortion in nats per datum, bits per dimension, active units.
 

@@ -13,9 +13,7 @@ EXAMPLES = ("pyro-vae explore runs/digits-mlp", "pyro-vae explore runs/patients-
 
 def main(
     run: options.Run,
-    data: Annotated[
-        str | None, typer.Option(help="A name or path as for train. [default: the run's held-out rows]")
-    ] = None,
+    data: options.HeldOutData = None,
     data_root: options.DataRoot = None,
     num_rows: Annotated[int, typer.Option(help="Rows that are shown, from the first on.")] = 2000,
     site: Annotated[

@@ -22,15 +22,13 @@ def main(
     out: Annotated[
         Path, typer.Option(help="What to write: .npy for the numbers, .csv, .tsv, .xlsx or .parquet for a table.")
     ],
-    data: Annotated[
-        str | None, typer.Option(help="A name or path as for train. [default: what the run was trained on]")
-    ] = None,
+    data: options.AllData = None,
     held_out: options.HeldOut = False,
     data_root: options.DataRoot = None,
     num_samples: Annotated[int, typer.Option(help="Times that each missing entry is drawn.")] = 5,
     num_particles: Annotated[int, typer.Option(help="Draws from the guide that importance weights choose from.")] = 100,
     device: options.Device = "auto",
-    seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Draws missing entries given the observed ones of their row, several times, for multiple imputation.
 

@@ -25,13 +25,11 @@ def main(
             "for the draws as a table."
         ),
     ],
-    data: Annotated[
-        str | None, typer.Option(help="A name or path as for train. [default: the run's held-out rows]")
-    ] = None,
+    data: options.HeldOutData = None,
     data_root: options.DataRoot = None,
     num_samples: Annotated[int, typer.Option(help="Draws for each row.")] = 10,
     device: options.Device = "auto",
-    seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Draws new data like each row: z ~ q(z|x), then x' ~ p(x'|z), in the units of the data.
 

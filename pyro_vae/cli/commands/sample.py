@@ -40,7 +40,7 @@ def main(
         ),
     ] = None,
     device: options.Device = "auto",
-    seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Draws new rows x ~ p(x) from a trained model, in the units of its data.
 

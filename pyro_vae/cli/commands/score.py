@@ -29,9 +29,7 @@ def main(
             "rows."
         ),
     ],
-    data: Annotated[
-        str | None, typer.Option(help="A name or path as for train. [default: the run's held-out rows]")
-    ] = None,
+    data: options.HeldOutData = None,
     whole: Annotated[
         bool, typer.Option("--whole", help="All rows of what the run was trained on, and not those held out alone.")
     ] = False,
@@ -39,7 +37,7 @@ def main(
     num_particles: Annotated[int, typer.Option(help="Draws of the guide for each row.")] = 500,
     entries: Annotated[int, typer.Option(help="How many of a row's least expected entries to name; 0 for none.")] = 3,
     device: options.Device = "auto",
-    seed: Annotated[int, typer.Option(help="Seeds the draws.")] = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Writes the log evidence log p(x) of each row, in nats: the lower, the stranger.
 
