@@ -256,7 +256,8 @@ def plot_columns(data: "pd.DataFrame", samples: "pd.DataFrame") -> "Figure":
         axes.set_visible(False)
     if len(names) < data.shape[1]:
         figure.supxlabel(f"the first {len(names)} of {data.shape[1]} columns", fontsize=9)
-    grid[0].legend(frameon=False, fontsize=7)
+    # Above the panels, in which shares that lie farther out are written.
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=7)
     return figure
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from pyro_vae import plotting
@@ -172,3 +173,16 @@ def test_draws_stand_in_the_places_of_their_means():
         row, column = divmod(place, 3)
         assert picture[3 * row, 3 * column] == place
         assert picture[3 * row, 3 * (column + 4)] == 10 + place
+
+
+def test_the_legend_of_columns_hides_nothing_that_is_written_in_them():
+    data = pd.DataFrame({"a": np.linspace(0, 1, 50), "b": ["x", "y"] * 25})
+    samples = pd.DataFrame({"a": np.linspace(-4, 5, 50), "b": ["x", "y"] * 25})
+    figure = plotting.plot_columns(data, samples)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    legend, renderer = figure.legends[0].get_window_extent(), canvas.get_renderer()
+    written = [text for axes in figure.axes for text in [axes.title, *axes.texts] if text.get_text()]
+    assert any("below" in text.get_text() for text in written)
+    assert not any(legend.overlaps(text.get_window_extent(renderer)) for text in written)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["data", "samples"]
