@@ -3,6 +3,7 @@
 import warnings
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from coverings import covering
@@ -12,7 +13,8 @@ from test_captured import bits_vae, numbers_pair, of
 from zoo import ZOO
 from zoo.program import first
 
-from pyro_vae import mlp_vae
+from pyro_vae import Pair, mlp_vae
+from pyro_vae.evaluation import nuts_posterior
 from pyro_vae.likelihoods import Normal
 
 NUM = 24
@@ -80,3 +82,59 @@ def test_to_the_numbers_of_the_cpu(pair, tool):
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def in_a_module():
+    return mlp_vae((4,), 2, hidden_dims=(3,), likelihood=Normal())
+
+
+def in_a_function():
+    decoder = torch.nn.Linear(2, 4)
+
+    def model(x=None, *, batch_size=None):
+        with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, device=decoder.weight.device), 1.0).to_event(1))
+            return pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    return Pair(model, lambda x: None)
+
+
+def with_a_bare_parameter():
+    scale = pyro.param("scale", torch.tensor(1.5), constraint=dist.constraints.positive)
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, x=None, *, batch_size=None):
+            with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
+                z = pyro.sample("z", dist.Normal(self.loc, pyro.param("scale", scale)))
+                return pyro.sample("x", dist.Normal(z.unsqueeze(-1).expand(*z.shape, 4), 1.0).to_event(1), obs=x)
+
+    pair = Pair(Model(), lambda x: None)
+    pair.store_names = {"scale"}
+    return pair
+
+
+@pytest.mark.parametrize(
+    ("build", "copied"), [(in_a_module, True), (in_a_function, False), (with_a_bare_parameter, False)]
+)
+def test_nuts_hardly_touches_the_device_where_a_copy_can_be_made(build, copied):
+    row = torch.tensor([[0.5, -1.0, 0.0, 2.0]])
+    pyro.set_rng_seed(0)
+    expected = nuts_posterior(build(), row, 20, 20, 2)
+    pyro.clear_param_store()
+    with PretendedCuda() as device:
+        pyro.set_rng_seed(0)
+        pair = build().to("cuda")
+        before = {name: value.clone() for name, value in pyro.get_param_store().named_parameters()}
+        device.events.clear()
+        found = nuts_posterior(pair, row, 20, 20, 2)
+        touched = len(device.events)
+        assert found.draws["z"].device.type == pair.device.type == "cuda"
+        store = dict(pyro.get_param_store().named_parameters())
+        assert store.keys() == before.keys()
+        assert all(store[name].device.type == "cuda" for name in store)
+        torch.testing.assert_close(found.draws["z"].cpu(), expected.draws["z"], rtol=1e-4, atol=1e-5)
+    assert (touched < 40) is copied, touched

@@ -1,5 +1,6 @@
 """The posterior of the latents by the No-U-Turn sampler, to compare the guide with."""
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,6 +78,10 @@ def nuts_posterior(
     they can be enumerated, whether or not the program marks them so, and have no draws. Scales that the program puts on
     its sites are left out, by ``poutine.scale`` and by subsampling the plate ``"data"``; masks are kept.
 
+    A pair on a GPU is sampled on the CPU, as a copy: a leapfrog step is many small operations, one after another, and
+    each would wait for the GPU. Where no copy runs there (functions that use modules, bare ``pyro.param`` statements),
+    the pair itself is sampled where it is.
+
     Args:
         pair: The programs; the guide is not used.
         x: One row with its keyword arguments, as :func:`~pyro_vae.fit` takes them; more of them are sampled together,
@@ -115,6 +120,7 @@ def nuts_posterior(
             f"{warmup_steps}"
         )
     arviz = import_arviz()
+    device, pair = pair.device, _on_cpu(pair, x)
     rows = next(pair.check(x).chunks(2**62))
     chains, num_divergences = [], 0
     with forked_random_state(pair.device), evaluating(pair.model):
@@ -136,15 +142,32 @@ def nuts_posterior(
 
     def by_element(statistic: Any, array: np.ndarray) -> Tensor:
         flat = array.reshape(*array.shape[:2], -1)
-        values = [float(statistic(flat[..., i])) for i in range(flat.shape[-1])]
+        with np.errstate(divide="ignore", invalid="ignore"):  # chains that never moved have an infinite R̂, or none
+            values = [float(statistic(flat[..., i])) for i in range(flat.shape[-1])]
         return torch.tensor(values, dtype=torch.float64).reshape(array.shape[2:])
 
     return NutsPosterior(
-        draws,
+        {name: value.to(device) for name, value in draws.items()},
         {name: by_element(arviz.rhat, array) for name, array in arrays.items()},
         {name: by_element(arviz.ess, array) for name, array in arrays.items()},
         num_divergences,
     )
+
+
+def _on_cpu(pair: Pair, x: Inputs) -> Pair:
+    """A copy of the pair on the CPU; the pair itself where it is there, or no copy of it runs there."""
+    if pair.device.type == "cpu":
+        return pair
+    try:
+        here = copy.deepcopy(pair)
+        here.store_names = set()  # entries of Pyro's parameter store are the pair's own, and stay where they are
+        here.to("cpu")
+        with evaluating(here.model), forked_random_state(pair.device):
+            batch = here.prepare(next(here.check(x).chunks(2**62)))
+            here.programs[0](batch.x, **batch.arguments)
+    except (TypeError, RuntimeError):  # its modules are those of functions, or it holds tensors of the GPU elsewhere
+        return pair
+    return here
 
 
 class _Unscaled(Messenger):
