@@ -8,6 +8,8 @@ import sys
 from html import unescape
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pyro
 import pytest
 import torch
@@ -338,6 +340,25 @@ def test_a_missing_mode_is_wrong_and_its_evidence_is_not_fine():
     settled = next(finding for finding in report.findings if finding.name == "evidence_step")
     assert settled.level == "look"
     assert "on 12 rows chains that start elsewhere find 0." in settled.text
+
+
+def test_curves_say_where_training_was_best_and_how_far_it_still_rose():
+    exact = LinearGaussian()
+    x = exact.draw(30)
+    said = evaluate_suite(exact.exact_pair(), x, parts=["curves"]).sections["curves"].about
+    assert said == "Not done: the history of its training was not given: history=fit(...)."
+    bound = np.append(-40.0 + np.arange(19.0), -30.0)  # highest at 19; −23.5 in the last tenth but one, −26 in the last
+    history = pd.DataFrame({"epoch": np.arange(1, 21), "elbo": bound + 5, "reconstruction": bound + 9, "kl": 4.0})
+    history = history.assign(validation_elbo=bound)
+    settings = {"epochs": 20, "likelihood": "normal"}
+    report = evaluate_suite(exact.exact_pair(), x, parts=["curves"], history=history, settings=settings)
+    section = report.sections["curves"]
+    assert section.numbers == {"epochs": 20, "best_epoch": 19, "best": -22.0, "rise": -2.5}
+    assert section.about.startswith("The validation ELBO was highest after epoch 19 of 20: -22.00 nats.")
+    assert len(section.figures) == 1
+    assert report.facts["trained with"] == "epochs 20, likelihood normal"
+    section = evaluate_suite(exact.exact_pair(), x, parts=["curves"], history=history[["epoch"]]).sections["curves"]
+    assert section.about.startswith("Not done: a history has a row for each epoch")
 
 
 def test_training_rows_show_what_was_learned_by_heart():

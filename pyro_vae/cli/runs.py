@@ -2,9 +2,10 @@
 
 import contextlib
 import itertools
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,7 +19,11 @@ from pyro_vae.data.tables import Schema
 from pyro_vae.training import resolve_device
 from pyro_vae.vae import CONFIG, WEIGHTS, load_config
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 CHECKPOINT = "checkpoint.safetensors"
+HISTORY = "history.csv"
 START = "start.safetensors"  # of what clusters start from
 
 
@@ -93,6 +98,20 @@ def is_own(run: Path, name: str | None) -> bool:
 def kind_of(run: Path) -> Kind:
     """The kind of model that a run folder holds."""
     return MODELS[lookup(load_config(run)["run"].get("model", "vae"), MODELS, "model")]
+
+
+def history_of(run: Path) -> "pd.DataFrame | None":
+    """What a run's epochs came to, if it has been trained to its end."""
+    import pandas as pd
+
+    return pd.read_csv(run / HISTORY) if (run / HISTORY).exists() else None
+
+
+def settings_of(run: Path) -> dict[str, Any]:
+    """What a run was trained with where it is not as usual, and when."""
+    found = tomllib.loads((run / SETTINGS).read_text(encoding="utf-8")) if (run / SETTINGS).exists() else {}
+    made = load_config(run)["run"].get("made", {})
+    return found | {name: made[name] for name in ("date", "commit") if made.get(name)}
 
 
 def levels_of(run: Path) -> list[str]:

@@ -74,7 +74,7 @@ def train(settings: dict[str, Any], folder: Path, device: str, usual: Mapping[st
     checkpoint = folder / runs.CHECKPOINT
     choices.choose(choices.MODELS, settings["model"], "model")
     models.check_options(settings["model"], settings, usual)
-    if resuming and not checkpoint.exists() and (folder / "history.csv").exists():
+    if resuming and not checkpoint.exists() and (folder / runs.HISTORY).exists():
         print(f"{folder} has been trained to its end: nothing is left to do.")
         return
     task = prepared(settings, resuming=resuming)
@@ -114,7 +114,7 @@ def train(settings: dict[str, Any], folder: Path, device: str, usual: Mapping[st
         print(f"  pyro-vae train --resume {folder}")
         sys.exit(130)
     draw_figures(vae, settings["model"], task.kind, task.data, task.levels, history, folder / "figures")
-    with files.replacing(folder / "history.csv") as temporary:
+    with files.replacing(folder / runs.HISTORY) as temporary:
         history.to_csv(temporary, index=False)
     for file in (checkpoint, folder / runs.START):
         file.unlink(missing_ok=True)

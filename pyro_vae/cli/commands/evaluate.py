@@ -88,6 +88,8 @@ def main(
         suite=suite,
         parts=chosen,
         train=train,
+        history=runs.history_of(run),
+        settings=runs.settings_of(run),
         seed=seed,
         progress=lambda title: print(f"… {title}", file=sys.stderr),
     )

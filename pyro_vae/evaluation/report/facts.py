@@ -1,6 +1,8 @@
 """What a report is a report of, so that two can be told apart and one made again."""
 
 import platform
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyro
@@ -13,8 +15,8 @@ from pyro_vae.pair import Pair
 __all__ = ["facts"]
 
 
-def facts(pair: Pair, rows: Rows, seed: int) -> dict[str, str]:
-    """Versions, the model, the rows and their fingerprint, in words."""
+def facts(pair: Pair, rows: Rows, seed: int, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Versions, the model and its settings, the rows and their fingerprint, in words."""
     numbers = sum(p.numel() for p in pair.parameters())
     shape = " × ".join(map(str, pair.event_shape or ())) or "one number"
     kind = str(pair.dtype).removeprefix("torch.")
@@ -25,9 +27,11 @@ def facts(pair: Pair, rows: Rows, seed: int) -> dict[str, str]:
         f"NumPy {np.__version__}",
         f"Python {platform.python_version()}",
     )
+    trained = {"trained with": ", ".join(f"{name} {value}" for name, value in settings.items())} if settings else {}
     return {
         "versions": ", ".join(versions),
         "model": f"{type(pair).__name__}, {numbers:,} parameters, {kind}, on {pair.device}",
+        **trained,
         "rows": f"{rows.num_rows:,} of {shape}, fingerprint {rows.fingerprint()}",
         "seed": str(seed),
     }

@@ -101,6 +101,11 @@ GUIDANCE: Mapping[str, Guidance] = {
         "See the prior predictive check; draw from the aggregate posterior; train longer.",
         "samples",
     ),
+    "curves": Guidance(
+        "the ELBO of these rows, above",
+        "Train longer, or with a smaller learning rate.",
+        "training-rows",
+    ),
     "training": Guidance(
         "held-out rows, which the model has not seen",
         "Stop earlier (patience), take fewer units or more dropout, or more rows.",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from pyro_vae.data.rows import Rows
 from pyro_vae.evaluation.modes import Modes, find_modes
 from pyro_vae.inference.structure import Structure
 from pyro_vae.pair import Pair
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["SIZES", "Job", "Size"]
 
@@ -85,6 +88,7 @@ class Job:
         structure: What the programs are made of.
         train: Rows that the pair was trained on, checked.
         labels: Theirs, for a classifier.
+        history: Of its training, a row for each epoch.
         size: How much to do.
         seed: Seeds every part.
     """
@@ -94,6 +98,7 @@ class Job:
     structure: Structure
     train: Rows | None
     labels: Tensor | None
+    history: "pd.DataFrame | None"
     size: Size
     seed: int
 

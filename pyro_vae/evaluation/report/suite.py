@@ -6,6 +6,7 @@ pair or its data says so in a sentence.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +19,9 @@ from pyro_vae.evaluation.report.findings import Report, Section
 from pyro_vae.evaluation.report.job import SIZES, Job
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import forked_random_state
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["PARTS", "evaluate_suite"]
 
@@ -38,6 +42,7 @@ _PARTS: Mapping[str, tuple[str, Part]] = {
     "prior_predictive": ("Does it draw such data? Prior predictive check", predictive.checks("prior")),
     "posterior_predictive": ("Does its likelihood fit? Posterior predictive check", predictive.checks("posterior")),
     "samples": ("Are its samples good?", samples.samples),
+    "curves": ("How did its training go?", training.curves),
     "training": ("Has it learned its training rows by heart?", training.training),
 }
 
@@ -51,6 +56,8 @@ def evaluate_suite(
     suite: str = "quick",
     parts: Sequence[str] | None = None,
     train: Inputs | tuple[Inputs, Inputs] | None = None,
+    history: "pd.DataFrame | None" = None,
+    settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
@@ -65,6 +72,8 @@ def evaluate_suite(
         train: The rows that the pair was trained on, with what goes with them, to see whether it has learned them by
             heart. In a tuple with their labels, a classifier is trained on them, for a space of features; without
             labels, distances between samples and data are taken between their elements.
+        history: What :func:`~pyro_vae.fit` returned, for the curves of the training.
+        settings: What the pair was trained with, by name, which the report repeats.
         seed: Seeds every part.
         progress: Called with the title of each part before it begins.
 
@@ -98,6 +107,7 @@ def evaluate_suite(
         structure,
         None if known is None else pair.check(known),
         None if labels is None else as_tensor(labels),
+        history,
         size,
         seed,
     )
@@ -107,7 +117,7 @@ def evaluate_suite(
         if progress is not None:
             progress(title)
         sections[name] = _section(title, part, job)
-    return Report(suite, sections, facts(pair, rows, seed))
+    return Report(suite, sections, facts(pair, rows, seed, settings or {}))
 
 
 def _section(title: str, part: Part, job: Job) -> Section:

@@ -1,4 +1,4 @@
-"""Has it learned from its training rows, or learned them by heart."""
+"""How training went, and whether it learned from its rows or learned them by heart."""
 
 import torch
 
@@ -8,8 +8,33 @@ from pyro_vae.evaluation.report.findings import Section
 from pyro_vae.evaluation.report.job import Job
 from pyro_vae.evaluation.report.thresholds import THRESHOLDS
 from pyro_vae.evaluation.summary import evaluate
+from pyro_vae.plotting import plot_curves
 
-__all__ = ["training"]
+__all__ = ["curves", "training"]
+
+
+def curves(job: Job, section: Section) -> None:
+    """The bound by epoch, the best one, and how far it still rose at the end."""
+    history = job.history
+    if history is None:
+        raise ValueError("the history of its training was not given: history=fit(...)")
+    if not {"epoch", "elbo", "reconstruction", "kl"} <= set(history) or not len(history):
+        raise ValueError("a history has a row for each epoch, with the columns that fit returns")
+    name, what = ("validation_elbo", "validation ELBO") if "validation_elbo" in history else ("elbo", "training ELBO")
+    bound, tenth = history[name].to_numpy(), len(history) // 10
+    best = int(bound.argmax())
+    section.numbers |= {"epochs": len(history), "best_epoch": int(history["epoch"].iloc[best]), "best": float(bound[best])}
+    section.about = (
+        f"The {what} was highest after epoch {section.numbers['best_epoch']} of {len(history)}: {bound[best]:.2f} nats."
+    )
+    if tenth:
+        rise = float(bound[-tenth:].mean() - bound[-2 * tenth : -tenth].mean())
+        section.numbers["rise"] = rise
+        section.about += (
+            f" From the last tenth of the epochs but one to the last it rose by {rise:z.2f} nats: where that matters, "
+            f"train longer."
+        )
+    section.figures["ELBO and its parts, by epoch"] = plot_curves(history)
 
 
 def training(job: Job, section: Section) -> None:
