@@ -23,10 +23,9 @@ def curves(job: Job, section: Section) -> None:
     name, what = ("validation_elbo", "validation ELBO") if "validation_elbo" in history else ("elbo", "training ELBO")
     bound, tenth = history[name].to_numpy(), len(history) // 10
     best = int(bound.argmax())
-    section.numbers |= {"epochs": len(history), "best_epoch": int(history["epoch"].iloc[best]), "best": float(bound[best])}
-    section.about = (
-        f"The {what} was highest after epoch {section.numbers['best_epoch']} of {len(history)}: {bound[best]:.2f} nats."
-    )
+    epoch, highest = int(history["epoch"].iloc[best]), float(bound[best])
+    section.numbers |= {"epochs": len(history), "best_epoch": epoch, "best": highest}
+    section.about = f"The {what} was highest after epoch {epoch} of {len(history)}: {highest:.2f} nats."
     if tenth:
         rise = float(bound[-tenth:].mean() - bound[-2 * tenth : -tenth].mean())
         section.numbers["rise"] = rise
