@@ -9,7 +9,13 @@ author = "The pyro_vae authors"
 copyright = author  # what Sphinx calls it
 version = release = pyro_vae.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinxcontrib.programoutput",
+]
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}
 
 html_theme = "furo"

@@ -10,6 +10,7 @@ import matplotlib
 import pytest
 
 import pyro_vae
+from pyro_vae.cli.__main__ import COMMANDS
 
 matplotlib.use("Agg")
 
@@ -139,3 +140,9 @@ def test_a_tutorial_runs_and_what_it_says_is_so(page, tmp_path, monkeypatch):
         exec(compile(cell, page.name, "exec"), session)
     for claim in CLAIMS[page.stem]:
         assert eval(claim, session), claim
+
+
+def test_the_page_of_commands_has_each_once():
+    text = (DOCS / "commands.md").read_text()
+    assert re.findall(r"^## pyro-vae (\w+)$", text, re.MULTILINE) == list(COMMANDS)
+    assert re.findall(r"python -m pyro_vae\.cli (\w+) --help$", text, re.MULTILINE) == list(COMMANDS)
