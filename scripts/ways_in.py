@@ -339,7 +339,7 @@ WAYS = (
         returns=observed_cells,
         out="filled.csv",
     ),
-    Way("survey with skipped answers, gzipped", survey, GAPS, "missing entries", returns=observed_cells, out="filled.tsv"),
+    Way("gzipped survey with skips", survey, GAPS, "missing entries", returns=observed_cells, out="filled.tsv"),
     Way("Unicode text from Excel", utf16, GAPS, "missing entries", returns=observed_cells, out="filled.txt"),
     Way("fifteen rows", tiny, GAPS, **TABLE),
     Way("single-cell counts, .h5ad", cells, returns=named_rows),
@@ -434,19 +434,20 @@ def page(results: list[Result]) -> str:
     lines = [
         "# Reading your data, and writing it back",
         "",
-        "This page takes many kinds of data through `pyro-vae train`, `sample`, and `impute` or `predict`. The page is written",
-        "by `python scripts/ways_in.py`, which makes the data, trains for five epochs, and writes samples and results. It fails",
-        "if an observed entry, a label or an id comes back changed by a single character or, in arrays, a single bit.",
+        "This page takes many kinds of data through `pyro-vae train`, `sample`, and `impute` or `predict`. It is",
+        "written by `python scripts/ways_in.py`, which makes the data, trains for five epochs, and writes samples",
+        "and results. The script fails if an observed entry, a label or an id comes back changed by a single",
+        "character or, in arrays, a single bit.",
         "",
     ]
     for number, result in enumerate(results, start=1):
         lines += [f"## {number}. {result.way.title}", ""]
         if result.refused and result.way.trains:
-            lines += ["Without the options, `pyro-vae train` refuses the file and writes nothing:", "", f"> {result.refused}", ""]
+            lines += ["Without the options the file is refused, and nothing is written:", "", f"> {result.refused}", ""]
         if not result.way.trains:
             lines += [f"`{result.command}` is refused:", "", f"> {result.refused}", ""]
             continue
-        lines += [f"`{result.command}`, then `{result.out}`. The notes:", "", *(f"- {said}" for said in result.said), ""]
+        lines += [f"`{result.command}`, then `{result.out}`. Notes:", "", *(f"- {said}" for said in result.said), ""]
     return "\n".join(lines)
 
 
