@@ -6,7 +6,7 @@ import pyro_vae
 
 project = "pyro_vae"
 author = "The pyro_vae authors"
-copyright = author  # what Sphinx calls it
+copyright = author  # the name Sphinx uses
 version = release = pyro_vae.__version__
 
 extensions = [
@@ -28,12 +28,12 @@ html_css_files = ["site.css"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 
-# Tutorials run each time: what they show is what this version does.
+# Tutorials run at each build, so their output is that of this version.
 nb_execution_mode = "force"
 nb_execution_in_temp = True
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
-os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # a progress bar of tqdm's, which Pyro imports
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # from tqdm, which Pyro imports
 nb_output_stderr = "warn"  # nothing in a tutorial should complain
 nb_merge_streams = True
 

@@ -16,7 +16,7 @@ TITLES = {
     "whole": "From command to trained model: an MLP, 784-400-50",
     "mlp": "Training an MLP, 784-400-50",
     "conv": "Training a convolutional VAE, channels 32 and 64, 50 latents",
-    "samples": "Draws from the prior",
+    "samples": "Sampling from the prior",
     "evidence": "Importance-weighted evidence",
     "growth": "Growth of the cost of a step",
 }
@@ -60,8 +60,8 @@ def document(results: Sequence[Numbers]) -> str:
     parts = [part for each in results for part in machine_tables(each)]
     if not any("gpu" in each["machine"] for each in results):
         parts.append(
-            "## On a GPU\n\nNot yet measured by this command, which does so where there is one. What was seen on one "
-            "is in [gpu.md](../gpu.md)."
+            "## On a GPU\n\nNot yet measured by this command, which uses a GPU if there is one. Earlier "
+            "measurements on a GPU are in [gpu.md](../gpu.md)."
         )
     return "\n\n".join(parts) + "\n"
 
@@ -73,7 +73,7 @@ def machine_tables(results: Numbers) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     parts = [
         f"## On {machine['gpu'] + ' (' + cpu + ')' if 'gpu' in machine else cpu}\n\n"
-        f"{results['date']}; {versions}. Float32 where nothing else is said; {settings['data']}, batches of "
+        f"{results['date']}; {versions}. Float32 unless stated otherwise; {settings['data']}, batches of "
         f"{settings['batch_size']}. Medians of {settings['rounds']} rounds, with the lowest and highest in brackets."
     ]
     for name, found in results["sections"].items():
@@ -88,12 +88,12 @@ def machine_tables(results: Numbers) -> list[str]:
 def details(name: str, found: Numbers) -> str:
     """How much work there was."""
     if name in ("mlp", "conv"):
-        return f", {found['num_rows']:,} rows an epoch"
+        return f", {found['num_rows']:,} rows per epoch"
     if name == "whole":
         rounds = max((len(row["seconds"]) for row in found["contenders"].values()), default=0)
         return f", {found['epochs']} epochs of {found['num_rows']:,} rows; {rounds} rounds"
     if name == "samples":
-        return f", {found['count']:,} of them"
+        return f", {found['count']:,} draws"
     return f", {found['num_particles']:,} particles" if name == "evidence" else ""
 
 
@@ -106,7 +106,7 @@ def spread(values: Sequence[float] | Numbers, form: str = ".2f") -> str:
 def contender_table(found: Numbers) -> str:
     """A row for every contender."""
     training = "num_rows" in found
-    head = ["", "seconds an epoch" if training else "per second", *(f"relative to {r}" for r in found["ratios"])]
+    head = ["", "seconds per epoch" if training else "per second", *(f"relative to {r}" for r in found["ratios"])]
     head += ["ELBO, nats", "peak memory, MiB", "first step, s from start", "s from call"] if training else []
     rows = []
     for label, row in found["contenders"].items():
@@ -151,7 +151,7 @@ def growth_table(found: Numbers) -> str:
         for value in dict.fromkeys(value for times in by_label.values() for value in times):
             cells = [spread([1e3 * s for s in by_label[label][value]], ".2f") for label in labels]
             rows.append([f"{SIZES[name]} {int(value):,}", *cells])
-    return markdown(["milliseconds a step", *labels], rows)
+    return markdown(["milliseconds per step", *labels], rows)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -159,28 +159,30 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
 
 
-INTRODUCTION = """# How fast it is
+INTRODUCTION = """# Speed compared with Pyro, PyTorch and NumPyro
 
-Made by `python scripts/benchmark.py --data-root … --out docs/benchmarks/NAME`; its numbers are in `NAME.json`.
+This page is written by `python scripts/benchmark.py --data-root … --out docs/benchmarks/NAME`. Its numbers are in
+`NAME.json`.
 
-All train the same model on the same binarised rows: every epoch shuffles them, draws the bits of each batch again and
-takes a step of Adam (1e-3) with it; rows that do not fill a batch are left out for all. Each contender is a process of
-its own, started from cold; it waits idle while another has its turn. A turn trains fresh weights for a few epochs, of
-which the last counts. A ratio is that of two contenders in the same round. The ELBO is that of the last epoch's rows:
-it says that they train alike, with a few nats' lead in the first epochs where the KL is in closed form. Peak memory is
-of one training, data and compiler included; the first step is taken on one batch, so it holds imports (from start) and
-compilation, and not the time for looking at all rows.
+All contenders train the same model on the same binarised rows. Every epoch shuffles the rows, draws the bits of each
+batch again, and takes one step of Adam (1e-3) per batch. Rows that do not fill a batch are left out for all. Each
+contender is a separate process with a cold start, and is idle while another runs. In each round it trains fresh
+weights for a few epochs, and the last epoch counts. Ratios compare two contenders in the same round. The ELBO is that
+of the last epoch's rows. It shows that all train alike, with a lead of a few nats in the first epochs for a
+closed-form KL. Peak memory is that of one training, data and compiler included. The first step is taken on one batch,
+so its time includes imports (from start) and compilation, but not checking all rows.
 
-The whole training is timed from the start of the process, imports and compilation included, to its end, and to the end
-of the epoch after which the ELBO of test rows, whose bits are drawn once, was first as high as the goal; all look at
-the test rows after every epoch. Cold, nothing was compiled before on the machine; warm, the same was.
+The whole training is timed from the start of the process, imports and compilation included. One time is to its end,
+the other to the end of the first epoch at which the ELBO of the test rows, whose bits are drawn once, reaches the
+goal. All contenders evaluate the test rows after every epoch. Cold means that nothing had been compiled on the
+machine before, warm that the same training had.
 
-- **Pyro example**: a `DataLoader` over tensors, `SVI.step` with `Trace_ELBO` and `pyro.optim.Adam`, with
-  Pyro's validation as it is by default. The example decodes every image again; that is left out.
-- **PyTorch**: by hand; rows on the device, the KL in closed form, fused Adam; its loss compiled, or its step as one
-  CUDA graph.
-- **NumPyro**: as its example; the epoch is one jitted loop on the device, with `SVI.update` and `Trace_ELBO`.
-- **products**: the five large ones of a step of the MLP, forward and backward, and nothing else.
+- **Pyro example**: a `DataLoader` over tensors, `SVI.step` with `Trace_ELBO` and `pyro.optim.Adam`, with Pyro's
+  default validation. The example decodes every image again in each epoch; that is left out here.
+- **PyTorch**: a hand-written loop; rows on the device, the KL in closed form, fused Adam; its loss compiled, or its
+  step as one CUDA graph.
+- **NumPyro**: like its example; the epoch is one jitted loop on the device, with `SVI.update` and `Trace_ELBO`.
+- **products**: only the five large matrix products of a step of the MLP, forward and backward.
 """
 
 
@@ -252,5 +254,5 @@ def draw_growth(axes: Axes, name: str, by_label: Numbers, *, named: bool) -> Non
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     if named:
-        axes.set_ylabel("ms a step", fontsize=8)
+        axes.set_ylabel("ms per step", fontsize=8)
         axes.legend(fontsize=7, frameon=False)

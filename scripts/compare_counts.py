@@ -163,7 +163,7 @@ def table(results: list[dict[str, Any]]) -> str:
         ]
         for row in results
     ]
-    return report.markdown(["", "evidence of a cell, nats", "to the first", "of seeds"], rows)
+    return report.markdown(["", "evidence per cell, nats", "difference from the first", "range over seeds"], rows)
 
 
 if __name__ == "__main__":

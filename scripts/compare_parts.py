@@ -143,7 +143,7 @@ def table(results: list[dict[str, Any]]) -> str:
         ]
         for row in results
     ]
-    head = ["", "evidence, nats", "to the first", "ELBO", "rate", "active latents", "seconds"]
+    head = ["", "evidence, nats", "difference from the first", "ELBO", "rate", "active latents", "seconds"]
     return report.markdown(head, rows)
 
 

@@ -325,21 +325,21 @@ WAYS = (
     Way("Parquet", parquet, GAPS, "missing entries", returns=observed_entries(pd.read_parquet), out="filled.parquet"),
     Way("Parquet with nested types", nested, refused="lists or structures", trains=False),
     Way(
-        "CSV with pandas' index, and account numbers",
+        "CSV with a pandas index and account numbers",
         with_index,
         (*GAPS, "--columns", "Konto=index"),
         "missing entries|identifier",
         **TABLE,
     ),
     Way(
-        "CSV without names",
+        "CSV without a header",
         without_names,
         ("--header", "no", *GAPS),
         "names or may be data",
         returns=observed_cells,
         out="filled.csv",
     ),
-    Way("survey with skips, gzipped", survey, GAPS, "missing entries", returns=observed_cells, out="filled.tsv"),
+    Way("gzipped survey with skips", survey, GAPS, "missing entries", returns=observed_cells, out="filled.tsv"),
     Way("Unicode text from Excel", utf16, GAPS, "missing entries", returns=observed_cells, out="filled.txt"),
     Way("fifteen rows", tiny, GAPS, **TABLE),
     Way("single-cell counts, .h5ad", cells, returns=named_rows),
@@ -359,7 +359,7 @@ WAYS = (
     Way("shares in [0, 1]", saved("shares.npy", RNG.beta(2, 5, (60, 6))), returns=same_rows),
     Way("bits", saved("bits.npy", RNG.random((60, 12)) < 0.3), returns=same_rows),
     Way(
-        "big-endian, column by column",
+        "big-endian, column-major array",
         saved("foreign.npy", np.asfortranarray(RNG.normal(size=(60, 5))).astype(">f8")),
         returns=same_rows,
     ),
@@ -375,13 +375,13 @@ WAYS = (
         images("", "tif", lambda n: RNG.normal(300, 5, (8, 8)).astype(np.float32)),
         returns=named_rows,
     ),
-    Way("cut-outs with transparency", images("RGBA", "png", cut_out), returns=named_rows),
+    Way("images with transparency", images("RGBA", "png", cut_out), returns=named_rows),
     Way(
         "black-and-white drawings",
         images("1", "png", lambda n: (RNG.random((8, 8)) < 0.3).astype(np.uint8) * 255),
         returns=named_rows,
     ),
-    Way("a stack of pages in one TIFF", pages, refused="frames", trains=False),
+    Way("a multi-page TIFF", pages, refused="frames", trains=False),
 )
 
 
@@ -432,21 +432,22 @@ def go_through(way: Way, folder: Path) -> Result:
 def page(results: list[Result]) -> str:
     """The results as a document."""
     lines = [
-        "# Ways in",
+        "# Reading your data, and writing it back",
         "",
-        "Data of many kinds through `pyro-vae train`, `sample`, and `impute` or `predict`. All of it is made,",
-        "trained on for five epochs, sampled, and written out again by `python scripts/ways_in.py`, which fails where",
-        "an observed entry, a label or an id does not come back as it came: text to the letter, arrays to the bit.",
+        "This page takes many kinds of data through `pyro-vae train`, `sample`, and `impute` or `predict`. It is",
+        "written by `python scripts/ways_in.py`, which makes the data, trains for five epochs, and writes samples",
+        "and results. The script fails if an observed entry, a label or an id comes back changed by a single",
+        "character or, in arrays, a single bit.",
         "",
     ]
     for number, result in enumerate(results, start=1):
         lines += [f"## {number}. {result.way.title}", ""]
         if result.refused and result.way.trains:
-            lines += ["Without the options it is refused, and nothing is written:", "", f"> {result.refused}", ""]
+            lines += ["Without the options the file is refused, and nothing is written:", "", f"> {result.refused}", ""]
         if not result.way.trains:
             lines += [f"`{result.command}` is refused:", "", f"> {result.refused}", ""]
             continue
-        lines += [f"`{result.command}`, then `{result.out}`. It says:", "", *(f"- {said}" for said in result.said), ""]
+        lines += [f"`{result.command}`, then `{result.out}`. Notes:", "", *(f"- {said}" for said in result.said), ""]
     return "\n".join(lines)
 
 

@@ -68,7 +68,7 @@ def test_the_python_of_the_document_on_rows_runs(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "title", ["Groups with effects of their own", "Topics", "Several modalities, with parts missing", "Sequences"]
+    "title", ["Groups with their own effects", "Topics", "Several modalities, with parts missing", "Sequences"]
 )
 def test_the_python_of_the_document_on_premade_programs_runs(title, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
