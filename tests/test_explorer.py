@@ -16,7 +16,7 @@ pytest.importorskip("bokeh")
 from bokeh.document import Document
 from bokeh.models import ColumnDataSource, DataTable, Slider
 
-from pyro_vae.explorer import Page, Plane, serve
+from pyro_vae.explorer import Neighbours, Page, Plane, serve
 from pyro_vae.explorer.colours import colours_of
 from pyro_vae.explorer.views import Curves, Pictures, rgba, view_of
 
@@ -47,6 +47,32 @@ def test_a_plane_of_one_latent_is_a_line():
     plane = Plane.through(torch.tensor([[1.0], [3.0]]))
     assert torch.allclose(plane.latents(torch.tensor([[0.5, 9.0]])), 2 + 0.5 * plane.directions[:1].T)
     assert plane.share == 1
+
+
+def test_a_map_of_neighbours_leads_to_the_nearest_row_and_back():
+    z = torch.tensor([[0.0, 0.0, 1.0], [5.0, 0.0, 0.0], [0.0, 7.0, 0.0]])
+    found = Neighbours(z, torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    assert torch.equal(found.latents(torch.tensor([[0.9, 0.2], [-3.0, 0.1]])), z[[1, 0]])
+    assert torch.equal(found.points(z + 0.1), found.places)
+
+
+def test_umap_keeps_clusters_apart():
+    pytest.importorskip("umap")
+    torch.manual_seed(0)
+    of_cluster = torch.arange(3).repeat_interleave(30)
+    found = Neighbours.of(10 * torch.eye(6)[of_cluster] + torch.randn(90, 6))
+    apart = torch.cdist(found.places, found.places).fill_diagonal_(torch.inf)
+    assert torch.equal(of_cluster[apart.argmin(1)], of_cluster)
+
+
+def test_a_page_takes_another_map(digits):
+    vae, x, _ = digits
+    page = Page(vae, x, plane=lambda z: Neighbours(z, z[:, :2]))
+    document = Document()
+    page(document)
+    (source,) = (one for one in document.select({"type": ColumnDataSource}) if "a" in one.data)
+    assert np.allclose(source.data["b"], page.means[:, 1])
+    assert torch.equal(page.plane.latents(page.means[4:5, :2]), page.means[4:5])
 
 
 def test_numbers_of_a_page_are_those_of_the_pair(digits):

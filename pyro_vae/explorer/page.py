@@ -2,7 +2,7 @@
 
 import functools
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from pyro_vae._support.arrays import as_tensor
 from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation import log_evidence
 from pyro_vae.explorer.colours import colours_of
+from pyro_vae.explorer.neighbours import Neighbours
 from pyro_vae.explorer.plane import Plane
 from pyro_vae.explorer.views import WIDTH, view_of
 from pyro_vae.pair import Pair
@@ -42,6 +43,8 @@ class Page:
         schema: The columns, of rows of a table.
         title: The page's.
         site: The latent; by default the only one there is, or ``"z"``.
+        plane: Lays the posterior means ``(N, L)`` out in two dimensions; ``Neighbours.of`` does so by UMAP, and what is
+            decoded is then the mean of the row nearest to the pointer.
 
     Raises:
         ValueError: if the latent is discrete.
@@ -56,6 +59,7 @@ class Page:
         schema: Any = None,
         title: str = "",
         site: str | None = None,
+        plane: Callable[[Tensor], Plane | Neighbours] = Plane.through,
     ) -> None:
         self.pair, self.schema, self.title = pair, schema, title
         pair.check(x)
@@ -74,7 +78,7 @@ class Page:
         self.shape = q.mean.shape[1:]
         self.means = q.mean.cpu().flatten(1)
         self.scales = q.stddev.cpu().flatten(1)
-        self.plane = Plane.through(self.means)
+        self.plane = plane(self.means)
         self.colours = {"nothing": ["all rows"] * len(self.means), **(colours or {})}
         spread = self.means.var(0, correction=0)
         order = spread.argsort(descending=True)[:_SLIDERS]
@@ -118,8 +122,7 @@ class Page:
             width=WIDTH + 120, height=WIDTH + 120, tools="pan,wheel_zoom,tap,reset", active_scroll="wheel_zoom"
         )
         plane.scatter("a", "b", source=source, size=5, color="colour", alpha=0.7, nonselection_alpha=0.35)
-        plane.xaxis.axis_label = "first principal direction of the latents"
-        plane.yaxis.axis_label = f"second; the plane has {self.plane.share:.0%} of their variance"
+        plane.xaxis.axis_label, plane.yaxis.axis_label = self.plane.axes
 
         by = Select(
             title="colour by", options=list(self.colours), value=list(self.colours)[-1 if len(self.colours) == 2 else 0]

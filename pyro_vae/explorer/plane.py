@@ -42,6 +42,11 @@ class Plane:
         found[: len(directions[:2])] = directions[:2]
         return cls(centre, found, float(spread[:2].sum() / spread.sum().clamp(min=torch.finfo(z.dtype).tiny)))
 
+    @property
+    def axes(self) -> tuple[str, str]:
+        """Labels of the two axes."""
+        return "first principal direction of the latents", f"second; the plane has {self.share:.0%} of their variance"
+
     def points(self, z: Tensor) -> Tensor:
         """Where latents ``(N, L)`` are in the plane: ``(N, 2)``."""
         return (z - self.centre) @ self.directions.mT

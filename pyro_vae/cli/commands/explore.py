@@ -19,6 +19,10 @@ def main(
     site: Annotated[
         str | None, typer.Option(help="The latent, by its name in the programs. [default: the only one, or z]")
     ] = None,
+    umap: Annotated[
+        bool,
+        typer.Option("--umap", help="Show near rows near, by UMAP, in the place of the latents' principal directions."),
+    ] = False,
     port: Annotated[int, typer.Option(help="Where the page is: http://localhost:PORT.")] = 5006,
     device: options.Device = "auto",
 ) -> None:
@@ -29,7 +33,7 @@ def main(
     'pyro-vae[explore]', ends with Ctrl-C, and cannot be seen from other machines.
     """
     try:
-        from pyro_vae.explorer import Page, serve
+        from pyro_vae.explorer import Neighbours, Page, Plane, serve
     except ModuleNotFoundError as error:
         raise ImportError("the page is made by Bokeh: pip install 'pyro-vae[explore]'") from error
 
@@ -43,6 +47,7 @@ def main(
         schema=runs.schema_of(run),
         title=f"{run} on {held.name}",
         site=site,
+        plane=Neighbours.of if umap else Plane.through,
     )
     server = serve(page, port)
     print(f"http://localhost:{port} shows {len(page.means):,} rows of {held.name}; Ctrl-C ends it")

@@ -1,0 +1,48 @@
+"""The latents in two dimensions by UMAP, in which near rows stay near."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Neighbours"]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    r"""A map of latents by UMAP (McInnes et al., *UMAP*, 2018), which has no formula from the map to latents.
+
+    Args:
+        z: Latents ``(N, L)``.
+        places: Where they are on the map, ``(N, 2)``.
+    """
+
+    z: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, z: Tensor, seed: int = 0) -> "Neighbours":
+        """The map of latents ``(N, L)``.
+
+        Raises:
+            ImportError: if UMAP is not installed.
+        """
+        try:
+            import umap
+        except ModuleNotFoundError as error:
+            raise ImportError("the map of neighbours is made by UMAP: pip install umap-learn") from error
+        found = umap.UMAP(random_state=seed, n_jobs=1, n_neighbors=min(15, len(z) - 1)).fit_transform(z.numpy())
+        return cls(z, torch.as_tensor(found, dtype=z.dtype))
+
+    @property
+    def axes(self) -> tuple[str, str]:
+        """What is said at the two axes."""
+        return "UMAP of the latents", "near rows are near; distances mean little"
+
+    def points(self, z: Tensor) -> Tensor:
+        """Where the rows are whose latents are nearest to latents ``(M, L)``: ``(M, 2)``."""
+        return self.places[torch.cdist(z, self.z).argmin(1)]
+
+    def latents(self, points: Tensor) -> Tensor:
+        """The latents ``(M, L)`` of the rows that are nearest to points ``(M, 2)``."""
+        return self.z[torch.cdist(points, self.places).argmin(1)]
