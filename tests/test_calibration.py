@@ -107,7 +107,7 @@ def test_quantities_of_the_user_are_ranked_by_their_definition():
     assert (found.ranks["first"] == found.ranks["z[0]"]).all()
     assert (found.ranks["both[1]"] == 19 - found.ranks["z[1]"]).all()
     assert len(found.table) == 7
-    with pytest.raises(ValueError, match=r"'one' has shape \(\) for 300 rows; it must give one number"):
+    with pytest.raises(ValueError, match=r"'one' has shape \(\) for 300 rows; it must return one number"):
         simulation_based_calibration(pair, 300, 19, {"one": lambda z: z.sum()})
     with pytest.raises(ValueError, match="quantity 'z' already"):
         simulation_based_calibration(pair, 300, 19, {"z": lambda z: z})
@@ -146,7 +146,7 @@ def test_with_a_mask_the_posterior_is_that_given_the_observed_entries():
 
 
 def test_global_latents_and_broken_contracts_are_refused_in_a_sentence():
-    with pytest.raises(ContractError, match=r"'mean' lies outside .* rows that the model draws are not"):
+    with pytest.raises(ContractError, match=r"'mean' lies outside .* rows drawn from the model are not"):
         simulation_based_calibration(function_pair())
     with pytest.raises(ContractError, match="does not sample the model's latent 'z'"):
         simulation_based_calibration(Pair(discrete_pair().model, lambda x: None))

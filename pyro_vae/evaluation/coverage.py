@@ -66,8 +66,8 @@ def predictive_coverage(
 
     In each row one observed entry d of ``x`` is chosen at random and predicted
 
-    - with ``kind="posterior"`` from the others in its row, :math:`p(x_d \mid x_{-d})`, and from everything else that the
-      model observes: the entry is hidden by the mask that both programs take, and drawn by importance resampling, as in
+    - with ``kind="posterior"`` from the others in its row, :math:`p(x_d \mid x_{-d})`, and from all else that the model
+      observes: the entry is hidden by the mask that both programs take, and drawn by importance resampling, as in
       :meth:`~pyro_vae.Pair.impute`;
     - with ``kind="prior"`` without anything that the model observes about its row, :math:`p(x_d)`, given only its other
       keyword arguments. This tests each entry alone, and needs no mask.
@@ -78,8 +78,8 @@ def predictive_coverage(
     .. math:: \mathrm{pit} = \frac{u + v}{S + 1}, \qquad x_d \text{ is inside at level } l
         \iff |\mathrm{pit} - \tfrac12| \le \tfrac{l}{2}
 
-    With ``kind="prior"`` a right model has a uniform PIT and covers each level exactly, discrete data included. With one
-    entry per row the entries are independent, so the binomial error is right.
+    With ``kind="prior"`` a right model has a uniform PIT and covers each level exactly, discrete data included. One
+    entry per row keeps the entries independent, so the binomial error is right.
 
     With ``kind="posterior"`` this holds as ``num_particles`` grows. With a rough guide too few particles reach the
     posterior, and intervals are too narrow, which the p-values do not allow for. With an untrained guide for four

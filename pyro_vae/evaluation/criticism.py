@@ -4,7 +4,7 @@ A model that fits draws data sets like the observed one. So draw many, :math:`x^
 statistic T of each, and see where that of the observed data lies among them (Rubin, 1984; Gelman, Meng & Stern, 1996).
 A data set is drawn
 
-- from the prior predictive: for each row :math:`z_n \sim p(z),\ x'_n \sim p(x \mid z_n)`. Are the data like the model's?
+- from the prior predictive: for each row :math:`z_n \sim p(z),\ x'_n \sim p(x \mid z_n)`. Is the data like these?
 - from the posterior predictive: :math:`z_n \sim q(z \mid x_n),\ x'_n \sim p(x \mid z_n)`. Can the likelihood produce
   such data around *these* rows? As z follows the row, this tests the prior less, and mostly the likelihood.
 """

@@ -47,8 +47,8 @@ class GuideDiagnosis:
                 f"importance weights cannot correct it; the median effective sample size is {share:.1%} of the draws"
             )
         return (
-            f"the guide is close enough to the posterior of all {rows} rows (k̂ up to {float(self.k_hat.max()):.2f}) for "
-            f"importance weights to correct it; the median effective sample size is {share:.1%} of the draws"
+            f"the guide is close enough to the posterior of all {rows} rows (k̂ up to {float(self.k_hat.max()):.2f}) "
+            f"for importance weights to correct it; the median effective sample size is {share:.1%} of the draws"
         )
 
 
