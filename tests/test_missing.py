@@ -237,7 +237,7 @@ def test_a_model_that_does_not_leave_gaps_out_is_refused_them():
         for tool in (evaluate, lambda pair, rows: fit(pair, rows, epochs=1), Pair.impute, Pair.encode):
             with pytest.raises(
                 TypeError,
-                match="the model takes no 'mask', by which missing entries are left out: it takes no arguments",
+                match="the model takes no 'mask', needed to ignore missing entries: it takes no arguments",
             ):
                 tool(blind, rows)
 

@@ -111,7 +111,7 @@ NOT_DIFFERENTIABLE = "cannot be differentiated through"
 INDEPENDENT = "takes latents that are independent given the row"
 ENUMERATED = "learns of values that the guide draws, and it enumerates them"
 OBSERVED = "knows nothing of what the guide observes"
-PRIOR = "leaves the prior of 'z' as it is"
+PRIOR = "cannot train the prior of 'z'"
 POINT = "the guide sets 'z' to a point"
 # What makes no sense, and a part of the sentence that says so.
 REASONS = {

@@ -82,9 +82,9 @@ class InfoVae:
         kl_weight: :math:`w_{\mathrm{KL}}`.
 
     Raises:
-        ValueError: if a weight is negative or not finite; or, when called, if the guide does not have exactly one latent
-            vector for each row, there is a single row, or the prior depends on enumerated latents or, without a KL,
-            would not learn.
+        ValueError: if a weight is negative or not finite; or, when called, if the guide does not have exactly one
+            latent vector for each row, there is a single row, or the prior depends on enumerated latents or, without
+            a KL, would not learn.
 
     Example:
         >>> InfoVae(mmd_weight=500.0)
@@ -98,7 +98,7 @@ class InfoVae:
     def __post_init__(self) -> None:
         for name in ("mmd_weight", "kl_weight"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number, at least 0, found {getattr(self, name)}")
+                raise ValueError(f"{name} must be a finite number from 0, found {getattr(self, name)}")
 
     def __call__(self, draws: Draws, progress: Any) -> Tensor:  # noqa: D102
         name = draws.only_latent("InfoVae")

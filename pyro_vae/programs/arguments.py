@@ -128,13 +128,11 @@ def check_mask(model: Callable[..., Any]) -> None:
         >>> check_mask(lambda x, labels=None: x)
         Traceback (most recent call last):
         ...
-        TypeError: the model takes no 'mask', which it needs to ignore missing entries: it takes labels
+        TypeError: the model takes no 'mask', needed to ignore missing entries: it takes labels
     """
     names = accepted(model)
     if names is not None and "mask" not in names:
-        raise TypeError(
-            f"the model takes no 'mask', which it needs to ignore missing entries: it takes {listed(names)}"
-        )
+        raise TypeError(f"the model takes no 'mask', needed to ignore missing entries: it takes {listed(names)}")
 
 
 def check_values(programs: Iterable[Callable[..., Any]], arguments: Mapping[str, Any]) -> None:

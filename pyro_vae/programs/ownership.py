@@ -54,9 +54,9 @@ def modules_of(program: Any) -> dict[str, nn.Module]:
         program: Any program, or a mapping of several by name: ``{"model": model, "guide": guide}``.
 
     Returns:
-        Modules by name, such as ``decoder``, ``self.encoder`` or ``nets.0``, in the order they are found. None is a registered
-        child of another. A program that is a module, or a method of one, has it under ``self``. The items of a set have
-        no order, so similar items may be numbered differently in another process.
+        Modules by name, such as ``decoder``, ``self.encoder`` or ``nets.0``, in the order they are found. None is a
+        registered child of another. A program that is a module, or a method of one, has it under ``self``. The items of
+        a set have no order, so similar items may be numbered differently in another process.
 
     Example:
         >>> decoder = nn.Linear(2, 4)
@@ -242,7 +242,7 @@ class _Search:
             if definitions:
                 self._holders.append(_Holder(here, vars(part), definitions))
             elif not type(part).__module__.startswith("torch."):
-                # Functions stored in it, such as a pair's programs. An autoguide's model is in a tuple, and so not among them.
+                # Functions stored in it, such as a pair's programs. An autoguide's model is not: it is in a tuple.
                 given = (types.FunctionType, types.MethodType, functools.partial)
                 self._queue.extend((here, value) for value in vars(part).values() if isinstance(value, given))
 

@@ -40,7 +40,7 @@ class BackwardEncoder(nn.Module):
         return self.encoding.arguments
 
     def read(self, x: Tensor, mask: Tensor, **arguments: Any) -> tuple[list[Tensor], list[Tensor]]:
-        """Summaries of rows ``(N, T, *C)`` from each step on: h ``(N, H)``, and whether anything is observed, ``(N, 1)``."""
+        """Summaries of rows ``(N, T, *C)`` from each step on: h ``(N, H)``, and whether any is observed, ``(N, 1)``."""
         rows, steps = x.shape[:2]
         shown = self.encoding(x, mask, **by_step(arguments, rows, steps)).reshape(rows, steps, -1)
         seen = mask.reshape(rows, steps, -1).any(-1)

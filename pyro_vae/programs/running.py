@@ -44,7 +44,7 @@ def _bare(state: Any) -> Any:
 
 
 def move_stored(names: Iterable[str], device: torch.device) -> None:
-    """Moves entries of Pyro's parameter store to a device, except parameters of modules, which move with their module."""
+    """Moves entries of Pyro's parameter store to a device, except modules' parameters, which move with them."""
     store = pyro.get_param_store()
     values = dict(store.named_parameters())
     bare = {name: values[name] for name in names if name in values and not isinstance(values[name], nn.Parameter)}

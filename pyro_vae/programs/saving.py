@@ -182,8 +182,8 @@ def _store_names(pair: Any) -> set[str]:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"Pyro's parameter store holds {listed(bare)}, and which of them are this pair's can't be told, because its "
-            f"programs do not run without data ({reason}): name them, as in pair.store_names = {{{min(bare)!r}}}"
+            f"Pyro's parameter store holds {listed(bare)}, and which of them are this pair's can't be told, because "
+            f"its programs do not run without data ({reason}): name them, as in pair.store_names = {{{min(bare)!r}}}"
         ) from error
 
 
