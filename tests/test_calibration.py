@@ -303,7 +303,7 @@ def test_an_argument_that_is_the_same_for_all_rows_is_given_to_every_chunk():
     exact = conditional()
     found = simulation_based_calibration(exact.pair, 250, 9, given=exact.simulate(250), chunk_size=60)
     assert found.p_value > 0.01
-    with pytest.raises(ContractError, match="does not take what the contract gives it"):
+    with pytest.raises(ContractError, match="does not take the contract's arguments"):
         simulation_based_calibration(exact.pair, 100, 9, given={"labels": torch.zeros(100, dtype=torch.long)})
 
 

@@ -258,7 +258,7 @@ def test_what_does_not_factorise_is_refused():
     for model, words in (
         (correlated, "the MultivariateNormal at 'x' is of .* entries at once"),
         (autoregressive, "changes with the values in place of missing ones"),
-        (doubled, "no entry can be left out"),
+        (doubled, "no entry can be ignored"),
         (deaf, "changes with the values in place of missing ones"),
     ):
         pair = Pair(model, guide, event_shape=(5,), data_range=dist.constraints.real)

@@ -18,7 +18,7 @@ from pyro_vae.transforms import Standardize
 
 
 def test_global_latents_are_refused_in_a_sentence():
-    with pytest.raises(ContractError, match=r"'mean' lies outside .* so that rows are not independent"):
+    with pytest.raises(ContractError, match=r"'mean' lies outside .* so rows are not independent"):
         predictive_coverage(function_pair(), torch.randn(50), kind="prior")
 
 

@@ -219,7 +219,7 @@ def test_each_latent_has_its_posterior():
     again = ladder.pair.encode(x, site="low")
     assert torch.equal(again.mean, ladder.pair.encode(x, site="low").mean)
     assert torch.equal(state, torch.get_rng_state())
-    with pytest.raises(ValueError, match="the model has several latents, top, low: name one of them by site="):
+    with pytest.raises(ValueError, match="the model has several latents, top, low: name one of them with site="):
         ladder.pair.encode(x)
     with pytest.raises(ValueError, match="the model has no latent 'z': its latents are top, low"):
         ladder.pair.encode(x, site="z")
@@ -524,7 +524,7 @@ def test_sites_that_cannot_be_drawn_are_refused(tmp_path):
         pair.sample(3, sites=("x", "y"), out=tmp_path / "x.npy")
     assert pair.sample(3, sites=("y",), out=tmp_path / "y.npy").shape == (3,)
     regression = Regression().pair
-    with pytest.raises(ValueError, match="the site 'weight' is outside of the plate 'data'"):
+    with pytest.raises(ValueError, match="the site 'weight' is outside the plate 'data'"):
         regression.sample(3, given={"features": torch.ones(3, 2)}, sites=("weight",))
 
 

@@ -187,8 +187,8 @@ def moved_by_nuts(pair: Pair, batch: Batch) -> tuple[Mapping[str, Any], dict[str
     for frame in frames:
         if frame.name != "data" and frame.full_size is not None and frame.size < frame.full_size:
             raise ContractError(
-                f"the plate {frame.name!r} takes only some of its elements, and NUTS needs them all: run the model "
-                f"without subsampling"
+                f"the plate {frame.name!r} subsamples its elements, and NUTS needs them all: run the model without "
+                f"subsampling"
             )
     settings: dict[str, Any] = {"max_plate_nesting": max((-frame.dim for frame in frames), default=0)}
     settings["transforms"] = {name: _map(name, site["fn"]).inv for name, site in moved.items()}

@@ -138,7 +138,7 @@ def conditional(
         for chunk in rows.chunks(rows_that_fit(rows.num_elements)):
             batch = whole.prepare(chunk)
             structure = whole.structure(batch, count_bytes=True) if structure is None else structure
-            structure.require_local("no row has a posterior of its own")
+            structure.require_local("no row has its own posterior")
             given = arithmetic(as_tensor(chunk["x"])).to(pair.device)
             at_once = max(1, memory // (num_particles * structure.bytes_per_draw))
             for part in batch.chunks(at_once):

@@ -74,8 +74,8 @@ _CENTRE_DRAWS = 256  # from a distribution without a known mean
 def chunk_shape(elements: int, *, at_most: int | None = None, device: torch.device = _CPU) -> tuple[int, int]:
     """The number of runs in a chunk, and of rows in a run, for rows with this many elements.
 
-    On a CPU a run has at most 2**19 elements and 1,024 rows, a chunk 8 runs and 2**22 elements; on a GPU these grow with
-    its memory. A run has at most ``at_most`` rows, and at least one.
+    On a CPU a run has at most 2**19 elements and 1,024 rows, a chunk 8 runs and 2**22 elements. On a GPU these limits
+    grow with its memory. A run has at most ``at_most`` rows, and at least one.
 
     Example:
         >>> chunk_shape(28 * 28), chunk_shape(5), chunk_shape(3 * 512 * 512)
@@ -188,8 +188,8 @@ def _mean(fn: Any, name: str) -> Tensor:
     if mean is None or bool(mean.isnan().any()):
         lacks = "does not know its mean" if mean is None else "has no mean"
         raise ContractError(
-            f"the {type(innermost(fn)).__name__} at {name!r} {lacks}: draw instead, with posterior_predictive or sample "
-            f"and mean=False"
+            f"the {type(innermost(fn)).__name__} at {name!r} {lacks}: draw instead, with posterior_predictive or "
+            f"sample and mean=False"
         )
     return mean
 
@@ -395,7 +395,7 @@ def draw_prior_predictive(
         num_samples: Number of rows N.
         mean: Return E[x | z] with z ~ p(z) instead of draws.
         arguments: Keyword arguments of the program, ``num_samples`` rows each if they have rows.
-        latents: Returns values of some latents for a number of runs, ``(runs, *event)`` each: global ones, from a guide.
+        latents: Returns values of global latents from a guide for a number of runs, ``(runs, *event)`` each.
         finish: Applied to each chunk of ``x``.
         shape: Runs of the program in a chunk and rows in a run. Latents outside the plate ``"data"`` are drawn once
             in each run.

@@ -113,7 +113,7 @@ class Term:
 class Draws:
     """K draws from the guide for each of N rows, with the log-probabilities at the sites of both programs.
 
-    Only :func:`run_pair` makes them. Every tensor of log-probabilities is ``(K, N)``, in nats, and can be differentiated.
+    Only :func:`run_pair` makes them. Every tensor of log-probabilities is ``(K, N)``, in nats, and differentiable.
 
     Args:
         terms: The sites' contributions.

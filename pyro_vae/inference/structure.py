@@ -126,7 +126,7 @@ class Structure:
         """Names of the latents that the guide samples."""
         return [name for name, latent in self.latents.items() if latent.enumerated != "model"]
 
-    def require_local(self, what: str = "no row has an evidence of its own") -> None:
+    def require_local(self, what: str = "no row has its own evidence") -> None:
         """Checks that there are no global latents, and no plates within a row that subsample their elements.
 
         Raises:
