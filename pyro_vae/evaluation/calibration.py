@@ -32,7 +32,7 @@ __all__ = ["LOG_LIKELIHOOD", "SimulationBasedCalibration", "simulation_based_cal
 Quantity = Callable[..., Tensor]
 
 LOG_LIKELIHOOD = "log p(x|z)"  # the quantity that depends on all latents together
-_FEWEST = 20  # ranks that a histogram can be made of
+_FEWEST = 20  # ranks, for a histogram
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ __all__ = ["DISTANCE", "LOG_WEIGHT", "JointCalibration", "joint_calibration"]
 
 LOG_WEIGHT = "log p(x, z) − log q(z|x)"
 DISTANCE = "distance to a reference point"
-_FEWEST = 20  # ranks that a histogram can be made of
+_FEWEST = 20  # ranks, for a histogram
 _NATS = 1e-3  # log-weights closer than this are ties: those of an exact guide differ by rounding alone
 
 
@@ -141,7 +141,9 @@ def _summarised(ranks: Mapping[str, np.ndarray], num_draws: int, num_bins: int) 
             "adjusted_p_value": adjusted,
         }
     table = pd.DataFrame.from_dict(records, orient="index").rename_axis("quantity")
-    inside = ranks[DISTANCE][:, None] < (levels := np.arange(1, num_draws + 1))  # a ball of so many draws holds it
+    inside = ranks[DISTANCE][:, None] < (
+        levels := np.arange(1, num_draws + 1)
+    )  # whether a ball of this many draws holds it
     share = inside.mean(0)
     coverage = pd.DataFrame(
         {"coverage": share, "standard_error": np.sqrt(share * (1 - share) / len(inside))},

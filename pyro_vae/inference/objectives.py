@@ -161,8 +161,8 @@ class Elbo:
 def as_objective(objective: Any) -> Any:
     """The :class:`Elbo` that is equal to one of Pyro's objectives, if there is one; otherwise the objective itself.
 
-    ``Trace_ELBO``, ``TraceMeanField_ELBO``, ``TraceEnum_ELBO`` and their ``Jit`` forms are equal to an :class:`Elbo`, but
-    not other subclasses. Pyro's other objectives are returned unchanged, and are run on the programs.
+    ``Trace_ELBO``, ``TraceMeanField_ELBO``, ``TraceEnum_ELBO`` and their ``Jit`` forms are equal to an :class:`Elbo`;
+    other subclasses are not. Pyro's other objectives are returned unchanged, and are run on the programs.
 
     Raises:
         TypeError: if it is not an objective.

@@ -195,7 +195,7 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "predictive checks, joint p-value",
         fine="from {p:g}",
         look="below",
-        wrong="below, and a statistic with a p-value of its own below {p:g} is off by more than {off:.0%} of itself "
+        wrong="below, and a statistic whose own p-value is below {p:g} is off by more than {off:.0%} of itself "
         "(means and tails: of the standard deviation; skewness and correlations: of 1; shares: of 20% at least)",
         limits={"p": 0.01, "off": 0.25},
         worth_a_look=lambda p_value, share, p, off: p_value < p,
