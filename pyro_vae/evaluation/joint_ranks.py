@@ -141,9 +141,7 @@ def _summarised(ranks: Mapping[str, np.ndarray], num_draws: int, num_bins: int) 
             "adjusted_p_value": adjusted,
         }
     table = pd.DataFrame.from_dict(records, orient="index").rename_axis("quantity")
-    inside = ranks[DISTANCE][:, None] < (
-        levels := np.arange(1, num_draws + 1)
-    )  # whether a ball of this many draws holds it
+    inside = ranks[DISTANCE][:, None] < (levels := np.arange(1, num_draws + 1))  # is it in a ball of this many draws
     share = inside.mean(0)
     coverage = pd.DataFrame(
         {"coverage": share, "standard_error": np.sqrt(share * (1 - share) / len(inside))},
