@@ -256,7 +256,7 @@ def test_what_does_not_factorise_is_refused():
 
     guide = lg.exact_pair().guide
     for model, words in (
-        (correlated, "the MultivariateNormal at 'x' is of .* entries at once"),
+        (correlated, "the MultivariateNormal at 'x' describes .* entries jointly"),
         (autoregressive, "changes with the values in place of missing ones"),
         (doubled, "no entry can be ignored"),
         (deaf, "changes with the values in place of missing ones"),

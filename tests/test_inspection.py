@@ -145,7 +145,7 @@ def guide_that_leaves_out_a_latent():
     return model, lambda x: None
 
 
-@case("'y': it must sample every one, .*; or pass y, which the model takes, with the rows")
+@case("'y': it must sample every one except .*; or pass y, which the model takes, with the rows")
 def argument_that_is_not_given():
     def model(x=None, *, y=None, batch_size=None):
         with pyro.plate("data", rows_of(x, batch_size), dim=-1):
