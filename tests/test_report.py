@@ -269,7 +269,7 @@ def test_what_is_absent_is_left_out_and_said():
     exact = components_alone(100)
     section = evaluate_suite(exact.pair, exact.data, parts=["summary"]).sections["summary"]
     assert section.findings == []
-    assert "Their information about the row is not estimated" in section.about
+    assert "The information in the latents is not estimated" in section.about
     exact = two_observed(100)
     section = evaluate_suite(exact.pair, exact.data, parts=["summary"]).sections["summary"]
     assert "bits_per_dim" not in section.tables[""].index

@@ -72,7 +72,7 @@ def rate_distortion_curve(
     arguments = {"seed": seed, **(fit_arguments or {})}
     objective = as_objective(arguments.pop("objective", None) or Elbo())
     if not isinstance(objective, Elbo):
-        raise TypeError(f"the objective must be an Elbo, whose KL is given the weight β; found {objective!r}")
+        raise TypeError(f"the objective must be an Elbo, so that its KL can have the weight β; found {objective!r}")
     records = []
     for beta in betas:
         with forked_random_state(torch.device("cpu")):

@@ -34,13 +34,13 @@ def summary(job: Job, section: Section) -> None:
         {"mean": [metrics[n] for n in names], "± over rows": [metrics.get(f"{n}_se", math.nan) for n in names]}, names
     )
     if "auxiliary" in metrics:
-        section.about += " What the guide observes (auxiliary) trains the guide and is not part of the ELBO."
+        section.about += " Sites that the guide observes (auxiliary) train the guide and are not part of the ELBO."
     rows = job.some(_COMPARED)
     if len(rows["x"]) < 2:
         return
     information = latent_information(job.pair, rows, seed=job.seed)
     if not information:
-        section.about += " Their information about the row is not estimated: the guide draws none of known density."
+        section.about += " The information in the latents is not estimated: the guide draws none of known density."
         return
     of_site = {name: float(values.mean()) for name, values in information.items()}
     section.numbers["information"] = of_site

@@ -71,8 +71,8 @@ def modes(job: Job, section: Section) -> None:
     error = float(found.standard_error.square().sum().sqrt()) / len(found.gain)
     section.about = (
         f"{job.size.modes[1]} chains for each of {len(found.gain)} rows, half annealed from the prior and half from "
-        f"the posteriors of other rows. Importance weighting then proposes both from where they end and from the "
-        f"guide, and is as unbiased as from the guide alone. {threshold} Finding nothing does not prove that there is "
+        f"the posteriors of other rows. Importance weighting then draws around their ends as well as from the guide, "
+        f"and is as unbiased as from the guide alone. {threshold} Finding nothing does not prove that there is "
         f"nothing."
     )
     section.numbers = {

@@ -115,7 +115,7 @@ class Job:
     def given(self, num_rows: int) -> tuple[dict[str, Any], int]:
         """Keyword arguments to draw rows with, and the number of rows that they are for.
 
-        What the model observes is left out, because it is drawn.
+        Those of observed sites are omitted, because the model draws them.
         """
         names = self.some(1).keys() - {"x", *self.structure.observed.values()}
         if not names - self.rows.constants.keys():

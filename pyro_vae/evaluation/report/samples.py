@@ -53,13 +53,14 @@ def samples(job: Job, section: Section) -> None:
     reached, possible = quality.loc["coverage"]
     level = threshold.level(reached=reached, possible=possible)
     what = {"fine": "are found", "look": "are not all found", "wrong": "are mostly not found"}[level]
+    claim = f"The data {what} among the samples"
     if possible < threshold.limits["seen"]:
-        what = "cannot be judged to be"
+        claim = "Coverage cannot tell whether the data are found among the samples"
     section.found(
         "samples",
         level,
-        f"The data {what} among its samples: {reached:.0%} of the real rows have a sample in their neighbourhood, "
-        f"where other real rows reach {possible:.0%}.",
+        f"{claim}: {reached:.0%} of the real rows have a sample in their neighbourhood, where other real rows reach "
+        f"{possible:.0%}.",
         reached=reached,
         possible=possible,
     )
