@@ -46,33 +46,33 @@ __all__ = ["Batch", "Pair"]
 File = str | os.PathLike[str]
 Given = Mapping[str, Any]
 
-_ROWS = 1024  # brought to the model's units at a time
+_ROWS = 1024  # converted to the model's units at a time
 
 
 class Pair(nn.Module):
     r"""A model :math:`p(x, z)` and a guide :math:`q(z \mid x)`, both Pyro programs, and the data's transform.
 
-    This is all that training, prediction and evaluation know. The programs may be modules, methods, functions, partial
-    functions or other callables; the modules that they use are found and become the pair's, so that its parameters,
-    device, mode and state are theirs. The contract is at the top of :mod:`pyro_vae.programs`;
-    :func:`pyro_vae.check_pair` says whether a pair keeps it.
+    Training, prediction and evaluation need nothing else. The programs may be modules, methods, functions, partial
+    functions or other callables. The modules that they use are found and registered with the pair, so its parameters,
+    device, mode and state include theirs. The contract is at the top of :mod:`pyro_vae.programs`;
+    :func:`pyro_vae.check_pair` checks whether a pair keeps it.
 
     Args:
         model: ``model(x=None, *, batch_size=None, ...)``.
         guide: ``guide(x, ...)``.
-        transform: The user's units to the model's; by default the data are in the model's units.
-        event_shape: Shape of one row, if data are to be checked for it.
-        data_range: Constraint on one element in the model's units, likewise; by default it is the support of the
-            distribution at site ``"x"``.
-        missing: ``"nan"`` if NaN in the data is a missing entry. The programs are then given ``mask``, ``(N, *E)``,
-            true where an entry is observed, and a value that fits the model in the place of each NaN. So it is with
-            another argument ``y`` where the programs take ``y_mask``. By default NaN is an error. A mask may also be
-            given, like any other argument.
+        transform: From the user's units to the model's; by default the data are in the model's units.
+        event_shape: Shape of one row, to check data against; by default that of a row drawn from the model.
+        data_range: Constraint on one element in the model's units, to check data against; by default the support of
+            the distribution at site ``"x"``.
+        missing: ``"nan"`` if NaN in the data is a missing entry. The programs then get ``mask``, ``(N, *E)``, true
+            where an entry is observed, and each NaN is replaced with a value that fits the model. The same holds for
+            another argument ``y`` if the programs take ``y_mask``. By default NaN is an error. A mask may also be
+            passed, like any other argument.
 
     Every method takes its rows as :func:`~pyro_vae.fit` does: a tensor or array ``(N, *E)`` in the user's units, a
-    DataFrame, a memory map, a data set, or a mapping of ``"x"`` and the programs' keyword arguments. Those have one
-    entry for each row, or are the same for all rows: None, a number, a tensor without dimensions. Each program is given
-    those that it takes, and one that neither takes is a ``TypeError``. What comes back is in the user's units too.
+    DataFrame, a memory map, a data set, or a mapping of ``"x"`` and the programs' keyword arguments. These have one
+    entry for each row, or are the same for all rows: None, a number, a tensor without dimensions. Each program gets
+    those that it takes; one that neither takes is a ``TypeError``. Results are in the user's units too.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -108,10 +108,10 @@ class Pair(nn.Module):
         self.event_shape = None if event_shape is None else tuple(event_shape)
         self.data_range = data_range
         self._place = torch.empty(0)
-        self.num_rows: int | None = None  # that it was trained on, which share a global latent
-        self.store_names: set[str] = set()  # of its entries in Pyro's parameter store, where they are known
-        self.argument_shapes: dict[str, Any] = {}  # of the programs' arguments, so that they can run without data
-        owned = Owned(model=model, guide=guide)  # what the programs keep elsewhere
+        self.num_rows: int | None = None  # rows that it was trained on, which share a global latent
+        self.store_names: set[str] = set()  # its entries in Pyro's parameter store, if known
+        self.argument_shapes: dict[str, Any] = {}  # with them the programs can run without data
+        owned = Owned(model=model, guide=guide)  # modules and parameters that the programs keep elsewhere
         if next(owned.children(), None) is not None or next(owned.parameters(), None) is not None:
             self.owned = owned
 
@@ -132,13 +132,13 @@ class Pair(nn.Module):
     def programs(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Model and guide, each of which ignores the keyword arguments that only the other takes.
 
-        On another device than the CPU the tensors that they make are made there (:mod:`pyro_vae.inference.placed`).
+        On a device other than the CPU, tensors that they create are created there (:mod:`pyro_vae.inference.placed`).
         """
         return placed(_taking(self.model), "model", self.device), placed(_taking(self.guide), "guide", self.device)
 
     @property
     def has_met_gaps(self) -> bool:
-        """Whether the programs are made for rows with entries missing, as those are that take a mask."""
+        """Whether the programs are made for rows with missing entries; assumed here, known for a VAE."""
         return True
 
     @property
@@ -148,50 +148,50 @@ class Pair(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the programs' parameters; of programs without modules the one that the pair was moved to."""
+        """Device of the programs' parameters; without parameters, the device that the pair was moved to."""
         return next((p.device for p in self.parameters()), self._place.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Pair":  # noqa: FBT001, FBT002
-        """Moves as modules do, with the pair's own entries of Pyro's parameter store."""
+        """Moves the modules, and the pair's own entries in Pyro's parameter store."""
         super()._apply(fn, recurse)
         self._place = fn(self._place)
         move_stored(self.store_names, self.device)
         return self
 
     def save(self, folder: File, run: Mapping[str, Any] | None = None) -> None:
-        """Writes the pair's state to a folder, whole or not at all: ``config.json`` and ``model.safetensors``.
+        """Writes the pair's state to a folder, completely or not at all: ``config.json`` and ``model.safetensors``.
 
-        Weights, buffers, the entries of Pyro's parameter store that are its own, and the transform are written; the
-        programs are code, and stay where they are. ``load(folder, into=pair)`` opens it into a pair of the same
+        The files hold weights, buffers, the pair's own entries in Pyro's parameter store, and the transform. The
+        programs are code and are not saved: ``load(folder, into=pair)`` loads the state into a pair of the same
         programs.
 
         Args:
-            folder: Made if it is not there; the two files in it are replaced.
-            run: JSON data to keep beside, such as where it was trained and how.
+            folder: Created if it does not exist; the two files in it are replaced.
+            run: JSON data to save along with it, such as where and how it was trained.
 
         Raises:
             ValueError: if something cannot be saved, before anything is written.
         """
         save_pair(self, folder, run)
 
-    # Rows on their way in
+    # Checking and preparing rows
 
     def check(
         self, x: Inputs, name: str = "x", *, training: bool = False, num_workers: int = 2, fingerprint: bool = False
     ) -> Rows:
-        """Rows whose every entry is known to fit the model.
+        """Checks that every entry fits the model, and returns the rows.
 
         Args:
             x: Rows in any of the forms above.
             name: What to call them in messages.
-            training: Refuse elements of which no row has an observation, and those whose values the model's type cannot
-                tell apart: a model cannot learn about them.
-            num_workers: Processes that read what is streamed.
+            training: Raise an error for elements that no row observes, and for those with values that the model's
+                type cannot tell apart, because a model cannot learn about them.
+            num_workers: Number of processes that read streamed data.
             fingerprint: Take the rows' fingerprint in the same pass.
 
         Raises:
-            ValueError: for the first thing that is wrong, with what was found, what was expected and what to do.
-            TypeError: if there is a keyword argument that neither program takes.
+            ValueError: for the first problem, with what was found, what was expected and what to do.
+            TypeError: if a keyword argument is one that neither program takes.
         """
         rows = as_rows(x, self.device, num_workers=num_workers, name=name)
         if rows.num_rows == 0:
@@ -242,19 +242,19 @@ class Pair(nn.Module):
         for name, value in floating.items():
             if not self._may_have_gaps(name, chunk) and bool(value.isnan().any()):
                 raise ValueError(
-                    f"{name} has {int(value.isnan().sum())} NaN: fill them, or say missing='nan' and let the programs "
+                    f"{name} has {int(value.isnan().sum())} NaN: fill them, or set missing='nan' and let the programs "
                     f"take {name}_mask"
                 )
 
     def _may_have_gaps(self, name: str, chunk: Mapping[str, Any]) -> bool:
-        """Whether NaN in an argument is a missing entry, because the model takes its mask, or the guide if it alone."""
+        """Whether NaN in an argument is a missing entry: the model takes its mask, or the guide if only it takes it."""
         mask = f"{name}_mask"
         by_model, by_guide = (accepted(program) or set() for program in (self.model, self.guide))
         taken = mask in (by_model if name in by_model else by_guide)
         return self.missing is not None and mask not in chunk and taken
 
     def _learn_range(self, arguments: Mapping[str, Any]) -> None:
-        """Finds shape and support of a row by drawing one, where the model can."""
+        """Finds the shape and support of a row by drawing one, if the model can."""
         try:
             site = self._any_row(arguments)
         except PROGRAM_ERRORS:
@@ -263,7 +263,7 @@ class Pair(nn.Module):
             self.event_shape = tuple(predictive.rows_first(site, site["value"]).shape[1:])
         if self.data_range is None:
             try:
-                may_vary = any(np.ndim(value) > 0 for value in arguments.values())  # with what each row is given
+                may_vary = any(np.ndim(value) > 0 for value in arguments.values())  # with each row's arguments
                 self.data_range = of_all_rows(elementwise(site["fn"].support), may_vary=may_vary)
             except NotImplementedError:
                 return
@@ -277,7 +277,7 @@ class Pair(nn.Module):
         predictive.check_sites(trace.nodes, ("x",))
         site = trace.nodes["x"]
         if not any(frame.name == "data" and (frame.dim, frame.size) == (-1, 2) for frame in site["cond_indep_stack"]):
-            raise ValueError("the plate 'data' is not that of rows, as the look at the pair will tell")
+            raise ValueError("the plate 'data' is not that of the rows; inspecting the pair says more")
         return site
 
     def _to_device(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,10 +288,10 @@ class Pair(nn.Module):
         return given
 
     def _mask(self, x: Tensor, arguments: Mapping[str, Any]) -> Tensor | None:
-        """The mask of entries, if there is one; a mask of another shape is the programs' own business.
+        """The mask of entries, if there is one; a mask of another shape is left to the programs.
 
-        A model that knows of entries that are not there, such as steps after the end of a row, says so by a method
-        ``observed_entries(x, **arguments)``.
+        A model in which entries may not exist, such as steps after the end of a row, has a method
+        ``observed_entries(x, **arguments)`` that returns a mask of those that do.
         """
         look: Any = getattr(self.model, "observed_entries", None)
         mask = arguments.get("mask")
@@ -304,8 +304,8 @@ class Pair(nn.Module):
             if self.missing is None:
                 return None
             raise ValueError(
-                f"the mask has shape {tuple(mask.shape)}; with missing='nan' the programs are given one for each entry "
-                f"of x, {tuple(x.shape)}: give a mask of that shape, or another argument for what this one says"
+                f"the mask has shape {tuple(mask.shape)}; with missing='nan' the mask needs a value for each entry of "
+                f"x, {tuple(x.shape)}: pass a mask of that shape, or rename the argument if it means something else"
             )
         return None if mask is None else mask.bool()
 
@@ -313,16 +313,16 @@ class Pair(nn.Module):
         return observed(x, self._mask(x, arguments), missing=self.missing is not None)
 
     def prepare(self, rows: Mapping[str, Any] | Inputs, *, redraw: bool = False) -> Batch:
-        """Rows as the programs take them; they are not checked.
+        """Converts rows to a batch for the programs, without checking them.
 
         Args:
-            rows: A mapping of ``"x"`` and the keyword arguments, such as :class:`~pyro_vae.data.rows.Rows` give, or
-                rows alone.
-            redraw: Let a transform that draws, such as :class:`~pyro_vae.transforms.Binarize`, draw again, as in
-                training. By default its noise depends on the row alone, so that a row is always the same to every tool.
+            rows: A mapping of ``"x"`` and the keyword arguments, as :class:`~pyro_vae.data.rows.Rows` yields, or rows
+                alone.
+            redraw: Let a random transform, such as :class:`~pyro_vae.transforms.Binarize`, draw again, as in training.
+                By default its noise depends on the row alone, so every tool sees the same row.
 
         Returns:
-            The rows in the model's units, on its device and in its type, with a ``mask`` among their arguments where
+            The rows in the model's units, on its device and in its type, with a ``mask`` among their arguments if
             entries are missing, and the transform's log-Jacobian.
         """
         named = dict(rows) if isinstance(rows, Mapping) else next(as_rows(rows, self.device).chunks(2**62))
@@ -349,12 +349,12 @@ class Pair(nn.Module):
         return Batch(y, batch.context, log_jacobian, batch.constants)
 
     def _with_gaps(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The arguments, with a mask and a value in the place of NaN where the programs take such a mask."""
+        """The arguments, with a mask, and a value in place of each NaN, if the programs take such a mask."""
         for name, value in list(arguments.items()):
             floating = isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
             if floating and self._may_have_gaps(name, arguments):
                 seen = ~value.isnan()
-                occurs = torch.where(seen, value, -math.inf).amax()  # a value that does, if any does
+                occurs = torch.where(seen, value, -math.inf).amax()  # one of the observed values, if there is any
                 arguments[name] = torch.where(seen, value, torch.where(occurs.isfinite(), occurs, 0.0))
                 arguments[f"{name}_mask"] = seen
         return arguments
@@ -363,7 +363,7 @@ class Pair(nn.Module):
         return torch.as_tensor(inner_value(elementwise(constraint)), dtype=self.dtype, device=self.device)
 
     def batches(self, x: Inputs, size: int = _ROWS) -> Iterator[Batch]:
-        """All rows in their order, checked and brought to the model's units ``size`` at a time."""
+        """All rows in order, checked and converted to the model's units ``size`` at a time."""
         for chunk in self.check(x).chunks(size):
             yield self.prepare(chunk)
 
@@ -372,16 +372,16 @@ class Pair(nn.Module):
         return self.prepare(next(self.check(x).chunks(2**62)))
 
     def structure(self, batch: Batch, *, count_bytes: bool = False) -> Structure:
-        """What the programs are made of, see :func:`~pyro_vae.inference.inspection.inspect_pair`."""
+        """The sites of the programs, see :func:`~pyro_vae.inference.inspection.inspect_pair`."""
         with forked_random_state(self.device):
             return inspect_pair(*self.programs, batch, count_bytes=count_bytes)
 
     def draws(self, batch: Batch, structure: Structure | None = None, **options: Any) -> Draws:
-        """Draws of the guide for a batch, and what every site says of them, without gradients.
+        """Draws from the guide for a batch, with the log-probability at every site, without gradients.
 
         Args:
             batch: N rows.
-            structure: What the programs are made of, if that is known.
+            structure: The sites of the programs, if they are known.
             options: Of :func:`~pyro_vae.inference.sites.run_pair`; a global latent is shared among ``num_rows`` rows.
         """
         structure = self.structure(batch) if structure is None else structure
@@ -393,17 +393,17 @@ class Pair(nn.Module):
     def encode(self, x: Inputs, *, site: str | None = None) -> TorchDistribution:
         r"""The approximate posterior of each row's latents: batch ``(N,)``, event ``(L,)``.
 
-        Without gradients; where they are needed, call the guide's own parts.
+        Without gradients; if you need them, call the guide's own parts.
 
         Args:
             x: Rows.
-            site: Name of the latent; by default the only one there is, or ``"z"``.
+            site: Name of the latent; by default the only one, or ``"z"``.
 
         Returns:
-            The guide's distribution at that site, given the middle of what it draws before. Of a latent that the model
-            enumerates it is the posterior :math:`p(k \mid x)`, averaged over draws of the guide if there are other
-            latents. Of one that the guide computes from draws of its own, as an autoguide does, it is an
-            :class:`~pyro.distributions.Empirical` one, of 1,000 draws.
+            The guide's distribution at that site, given the middle of the latents that it draws before. For a latent
+            that the model enumerates it is the posterior :math:`p(k \mid x)`, averaged over draws from the guide if
+            there are other latents. For one that the guide computes from other draws, as an autoguide does, it is an
+            :class:`~pyro.distributions.Empirical` distribution of 1,000 draws.
         """
         batch = self.batch(x)
         structure = self.structure(batch)
@@ -415,7 +415,7 @@ class Pair(nn.Module):
     def decode(self, z: Tensor | Mapping[str, Tensor], *, given: Given | None = None) -> TorchDistribution:
         r"""The likelihood :math:`p(x \mid z)` at latents ``(N, L)``, in the model's units: batch ``(N,)``, event ``E``.
 
-        Without gradients; where they are needed, call the model's own parts.
+        Without gradients; if you need them, call the model's own parts.
 
         Args:
             z: Values of the only latent, or of each by name.
@@ -429,7 +429,7 @@ class Pair(nn.Module):
     def mean_at(self, z: Tensor | Mapping[str, Tensor], *, given: Given | None = None) -> Tensor:
         r"""The mean :math:`E[x \mid z]` at latents ``(N, L)``: ``(N, *E)``.
 
-        It is the transform's way back applied to the likelihood's mean, which is exact where that way is affine.
+        It is the transform's inverse, applied to the likelihood's mean; this is exact if the inverse is affine.
 
         Args:
             z: Values of the only latent, or of each by name.
@@ -457,7 +457,7 @@ class Pair(nn.Module):
         return self.transform.inverse(found["x"][0])
 
     def _given(self, given: Given | None, rows: int) -> Batch:
-        """Keyword arguments of a run without data, with so many rows each."""
+        """Keyword arguments of a run without data, with this many rows each."""
         given = self._to_device(given or {})
         check_arguments(self.model, self.guide, given.keys())
         batch = Batch.of(torch.zeros(rows, 0, dtype=self.dtype, device=self.device), given)
@@ -509,7 +509,7 @@ class Pair(nn.Module):
     def _global_latents(
         self, names: Sequence[str], num: int, arguments: Mapping[str, Any], *, middle: bool = False
     ) -> dict[str, Tensor]:
-        """Values of global latents from the guide, ``(num, *event)`` each, which no rows are needed for."""
+        """Values of global latents from the guide, ``(num, *event)`` each; the guide must not need rows for them."""
         model, guide = self.programs
         program = predictive.at_centre(guide) if middle else guide
         taken = accepted(self.guide) or set()
@@ -519,8 +519,8 @@ class Pair(nn.Module):
             seeds = itertools.count()
 
             def drawn() -> dict[str, Tensor]:
-                """Latents of the guide, run on rows that the model draws."""
-                with forked_random_state(self.device):  # the noise that follows is the guide's alone
+                """Latents from the guide, run on rows drawn from the model."""
+                with forked_random_state(self.device):  # does not advance the guide's noise
                     torch.manual_seed(next(seeds))
                     trace = predictive.forward_trace(model, 2, two.forward)
                 predictive.check_sites(trace.nodes, ("x",))
@@ -532,13 +532,13 @@ class Pair(nn.Module):
                     sites = sample_sites(poutine.trace(program).get_trace(rows, **{**two.arguments, **observed}))
                 except PROGRAM_ERRORS as error:
                     raise ContractError(
-                        f"the guide, which draws the global latent {names[0]!r}, fails on {len(rows)} rows that the "
-                        f"model draws ({first_line(error)}): draw it from its prior by sample(prior=True)"
+                        f"the guide, which draws the global latent {names[0]!r}, fails on {len(rows)} rows drawn from "
+                        f"the model ({first_line(error)}): draw it from its prior with sample(prior=True)"
                     ) from error
                 if missing := [name for name in names if name not in sites]:
                     raise ContractError(
-                        f"the guide does not sample the global latent {missing[0]!r}, so nothing was learned of it: "
-                        f"draw it from its prior by sample(prior=True)"
+                        f"the guide does not sample the global latent {missing[0]!r}, so nothing was learned about it: "
+                        f"draw it from its prior with sample(prior=True)"
                     )
                 return {name: sites[name]["value"] for name in names}
 
@@ -550,8 +550,8 @@ class Pair(nn.Module):
             for name in names:
                 if not torch.allclose(here[name], there[name], rtol=1e-4, atol=1e-6, equal_nan=True):
                     raise ValueError(
-                        f"the guide's {name!r} depends on the rows that it is given, so that it has no value without "
-                        f"rows: use posterior_predictive, or sample(prior=True)"
+                        f"the guide's {name!r} depends on the guide's rows, so it has no value without rows: use "
+                        f"posterior_predictive, or sample(prior=True)"
                     )
             found = [drawn() for _ in range(num)]
         return {name: torch.stack([values[name] for values in found]) for name in names}
@@ -574,25 +574,25 @@ class Pair(nn.Module):
 
         Args:
             num_samples: Number of rows.
-            given: Keyword arguments of the model, with ``num_samples`` rows each where they have rows:
+            given: Keyword arguments of the model, with ``num_samples`` rows each if they have rows:
                 ``given={"labels": torch.full((16,), 3)}``.
-            prior: Draw latents outside the plate ``"data"`` from their prior. By default they come from the guide: what
-                was learned of them. They are drawn again for every thousand rows or so.
-            temperature: What the standard deviations of a row's latents are multiplied by, each given those before it.
-                They must be normal. Below 1 rows are more alike and nearer to the middle of the data; only at 1 are
-                they draws from the model.
-            sites: Names of the sites to draw, where that is not ``"x"`` alone.
+            prior: Draw latents outside the plate ``"data"`` from their prior. By default they come from the guide,
+                as learned. They are drawn again for every thousand rows or so.
+            temperature: Factor of the standard deviations of a row's latents, each given those before it. They must
+                be normal. Below 1, rows are more alike and closer to the middle of the data; only at 1 are they draws
+                from the model.
+            sites: Names of the sites to draw, if not ``"x"`` alone.
             mean: Return :math:`E[x \mid z]` at :math:`z \sim p(z)` instead: smoother, but not draws from the model.
-            out: A ``.npy`` file to write the same rows to some megabytes at a time, however many; it appears once it
-                is whole, and comes back memory-mapped, to be read only.
+            out: A ``.npy`` file to write the same rows to, some megabytes at a time. It appears once it is complete,
+                and is returned memory-mapped and read-only.
             progress: Show a progress bar.
 
         Returns:
-            The rows; with ``sites`` a mapping of each site's.
+            The rows; with ``sites``, a mapping from each site to its draws.
 
         Raises:
-            ValueError: if ``num_samples`` is below 1, the model has no such site, or the file cannot be written there;
-                if there is a temperature, and a latent of a row is not normal.
+            ValueError: if ``num_samples`` is below 1, the model has no such site, the file cannot be written, or
+                ``temperature`` is not 1 and a latent of a row is not normal.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, found {num_samples}")
@@ -612,7 +612,7 @@ class Pair(nn.Module):
             check_memory(
                 num_samples * elements * self.dtype.itemsize,
                 f"{num_samples:,} draws",
-                "draw fewer, or let them be written to a file as they are drawn, by out='draws.npy'",
+                "draw fewer, or write them to a file as they are drawn, with out='draws.npy'",
             )
         wanted = [
             n for n, s in sample_sites(trace).items() if not is_local(s) and n not in named and not s["is_observed"]
@@ -646,17 +646,17 @@ class Pair(nn.Module):
         Args:
             x: Rows.
             num_samples: Draws for each row.
-            sites: Names of the sites to draw, where that is not ``"x"`` alone. The model is not given the arguments
-                that hold their values.
+            sites: Names of the sites to draw, if not ``"x"`` alone. The arguments that hold their values are not
+                passed to the model.
             mean: Return :math:`E[x' \mid z]` for each draw of z instead.
-            out: A ``.npy`` file to write the same draws to some megabytes at a time, as in :meth:`sample`.
+            out: A ``.npy`` file to write the same draws to, some megabytes at a time, as in :meth:`sample`.
             progress: Show a progress bar.
 
         Returns:
-            The draws; with ``sites`` a mapping of each site's.
+            The draws; with ``sites``, a mapping from each site to its draws.
 
         Raises:
-            ValueError: if rows or arguments do not fit the model, or the file cannot be written there.
+            ValueError: if rows or arguments do not fit the model, or the file cannot be written.
         """
         rows, named = self.check(x), _sites(sites, out)
         structure = self.structure(self.prepare(next(rows.chunks(_ROWS))))
@@ -664,7 +664,7 @@ class Pair(nn.Module):
             check_memory(
                 num_samples * rows.num_rows * rows.num_elements * self.dtype.itemsize,
                 f"{num_samples:,} draws for each of {rows.num_rows:,} rows",
-                "draw fewer, or let them be written to a file as they are drawn, by out='draws.npy'",
+                "draw fewer, or write them to a file as they are drawn, with out='draws.npy'",
             )
         drawn = predictive.draw_posterior_predictive(
             *self.programs,
@@ -685,8 +685,8 @@ class Pair(nn.Module):
     def reconstruct(self, x: Inputs) -> Tensor:
         r"""The mean :math:`E[x' \mid z]` at the middle of :math:`q(z \mid x)`, one for each row: ``(N, *E)``.
 
-        Every latent is taken from the guide: at its mean, given those before it, or at its most probable value where it
-        is discrete; of latents that the model enumerates, at the most probable values.
+        Every latent is taken from the guide: its mean, given those before it, or its most probable value if it is
+        discrete. Latents that the model enumerates take their most probable values.
         """
         parts = []
         structure: Structure | None = None
@@ -696,14 +696,14 @@ class Pair(nn.Module):
         return torch.cat(parts)
 
     def middle(self, batch: Batch, structure: Structure | None = None) -> dict[str, Tensor]:
-        r"""The middle of :math:`q(z \mid x)`, of every latent by name: what :meth:`reconstruct` shows the mean at.
+        r"""The middle of :math:`q(z \mid x)` for every latent by name, as in :meth:`reconstruct`.
 
         Args:
             batch: N rows.
-            structure: What the programs are made of, if that is known.
+            structure: The sites of the programs, if they are known.
 
         Returns:
-            By site ``(*plates, N, *event)``; ``event`` where it is global.
+            By site ``(*plates, N, *event)``; ``event`` if it is global.
         """
         structure = self.structure(batch) if structure is None else structure
         with forked_random_state(self.device), evaluating(self.model, self.guide):
@@ -714,14 +714,14 @@ class Pair(nn.Module):
     def interpolate(
         self, a: Inputs, b: Inputs, steps: int = 9, *, path: Literal["linear", "spherical"] = "linear"
     ) -> Tensor:
-        r"""Means :math:`E[x \mid z]` on the way from rows ``a`` to rows ``b``: ``(steps, N, *E)``.
+        r"""Means :math:`E[x \mid z]` on a path from rows ``a`` to rows ``b``: ``(steps, N, *E)``.
 
-        Both are encoded to the middle of :math:`q(z \mid x)`; the way is a straight line or an arc between those, for
-        every latent of a row. Discrete latents, and the programs' keyword arguments, change at half of the way.
+        Both are encoded to the middle of :math:`q(z \mid x)`. Every latent of a row follows a straight line or an arc
+        between the two. Discrete latents, and the programs' keyword arguments, change halfway.
         """
         starts, ends = self.batch(a), self.batch(b)
         if len(starts) != len(ends):
-            raise ValueError(f"a has {len(starts)} rows and b has {len(ends)}: give as many of each")
+            raise ValueError(f"a has {len(starts)} rows and b has {len(ends)}: pass as many of each")
         structure = self.structure(starts)
         first, last = self.middle(starts, structure), self.middle(ends, structure)
         way: dict[str, Tensor] = {}
@@ -747,18 +747,18 @@ class Pair(nn.Module):
 
         .. math:: z \sim p(z \mid x_\text{obs}),\ x_\text{mis} \sim p(x_\text{mis} \mid z)
 
-        by importance resampling from the guide, see :func:`pyro_vae.inference.imputation.draw_imputations`: right for
-        the model, and not only for the guide, as ``num_particles`` grows. Observed entries come back as they are.
+        by importance resampling from the guide, see :func:`pyro_vae.inference.imputation.draw_imputations`. As
+        ``num_particles`` grows, the draws are exact for the model, whatever the guide. Observed entries are unchanged.
 
         Args:
             x: Rows with NaN where an entry is missing.
             num_samples: Draws for each row.
             num_particles: Draws from the guide to choose from.
-            sites: Names of the sites to fill, where that is not ``"x"`` alone: another observed site is filled where
-                its keyword argument has gaps.
+            sites: Names of the sites to fill, if not ``"x"`` alone. Another observed site is filled where its keyword
+                argument has missing entries.
 
         Returns:
-            The draws; with ``sites`` a mapping of each site's.
+            The draws; with ``sites``, a mapping from each site to its draws.
         """
         named = _sites(sites, None)
         rows = self.check(x)
@@ -770,9 +770,9 @@ class Pair(nn.Module):
         )
         known = self._mask(arithmetic(first["x"]), first)
         if self.missing is None and known is None and "mask" not in first and "x" in named:
-            raise ValueError("nothing says what is missing: build the model with missing='nan', or give a mask")
+            raise ValueError("nothing says which entries are missing: build the pair with missing='nan' or pass a mask")
         if "x" in named and self._seen(arithmetic(first["x"]), first) is None:
-            raise ValueError(f"no entry of {first['x'].dtype} rows can be missing: give numbers with NaN, or a mask")
+            raise ValueError(f"no entry of {first['x'].dtype} rows can be missing: pass numbers with NaN, or a mask")
         structure: Structure | None = None
         parts: dict[str, list[Tensor]] = {}
         for chunk in rows.chunks(_ROWS):
@@ -799,7 +799,7 @@ class Pair(nn.Module):
     def _observed_entries(
         self, name: str, chunk: Mapping[str, Any], part: Batch, start: int, structure: Structure
     ) -> tuple[Tensor | None, Tensor | None]:
-        """A site's values as they were given, and where they are observed."""
+        """A site's values as they were passed in, and where they are observed."""
         here = slice(start, start + len(part))
         if name == "x":
             return arithmetic(chunk["x"])[here], part.mask
@@ -815,7 +815,7 @@ class Pair(nn.Module):
 
 
 def _taking(program: Callable[..., Any]) -> Callable[..., Any]:
-    """The program, called with those keyword arguments that it takes."""
+    """The program, called only with the keyword arguments that it takes."""
     names = accepted(program)
     if names is None:
         return program

@@ -107,9 +107,9 @@ def test_quantities_of_the_user_are_ranked_by_their_definition():
     assert (found.ranks["first"] == found.ranks["z[0]"]).all()
     assert (found.ranks["both[1]"] == 19 - found.ranks["z[1]"]).all()
     assert len(found.table) == 7
-    with pytest.raises(ValueError, match=r"'one' has shape \(\) for 300 rows; it must give one number"):
+    with pytest.raises(ValueError, match=r"'one' has shape \(\) for 300 rows; it must return one number"):
         simulation_based_calibration(pair, 300, 19, {"one": lambda z: z.sum()})
-    with pytest.raises(ValueError, match="quantity 'z' already"):
+    with pytest.raises(ValueError, match="a quantity 'z' exists already"):
         simulation_based_calibration(pair, 300, 19, {"z": lambda z: z})
 
 
@@ -146,7 +146,7 @@ def test_with_a_mask_the_posterior_is_that_given_the_observed_entries():
 
 
 def test_global_latents_and_broken_contracts_are_refused_in_a_sentence():
-    with pytest.raises(ContractError, match=r"'mean' lies outside .* rows that the model draws are not"):
+    with pytest.raises(ContractError, match=r"'mean' lies outside .* rows drawn from the model are not"):
         simulation_based_calibration(function_pair())
     with pytest.raises(ContractError, match="does not sample the model's latent 'z'"):
         simulation_based_calibration(Pair(discrete_pair().model, lambda x: None))
@@ -268,7 +268,7 @@ def test_a_site_that_is_there_only_when_it_is_given_cannot_be_simulated():
             return pyro.sample("x", dist.Normal(z, 0.5), obs=x)
 
     pair = Pair(model, two_observed().pair.guide)
-    with pytest.raises(ContractError, match="the model has no site 'y' when it is not given 'y'"):
+    with pytest.raises(ContractError, match="the model has no site 'y' without the argument 'y'"):
         simulation_based_calibration(pair, 100, 9, given={"y": torch.randn(100)})
 
 
@@ -303,7 +303,7 @@ def test_an_argument_that_is_the_same_for_all_rows_is_given_to_every_chunk():
     exact = conditional()
     found = simulation_based_calibration(exact.pair, 250, 9, given=exact.simulate(250), chunk_size=60)
     assert found.p_value > 0.01
-    with pytest.raises(ContractError, match="does not take what the contract gives it"):
+    with pytest.raises(ContractError, match="does not take the contract's arguments"):
         simulation_based_calibration(exact.pair, 100, 9, given={"labels": torch.zeros(100, dtype=torch.long)})
 
 

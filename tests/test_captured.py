@@ -218,7 +218,7 @@ def test_tensors_of_the_cpu_are_told_in_a_sentence_with_their_line(name):
     program = ZOO[name]
     sentence = (
         rf"^the {ELSEWHERE[name]} uses a tensor that is not on cuda:0 \(\w+\.py, line \d+\): register it as a buffer "
-        r"of a module, which moves with the pair, or make it where the program runs$"
+        r"of a module, which moves with the pair, or create it inside the program$"
     )
     with pytest.raises(ContractError, match=sentence):
         captured_step(lambda: of(program), program.rows)

@@ -256,10 +256,10 @@ def test_what_does_not_factorise_is_refused():
 
     guide = lg.exact_pair().guide
     for model, words in (
-        (correlated, "the MultivariateNormal at 'x' is of .* entries at once"),
-        (autoregressive, "changes with what stands in the place of the missing ones"),
-        (doubled, "no entry can be left out"),
-        (deaf, "changes with what stands in the place of the missing ones"),
+        (correlated, "the MultivariateNormal at 'x' describes .* entries jointly"),
+        (autoregressive, "changes with the values in place of missing ones"),
+        (doubled, "no entry can be ignored"),
+        (deaf, "changes with the values in place of missing ones"),
     ):
         pair = Pair(model, guide, event_shape=(5,), data_range=dist.constraints.real)
         with pytest.raises(ContractError, match=words):

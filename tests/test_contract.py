@@ -103,7 +103,7 @@ def test_it_says_why_training_would_run_the_programs_and_training_says_the_same(
     [
         (lambda x: pyro.sample("z", dist.Normal(x, 1.0).to_event(1)), "in the plate 'data' in one program"),
         (lambda x: None, "does not sample the model's latent 'z'"),
-        (lambda x, labels: None, "does not take what the contract gives it"),
+        (lambda x, labels: None, "does not take the contract's arguments"),
     ],
 )
 def test_a_broken_clause_is_named_in_one_sentence_that_the_tools_raise(guide, sentence):

@@ -18,7 +18,7 @@ from pyro_vae.transforms import Standardize
 
 
 def test_global_latents_are_refused_in_a_sentence():
-    with pytest.raises(ContractError, match=r"'mean' lies outside .* so that rows are not independent"):
+    with pytest.raises(ContractError, match=r"'mean' lies outside .* so rows are not independent"):
         predictive_coverage(function_pair(), torch.randn(50), kind="prior")
 
 
@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_said_in_a_sentence():
             predictive_coverage(vae, torch.randn(50, 3), **arguments)
     with pytest.raises(ValueError, match="at least 20 rows"):
         predictive_coverage(vae, torch.randn(5, 3))
-    with pytest.raises(ValueError, match=r"found 0; a single observed entry .* use kind='prior'"):
+    with pytest.raises(ValueError, match=r"found 0; a row with a single observed entry .* use kind='prior'"):
         predictive_coverage(mlp_vae((1,), 1, likelihood=Normal()), torch.randn(50, 1))
 
 

@@ -220,7 +220,7 @@ def test_a_guide_that_does_not_sample_the_models_latents_is_refused():
 
     with pytest.raises(ValueError, match="guide does not sample the model's latent 'z'"):
         log_evidence(Pair(lg.vae.model, nothing), x)
-    with pytest.raises(ValueError, match="guide samples 'y', which is no latent of the model"):
+    with pytest.raises(ValueError, match="guide samples 'y', which is not a latent of the model"):
         log_evidence(Pair(lg.vae.model, other), x)
 
 
@@ -267,7 +267,7 @@ def test_a_plate_that_takes_a_part_of_a_row_is_refused():
             pyro.sample("x", dist.Delta(torch.zeros(len(x))))
 
     pair = Pair(model, guide, event_shape=(4,), data_range=dist.constraints.real)
-    with pytest.raises(ValueError, match="plate 'pixels' takes only some of its elements"):
+    with pytest.raises(ValueError, match="plate 'pixels' subsamples its elements"):
         log_evidence(pair, torch.randn(5, 4))
 
 

@@ -138,12 +138,14 @@ def plate_of_another_name():
     return model, guide
 
 
-@case("the guide does not sample the model's latent 'z': it must sample every one, but those that the model enumerates")
+@case(
+    "the guide does not sample the model's latent 'z': it must sample every one except those that the model enumerates"
+)
 def guide_that_leaves_out_a_latent():
     return model, lambda x: None
 
 
-@case("'y': it must sample every one, .*; or give y, which the model takes, beside the rows")
+@case("'y': it must sample every one except .*; or pass y, which the model takes, with the rows")
 def argument_that_is_not_given():
     def model(x=None, *, y=None, batch_size=None):
         with pyro.plate("data", rows_of(x, batch_size), dim=-1):
@@ -154,7 +156,7 @@ def argument_that_is_not_given():
     return model, guide
 
 
-@case("the guide samples 'w', which is no latent of the model: its latents are z")
+@case("the guide samples 'w', which is not a latent of the model: its latents are z")
 def guide_that_samples_an_unknown_site():
     def with_another(x):
         with pyro.plate("data", len(x), dim=-1):
@@ -164,7 +166,7 @@ def guide_that_samples_an_unknown_site():
     return model, with_another
 
 
-@case("the guide samples 'x', which the model observes: it may observe it as well")
+@case("the guide samples 'x', which the model observes: let the guide observe it too")
 def guide_that_samples_what_is_observed():
     def with_x(x):
         with pyro.plate("data", len(x), dim=-1):
@@ -208,7 +210,7 @@ def guide_that_enumerates_a_global_latent():
     return model, lambda x: pyro.sample("k", dist.Bernoulli(0.5), infer=PARALLEL)
 
 
-@case("the guide enumerates k and draws latents that depend on it, on which it depends in the model: let both programs")
+@case("the guide enumerates k and draws latents that depend on it, while in the model it depends on them: let both")
 def guide_that_enumerates_out_of_order():
     def model(x=None, *, batch_size=None):
         with pyro.plate("data", rows_of(x, batch_size), dim=-1):
@@ -224,7 +226,7 @@ def guide_that_enumerates_out_of_order():
     return model, guide
 
 
-@case("the latent 'k' is enumerated by samples \\(num_samples\\), which only TraceTMC_ELBO does")
+@case("the latent 'k' is enumerated by samples \\(num_samples\\), which only TraceTMC_ELBO supports")
 def enumeration_by_samples():
     def model(x=None, *, batch_size=None):
         with pyro.plate("data", rows_of(x, batch_size), dim=-1):
@@ -234,17 +236,17 @@ def enumeration_by_samples():
     return model, lambda x: None
 
 
-@case("the guide is an AutoNormal, which has parameters of its own for each row of 'z', and so knows the rows of one")
+@case("the guide is an AutoNormal, which has separate parameters for each row of 'z', and so fits the rows of one")
 def autoguide_over_local_latents():
     return model, AutoNormal(model)
 
 
-@case("the guide is an AutoLowRankMultivariateNormal, which has parameters of its own for each row of 'z'")
+@case("the guide is an AutoLowRankMultivariateNormal, which has separate parameters for each row of 'z'")
 def autoguide_of_another_kind():
     return model, AutoLowRankMultivariateNormal(model)
 
 
-@case("the model observes nothing when it is given rows: pass obs=x at the site 'x'")
+@case("the model observes nothing when run on rows: pass obs=x at the site 'x'")
 def model_that_observes_nothing():
     def model(x=None, *, batch_size=None):
         with pyro.plate("data", rows_of(x, batch_size), dim=-1):
@@ -275,7 +277,7 @@ def latent_that_is_global_in_the_model_alone():
     return model, guide
 
 
-@case("the guide does not take what the contract gives it, rows and no keyword arguments: .*missing 1 required")
+@case("the guide does not take the contract's arguments, rows and no keyword arguments: .*missing 1 required")
 def guide_that_wants_what_it_is_not_given():
     def with_labels(x, labels):
         guide(x)
@@ -294,7 +296,7 @@ def guide_that_fails():
     return model, wrong
 
 
-@case("the parameter 'loc' has an entry for each row, shape \\(3,\\) for 3 of them, and so knows the rows of one batch")
+@case("the parameter 'loc' has an entry for each row, shape \\(3,\\) for 3 of them, and so fits the rows of one batch")
 def parameter_with_an_entry_for_each_row():
     def guide(x):
         loc = pyro.param("loc", torch.zeros(len(x)))
@@ -341,9 +343,7 @@ def test_an_autoguide_for_global_latents_is_taken():
     for autoguide in (AutoNormal, AutoDelta, AutoLowRankMultivariateNormal):
         structure = structure_of(regression, autoguide(regression), features=torch.randn(5, 2))
         assert structure.global_latents == ["weight"]
-        with pytest.raises(
-            ContractError, match="'weight' lies outside the plate 'data' and belongs to all rows, so that "
-        ):
+        with pytest.raises(ContractError, match="'weight' lies outside the plate 'data' and belongs to all rows, so "):
             structure.require_local()
 
 
@@ -503,7 +503,7 @@ def test_the_latent_that_is_meant_is_the_one_named_the_only_one_or_z():
     assert several("a", "b").site("b") == "b"
     assert several("a", enclosing=("z", "w")).site() == "a"
     assert several(enclosing=("weight",)).site() == "weight"
-    with pytest.raises(ValueError, match="the model has several latents, a, b: name one of them by site="):
+    with pytest.raises(ValueError, match="the model has several latents, a, b: name one of them with site="):
         several("a", "b").site()
     with pytest.raises(ValueError, match="the model has no latent 'zz': its latents are a, b"):
         several("a", "b").site("zz")

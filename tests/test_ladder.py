@@ -188,7 +188,7 @@ def test_what_is_saved_opens_as_the_same_numbers(tmp_path, prior):
             r"the model's levels have \(3, 4\) latents, from below, and the encoder's",
         ),
         (lambda: small(transform=Standardize((6,))), "use transform="),
-        (lambda: small().encode(bits(2)), "name one of them by site="),
+        (lambda: small().encode(bits(2)), "name one of them with site="),
         (lambda: small().decode(torch.zeros(2, 3)), "give the value of each by name"),
     ],
     ids=["one level", "an empty level", "prior", "transform", "no site", "no names"],

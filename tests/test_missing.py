@@ -205,7 +205,7 @@ def test_without_the_word_nan_stays_an_error():
     vae = mlp_vae((3,), 2, likelihood=Normal()).double()
     with pytest.raises(ValueError, match=r"1 NaN or infinite value, the first at index \(2, 1\)"):
         fit(vae, torch.tensor([[1.0, 2, 3], [1, 2, 3], [1, torch.nan, 3]]), batch_size=2)
-    with pytest.raises(ValueError, match="nothing says what is missing"):
+    with pytest.raises(ValueError, match="nothing says which entries are missing"):
         vae.impute(torch.ones(2, 3))
 
 
@@ -237,7 +237,7 @@ def test_a_model_that_does_not_leave_gaps_out_is_refused_them():
         for tool in (evaluate, lambda pair, rows: fit(pair, rows, epochs=1), Pair.impute, Pair.encode):
             with pytest.raises(
                 TypeError,
-                match="the model takes no 'mask', by which missing entries are left out: it takes no arguments",
+                match="the model takes no 'mask', needed to ignore missing entries: it takes no arguments",
             ):
                 tool(blind, rows)
 

@@ -219,7 +219,7 @@ def test_each_latent_has_its_posterior():
     again = ladder.pair.encode(x, site="low")
     assert torch.equal(again.mean, ladder.pair.encode(x, site="low").mean)
     assert torch.equal(state, torch.get_rng_state())
-    with pytest.raises(ValueError, match="the model has several latents, top, low: name one of them by site="):
+    with pytest.raises(ValueError, match="the model has several latents, top, low: name one of them with site="):
         ladder.pair.encode(x)
     with pytest.raises(ValueError, match="the model has no latent 'z': its latents are top, low"):
         ladder.pair.encode(x, site="z")
@@ -470,7 +470,7 @@ def test_rows_are_drawn_from_what_was_learned_of_global_latents_or_from_their_pr
 def test_a_guide_whose_global_latent_depends_on_rows_says_nothing_of_new_ones():
     pair = Regression(looks_at_rows=True).pair
     given = {"features": torch.ones(4, 2)}
-    with pytest.raises(ValueError, match="the guide's 'weight' depends on the rows that it is given"):
+    with pytest.raises(ValueError, match="the guide's 'weight' depends on the guide's rows"):
         pair.sample(4, given=given)
     assert pair.sample(4, given=given, prior=True).shape == (4,)
 
@@ -524,7 +524,7 @@ def test_sites_that_cannot_be_drawn_are_refused(tmp_path):
         pair.sample(3, sites=("x", "y"), out=tmp_path / "x.npy")
     assert pair.sample(3, sites=("y",), out=tmp_path / "y.npy").shape == (3,)
     regression = Regression().pair
-    with pytest.raises(ValueError, match="the site 'weight' is outside of the plate 'data'"):
+    with pytest.raises(ValueError, match="the site 'weight' is outside the plate 'data'"):
         regression.sample(3, given={"features": torch.ones(3, 2)}, sites=("weight",))
 
 
@@ -628,7 +628,7 @@ def test_gaps_in_an_argument_are_a_mistake_unless_the_programs_take_its_mask():
     rows = {"x": torch.zeros(2), "y": torch.tensor([0.0, torch.nan])}
     for missing in (None, "nan"):
         with pytest.raises(
-            ValueError, match="y has 1 NaN: fill them, or say missing='nan' and let the programs take y_mask"
+            ValueError, match="y has 1 NaN: fill them, or set missing='nan' and let the programs take y_mask"
         ):
             Pair(model, guide, missing=missing).reconstruct(rows)
     with pytest.raises(ValueError, match="y has 1 NaN"):

@@ -106,12 +106,12 @@ OBJECTIVES = {
 WAYS = {"eager": False, "compiled": True, "captured": "auto"}
 
 ONE_VECTOR = "takes a guide that draws one latent vector for each row"
-OF_ROWS = "weighs the draws of each row, and 'effects' lies outside the plate 'data'"
+OF_ROWS = "weights the draws of each row, and 'effects' lies outside the plate 'data'"
 NOT_DIFFERENTIABLE = "cannot be differentiated through"
 INDEPENDENT = "takes latents that are independent given the row"
-ENUMERATED = "learns of values that the guide draws, and it enumerates them"
-OBSERVED = "knows nothing of what the guide observes"
-PRIOR = "leaves the prior of 'z' as it is"
+ENUMERATED = "learns from values that the guide draws, but this guide enumerates them"
+OBSERVED = "does not support sites that the guide observes"
+PRIOR = "cannot train the prior of 'z'"
 POINT = "the guide sets 'z' to a point"
 # What makes no sense, and a part of the sentence that says so.
 REASONS = {

@@ -59,7 +59,7 @@ def test_warm_up_rises_to_the_weight():
 
 def test_no_weights_or_negative_ones_are_refused():
     for betas in ((), (1.0, -0.5)):
-        with pytest.raises(ValueError, match="betas must be numbers from 0"):
+        with pytest.raises(ValueError, match="betas must be one or more numbers, at least 0"):
             rate_distortion_curve(
                 lambda: mlp_vae((2,), 1, likelihood=Normal()), torch.zeros(4, 2), torch.zeros(4, 2), betas
             )

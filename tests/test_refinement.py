@@ -66,7 +66,7 @@ def test_refined_rows_are_known_by_number_in_any_order_and_others_are_refused():
     torch.testing.assert_close(refined.encode(refined.rows(order)).mean, refined.encode(refined.rows()).mean[order])
     torch.testing.assert_close(refined.rows(order)["x"], x[order])
     assert refined.posterior_predictive(refined.rows(), 3).shape == (3, 5, 5)
-    with pytest.raises(ValueError, match=r"give refined\.rows\(\)"):
+    with pytest.raises(ValueError, match=r"pass refined\.rows\(\)"):
         refined.encode(x)
     with pytest.raises(ValueError, match="refined_row must be from 0 to 4"):
         refined.encode({"x": x, "refined_row": torch.arange(1, 6)})

@@ -88,9 +88,9 @@ def test_a_normal_with_fixed_scale_on_bits_is_named_in_the_first_lines(bits):
     assert re.search(r"[2-9] things are wrong", first[2])
     told = " ".join(first[3:])
     assert "✗ wrong" in told
-    assert "Data drawn from the model are not like the data" in told
-    assert "Even around each row it draws data that are not like them" in told
-    shares = re.findall(r"share at one value\[\d\] is ([\d.]+) in the data and ([\d.]+) in what it draws", told)
+    assert "Data drawn from the model are unlike the data" in told
+    assert "Even from the latents of each row, the model draws data unlike the data" in told
+    shares = re.findall(r"share at one value\[\d\] is ([\d.]+) in the data and ([\d.]+) in its draws", told)
     assert float(shares[0][0]) > 0.1
     assert float(shares[0][1]) == 0.0
     assert report.to_json()["findings"][0]["level"] == "wrong"
@@ -120,8 +120,8 @@ def test_a_guide_with_collapsed_scale_is_named_in_the_first_lines(bits, monkeypa
     for part in ("guide", "gaps", "calibration"):
         assert not any(finding.level == "wrong" for finding in sound.sections[part].findings)
     first = " ".join(text_of(render_html(collapsed, "digits"))[:6])
-    assert re.search(r"wrong\s+The guide is far from what its family could be", first)
-    assert re.search(r"wrong\s+On the model's own data the guide's posteriors are not calibrated", first)
+    assert re.search(r"wrong\s+The guide is far from the best of its family", first)
+    assert re.search(r"wrong\s+On data drawn from the model, the guide is not calibrated", first)
     assert collapsed.sections["calibration"].numbers["largest_spread"] > 1.5
     assert collapsed.sections["guide"].numbers["share_above_threshold"] > 0.9
     assert collapsed.sections["guide"].findings[0].level == "look"
@@ -151,7 +151,7 @@ def test_latents_that_say_nothing_are_named():
     for p in (*vae.encoder.parameters(), *vae.decoder.network.parameters()):
         torch.nn.init.zeros_(p)
     report = evaluate_suite(vae, x, parts=["summary"])
-    assert report.findings[0].text.startswith("The latents say nothing of the rows: 0.00 nats")
+    assert report.findings[0].text.startswith("The latents say nothing about the rows: at least 0.00 nats")
     assert report.findings[0].name == "information"
 
 
@@ -271,7 +271,7 @@ def test_what_is_absent_is_left_out_and_said():
     exact = components_alone(100)
     section = evaluate_suite(exact.pair, exact.data, parts=["summary"]).sections["summary"]
     assert section.findings == []
-    assert "What latents say of their row is not said" in section.about
+    assert "The information in the latents is not estimated" in section.about
     exact = two_observed(100)
     section = evaluate_suite(exact.pair, exact.data, parts=["summary"]).sections["summary"]
     assert "bits_per_dim" not in section.tables[""].index
@@ -339,7 +339,7 @@ def test_a_missing_mode_is_wrong_and_its_evidence_is_not_fine():
     assert report.sections["modes"].numbers["gain"] == pytest.approx(0.693, abs=0.05)
     settled = next(finding for finding in report.findings if finding.name == "evidence_step")
     assert settled.level == "look"
-    assert "on 12 rows chains that start elsewhere find 0." in settled.text
+    assert "on 12 rows, chains that start elsewhere find 0." in settled.text
 
 
 def test_curves_say_where_training_was_best_and_how_far_it_still_rose():
@@ -365,7 +365,7 @@ def test_training_rows_show_what_was_learned_by_heart():
     lg = LinearGaussian(data_dim=5)
     x, train = lg.draw(300), lg.draw(600)
     section = evaluate_suite(lg.exact_pair(), x, parts=["training"]).sections["training"]
-    assert section.about.startswith("Not done: whether it has learned its training rows by heart")
+    assert section.about.startswith("Not done: the training rows are needed to see whether")
 
     def levels(pair, x, train):
         return {f.name: f.level for f in evaluate_suite(pair, x, train=train, parts=["training"]).findings}

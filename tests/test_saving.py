@@ -164,7 +164,7 @@ def test_programs_that_need_arguments_are_told_from_others_by_name(tmp_path):
     pair = labelled_pair()
     save_pair(pair, tmp_path)  # nothing is in Pyro's store, so nothing has to be told apart
     pyro.param("a", torch.ones(3))
-    sentence = r"store holds a, and which .* missing 1 .*'labels'\): name them, as pair.store_names"
+    sentence = r"store holds a, and which .* missing 1 .*'labels'\): name them, as in pair.store_names"
     with pytest.raises(ValueError, match=sentence):
         save_pair(pair, tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -510,7 +510,9 @@ def test_a_vae_takes_on_the_transform_that_was_saved(tmp_path):
 def test_a_description_alone_can_be_written_before_training(tmp_path):
     vae_with(Forgets(12, 6)).save_config(tmp_path, run={"seed": 1})
     assert load_config(tmp_path)["run"] == {"seed": 1}
-    with pytest.raises(ValueError, match=r"has no model\.safetensors: its training has not ended, and can be resumed"):
+    with pytest.raises(
+        ValueError, match=r"has no model\.safetensors: its training has not finished, and can be resumed"
+    ):
         load(tmp_path, into=vae_with(Forgets(12, 6)))
 
 

@@ -105,5 +105,5 @@ def test_what_does_not_factorise_is_refused():
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", dist.Normal(x / 2, 1.0).to_event(1))
 
-    with pytest.raises(ContractError, match=r"the MultivariateNormal at 'x' is of \(2,\) entries at once"):
+    with pytest.raises(ContractError, match=r"the MultivariateNormal at 'x' describes \(2,\) entries jointly"):
         unexpectedness(Pair(model, guide), torch.randn(4, 2), num_particles=5)

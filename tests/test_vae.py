@@ -218,7 +218,7 @@ def test_missing_half_written_and_foreign_weights_are_told_apart(saved, tmp_path
     with pytest.raises(ValueError, match=r"not hold the state of the model that config\.json describes \(it lacks"):
         load(saved)
     weights.unlink()
-    with pytest.raises(ValueError, match="its training has not ended, and can be resumed"):
+    with pytest.raises(ValueError, match="its training has not finished, and can be resumed"):
         load(saved)
 
 

@@ -215,7 +215,7 @@ def test_it_trains_programs_of_many_kinds(name):
     ("name", "words"),
     [
         ("common scale", "lies outside the plate 'data'"),
-        ("enumerated guide", "it enumerates them: leave out"),
+        ("enumerated guide", "this guide enumerates them: remove"),
     ],
 )
 def test_programs_that_it_is_not_for_are_refused(name, words):

@@ -283,7 +283,7 @@ def test_the_posterior_of_a_class_whose_words_are_in_a_plate():
 
 def test_names_have_no_mean():
     pair, x = Pair(features, lambda x: None), torch.randint(0, 3, (6, 2))
-    with pytest.raises(ContractError, match="the Categorical at 'x' has no mean: draw instead, by "):
+    with pytest.raises(ContractError, match="the Categorical at 'x' has no mean: draw instead, with "):
         pair.reconstruct(x)
 
 
@@ -389,7 +389,7 @@ def test_the_guide_is_named_where_the_model_only_follows_it():
     data = {"x": torch.full((30,), 4.0), "at_bats": torch.full((30,), 9.0)}
     guide = AutoNormal(model)
     guide(data["x"], at_bats=data["at_bats"])
-    with pytest.raises(ContractError, match="the guide is an AutoNormal, which has parameters of its own for each row"):
+    with pytest.raises(ContractError, match="the guide is an AutoNormal, which has separate parameters for each row"):
         evaluate(Pair(model, guide), {name: value[:20] for name, value in data.items()})
 
 

@@ -1,4 +1,4 @@
-"""How good a model is, for any pair of programs: its evidence, its posteriors, its fit, its samples."""
+"""Evaluation of any pair of programs: its evidence, its posteriors, its fit and its samples."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-r"""Annealed importance sampling: the evidence of each row by many small steps from the guide, or the prior."""
+r"""Annealed importance sampling: the evidence of each row, in many small steps from the guide or the prior."""
 
 import itertools
 import math
@@ -30,11 +30,11 @@ __all__ = [
 ]
 
 _PILOT_CHAINS = 16
-_PILOT_TRANSITIONS = 100  # at least so many in a pilot run, however few the temperatures
+_PILOT_TRANSITIONS = 100  # at least, in a pilot run, however few the temperatures
 _TARGET = 0.8  # acceptance that the pilot run aims at
 _GAIN = 0.3  # change of the logarithm of a step size for each unit of acceptance off the target
 _STEEPNESS = 4.0
-_WIDENED = 1.5  # variance of a normal start over that of the chains it was made of
+_WIDENED = 1.5  # variance of a normal start over that of the chains it was fitted to
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class AnnealedBounds:
 
     Args:
         lower: Lower bound for each row, ``(N,)``: in expectation it is at most the log evidence.
-        standard_error: Its Monte Carlo standard error, ``(N,)``; NaN with one chain. Near 1 it is not to be believed.
+        standard_error: Its Monte Carlo standard error, ``(N,)``; NaN with one chain. Near 1 it is unreliable.
         acceptance: Mean acceptance rate of the forward transitions; NaN with one step, which has none.
-        upper: Upper bound for each row, ``(N,)``, on simulated rows; None where rows were given. Its chains all begin
-            at the one draw that made the row, so no error of a row can be told from them.
-        x: The simulated rows, in the model's units; None where rows were given.
-        arguments: The programs' keyword arguments of the simulated rows: those that were given, and what was simulated
-            beside ``x``.
+        upper: Upper bound for each row, ``(N,)``, on simulated rows; None if rows were passed. Its chains all start at
+            the one draw that made the row, so they cannot give a standard error.
+        x: The simulated rows, in the model's units; None if rows were passed.
+        arguments: The programs' keyword arguments of the simulated rows: those that were passed, and those that were
+            simulated along with ``x``.
     """
 
     lower: Tensor
@@ -63,7 +63,7 @@ class AnnealedBounds:
     def gap(self) -> Tensor:
         """Upper minus lower bound of each row, ``(N,)``: on average, at least the error of either."""
         if self.upper is None:
-            raise ValueError("there is an upper bound on simulated rows only: leave x out and give num_rows")
+            raise ValueError("an upper bound exists on simulated rows only: omit x and pass num_rows")
         return self.upper - self.lower
 
     def __str__(self) -> str:
@@ -101,38 +101,38 @@ def ais_bounds(
     .. math:: \log w = \sum_{k=1}^T (t_k - t_{k-1}) \bigl(\log p(x, z_{k-1}) - \log q(z_{k-1} \mid x)\bigr)
 
     and :math:`\log \frac{1}{C} \sum_c w_c` is the lower bound: the importance-weighted one at ``num_steps=1``, and
-    tighter with more steps where more draws of a poor guide would not help. Transitions move the latents as vectors
-    of real numbers, with the Jacobian of that.
+    tighter with more steps, where more draws from a poor guide would not help. Transitions move the latents as
+    vectors of real numbers, with the Jacobian of that map.
 
-    Without ``x``, rows are simulated from the model. The latents that made a row are a draw from its exact posterior,
-    so chains can run from there back to the start, and :math:`-\log \frac{1}{C} \sum_c 1 / w_c` is an upper bound in
-    expectation. The upper bound holds on simulated rows only: no exact posterior draw is known for real ones.
-    Simulated rows are in the model's units, and there both bounds are in the model's units too.
+    Without ``x``, rows are simulated from the model. The latents that a row came from are a draw from its exact
+    posterior, so chains can run from there back to the start, and :math:`-\log \frac{1}{C} \sum_c 1 / w_c` is an
+    upper bound in expectation. It holds on simulated rows only, because no exact posterior draw is known for real ones.
+    Simulated rows are in the model's units, and so are their bounds.
 
-    Here x stands for all that the model observes of a row. Where it observes ``y``, a keyword argument, beside ``x``,
-    both are simulated, and the bounds are for :math:`\log p(x, y)`. What is observed outside the plate ``"data"`` is
-    conditioned on. Latents that the model enumerates are summed over, and the others moved; where there are no others
-    there is nothing to anneal, and the bounds are the evidence itself. Scales of the programs are left out, masks are
-    kept, and what the guide observes, and factors in it, are ignored.
+    Here x stands for everything that the model observes about a row. If it observes a keyword argument ``y`` as well as
+    ``x``, both are simulated, and the bounds are for :math:`\log p(x, y)`. Sites observed outside the plate ``"data"``
+    are conditioned on. Latents that the model enumerates are summed over, and the others moved. If there are no others,
+    there is nothing to anneal, and the bounds are the evidence itself. Scales in the programs are ignored, masks are
+    kept, and sites that the guide observes, and its factors, are ignored.
 
-    Step sizes are adapted in a pilot run of chains of its own, for each row and temperature, in units of the standard
-    deviation of the start, and then fixed for the forward and the reverse run. Steps that adapted to the chains that
-    they move would leave no :math:`\pi_t` invariant, and the bounds would not hold.
+    Step sizes are adapted in a pilot run with separate chains, for each row and temperature, in units of the start's
+    standard deviation, and are then fixed for the forward and the reverse run. Steps that adapted to the chains that
+    they move would not leave :math:`\pi_t` invariant, and the bounds would not hold.
 
     Args:
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair` whose latents are continuous and lie in
             the plate ``"data"``.
-        x: Rows ``(N, *E)`` in the user's units, and so is their bound, or a mapping of ``"x"`` and the programs'
-            keyword arguments, as :func:`~pyro_vae.fit` takes them; None simulates rows.
-        num_rows: Number of rows to simulate, where ``x`` is None.
-        given: Keyword arguments that rows are simulated under, such as labels, with ``num_rows`` rows each where they
-            have rows. Values of observed sites are not used, but drawn.
+        x: Rows ``(N, *E)`` in the user's units, or a mapping of ``"x"`` and the programs' keyword arguments, as
+            :func:`~pyro_vae.fit` takes them; their bound is in the user's units too. None simulates rows.
+        num_rows: Number of rows to simulate, if ``x`` is None.
+        given: Keyword arguments to simulate rows with, such as labels, with ``num_rows`` rows each if they have rows.
+            Values of observed sites are ignored, because they are drawn.
         num_chains: Chains C for each row, in either direction.
         num_steps: Steps T from the start to the posterior.
-        num_leapfrog: Leapfrog steps of a transition, each of which takes the gradient of both programs.
-        start: ``"guide"``, or ``"prior"``: then the guide is ignored.
-        seed: Seeds all draws. The numbers also depend, within their error, on ``memory_mib``.
-        memory_mib: Rough bound on the memory for chains, in MiB: rows are gone through so many at a time.
+        num_leapfrog: Leapfrog steps of a transition; each computes the gradient of both programs.
+        start: ``"guide"``, or ``"prior"``, which ignores the guide.
+        seed: Seeds all draws. The results also depend, within their error, on ``memory_mib``.
+        memory_mib: Rough bound on the memory for chains, in MiB; it sets how many rows are processed at a time.
 
     Returns:
         The bounds, see :class:`AnnealedBounds`.
@@ -166,9 +166,9 @@ def ais_bounds(
     if not memory_mib > 0:
         raise ValueError(f"memory_mib must be positive, found {memory_mib}")
     if (x is None) == (num_rows is None):
-        raise ValueError("give either rows x, or num_rows=n to simulate n rows from the model")
+        raise ValueError("pass either rows x, or num_rows=n to simulate n rows from the model")
     if given is not None and x is not None:
-        raise ValueError("given is for simulated rows; put keyword arguments beside rows: {'x': x, 'labels': labels}")
+        raise ValueError("given is for simulated rows; put keyword arguments with rows: {'x': x, 'labels': labels}")
     if num_rows is not None and num_rows < 1:
         raise ValueError(f"num_rows must be at least 1, found {num_rows}")
     run = _Run(pair, sigmoidal_schedule(num_steps), num_chains, num_leapfrog, start, memory_mib)
@@ -187,7 +187,7 @@ def ais_bounds(
 
 
 class _Run:
-    """Bounds of all rows, some of them at a time."""
+    """Bounds for all rows, several rows at a time."""
 
     def __init__(
         self,
@@ -210,14 +210,14 @@ class _Run:
         self.simulated: Batch | None = None
 
     def add(self, batch: Batch, simulated: Simulated | None = None) -> None:
-        """Bounds of more rows: from below, and also from above where the latents that made them are known."""
+        """Adds rows: bounds from below, and also from above if the latents that made the rows are known."""
         if self.structure is None:
             self.structure = self.pair.structure(batch, count_bytes=True)
             self.structure.require_local()
             warn_if_in_turn(self.structure)
         chains = max(self.num_chains, _PILOT_CHAINS)
         at_once = max(1, self.memory // (2 * self.structure.bytes_per_draw * chains))  # twice, for the gradient
-        with pyro.validation_enabled(is_validate=False):  # the programs were looked at with it
+        with pyro.validation_enabled(is_validate=False):  # they were validated when inspected
             whole = self._density(self.structure, batch)
             true_u = None
             if simulated is not None:
@@ -237,7 +237,7 @@ class _Run:
         return LatentDensity(self.pair, structure, batch, layout, self.start)
 
     def _add(self, density: LatentDensity, true_u: Tensor | None) -> None:
-        temperatures = self.temperatures if density.layout else [0.0, 1.0]  # then weights are exact
+        temperatures = self.temperatures if density.layout else [0.0, 1.0]  # without latents the weights are exact
         moves, _ = _pilot(density, temperatures, self.num_leapfrog)
         weights, rate, _ = _anneal(density, density.draw(self.num_chains), temperatures, moves)
         lower, error, _ = log_mean_exp(weights)
@@ -250,7 +250,7 @@ class _Run:
             self.uppers.append(-log_mean_exp(-weights)[0])
 
     def bounds(self) -> AnnealedBounds:
-        """All of them."""
+        """The bounds of all rows added."""
         lower = torch.cat(self.lowers).cpu()
         return AnnealedBounds(
             lower,
@@ -265,16 +265,16 @@ class _Run:
 def annealed_draws(
     density: LatentDensity, num_chains: int, num_steps: int, num_leapfrog: int = 3
 ) -> tuple[Tensor, Tensor]:
-    r"""Weighted draws of the posterior of each row, each by a chain of its own, from a normal distribution near it.
+    r"""Weighted draws from the posterior of each row, one per chain, annealed from a normal distribution near it.
 
-    Chains that run from the density's start to the posterior, without weights, find where that lies. Their mean and
-    covariance make the normal distribution of each row from which chains are annealed then, as in :func:`ais_bounds`,
-    in coordinates in which it is the standard normal. Their weights are right however far off it is, and the nearer it
-    is the more even.
+    Chains without weights first run from the density's start to the posterior, to find where it lies. Their mean and
+    covariance define a normal distribution for each row. From it chains are annealed as in :func:`ais_bounds`, in
+    coordinates in which it is the standard normal. The weights are right however far off it is, and are more even the
+    closer it is.
 
     Args:
-        density: Of the latents of N rows.
-        num_chains: Chains C for each.
+        density: The density of the latents of N rows.
+        num_chains: Chains C for each row.
         num_steps: Steps T to the posterior.
         num_leapfrog: Leapfrog steps of a transition.
 
@@ -290,16 +290,16 @@ def annealed_draws(
 
 
 def posterior_kernel(density: LatentDensity, num_leapfrog: int = 5) -> Callable[[Point, int], Point]:
-    """Transitions that leave each row's posterior as it is, and are the same back as forth.
+    """Transitions that leave each row's posterior invariant, and are reversible.
 
-    Step sizes are adapted on chains of their own, from draws of the density's start, and then held.
+    Step sizes are adapted on separate chains from draws of the density's start, and then fixed.
 
     Args:
-        density: Of the latents of N rows.
+        density: The density of the latents of N rows.
         num_leapfrog: Leapfrog steps of a transition.
 
     Returns:
-        A function of where chains are, and how many transitions they are to make.
+        A function of the chains' positions and a number of transitions, which returns the new positions.
     """
     moves, _ = _pilot(density, [0.0, 1.0, 1.0], num_leapfrog)
     steps = moves.steps[0][:, None] * moves.scale
@@ -314,10 +314,10 @@ def posterior_kernel(density: LatentDensity, num_leapfrog: int = 5) -> Callable[
 
 @dataclass(frozen=True)
 class Nearby:
-    """The joint density of a pair, beside a normal distribution of each row, where that is the standard normal.
+    """The joint density of a pair, in coordinates in which a normal distribution of each row is the standard normal.
 
     Args:
-        density: Of the latents of N rows, u.
+        density: The density of the latents u of N rows.
         loc: Means of the normals, ``(N, d)``.
         root: Their covariances' Cholesky factors, ``(N, d, d)``: u is ``loc + root @ v``.
     """
@@ -328,13 +328,13 @@ class Nearby:
 
     @staticmethod
     def of(density: LatentDensity, u: Tensor) -> "Nearby":
-        """The normals with the moments of chains ``(C, N, d)``, somewhat wider, so that weights have bounds."""
+        """Normals with the moments of chains ``(C, N, d)``, widened to keep the weights bounded."""
         loc, num = u.mean(0), len(u)
         centred = (u - loc).movedim(0, 1).double()
         covariance = centred.mT @ centred / num
         variances = covariance.diagonal(dim1=-2, dim2=-1)
         alone = (variances + 1e-12).diag_embed()
-        share = min(1.0, u.shape[-1] / num)  # of many latents too few chains tell how they are correlated
+        share = min(1.0, u.shape[-1] / num)  # too few chains cannot tell the correlations of many latents
         widened = _WIDENED * ((1 - share) * covariance + share * alone) + 1e-9 * alone
         return Nearby(density, loc, torch.linalg.cholesky(widened).to(u.dtype))
 
@@ -383,7 +383,7 @@ class _Moves:
 def _pilot(
     density: "LatentDensity | Nearby", temperatures: list[float], num_leapfrog: int, num_chains: int = _PILOT_CHAINS
 ) -> tuple[_Moves, Point]:
-    """A forward run of chains of its own, which finds step sizes for every row and temperature; and where it ends."""
+    """A forward run of separate chains: finds step sizes for every row and temperature, and where the chains end."""
     u = density.draw(num_chains)
     inner, steps = temperatures[1:-1], []
     if not inner:
@@ -401,9 +401,9 @@ def _pilot(
 
 
 def settled(density: LatentDensity, u: Tensor, temperatures: list[float], num_leapfrog: int) -> Tensor:
-    """Where chains from ``u`` are after a transition at each temperature: ``(T, C, N, d)``.
+    """Positions of chains from ``u`` after a transition at each temperature: ``(T, C, N, d)``.
 
-    Each chain's step size adapts to it as it goes, so that the draws are near to where the density is, and not exact.
+    Each chain's step size adapts along the way, so the draws are close to the density's bulk, but not exact.
     """
     scale = u.std(0).nan_to_num(1.0).clamp_min(1e-6)
     step = torch.full_like(u[..., :1], 0.5)
@@ -420,7 +420,8 @@ def _anneal(
 ) -> tuple[Tensor, float, Point]:
     """Log-weights ``(C, N)`` of chains from the start to the posterior, or back, their mean acceptance, and their end.
 
-    The weights are those of the way forward, either way. Transitions are reversible, so back is the same in turn.
+    In both directions the weights are those of the forward direction. Transitions are reversible, so going back makes
+    the same transitions in reverse order.
     """
     point = density.at(u)
     widths = [b - a for a, b in itertools.pairwise(temperatures)]
@@ -447,7 +448,7 @@ def _transition(
 ) -> tuple[Point, Tensor]:
     """One transition of Hamiltonian Monte Carlo at temperature t, with steps ``(N, d)``; and its acceptance ``(C, N)``.
 
-    Steps are jittered by a fifth, whatever the state: no length of a trajectory is then an orbit's for every chain.
+    Steps are jittered by a fifth, whatever the state, so no trajectory length is a full orbit for every chain.
     """
     jitter = 0.8 + 0.4 * torch.rand_like(point.log_start)
     step = jitter[..., None] * steps

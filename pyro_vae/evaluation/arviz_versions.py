@@ -1,4 +1,4 @@
-"""ArviZ, before its version 1 and from it: the few calls that changed, in one place."""
+"""ArviZ before version 1 and since: the few calls that changed, in one place."""
 
 import warnings
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ def import_arviz() -> Any:
     """ArviZ, imported when it is needed.
 
     Raises:
-        ImportError: if it is not installed, with the command that does so.
+        ImportError: if it is not installed, with the command to install it.
     """
     try:
         with warnings.catch_warnings():
@@ -29,13 +29,13 @@ def import_arviz() -> Any:
 def arviz_groups(
     groups: Groups, *, dims: Mapping[str, Any], coords: Mapping[str, Any], attrs: Mapping[str, Any]
 ) -> Any:
-    """Groups of arrays as ArviZ has them: ``InferenceData``, from version 1 on a ``DataTree`` of xarray.
+    """Groups of arrays in ArviZ's form: ``InferenceData``, or from version 1 on xarray's ``DataTree``.
 
     Args:
-        groups: Arrays by group and name; draws begin with dimensions of a chain and a draw. Empty ones are left out.
+        groups: Arrays by group and name; draws start with the dimensions chain and draw. Empty groups are omitted.
         dims: Names of further dimensions, by array.
-        coords: Their values.
-        attrs: What is said of all.
+        coords: Values of the dimensions.
+        attrs: Attributes of every group.
     """
     arviz = import_arviz()
     kept = {group: dict(arrays) for group, arrays in groups.items() if arrays}
@@ -46,4 +46,4 @@ def arviz_groups(
 
 
 def _before_version_1(arviz: Any) -> bool:
-    return arviz.__version__.startswith("0.")  # to ask for a name that is gone is an error of its own
+    return arviz.__version__.startswith("0.")  # looking up a removed name raises an error

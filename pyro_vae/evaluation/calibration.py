@@ -1,9 +1,9 @@
-r"""Are the guide's uncertainties about the latents right.
+r"""Are the guide's uncertainties about the latents right?
 
-:func:`simulation_based_calibration` asks whether the guide's posterior is the model's. It needs no data. It rests on
-ranks: where a number :math:`y` and S draws :math:`y_1, \dots, y_S` come independently from one distribution, the rank
-of y among them, with ties put in an order at random, is uniform on 0, …, S: for any S, and for discrete distributions
-too (Czado, Gneiting & Held, *Predictive model assessment for count data*, 2009).
+:func:`simulation_based_calibration` tests whether the guide's posterior is the model's, without data. It uses ranks: if
+a number :math:`y` and S draws :math:`y_1, \dots, y_S` come independently from one distribution, the rank of y among
+them, with ties ordered at random, is uniform on 0, …, S, for any S and for discrete distributions too (Czado, Gneiting
+& Held, *Predictive model assessment for count data*, 2009).
 """
 
 import inspect
@@ -31,24 +31,24 @@ __all__ = ["LOG_LIKELIHOOD", "SimulationBasedCalibration", "simulation_based_cal
 
 Quantity = Callable[..., Tensor]
 
-LOG_LIKELIHOOD = "log p(x|z)"  # the name of the quantity that looks at all latents together
-_FEWEST = 20  # ranks that a histogram can be made of
+LOG_LIKELIHOOD = "log p(x|z)"  # the quantity that depends on all latents together
+_FEWEST = 20  # ranks, for a histogram
 
 
 @dataclass(frozen=True)
 class SimulationBasedCalibration:
-    """What simulation-based calibration found.
+    """The result of simulation-based calibration.
 
     Args:
-        table: One row for each quantity. ``mean_rank``: mean of the ranks, from 0 to 1, 0.5 where the guide is right;
+        table: One row for each quantity. ``mean_rank``: mean of the ranks, from 0 to 1, 0.5 if the guide is right;
             above it the guide's draws are too low. ``spread``: their standard deviation in units of that of uniform
             ranks; above 1 the guide is too narrow, below 1 too wide. ``chi_square``: of the ranks' histogram;
-            ``p_value``: by it; ``adjusted_p_value``: times the number of quantities.
-        ranks: By the names of the table's rows, from 0 to ``num_draws``: ``(num_simulations,)`` each, fewer at a latent
-            that a mask leaves out for some of the rows.
-        num_draws: Draws of the guide that each rank is among.
-        num_bins: Bins of the histograms, fewer where there are few ranks.
-        p_value: Of all quantities together, the smallest adjusted one.
+            ``p_value``: of that chi-square; ``adjusted_p_value``: times the number of quantities.
+        ranks: By the names of the table's rows, from 0 to ``num_draws``: ``(num_simulations,)`` each, fewer for a
+            latent that a mask excludes for some of the rows.
+        num_draws: Draws from the guide for each rank.
+        num_bins: Bins of the histograms, fewer if there are few ranks.
+        p_value: For all quantities together: the smallest adjusted p-value.
     """
 
     table: "pd.DataFrame"
@@ -68,43 +68,44 @@ def simulation_based_calibration(
     seed: int = 0,
     chunk_size: int = 1024,
 ) -> SimulationBasedCalibration:
-    r"""Compares the guide's posterior with the model's, on data that the model draws.
+    r"""Compares the guide's posterior with the model's, on data drawn from the model.
 
-    For each simulation
+    Each simulation draws
 
     .. math:: z^* \sim p(z),\quad x \sim p(x \mid z^*),\quad z_1, \dots, z_S \sim q(z \mid x)
 
-    and then the rank of :math:`f(z^*, x)` among the :math:`f(z_s, x)`. Given x, :math:`z^*` is a draw from the
-    model's posterior. So where q is that posterior the ranks of every quantity f are uniform. Ranks pushed to both ends
-    say that q is too narrow, ranks in the middle that it is too wide, ranks to one side that it is shifted.
+    and ranks :math:`f(z^*, x)` among the :math:`f(z_s, x)`. Given x, :math:`z^*` is a draw from the model's posterior.
+    So if q is that posterior, the ranks of every quantity f are uniform. Ranks at both ends mean that q is too narrow,
+    ranks in the middle that it is too wide, ranks at one side that it is shifted.
 
-    Here x stands for all that the model observes. A site that it observes by a keyword argument, such as ``y`` beside
-    ``x``, is drawn as well and given to the guide. Latents that the model enumerates have their posterior
-    :math:`p(k \mid x, z_s)` at the guide's draws, and are ranked like all others. Where a mask leaves a latent out for
-    some rows, such as the steps after a sequence's end, those rows have no rank at it.
+    Here x stands for everything that the model observes. A site observed by a keyword argument, such as ``y``, is drawn
+    as well and passed to the guide. Latents that the model enumerates are drawn from their posterior
+    :math:`p(k \mid x, z_s)` at the guide's draws, and are ranked like all others. If a mask excludes a latent for some
+    rows, such as the steps after a sequence's end, those rows have no rank for it.
 
-    The quantities are each coordinate of each latent and :math:`\log p(x \mid z)`, and those of the caller. The
-    likelihood is there because functions of z alone cannot tell the posterior from the prior: a guide that ignores x
-    and returns p(z) has uniform ranks in each (Modrák et al., 2023).
+    The quantities are each coordinate of each latent, :math:`\log p(x \mid z)`, and the caller's. The likelihood is
+    needed because functions of z alone cannot tell the posterior from the prior: a guide that ignores x and returns
+    p(z) has uniform ranks in each of them (Modrák et al., 2023).
 
     Each histogram of ranks is compared with the uniform one by Pearson's chi-square. To correct for the number K of
-    quantities, however they depend on one another, each p-value is multiplied by K (Bonferroni), and the smallest is
-    that of all: a right guide has ``p_value`` below α with probability α at most.
+    quantities, however they depend on one another, each p-value is multiplied by K (Bonferroni). The smallest is the
+    overall ``p_value``: for a right guide it is below α with probability at most α.
 
-    This is about the guide on data of the model. It says nothing on whether the model's data are like yours.
+    This tests the guide on data from the model. It does not say whether the model's data are like yours.
 
     Args:
         pair: The programs.
         num_simulations: Rows drawn from the model.
-        num_draws: Draws S of the guide for each.
-        quantities: By name, more functions of the latents, which come by site name as keyword arguments, rows first:
-            ``lambda z: z.norm(dim=-1)``. One that names ``x``, or another keyword argument of the programs, is given
-            that too, in the model's units: ``lambda z, x: (z * x[:, :2]).sum(-1)``. They return ``(N,)`` or ``(N, K)``.
-        given: The programs' keyword arguments, ``num_simulations`` rows each where they have rows:
-            ``given={"labels": labels}``. With a ``mask`` the guide is compared with the posterior given the entries
-            where it is true. The argument of an observed site may be among them, as it is in data; its values are not
-            used, for the model draws them.
-        seed: Seeds everything; the caller's random state is left alone.
+        num_draws: Draws S from the guide for each row.
+        quantities: More functions of the latents, by name. They take the latents by site name as keyword arguments,
+            rows first: ``lambda z: z.norm(dim=-1)``. A function with an argument ``x``, or another keyword argument of
+            the programs, gets that too, in the model's units: ``lambda z, x: (z * x[:, :2]).sum(-1)``. They return
+            ``(N,)`` or ``(N, K)``.
+        given: The programs' keyword arguments, ``num_simulations`` rows each if they have rows:
+            ``given={"labels": labels}``. With a ``mask``, the guide is compared with the posterior given the entries
+            where it is true. The argument of an observed site may be included; its values are ignored, because the
+            model draws them.
+        seed: Seeds everything; the caller's random state is unchanged.
         chunk_size: Rows at a time.
 
     Returns:
@@ -114,7 +115,7 @@ def simulation_based_calibration(
         ContractError: if the programs break the contract, there are latents outside the plate ``"data"``, or the model
             cannot be simulated because of a factor in it.
         ValueError: if a count, a quantity or an argument does not fit.
-        TypeError: if there is a keyword argument that neither program takes.
+        TypeError: if a keyword argument is one that neither program takes.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -138,7 +139,7 @@ def simulation_based_calibration(
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
         simulator = Simulator(pair, rows)
-        simulator.structure.require_local("rows that the model draws are not independent")
+        simulator.structure.require_local("rows drawn from the model are not independent")
         for chunk in rows.chunks(chunk_size):
             simulated = simulator.draw(chunk)
             for name, ranks in _ranks(pair, simulated, simulator.structure, num_draws, quantities or {}):
@@ -170,7 +171,7 @@ def _summarised(ranks: Mapping[str, np.ndarray], num_draws: int, num_bins: int) 
 def _ranks(
     pair: Pair, simulated: Simulated, structure: Structure, num_draws: int, quantities: Mapping[str, Quantity]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The name of each quantity and its rank for so many rows, but those that a mask leaves out."""
+    """The name of each quantity and its ranks, without the rows that a mask excludes."""
     truth = _quantities(pair, simulated.batch, structure, quantities, simulated.latents)
     below = {name: torch.zeros_like(value, dtype=torch.long) for name, value in truth.items()}
     ties = {name: count.clone() for name, count in below.items()}
@@ -196,7 +197,7 @@ def _quantities(
     quantities: Mapping[str, Quantity],
     truth: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Every quantity at the latents that made the rows, or else at one draw of the guide: ``(N, …)``."""
+    """Every quantity at the latents that made the rows, or at one draw from the guide: ``(N, …)``."""
     summed = structure.enumerated("model")
     with Fixed({name: value for name, value in (truth or {}).items() if name not in summed}):
         draws = run_pair(*pair.programs, batch, structure, enumerate_guide=False)
@@ -212,18 +213,18 @@ def _quantities(
     named = {**latents, LOG_LIKELIHOOD: draws.reconstruction[0]}
     for name, quantity in quantities.items():
         if name in named:
-            raise ValueError(f"there is a quantity {name!r} already: give yours another name")
+            raise ValueError(f"a quantity {name!r} exists already: give yours another name")
         named[name] = torch.as_tensor(quantity(**_named_by(quantity, batch), **latents))
         if named[name].dim() == 0 or len(named[name]) != len(batch):
             raise ValueError(
-                f"the quantity {name!r} has shape {tuple(named[name].shape)} for {len(batch)} rows; it must give one "
-                f"number, or a vector of them, for each row"
+                f"the quantity {name!r} has shape {tuple(named[name].shape)} for {len(batch)} rows; it must return one "
+                f"number, or a vector, for each row"
             )
     return named
 
 
 def _named_by(quantity: Quantity, batch: Batch) -> dict[str, Any]:
-    """Of the data, what a function names among its arguments."""
+    """The data that a function names among its arguments."""
     try:
         wanted = inspect.signature(quantity).parameters
     except (TypeError, ValueError):  # written in C

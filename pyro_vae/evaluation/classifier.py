@@ -1,4 +1,4 @@
-"""Features in which distances between rows mean something: those of a small classifier trained on the user's labels."""
+"""Features in which distances between rows are meaningful: those of a small classifier trained on the user's labels."""
 
 import math
 from typing import Any
@@ -36,9 +36,9 @@ class ClassifierFeatures(nn.Module):
         self.accuracy, self.most_frequent = math.nan, math.nan
 
     accuracy: float
-    """Share of held-out rows that it labels rightly: how far its features can be trusted to mean something."""
+    """Share of held-out rows that it labels correctly: how far its features can be trusted."""
     most_frequent: float
-    """Share of the held-out rows that have the most frequent label: the accuracy of one who does not look."""
+    """Share of the held-out rows that have the most frequent label: the accuracy of always guessing it."""
 
     def logits(self, x: Tensor) -> Tensor:
         """The classes' logits, ``(N, C)``, with gradients."""
@@ -62,21 +62,21 @@ def train_classifier_features(
     learning_rate: float = 2e-3,
     seed: int = 0,
 ) -> ClassifierFeatures:
-    r"""Trains a small classifier, whose last hidden layer serves as a space of features for these data.
+    r"""Trains a small classifier, whose last hidden layer provides features for these data.
 
-    A tenth of the rows is held out to measure its accuracy, which belongs beside every number that its features give.
-    Images, ``(H, W)`` or ``(C, H, W)`` of 16 pixels a side or more, are seen by two convolutional layers, other rows
-    by a fully connected one. It is not Inception, and its distances compare with no published FID; two models of
-    the same data compare in the features of *one* such classifier.
+    A tenth of the rows is held out to measure its accuracy, which should be reported with every number computed from
+    its features. Images, ``(H, W)`` or ``(C, H, W)`` with sides of 16 pixels or more, go through two convolutional
+    layers, other rows through a fully connected one. It is not Inception, and its distances are not comparable with
+    any published FID. Compare two models of the same data in the features of *one* such classifier.
 
     Args:
-        x: Rows ``(N, *E)`` in the user's units; give those that the model was trained on.
-        labels: ``(N,)``, numbers for classes.
+        x: Rows ``(N, *E)`` in the user's units; use those that the model was trained on.
+        labels: ``(N,)``, class numbers.
         num_features: Width F of the last hidden layer.
-        epochs: Times that every row is seen.
+        epochs: Passes over the rows.
         batch_size: Rows in a step of Adam.
-        learning_rate: Its step size, which falls to zero along a cosine.
-        seed: Seeds weights, split and order; the caller's random state is left alone.
+        learning_rate: Adam's step size, which falls to zero along a cosine.
+        seed: Seeds weights, split and order; the caller's random state is unchanged.
 
     Returns:
         A module that maps rows to features, with its held-out ``accuracy``.
@@ -97,7 +97,7 @@ def train_classifier_features(
     if len(classes) < 2 or len(x) < 20:
         raise ValueError(
             f"a classifier needs at least two labels and 20 rows, found {len(classes)} and {len(x)}: "
-            f"give features of your own, or none"
+            f"pass features of your own, or none"
         )
     x = x.cpu().to(torch.get_default_dtype())
     kept, held_out = split(len(x), 0.1, seed)

@@ -1,4 +1,4 @@
-"""Two models on the same rows: the difference of their evidence, row by row."""
+"""Two models on the same rows: the difference in their evidence, row by row."""
 
 import math
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ class Comparison(Sentence):
     """How much more probable one model makes each row than another.
 
     Args:
-        difference: Log evidence of the first minus that of the second, ``(N,)``, in nats.
-        monte_carlo_error: Standard error of each from the draws of the guides, ``(N,)``.
-        evidence_a: Log evidence of the first, ``(N,)``.
-        evidence_b: Of the second.
+        difference: Log evidence under the first model minus that under the second, ``(N,)``, in nats.
+        monte_carlo_error: Standard error of each difference from the guides' draws, ``(N,)``.
+        evidence_a: Log evidence under the first model, ``(N,)``.
+        evidence_b: Log evidence under the second model, ``(N,)``.
     """
 
     difference: Tensor
@@ -42,12 +42,12 @@ class Comparison(Sentence):
 
     @property
     def standard_error(self) -> float:
-        """Of the mean, from rows being a sample: of paired differences, so that what rows have in common drops out."""
+        """Standard error of the mean over rows: of paired differences, so effects common to both models cancel."""
         num = len(self.difference)
         return float(self.difference.std() / math.sqrt(num)) if num > 1 else math.nan
 
     def table(self, num_rows: int = 10) -> "pd.DataFrame":
-        """The rows that differ most, by their place, the largest difference first."""
+        """The rows that differ most, by position, largest difference first."""
         import pandas as pd
 
         most = self.difference.abs().argsort(descending=True, stable=True)[:num_rows]
@@ -64,7 +64,7 @@ class Comparison(Sentence):
         mean, error = self.mean, self.standard_error
         which = "the first" if mean > 0 else "the second"
         if not abs(mean) > 2 * error:
-            said = "the rows do not tell which is the better"
+            said = "the rows do not tell which model is better"
         else:
             said = f"{which} makes the rows more probable"
         share = float((self.difference > 0).double().mean())
@@ -79,24 +79,24 @@ def compare(pair_a: Pair, pair_b: Pair, x: Inputs, *, num_particles: int = 1000,
 
     .. math:: d_n = \log p_A(x_n) - \log p_B(x_n)
 
-    Both are in the user's units, so that models with other transforms, likelihoods and latents compare; both are lower
-    bounds in expectation, so that a model with the poorer guide is at a disadvantage that more particles make smaller.
-    The mean of the :math:`d_n` has the error of paired differences, :math:`\mathrm{sd}(d) / \sqrt N`: much below that
-    of either mean, where some rows are hard for both.
+    Both are in the user's units, so models with different transforms, likelihoods and latents can be compared. Both are
+    lower bounds in expectation, so the model with the poorer guide is at a disadvantage, which shrinks with more
+    particles. The mean of the :math:`d_n` has the error of paired differences, :math:`\mathrm{sd}(d) / \sqrt N`. It is
+    much smaller than that of either mean if some rows are hard for both.
 
     Args:
         pair_a: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair`.
-        pair_b: Another.
+        pair_b: The other model, likewise.
         x: Rows that neither was trained on, as :func:`~pyro_vae.fit` takes them.
-        num_particles: Draws of either guide for each row.
+        num_particles: Draws from each guide for each row.
         seed: Seeds the draws.
 
     Returns:
-        A :class:`Comparison`; printed, it says which is the better.
+        A :class:`Comparison`; printed, it says which model is better.
 
     Raises:
-        ValueError: if the rows do not fit either; if one describes them by probabilities and the other by densities, or
-            one as bits drawn from them and the other as they are: their evidence is then of different things.
+        ValueError: if the rows do not fit one of the models, or their evidence cannot be compared: one model gives
+            probabilities and the other densities, or one describes bits drawn from the rows and the other the rows.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -116,18 +116,18 @@ def compare(pair_a: Pair, pair_b: Pair, x: Inputs, *, num_particles: int = 1000,
 
 
 def _check_alike(pair_a: Pair, pair_b: Pair, x: Inputs) -> None:
-    """Refuses models whose evidence is of different things."""
+    """Raises an error if the models' evidence cannot be compared."""
     described = []
     for pair in (pair_a, pair_b):
         rows = pair.check(x)
         few = pair.prepare(next(iter(rows.batches([torch.arange(min(16, rows.num_rows))]))))
         back = pair.transform.inverse(few.x)
-        back = back if few.mask is None else torch.where(few.mask, back, 0.0)  # what stands in gaps is each model's own
+        back = back if few.mask is None else torch.where(few.mask, back, 0.0)  # each model fills gaps in its own way
         described.append((_kind(pair), back))
     (kind_a, one), (kind_b, other) = described
     if kind_a != kind_b:
         raise ValueError(
-            f"the first model gives rows {kind_a} and the second {kind_b}, which do not compare: give both a "
+            f"the first model gives rows {kind_a} and the second {kind_b}, which cannot be compared: give both a "
             f"likelihood of one kind"
         )
     same = one.shape == other.shape
@@ -136,8 +136,8 @@ def _check_alike(pair_a: Pair, pair_b: Pair, x: Inputs) -> None:
         same = bool(((one - other).abs() <= 1e-3 * (1 + one.abs())).double().mean() > 0.99)
     if not same:
         raise ValueError(
-            "the models describe different data: what their transforms make of these rows is not the same when it is "
-            "brought back to the user's units, as where one binarises: give both the same transform"
+            "the models describe different data: after their transforms and back, these rows differ in the user's "
+            "units, as when only one model binarises: give both the same transform"
         )
 
 

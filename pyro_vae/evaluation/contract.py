@@ -1,4 +1,4 @@
-"""Does a pair of programs keep the contract, and what will each tool do with it."""
+"""Does a pair of programs keep the contract, and what will each tool do with it?"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ class Clause:
     """One clause of the contract.
 
     Args:
-        name: What it is about.
+        name: Its subject.
         text: What was found.
-        holds: Whether it does; None where that could not be looked at.
+        holds: Whether it holds; None if that could not be checked.
     """
 
     name: str
@@ -39,11 +39,11 @@ class Clause:
 
 @dataclass(frozen=True)
 class Contract:
-    """What :func:`check_pair` found. It is true if every clause holds, and prints readably.
+    """The result of :func:`check_pair`. It is true if every clause holds, and prints readably.
 
     Args:
-        clauses: Clause by clause, what holds and what does not.
-        tools: For each tool, by name, what it will do with the pair: ``"works"`` with how, or why it is refused.
+        clauses: The clauses, with what holds and what does not.
+        tools: What each tool will do with the pair, by name: ``"works"`` and how, or why it refuses.
     """
 
     clauses: tuple[Clause, ...]
@@ -65,20 +65,19 @@ class Contract:
 
 
 def check_pair(pair: Pair, x: Inputs) -> Contract:
-    r"""Runs a pair's programs on a few rows and says, clause by clause, whether they keep the contract.
+    r"""Runs a pair's programs on a few rows and reports, clause by clause, whether they keep the contract.
 
-    The tools of the library look at programs in the same way before they run them, so what is said of them here is what
-    they will do.
+    The library's tools check programs in the same way before they run them, so they will do what is reported here.
 
     Args:
         pair: The programs.
         x: Rows with the programs' keyword arguments, as :func:`~pyro_vae.fit` takes them; a few are used.
 
     Returns:
-        What holds and what does not, and what each tool will therefore do.
+        What holds and what does not, and so what each tool will do.
 
     Raises:
-        ValueError: if the rows themselves do not fit; what is wrong with programs is returned, and not raised.
+        ValueError: if the rows do not fit; problems in the programs are returned, not raised.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -104,7 +103,7 @@ def check_pair(pair: Pair, x: Inputs) -> Contract:
 
 
 class _Look:
-    """One look at a pair."""
+    """One check of a pair."""
 
     def __init__(self, pair: Pair, rows: Rows, batch: Batch) -> None:
         self.pair, self.rows, self.batch = pair, rows, batch
@@ -168,7 +167,7 @@ class _Look:
 
     def _plates(self) -> Clause:
         if self.structure is None:
-            return Clause("plates", "not looked at", holds=None)
+            return Clause("plates", "not checked", holds=None)
         depth = self.structure.nesting
         inner = sorted({plate for latent in self.structure.latents.values() for plate in latent.plates})
         text = "'data' at dim -1"
@@ -186,7 +185,7 @@ class _Look:
             return Clause("many draws at once", f"under a plate at dim {structure.particle_dim}")
         return Clause(
             "many draws at once",
-            f"not possible ({structure.reason}); tools run the programs draw by draw, slower",
+            f"not possible ({structure.reason}); tools run the programs draw by draw, which is slower",
         )
 
     def _tools(self) -> Iterator[tuple[str, str]]:
@@ -215,13 +214,13 @@ class _Look:
         yield "save", "works"
 
     def _fit(self) -> str:
-        from pyro_vae.training.lowerable import why_not_lowered  # which brings in the tracer
+        from pyro_vae.training.lowerable import why_not_lowered  # imports the tracer
 
         try:
             reason = why_not_lowered(self.pair, self.rows, self._known())
         except ValueError as error:
             return f"refused: {error}"
-        return "works, compiled where steps repay it" if reason is None else f"works, on the programs: {reason}"
+        return "works, compiled where it pays off" if reason is None else f"works, running the programs: {reason}"
 
     def _sample(self) -> None:
         observed = list(self._known().observed)
@@ -256,7 +255,7 @@ class _Look:
         gaps = [name.removesuffix("_observed") for name in self._known().observed if name.endswith("_observed")]
         why = _refusal(lambda: check_mask(self.pair.model))
         if why and (others or gaps):
-            return f"works for gaps in {', '.join([*others, *gaps])}, by sites=; for gaps in x {why}"
+            return f"works for gaps in {', '.join([*others, *gaps])}, with sites=; for gaps in x {why}"
         return why or "works"
 
 

@@ -1,7 +1,7 @@
-r"""Are the model's uncertainties about x right.
+r"""Are the model's uncertainties about x right?
 
-:func:`predictive_coverage` asks whether the model's intervals for x hold held-out data as often as they say. It rests
-on ranks, as :mod:`pyro_vae.evaluation.calibration` does.
+:func:`predictive_coverage` tests whether the model's intervals for x hold held-out data as often as they claim. Like
+:mod:`pyro_vae.evaluation.calibration`, it uses ranks.
 """
 
 from collections.abc import Sequence
@@ -34,15 +34,14 @@ Kind = Literal["posterior", "prior"]
 
 @dataclass(frozen=True)
 class PredictiveCoverage:
-    r"""How often central predictive intervals held what they were to hold.
+    r"""How often central predictive intervals held the entries.
 
     Args:
-        kind: What the intervals were given, see :func:`predictive_coverage`.
+        kind: What the intervals are conditioned on, see :func:`predictive_coverage`.
         table: One row for each level: ``coverage``, the share of entries inside; ``standard_error``, that of a right
             model's coverage, :math:`\sqrt{l (1 - l) / N}`; ``p_value``, two-sided, of the binomial test.
         pit: The randomised probability integral transform of each entry, ``(N,)`` in (0, 1).
-        p_value: Of the hypothesis that the PIT is uniform, by the chi-square of its histogram: all levels at once,
-            and shifts as well.
+        p_value: For a uniform PIT, by the chi-square of its histogram: it tests all levels at once, and shifts as well.
         num_bins: Bins of that histogram.
     """
 
@@ -63,15 +62,15 @@ def predictive_coverage(
     num_particles: int = 200,
     seed: int = 0,
 ) -> PredictiveCoverage:
-    r"""How often central predictive intervals hold an entry that the model has not seen.
+    r"""Measures how often central predictive intervals hold an entry that the model has not seen.
 
-    Of each row one observed entry d of ``x`` is chosen at random, and predicted
+    In each row one observed entry d of ``x`` is chosen at random and predicted
 
-    - with ``kind="posterior"`` from the others of its row, :math:`p(x_d \mid x_{-d})`, and from whatever else the model
+    - with ``kind="posterior"`` from the others in its row, :math:`p(x_d \mid x_{-d})`, and from all else that the model
       observes: the entry is hidden by the mask that both programs take, and drawn by importance resampling, as in
       :meth:`~pyro_vae.Pair.impute`;
-    - with ``kind="prior"`` from nothing that the model observes of its row, :math:`p(x_d)`, but from its other keyword
-      arguments: how right the model is about each entry alone. This needs no mask.
+    - with ``kind="prior"`` without anything that the model observes about its row, :math:`p(x_d)`, given only its other
+      keyword arguments. This tests each entry alone, and needs no mask.
 
     With u the rank of :math:`x_d` among the draws, ties in random order, made continuous by :math:`v \sim
     \mathcal{U}(0, 1)`,
@@ -80,39 +79,39 @@ def predictive_coverage(
         \iff |\mathrm{pit} - \tfrac12| \le \tfrac{l}{2}
 
     With ``kind="prior"`` a right model has a uniform PIT and covers each level exactly, discrete data included. One
-    entry of each row keeps them independent, so that the binomial error is right.
+    entry per row keeps the entries independent, so the binomial error is right.
 
-    With ``kind="posterior"`` that holds as ``num_particles`` grows. Particles of a rough guide are too few to fill the
-    posterior, so that intervals come out too narrow, which the p-values do not allow for. For an untrained guide of
-    four Poisson counts, intervals of 90% from the right model held 88.6% of the entries with 40 particles, 88.9% with
-    200 and 89.5% with 800. Where coverage is a little low, see whether more particles raise it. Up to that error
-    importance weights make up for the guide, and this is about the model.
+    With ``kind="posterior"`` this holds as ``num_particles`` grows. With a rough guide too few particles reach the
+    posterior, and intervals are too narrow, which the p-values do not allow for. With an untrained guide for four
+    Poisson counts, 90% intervals of the right model held 88.6% of the entries with 40 particles, 88.9% with 200 and
+    89.5% with 800. If coverage is a little low, try more particles. Apart from that error, importance weights correct
+    the guide, and the result depends on the model alone.
 
     Draws of :math:`x'` given the whole row (:meth:`~pyro_vae.Pair.posterior_predictive`) are not used: z has then seen
-    the very entry, its intervals lie around it, and a right model covers more than it says.
+    the entry itself, intervals lie around it, and a right model covers more than it claims.
 
     Args:
         pair: The programs.
         x: Rows that the model was not trained on, as :func:`~pyro_vae.fit` takes them.
-        levels: Of the intervals, between 0 and 1.
-        kind: ``"posterior"`` or ``"prior"``. Rows with a single observed entry have nothing to predict it from, and are
-            left out of the former.
+        levels: Levels of the intervals, between 0 and 1.
+        kind: ``"posterior"`` or ``"prior"``. With ``"posterior"``, rows with a single observed entry are omitted,
+            because nothing is left to predict it from.
         num_samples: Draws S for each entry.
-        num_particles: Draws of the guide to choose from, for ``kind="posterior"``.
-        seed: Seeds everything; the caller's random state is left alone.
+        num_particles: Draws from the guide to choose from, for ``kind="posterior"``.
+        seed: Seeds everything; the caller's random state is unchanged.
 
     Returns:
         A :class:`PredictiveCoverage`.
 
     Raises:
-        ValueError: if the programs take no mask where one is needed, or rows or an argument do not fit.
+        ValueError: if the programs take no mask and one is needed, or rows or an argument do not fit.
         ContractError: if there are latents outside the plate ``"data"``, or the programs break the contract.
 
     Example:
         >>> from pyro_vae import mlp_vae
         >>> from pyro_vae.likelihoods import Poisson
         >>> vae = mlp_vae((3,), latent_dim=1, likelihood=Poisson())
-        >>> x = torch.full((200, 3), 30)  # what it was not made for
+        >>> x = torch.full((200, 3), 30)  # nothing like its draws
         >>> predictive_coverage(vae, x, levels=[0.9], kind="prior").table["coverage"].item()
         0.0
 
@@ -137,7 +136,7 @@ def predictive_coverage(
     if len(pit) < 20:
         hint = ""
         if kind == "posterior" and rows.num_rows >= 20:
-            hint = "; a single observed entry has no others of its row to be predicted from: use kind='prior'"
+            hint = "; a row with a single observed entry has no others to predict it from: use kind='prior'"
         raise ValueError(f"coverage needs at least 20 rows with an entry to predict, found {len(pit)}{hint}")
     return _summarised(kind, pit, levels)
 
@@ -167,14 +166,14 @@ def _require_mask(pair: Pair) -> None:
         names = accepted(getattr(pair, name))
         if names is not None and "mask" not in names:
             raise ValueError(
-                f"kind='posterior' hides an entry of each row by a mask, and the {name} takes no keyword argument "
+                f"kind='posterior' hides an entry of each row with a mask, and the {name} takes no keyword argument "
                 f"'mask': give it one, or use kind='prior'"
             )
 
 
 @dataclass
 class _Prediction:
-    """How entries are predicted."""
+    """Predicts one entry of each row."""
 
     pair: Pair
     kind: Kind
@@ -183,7 +182,7 @@ class _Prediction:
     structure: Structure | None = None
 
     def pit(self, given: Tensor, batch: Batch) -> Tensor:
-        """The randomised PIT of one entry of each row, in float64; rows without one to predict are left out."""
+        """The randomised PIT of one entry of each row, in float64; rows without an entry to predict are omitted."""
         truth = as_described(self.pair, given, batch).to(batch.x.device).reshape(len(batch), -1)
         seen = ~truth.isnan()
         kept = seen.sum(1) > (self.kind == "posterior")
@@ -197,13 +196,13 @@ class _Prediction:
         drawn = self._draws(batch, structure).reshape(self.num_samples, len(batch), -1)
         draws = drawn.gather(2, index.expand(self.num_samples, -1, -1))[..., 0].double()
         value = truth.gather(1, index)[:, 0].double()
-        # The way to the user's units and back may change a number in its last digits, so that equal ones are not.
+        # Converting units and back may change a number in its last digits, so equal numbers may differ a little.
         ties = (draws - value).abs() <= 1e-5 * value.abs()
         rank = among_ties(((draws < value) & ~ties).sum(0), ties.sum(0))
         return (rank + torch.rand(rank.shape, dtype=torch.float64, device=rank.device)) / (self.num_samples + 1)
 
     def _structure(self, batch: Batch) -> Structure:
-        """What the programs are made of; global latents are refused."""
+        """The sites of the programs; raises an error for global latents."""
         if self.structure is None:
             self.structure = self.pair.structure(batch)
             self.structure.require_local("rows are not independent")
@@ -211,12 +210,12 @@ class _Prediction:
         return self.structure
 
     def _hidden(self, batch: Batch, seen: Tensor) -> Batch:
-        """The rows with a mask that hides an entry of each."""
+        """The rows, with a mask that hides one entry of each."""
         other: Any = batch.context.get("mask", batch.constants.get("mask"))
         if batch.mask is None and other is not None:
             raise ValueError(
-                f"kind='posterior' hides an entry of each row by a mask, and the one that is given has no entry for "
-                f"each of x: its shape is {tuple(getattr(other, 'shape', ()))}; use kind='prior'"
+                f"kind='posterior' hides an entry of each row with a mask, but the mask passed has shape "
+                f"{tuple(getattr(other, 'shape', ()))}, which is not that of x: use kind='prior'"
             )
         data_range = self.pair.data_range
         filling = torch.zeros_like(batch.x[:1]) if data_range is None else self.pair._filling(data_range)

@@ -1,12 +1,12 @@
-r"""Does the model fit: data that it draws, compared with the data that there are.
+r"""Does the model fit? Data drawn from it, compared with the observed data.
 
-A model that fits draws data sets like the observed one. So draw many, :math:`x^{(1)}, \dots, x^{(R)}`, take a
+A model that fits draws data sets like the observed one. So draw many, :math:`x^{(1)}, \dots, x^{(R)}`, compute a
 statistic T of each, and see where that of the observed data lies among them (Rubin, 1984; Gelman, Meng & Stern, 1996).
 A data set is drawn
 
-- from the prior predictive: for each row :math:`z_n \sim p(z),\ x'_n \sim p(x \mid z_n)`. Are these the model's data?
-- from the posterior predictive: :math:`z_n \sim q(z \mid x_n),\ x'_n \sim p(x \mid z_n)`. Can the likelihood make such
-  data around *these* rows? As z follows the row, this asks less of the prior, and most of the likelihood.
+- from the prior predictive: for each row :math:`z_n \sim p(z),\ x'_n \sim p(x \mid z_n)`. Is the data like these?
+- from the posterior predictive: :math:`z_n \sim q(z \mid x_n),\ x'_n \sim p(x \mid z_n)`. Can the likelihood produce
+  such data around *these* rows? As z follows the row, this tests the prior less, and mostly the likelihood.
 """
 
 import math
@@ -45,14 +45,14 @@ Kind = Literal["prior", "posterior"]
 
 @dataclass(frozen=True)
 class PredictiveCheck:
-    r"""What a predictive check found.
+    r"""The result of a predictive check.
 
     Args:
         kind: Where the data sets were drawn from, ``"prior"`` or ``"posterior"``.
         table: One row for each component of each statistic: ``observed``, T(x); ``replicated`` and ``replicated_sd``,
             mean and standard deviation of :math:`T(x^{(r)})`; ``p_value``.
         replications: :math:`T(x^{(r)})` by the names of the table's rows, ``(R,)`` each.
-        joint_p_value: Of all statistics together.
+        joint_p_value: For all statistics together.
         num_rows: Rows in each data set.
     """
 
@@ -73,10 +73,10 @@ def predictive_check(
     seed: int = 0,
     chunk_size: int = 8192,
 ) -> PredictiveCheck:
-    r"""Compares statistics of the data with those of data sets of the same size that the model draws.
+    r"""Compares statistics of the data with those of data sets of the same size drawn from the model.
 
-    For each statistic the Bayesian p-value, on both sides, and for all of them together one p-value: with
-    :math:`m, s` mean and standard deviation of a statistic over the R + 1 data sets, observed one included,
+    For each statistic there is a two-sided Bayesian p-value, and for all of them together one joint p-value. With
+    :math:`m, s` the mean and standard deviation of a statistic over the R + 1 data sets, observed one included,
 
     .. math::
         p &= 2 \min\left( \frac{1 + \#\{r: T^{(r)} \ge T(x)\}}{R + 1},\ \frac{1 + \#\{r: T^{(r)} \le T(x)\}}{R + 1}
@@ -84,32 +84,32 @@ def predictive_check(
         p_\text{joint} &= \frac{1 + \#\{r: M^{(r)} \ge M(x)\}}{R + 1}, \qquad
         M = \max_k \left| T_k - m_k \right| / s_k
 
-    The joint one holds its level for any number of statistics, however they depend on one another. Of the prior
-    predictive, p-values are uniform where the model is right (but for its having been fitted, so give rows that it was
-    not trained on). Those of the posterior predictive have seen the data and lie nearer to 1: a small one means more.
+    The joint p-value keeps its level for any number of statistics, however they depend on one another. For the prior
+    predictive, p-values are uniform if the model is right and the rows are ones that it was not trained on. For the
+    posterior predictive, the draws have seen the data, so p-values lie closer to 1, and a small one means more.
 
     Args:
         pair: The programs.
-        x: Rows, as :func:`~pyro_vae.fit` takes them. Keyword arguments are the same in every data set, but for those of
-            sites that the model observes beside ``"x"``: these are drawn as well, with the latents that they and
-            ``x`` share.
-        statistics: By name, functions of a data set, a tensor ``(N, *E)`` in the user's units, that return a number or
-            a vector of them; by default :func:`~pyro_vae.evaluation.statistics.default_statistics` of the values
-            that the likelihood describes. Where entries are missing, they are NaN in every data set alike.
+        x: Rows, as :func:`~pyro_vae.fit` takes them. Keyword arguments are the same in every data set, except those of
+            sites that the model observes as well as ``"x"``: these are drawn too, with the latents that they share
+            with ``x``.
+        statistics: Functions of a data set by name: they take a tensor ``(N, *E)`` in the user's units and return a
+            number or a vector; by default :func:`~pyro_vae.evaluation.statistics.default_statistics` for the values
+            that the likelihood describes. Entries that are missing in the data are NaN in every data set.
         kind: ``"posterior"`` or ``"prior"``.
-        num_replications: Data sets R that are drawn. The smallest p-value there can be is
-            2 / (R + 1), and 1 / (R + 1) for all together.
-        seed: Seeds the draws; the caller's random state is left alone.
-        chunk_size: At most so many rows drawn at a time, of one data set or of several. Latents outside the plate
+        num_replications: Number of data sets R to draw. The smallest possible p-value is 2 / (R + 1), and 1 / (R + 1)
+            for the joint one.
+        seed: Seeds the draws; the caller's random state is unchanged.
+        chunk_size: The most rows to draw at a time, from one data set or several. Latents outside the plate
             ``"data"`` are drawn once for each data set: from the guide, or from their prior for ``kind="prior"``.
 
     Returns:
-        A :class:`PredictiveCheck`. The data are taken as the model describes them: where the transform draws (bits from
-        grey levels), from one draw of it.
+        A :class:`PredictiveCheck`. The data are taken as the model describes them: if the transform is random (bits
+        from grey levels), one draw of it is used.
 
     Raises:
         ContractError: if the programs break the contract, or the model does not run without data.
-        ValueError: if rows do not fit, a statistic gives what is not a finite number, or ``kind`` or a count is wrong.
+        ValueError: if rows do not fit, a statistic is not finite, or ``kind`` or a count is wrong.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -117,7 +117,7 @@ def predictive_check(
         >>> vae = mlp_vae((3,), latent_dim=1, likelihood=Poisson())
         >>> x = torch.full((50, 3), 3000)
         >>> check = predictive_check(vae, x, {"largest": lambda x: x.max()}, kind="prior", num_replications=99)
-        >>> check.table["p_value"].item()  # as small as 99 data sets can say
+        >>> check.table["p_value"].item()  # the smallest possible with 99 data sets
         0.02
 
     Source: Gelman, Meng & Stern, *Posterior predictive assessment of model fitness via realized discrepancies*, 1996;
@@ -132,14 +132,14 @@ def predictive_check(
     rows = next(pair.check(x).chunks(2**62))
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
-        batch = pair.prepare(rows, redraw=True)  # of equal rows too, each has draws of its own, as in the model
+        batch = pair.prepare(rows, redraw=True)  # equal rows get different noise, as in the model
         structure = pair.structure(batch)
         check_forward(pair, batch, structure)
         observed = as_described(pair, rows["x"], batch)
         if statistics is None:
             statistics = default_statistics(observed, constraints.real if pair.data_range is None else pair.data_range)
         if not statistics:
-            raise ValueError("statistics is empty: give at least one function of a data set, or leave it out")
+            raise ValueError("statistics is empty: pass at least one function of a data set, or omit it")
         of_observed = _components(statistics, observed, "the observed data")
         drawn: dict[str, list[float]] = {name: [] for name in of_observed}
         missing = observed.isnan()
@@ -149,7 +149,7 @@ def predictive_check(
                 drawn.setdefault(name, []).append(value)
     if len({*map(len, drawn.values())}) > 1:
         raise ValueError(
-            "a statistic gives more numbers for one data set than for another: let it give as many for each"
+            "a statistic returns more numbers for one data set than for another: it must return as many for each"
         )
     replications = {name: np.array(values) for name, values in drawn.items()}
     joint = _joint(of_observed, replications)
@@ -159,11 +159,11 @@ def predictive_check(
 def _data_sets(
     pair: Pair, batch: Batch, structure: Structure, kind: Kind, num_sets: int, chunk_size: int
 ) -> Iterator[Tensor]:
-    """Data sets, several of them in a run of the programs where rows are few and share no latents."""
+    """Data sets, several in one run of the programs if rows are few and share no latents."""
     at_once = rows_that_fit(batch.x[0].numel(), most=chunk_size)
     together = 1 if structure.global_latents else max(1, min(num_sets, at_once // len(batch)))
     sites = forward_trace(pair.programs[0], 1, without_sites(batch[:1], structure, tuple(structure.observed)))
-    if most_rows(sites) is not None:  # the plate of the rows has a size of its own
+    if most_rows(sites) is not None:  # the plate of the rows has a fixed size
         together = 1
     tiled = batch[torch.arange(len(batch), device=batch.x.device).repeat(together)]
     for first in range(0, num_sets, together):
@@ -191,7 +191,7 @@ def _draw_data_set(pair: Pair, batch: Batch, structure: Structure, kind: Kind, c
 
 
 def _components(statistics: Mapping[str, Statistic], data: Tensor, what: str) -> dict[str, float]:
-    """Every number that the statistics give, by name; those of a vector have their place behind the name."""
+    """Every number that the statistics return, by name; elements of a vector have their index after the name."""
     out: dict[str, float] = {}
     for name, statistic in statistics.items():
         try:
@@ -199,13 +199,11 @@ def _components(statistics: Mapping[str, Statistic], data: Tensor, what: str) ->
         except (TypeError, RuntimeError) as error:
             raise ValueError(
                 f"the statistic {name!r} fails on {what}, a tensor of shape {tuple(data.shape)}, with "
-                f"{' '.join(str(error).split())}; it must give a number or a vector of them"
+                f"{' '.join(str(error).split())}; it must return a number or a vector"
             ) from error
         if not all(map(math.isfinite, values)):
-            hint = (
-                "; entries are NaN where they are missing, so leave them out of account" if data.isnan().any() else ""
-            )
-            raise ValueError(f"the statistic {name!r} gives NaN or infinity for {what}{hint}")
+            hint = "; missing entries are NaN, so ignore them" if data.isnan().any() else ""
+            raise ValueError(f"the statistic {name!r} is NaN or infinite for {what}{hint}")
         out |= {name: values[0]} if len(values) == 1 else {f"{name}[{i}]": value for i, value in enumerate(values)}
     return out
 
@@ -227,7 +225,7 @@ def _table(observed: Mapping[str, float], replications: Mapping[str, np.ndarray]
 
 
 def _joint(observed: Mapping[str, float], replications: Mapping[str, np.ndarray]) -> float:
-    """The share of data sets, the observed one among them, that stand out as much as it does."""
+    """The share of data sets, the observed one included, that stand out at least as much as it does."""
     pool = np.stack([np.append(replications[name], value) for name, value in observed.items()])  # (K, R + 1)
     spread = pool.std(1, keepdims=True)
     distance = np.abs(pool - pool.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1)

@@ -1,4 +1,4 @@
-"""Data as a model describes them, in the user's units: what draws from it can be compared with."""
+"""Data as a model describes them, in the user's units, for comparison with its draws."""
 
 import math
 from typing import Any
@@ -23,16 +23,16 @@ _ROWS = 1024  # at a time
 
 
 def as_described(pair: Pair, given: Tensor, batch: Batch) -> Tensor:
-    """Rows as the model describes them: bits at their two levels where it describes bits drawn from grey levels.
+    """Rows as the model describes them: for bits drawn from grey levels, the bits at their two levels.
 
     Args:
         pair: The programs.
-        given: Rows ``(N, *E)`` as the user has them.
+        given: Rows ``(N, *E)`` in the user's units.
         batch: The same, as :meth:`~pyro_vae.Pair.prepare` returns them.
 
     Returns:
         ``(N, *E)`` on the CPU, NaN where an entry is missing or the model masks it, such as steps after the end of a
-        sequence. What the transform's way there and back changes by rounding alone is returned as it was.
+        sequence. Values that the transform and its inverse change only by rounding are returned unchanged.
     """
     y = pair.transform.inverse(batch.x).detach().cpu()
     y = y if y.is_floating_point() else y.to(pair.dtype)
@@ -44,14 +44,14 @@ def as_described(pair: Pair, given: Tensor, batch: Batch) -> Tensor:
 
 
 def entries_that_count(pair: Pair, batch: Batch) -> Tensor | None:
-    """True where an entry of ``x`` is observed: neither missing nor masked by the model; None where all are."""
+    """True where an entry of ``x`` is observed: neither missing nor masked by the model; None if all are."""
     parts = []
     with forked_random_state(pair.device), evaluating(pair.model):
         for part in batch.chunks(_ROWS):
             site = sample_sites(poutine.trace(pair.programs[0]).get_trace(part.x, **part.arguments)).get("x")
             mask = None if site is None else _mask(site)
             if mask is not None and mask.shape != part.x.shape:
-                mask = None  # an x that is put together from entries in an order of its own
+                mask = None  # an x that is assembled from entries in another order
             parts.append(mask)
     counted = batch.mask
     if any(mask is not None for mask in parts):
@@ -62,7 +62,7 @@ def entries_that_count(pair: Pair, batch: Batch) -> Tensor | None:
 
 
 def _mask(site: Any) -> Tensor | None:
-    """Where a site's entries count, in the shape of its value, rows first; None where all do."""
+    """Where a site's entries count, in the shape of its value, rows first; None if all do."""
     fn, shape = site["fn"], site["fn"].shape()
     masks = [_left_of(site["mask"], fn.event_dim)]
     while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution)):
@@ -76,15 +76,15 @@ def _mask(site: Any) -> Tensor | None:
 
 
 def _left_of(mask: Any, event_dim: int) -> Any:
-    """A mask of a batch of events, so that it broadcasts over their entries."""
+    """A mask of a batch of events, shaped to broadcast over their entries."""
     return mask.reshape(*mask.shape, *[1] * event_dim) if isinstance(mask, Tensor) else None
 
 
 def plain_rows(rows: Inputs, name: str) -> Tensor | np.ndarray:
-    """Rows by themselves, for tools that take no keyword arguments: arrays as they are, what else holds rows in memory.
+    """Rows alone, for tools that take no keyword arguments: arrays unchanged, other data read into memory.
 
     Raises:
-        ValueError: if it cannot be read as rows of numbers.
+        ValueError: if the rows cannot be read as numbers.
     """
     if isinstance(rows, (Tensor, np.ndarray)):
         return rows

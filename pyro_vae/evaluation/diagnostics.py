@@ -15,13 +15,13 @@ __all__ = ["GuideDiagnosis", "diagnose_guide"]
 
 @dataclass(frozen=True)
 class GuideDiagnosis:
-    r"""How well the guide stands in for each row's posterior.
+    r"""How close the guide is to each row's posterior.
 
     Args:
         k_hat: Pareto shape :math:`\hat k` of each row's importance weights, ``(N,)``.
-        ess: How many draws from the posterior the weighted draws of the guide are worth, ``(N,)``, from 1 to
-            ``num_particles``.
-        num_particles: Draws of the guide for each row.
+        ess: Effective sample size: how many draws from the posterior the guide's weighted draws are worth, ``(N,)``,
+            from 1 to ``num_particles``.
+        num_particles: Draws from the guide for each row.
     """
 
     k_hat: Tensor
@@ -35,7 +35,7 @@ class GuideDiagnosis:
 
     @property
     def flagged(self) -> Tensor:
-        r"""True for rows whose guide is not to be relied on: :math:`\hat k` above the threshold, ``(N,)``."""
+        r"""True for rows whose weights are unreliable: :math:`\hat k` above the threshold, ``(N,)``."""
         return self.k_hat > self.threshold
 
     def __str__(self) -> str:
@@ -44,35 +44,35 @@ class GuideDiagnosis:
         if count:
             return (
                 f"the guide is far from the posterior of {count} of {rows} rows (k̂ above {self.threshold:.2f}), where "
-                f"importance weights cannot correct it; the median row has use of {share:.1%} of its draws"
+                f"importance weights cannot correct it; the median effective sample size is {share:.1%} of the draws"
             )
         return (
-            f"the guide is near enough to the posterior of all {rows} rows (k̂ up to {float(self.k_hat.max()):.2f}) for "
-            f"importance weights to correct it; the median row has use of {share:.1%} of its draws"
+            f"the guide is close enough to the posterior of all {rows} rows (k̂ up to {float(self.k_hat.max()):.2f}) "
+            f"for importance weights to correct it; the median effective sample size is {share:.1%} of the draws"
         )
 
 
 def diagnose_guide(pair: Pair, x: Inputs, num_particles: int = 1000, *, seed: int = 0) -> GuideDiagnosis:
-    r"""Pareto-smoothed :math:`\hat k` and effective sample size for each row.
+    r"""Computes Pareto-smoothed :math:`\hat k` and effective sample size for each row.
 
-    From the weights :math:`w_k = p(x, z_k) / q(z_k \mid x)` at draws :math:`z_k \sim q(z \mid x)`. A generalised Pareto
-    distribution is fitted to the largest of them; its shape :math:`\hat k` says how many moments the weights have.
-    Below 0.5 the guide is near the posterior, above 0.7 so far that importance weights cannot correct it. The
-    effective sample size is :math:`(\sum_k w_k)^2 / \sum_k w_k^2`. Where no draw comes near a mode of the posterior,
-    both are blind to it.
+    Both are computed from the weights :math:`w_k = p(x, z_k) / q(z_k \mid x)` at draws :math:`z_k \sim q(z \mid x)`. A
+    generalised Pareto distribution is fitted to the largest weights; its shape :math:`\hat k` tells how many moments
+    the weights have. Below 0.5 the guide is close to the posterior; above 0.7 it is so far away that importance weights
+    cannot correct it. The effective sample size is :math:`(\sum_k w_k)^2 / \sum_k w_k^2`. Neither sees a mode of the
+    posterior that no draw comes near.
 
     Args:
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair` whose latents belong to rows.
         x: Rows ``(N, *E)`` in the user's units, or a mapping of ``"x"`` and the programs' keyword arguments.
-        num_particles: Draws of the guide for each row, at least 25.
-        seed: Seeds the draws of the guide.
+        num_particles: Draws from the guide for each row, at least 25.
+        seed: Seeds the draws from the guide.
 
     Returns:
-        The diagnosis, one number for each row. Where the largest weights of a row are equal up to rounding (an exact
-        guide; a discrete latent) there is no tail, and :math:`\hat k` is 0.
+        The diagnosis, with a number for each row. If the largest weights of a row are equal up to rounding (an exact
+        guide, or a discrete latent), there is no tail, and :math:`\hat k` is 0.
 
     Raises:
-        ValueError: if there are too few particles, or rows or programs do not fit, see
+        ValueError: if there are too few particles, or rows or programs do not fit; see
             :func:`~pyro_vae.evaluation.log_evidence`.
 
     Example:
@@ -86,7 +86,7 @@ def diagnose_guide(pair: Pair, x: Inputs, num_particles: int = 1000, *, seed: in
     Source: Yao et al., *Yes, but Did It Work?*, 2018; Vehtari et al., *Pareto Smoothed Importance Sampling*, 2024.
     """
     if num_particles < FEWEST:
-        raise ValueError(f"num_particles must be at least {FEWEST}, for a tail to fit; found {num_particles}")
+        raise ValueError(f"num_particles must be at least {FEWEST}, to fit a tail; found {num_particles}")
 
     def diagnosed(log_weights: Tensor) -> Tensor:
         return torch.stack([tail_shape(log_weights), log_mean_exp(log_weights)[2]])

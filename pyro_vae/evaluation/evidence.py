@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Evidence", "draw_log_weights", "log_evidence", "log_mean_exp", "reduce_log_weights", "warn_if_in_turn"]
 
 _CURVE = (1, 10, 100, 1000)
-_DRAWS_THAT_REPAY = 5_000_000  # compiling the programs
+_DRAWS_THAT_REPAY = 5_000_000  # from here on compiling the programs pays off
 _MIB = 2**20
 
 
@@ -36,14 +36,14 @@ class Evidence(Sentence):
 
     Args:
         log_evidence: The estimate for each row, ``(N,)``.
-        standard_error: Its Monte Carlo standard error, ``(N,)``; NaN with one particle. It is widened by what the tail
-            of the weights lets expect of draws that have not come (:func:`~pyro_vae.evaluation.pareto.widened`). Where
-            ``reliable`` is false neither is to be believed: few draws carry all the weight, and the estimate is too
-            low.
+        standard_error: Its Monte Carlo standard error, ``(N,)``; NaN with one particle. It is widened to allow for
+            draws in the tail of the weights that have not occurred (:func:`~pyro_vae.evaluation.pareto.widened`). If
+            ``reliable`` is false, do not trust estimate or error: few draws carry all the weight, and the estimate is
+            too low.
         ess: Effective sample size of the weights, between 1 and the number of particles, ``(N,)``.
-        curve: A table with one row for each number of particles up to the one asked for: ``num_particles``, the mean
-            over rows ``log_evidence``, and ``standard_error``, over rows. A flat end speaks for convergence.
-        num_dims: Observed elements of a row, on average; NaN where the model observes more of a row than ``x``.
+        curve: A table with one row for each number of particles up to ``num_particles``: ``num_particles``, the mean
+            over rows ``log_evidence``, and ``standard_error``, over rows. A flat end suggests convergence.
+        num_dims: Observed elements of a row, on average; NaN if the model observes more of a row than ``x``.
         k_hat: Pareto shape of each row's weights, ``(N,)``, see :func:`~pyro_vae.evaluation.diagnose_guide`; NaN with
             fewer than 25 particles.
     """
@@ -57,7 +57,7 @@ class Evidence(Sentence):
 
     @property
     def reliable(self) -> Tensor:
-        r"""True for rows whose error is to be believed, ``(N,)``: :math:`\hat k` is known and not too large."""
+        r"""True for rows whose error can be trusted, ``(N,)``: :math:`\hat k` is known and not too large."""
         num_particles = int(self.curve["num_particles"].iloc[-1])
         if num_particles < FEWEST:
             return torch.zeros_like(self.k_hat, dtype=torch.bool)
@@ -70,20 +70,20 @@ class Evidence(Sentence):
 
     @property
     def mean_standard_error(self) -> float:
-        """Standard error of the mean over rows, from rows being a sample of all there could be; NaN for one row.
+        """Standard error of the mean over rows, with the rows as a sample of all possible ones; NaN for one row.
 
-        What the estimates' own errors add is in it, for they make the rows differ as well, but not their bias.
+        It includes the estimates' own errors, because they make the rows differ as well, but not their bias.
         """
         return _standard_error(self.log_evidence)
 
     @property
     def mean_monte_carlo_error(self) -> float:
-        """The part of that error which more particles would take away: of the mean over these very rows."""
+        """The part of that error that more particles would remove: the error of the mean over these rows alone."""
         return float(self.standard_error.square().sum().sqrt() / len(self.standard_error))
 
     @property
     def bits_per_dim(self) -> float:
-        r"""Minus the mean, divided by :math:`D \ln 2`; NaN where the model observes more of a row than ``x``."""
+        r"""Minus the mean, divided by :math:`D \ln 2`; NaN if the model observes more of a row than ``x``."""
         return -self.mean / (self.num_dims * math.log(2))
 
     def __str__(self) -> str:
@@ -104,31 +104,31 @@ def log_evidence(
 
     The mean weight is an unbiased estimate of :math:`p(x)`, so its logarithm is a lower bound in expectation: the ELBO
     at K = 1, and tighter as K grows, by about half its squared standard error for large K. Log-ratios are sampled,
-    never replaced by a KL in closed form, and averaged for each row by itself, in float64.
+    never replaced by a KL in closed form, and averaged for each row separately, in float64.
 
-    - Any scale that the programs put on their sites, by ``poutine.scale`` or by subsampling the plate ``"data"``, is
-      left out; masks are kept.
+    - Scales that the programs put on their sites, with ``poutine.scale`` or by subsampling the plate ``"data"``, are
+      ignored; masks are kept.
     - Latents that the model enumerates are summed over. So are those that the guide enumerates: the weight is the sum
       over their values y of :math:`p(x, y, z_y) / q(z_y \mid x, y)`.
-    - All that the model observes of a row counts, keyword arguments too: with ``y`` observed beside ``x`` it is
-      :math:`\log p(x, y)`. What is observed outside the plate ``"data"`` is conditioned on.
-    - Sites that the guide observes, and factors in it, are left out.
+    - Everything that the model observes about a row counts, keyword arguments too: if ``y`` is observed as well as
+      ``x``, the result is :math:`\log p(x, y)`. Sites observed outside the plate ``"data"`` are conditioned on.
+    - Sites that the guide observes, and its factors, are ignored.
 
-    On a CPU, where there are draws enough to repay it, what the programs do is compiled.
+    On a CPU the programs are compiled if there are enough draws for that to pay off.
 
-    The curve's value at k is the mean of the K/k estimates that disjoint blocks of k of the draws give. Draws are
-    independent, so each block is a set of k fresh ones, and the mean estimates what k particles give without bias.
+    The curve's value at k is the mean of the K/k estimates from disjoint blocks of k draws. Draws are independent, so
+    each block is a fresh set of k, and the mean is an unbiased estimate of the value with k particles.
 
     Args:
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair` whose latents all lie in the plate
             ``"data"``.
         x: Rows ``(N, *E)`` in the user's units, or a mapping of ``"x"`` and the programs' keyword arguments, as
-            :func:`~pyro_vae.fit` takes them; what lies in files is streamed. Of rows with missing entries, it is the
-            evidence of the observed part.
-        num_particles: Draws K of the guide for each row. 5000 is the custom for numbers in papers.
-        seed: Seeds the draws of the guide. The numbers also depend, within their error, on ``memory_mib``.
-        memory_mib: Bound on the memory for draws, in MiB, beside what data and parameters take; 64 where it is not
-            given, and on a GPU a 64th of its memory. Little is faster than much on a CPU, whose caches are small.
+            :func:`~pyro_vae.fit` takes them; data in files are streamed. For rows with missing entries, the result is
+            the evidence of the observed part.
+        num_particles: Draws K from the guide for each row. 5000 is usual for numbers in papers.
+        seed: Seeds the draws from the guide. The results also depend, within their error, on ``memory_mib``.
+        memory_mib: Bound on the memory for draws, in MiB, on top of data and parameters; by default 64, and on a GPU
+            a 64th of its memory. On a CPU, whose caches are small, less is faster.
 
     Returns:
         The estimates with their errors, see :class:`Evidence`.
@@ -196,21 +196,21 @@ def reduce_log_weights(
     memory_mib: float | None = None,
     compile: bool = True,
 ) -> tuple[Tensor, Tensor, float]:
-    r"""Draws the log-weights :math:`\log p(x, z_k) - \log q(z_k \mid x)` of every row, and keeps what is asked of them.
+    r"""Draws the log-weights :math:`\log p(x, z_k) - \log q(z_k \mid x)` of every row, and reduces them.
 
     Args:
         pair: The programs.
         x: Rows ``(N, *E)`` in the user's units, or a mapping of ``"x"`` and the programs' keyword arguments.
         reduce: Maps the log-weights of some rows, ``(K, n)`` in float64 and in the model's units, to ``(m, n)``.
         num_particles: Draws K for each row.
-        seed: Seeds the draws of the guide.
+        seed: Seeds the draws from the guide.
         memory_mib: Bound on the memory for draws, in MiB, as in :func:`log_evidence`.
-        compile: Compile what the programs do, on a CPU, where there are draws enough to repay it.
+        compile: Compile the programs, on a CPU and with enough draws for that to pay off.
 
     Returns:
-        What ``reduce`` gave for all rows, ``(m, N)``, and the logarithm of the transform's Jacobian, ``(N,)``, which
-        brings log-weights to the user's units: both on the CPU and in float64. And how many observed elements a row
-        has, on average; NaN where the model observes more of a row than ``x``.
+        The results of ``reduce`` for all rows, ``(m, N)``; the logarithm of the transform's Jacobian, ``(N,)``, which
+        converts log-weights to the user's units (both on the CPU and in float64); and the average number of observed
+        elements in a row, NaN if the model observes more of a row than ``x``.
 
     Raises:
         ValueError: if data or programs do not fit, see :func:`log_evidence`.
@@ -221,7 +221,7 @@ def reduce_log_weights(
         raise ValueError(f"memory_mib must be positive, found {memory_mib}")
     rows = pair.check(x)
     repays = pair.device.type == "cpu" and rows.num_rows * num_particles >= _DRAWS_THAT_REPAY
-    kept: Tensor | None = None  # in one piece: small results among large draws would break up the memory
+    kept: Tensor | None = None  # in one piece: small results among large draws would fragment the memory
     done, jacobians = 0, []
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
@@ -231,7 +231,7 @@ def reduce_log_weights(
             jacobians.append(batch.log_jacobian.double().cpu())
             if weigh is None:
                 weigh = _Weigh(pair, batch, num_particles, memory_mib, compile=compile and repays)
-            if not weigh.graph_agrees(batch):  # then nothing that it gave is to be trusted
+            if not weigh.graph_agrees(batch):  # then none of its results can be trusted
                 return reduce_log_weights(
                     pair,
                     rows,
@@ -254,24 +254,24 @@ def reduce_log_weights(
 
 
 def warn_if_in_turn(structure: Structure) -> None:
-    """Says that programs are run for one draw after another, where they cannot run for several at once, and why."""
+    """Warns if the programs cannot run for several draws at once, and says why."""
     if not structure.vectorised:
         warnings.warn(
-            f"the programs cannot run for several draws at once, so they are run for one after another, which is "
+            f"the programs cannot run for several draws at once, so they run for one after another, which is "
             f"slower: their networks must take latents with further dimensions on the left ({structure.reason})",
             stacklevel=4,
         )
 
 
 def draw_log_weights(pair: Pair, batch: Batch, structure: Structure, num_particles: int) -> Tensor:
-    r"""Log-weights :math:`\log p(x, z_k) - \log q(z_k \mid x)` at draws of the guide, ``(K, N)``.
+    r"""Log-weights :math:`\log p(x, z_k) - \log q(z_k \mid x)` at draws from the guide, ``(K, N)``.
 
-    What the model observes outside the plate ``"data"`` is conditioned on, and not in them.
+    Sites observed outside the plate ``"data"`` are conditioned on, and are not in the weights.
 
     Args:
-        pair: The programs, which are run as they are: modes and gradients are the caller's business.
+        pair: The programs; modes and gradients are left to the caller.
         batch: N rows.
-        structure: What the programs are made of.
+        structure: The sites of the programs.
         num_particles: Draws K for each row.
     """
     draws = run_pair(*pair.programs, batch, structure, num_particles=num_particles)
@@ -279,14 +279,14 @@ def draw_log_weights(pair: Pair, batch: Batch, structure: Structure, num_particl
 
 
 class _Weigh:
-    """The log-weights of a few rows, ``(K, n)`` in float64, drawn in parts of one size, for which they may be compiled.
+    """The log-weights of a few rows, ``(K, n)`` in float64, drawn in parts of equal size, so that they may be compiled.
 
     Args:
         pair: The programs.
         batch: Some of the rows.
         num_particles: Draws K for each row.
         memory_mib: Bound on the memory for draws.
-        compile: Whether that would repay.
+        compile: Whether compiling would pay off.
     """
 
     def __init__(self, pair: Pair, batch: Batch, num_particles: int, memory_mib: float, *, compile: bool) -> None:
@@ -304,8 +304,8 @@ class _Weigh:
             self._compile(batch[: self.rows_at_once])
 
     def __call__(self, batch: Batch) -> Tensor:
-        """8 bytes each: next to nothing beside the draws themselves."""
-        with pyro.validation_enabled(is_validate=False):  # the programs were looked at with it
+        """The weights take 8 bytes each, next to nothing compared with the draws themselves."""
+        with pyro.validation_enabled(is_validate=False):  # they were validated when inspected
             parts = math.ceil(self.num_particles / self.particles_at_once)
             weights = torch.cat([self._part(batch).double() for _ in range(parts)])
         weights = weights[: self.num_particles]
@@ -322,7 +322,7 @@ class _Weigh:
         return draw_log_weights(self.pair, batch, self.structure, self.particles_at_once)
 
     def _compile(self, batch: Batch) -> None:
-        """Makes a graph of the programs, for rows and particles as many as here."""
+        """Compiles the programs to a graph, for this number of rows and particles."""
         from pyro_vae.training.lowering import CannotStageError, compiled, compiler_missing
 
         if compiler_missing():
@@ -340,7 +340,7 @@ class _Weigh:
             return
 
     def graph_agrees(self, batch: Batch) -> bool:
-        """Whether the graph, if there is one, comes to the programs' own weights on the last of these rows."""
+        """Whether the graph, if any, gives the same weights as the programs on the last of these rows."""
         graph, batch = self.graph, batch[-self.rows_at_once :]
         if graph is None or len(batch) < self.rows_at_once:
             return True
@@ -360,7 +360,7 @@ def log_mean_exp(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     :math:`(\sum_k w_k)^2 / \sum_k w_k^2` (Kong, 1992).
 
     Shape:
-        log_weights: ``(K, N)``. Returns three tensors ``(N,)``; where all weights are 0, −∞ and two NaN.
+        log_weights: ``(K, N)``. Returns three tensors ``(N,)``; if all weights are 0, these are −∞ and twice NaN.
     """
     num = len(log_weights)
     log_mean = log_weights.logsumexp(0) - math.log(num)
@@ -370,7 +370,7 @@ def log_mean_exp(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _block_estimate(log_weights: Tensor, size: int) -> Tensor:
-    """The mean over disjoint blocks of their log mean weight, ``(N,)``; draws that fill no block are left out."""
+    """The mean over disjoint blocks of their log mean weight, ``(N,)``; draws that fill no block are omitted."""
     blocks = log_weights[: len(log_weights) // size * size].unflatten(0, (-1, size))
     return (blocks.logsumexp(1) - math.log(size)).mean(0)
 

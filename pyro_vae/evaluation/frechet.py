@@ -22,20 +22,20 @@ def frechet_distance(
 ) -> float:
     r"""The squared Fréchet (2-Wasserstein) distance between the normal distributions fitted to features of two sets.
 
-    With :math:`m_i, C_i` mean and covariance (over N − 1) of each set's features,
+    With :math:`m_i, C_i` the mean and covariance (over N − 1) of each set's features,
 
     .. math:: d^2 = \lVert m_1 - m_2 \rVert^2 +
         \operatorname{tr}\left( C_1 + C_2 - 2 \left( C_1^{1/2} C_2\, C_1^{1/2} \right)^{1/2} \right)
 
-    Only means and covariances enter, and only as good as they are estimated: the distance of two sets from one
-    distribution is above 0, the more so the more features there are for a row. So give the distance of a second set of
-    real rows beside it, and compare models with features, N and M equal. It is *the* FID only with the features of one
-    particular Inception network, which this library does not have.
+    Only means and covariances enter, with their estimation error: two sets from the same distribution have a distance
+    above 0, and more so with more features per row. So report it along with the distance of a second set of real rows,
+    and compare models with the same features, N and M. It is *the* FID only with the features of one particular
+    Inception network, which this library does not include.
 
     Args:
-        real: Real rows that the model was not trained on: an array, or anything else that holds rows of numbers.
+        real: Real rows that the model was not trained on: an array or any other rows of numbers.
         samples: Draws from the model, in the same units.
-        features: Maps rows, as they are given here, to features ``(N, F)``, such as a
+        features: Maps rows, as passed in, to features ``(N, F)``, such as a
             :func:`~pyro_vae.evaluation.train_classifier_features`; by default the elements of a row are its features.
 
     Shape:
@@ -61,10 +61,10 @@ def frechet_distance(
     )
     if len(mean) != len(other_mean):
         raise ValueError(
-            f"real has {len(mean)} features for a row and samples has {len(other_mean)}: bring the rows to one shape"
+            f"real has {len(mean)} features for a row and samples has {len(other_mean)}: give the rows the same shape"
         )
-    # With C = RᵀR the trace of the inner square root is the sum of the singular values of R₁R₂ᵀ: no root of a matrix
-    # that rounding has made indefinite is ever taken, and fewer rows than features do no harm.
+    # With C = RᵀR the trace of the inner square root is the sum of the singular values of R₁R₂ᵀ: no root is
+    # taken of a matrix that rounding may have made indefinite, and having fewer rows than features does no harm.
     overlap = torch.linalg.svdvals(root @ other_root.T).sum()
     spread = root.square().sum() + other_root.square().sum() - 2 * overlap
     return max(0.0, float((mean - other_mean).square().sum() + spread))

@@ -1,4 +1,4 @@
-"""A pair's draws as ArviZ takes them, for its plots, summaries and comparisons."""
+"""A pair's draws in ArviZ's format, for its plots, summaries and comparisons."""
 
 import math
 from collections.abc import Mapping
@@ -27,40 +27,40 @@ Program = Any
 
 
 def to_inference_data(pair: Pair, x: Inputs, *, num_samples: int = 500, seed: int = 0) -> Any:
-    r"""Draws from both programs at these rows, as ArviZ takes them.
+    r"""Draws from both programs at these rows, in ArviZ's format.
 
-    Its groups, with dimensions ``chain`` (one), ``draw`` (S of them) and ``row`` (N) before those of a site's other
+    The groups below have the dimensions ``chain`` (one), ``draw`` (S) and ``row`` (N) before those of a site's other
     plates and of an event; latents outside the plate ``"data"`` have no ``row``:
 
-    - ``posterior``: :math:`z \sim q(z \mid x)`, the guide's draws, under the names of the latent sites; latents that
-      the model enumerates come from their posterior :math:`p(k \mid x, z)` at those;
-    - ``posterior_predictive``: :math:`x' \sim p(x \mid z)` at those draws, and all else that the model observes, with
-      ``x`` in the user's units;
+    - ``posterior``: :math:`z \sim q(z \mid x)`, draws from the guide, under the names of the latent sites; latents that
+      the model enumerates are drawn from their posterior :math:`p(k \mid x, z)` given those;
+    - ``posterior_predictive``: :math:`x' \sim p(x \mid z)` at those draws, and every other observed site, with ``x`` in
+      the user's units;
     - ``log_likelihood``: :math:`\log p(x \mid z)` of each observed site at those draws, a number for each row: in nats,
-      in the user's units, over the observed entries. Sites that an enumerated latent joins have one number, summed over
-      its values, under their names with `` & `` between;
+      in the user's units, over the observed entries. Sites that share an enumerated latent have one number, summed over
+      its values, under their names joined by `` & ``;
     - ``prior``: :math:`z \sim p(z)`, and ``prior_predictive``: :math:`x' \sim p(x \mid z)` there, in the user's units;
     - ``observed_data``: the rows as the model describes them, in the user's units, NaN where an entry is missing, and
-      what it observes beside them;
-    - ``constant_data``: the other keyword arguments, if there are any.
+      the other observed sites;
+    - ``constant_data``: the other keyword arguments, if any.
 
-    The draws are independent, so they are one chain: effective sample sizes are about S, and :math:`\hat R`, which
+    The draws are independent, so they form one chain: effective sample sizes are about S, and :math:`\hat R`, which
     compares chains, is NaN.
 
-    What ``arviz.loo`` means here: where each row has latents of its own, to leave a row out is to know nothing of its
-    latents but the prior, so what it estimates for a row is :math:`\log p(x)`, the log evidence (at fixed parameters:
-    give rows that the model was not trained on). It does so by the harmonic mean of the :math:`p(x \mid z)`, from
-    draws of the guide that it takes for the posterior. The weights :math:`1 / p(x \mid z)` vary much for any but a few
-    latents, and Pareto's k̂, which ``loo`` gives for each row, will say so.
-    :func:`~pyro_vae.evaluation.log_evidence` estimates the same number well. Where all latents are outside the plate,
-    ``loo`` means what it means elsewhere. With several observed sites, add up their ``log_likelihood`` first.
+    About ``arviz.loo``: if each row has its own latents, leaving a row out leaves only the prior for its latents. So
+    the estimate for a row is :math:`\log p(x)`, the log evidence (at fixed parameters: use rows that the model was not
+    trained on). It is the harmonic mean of the :math:`p(x \mid z)`, over draws from the guide that are taken as draws
+    from the posterior. With more than a few latents the weights :math:`1 / p(x \mid z)` vary widely, and Pareto's k̂,
+    which ``loo`` reports for each row, shows it. :func:`~pyro_vae.evaluation.log_evidence` estimates the same number
+    well. If all latents are outside the plate, ``loo`` has its usual meaning. With several observed sites, add up their
+    ``log_likelihood`` first.
 
     Args:
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair`.
         x: Rows, as :func:`~pyro_vae.fit` takes them. Twice ``num_samples`` data sets of this size are kept in memory,
-            so give some rows, not a whole data set.
+            so pass some rows, not a whole data set.
         num_samples: Draws S.
-        seed: Seeds everything; the caller's random state is left alone.
+        seed: Seeds everything; the caller's random state is unchanged.
 
     Returns:
         An ``arviz.InferenceData``, or with ArviZ 1 or later an ``xarray.DataTree`` with the same groups.
@@ -81,7 +81,7 @@ def to_inference_data(pair: Pair, x: Inputs, *, num_samples: int = 500, seed: in
     Source: Vehtari, Gelman & Gabry, *Practical Bayesian model evaluation using leave-one-out cross-validation and
     WAIC*, 2017, for ``loo``; Kumar et al., *ArviZ*, 2019, for the format.
     """
-    import_arviz()  # says what to install before the programs are run
+    import_arviz()  # fails before the programs are run
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, found {num_samples}")
     rows = next(pair.check(x).chunks(2**62))
@@ -129,7 +129,7 @@ class _Groups:
         self.keep(group, name, rows_first(site, site["value"]), by_row=is_local(site))
 
     def stacked(self) -> dict[str, dict[str, np.ndarray]]:
-        """With a chain, ``(1, S, …)``."""
+        """The draws with a chain dimension, ``(1, S, …)``."""
         return {
             group: {name: np.stack(values)[None] for name, values in part.items()}
             for group, part in self.groups.items()
@@ -147,7 +147,7 @@ def _draw_prior(pair: Pair, batch: Batch, structure: Structure, arguments: Mappi
 def _draw_posterior(
     pair: Pair, batch: Batch, structure: Structure, arguments: Mapping[str, Any], draws: _Groups
 ) -> None:
-    """One draw of the latents given the rows, how probable it makes them, and new data from it."""
+    """One draw of the latents given the rows, the rows' log-likelihood there, and new data from it."""
     found = run_pair(*pair.programs, batch, structure, enumerate_guide=False)
     for name, value in found.log_likelihood.items():
         has_x = "x" in name.split(" & ")
@@ -169,7 +169,7 @@ def _keep_observed(pair: Pair, structure: Structure, sites: Mapping[str, Any], d
 
 
 def _observed(batch: Batch, structure: Structure) -> dict[str, Tensor]:
-    """What the model observes beside ``x``, NaN where it is missing."""
+    """The observed sites other than ``x``, NaN where entries are missing."""
     found = {}
     for name, argument in structure.observed.items():
         if name != "x" and argument is not None and argument in batch.context:

@@ -1,4 +1,4 @@
-r"""Is the guide the posterior of all latents together: where each latent's ranks see nothing of their correlations."""
+r"""Is the guide the posterior of all latents together? Ranks of single latents do not see their correlations."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,25 +23,25 @@ __all__ = ["DISTANCE", "LOG_WEIGHT", "JointCalibration", "joint_calibration"]
 
 LOG_WEIGHT = "log p(x, z) − log q(z|x)"
 DISTANCE = "distance to a reference point"
-_FEWEST = 20  # ranks that a histogram can be made of
-_NATS = 1e-3  # what log-weights are told apart by: those of an exact guide differ by rounding alone
+_FEWEST = 20  # ranks, for a histogram
+_NATS = 1e-3  # log-weights closer than this are ties: those of an exact guide differ by rounding alone
 
 
 @dataclass(frozen=True)
 class JointCalibration:
-    """What the ranks of functions of all latents and the data say.
+    """The ranks of functions of all latents and the data.
 
     Args:
-        table: One row for each quantity. ``mean_rank``: from 0 to 1, 0.5 where the guide is right. That of the
-            log-weight is the share of pairs in which the best judge there is can tell the model's latents from the
-            guide's. ``p_value``: by Pearson's chi-square of the ranks; ``adjusted_p_value``: times the number of
+        table: One row for each quantity. ``mean_rank``: from 0 to 1, 0.5 if the guide is right. For the
+            log-weight it is the share of pairs in which the best possible classifier can tell the model's latents from
+            the guide's. ``p_value``: by Pearson's chi-square of the ranks; ``adjusted_p_value``: times the number of
             quantities.
-        coverage: Expected coverage by credibility level: how often the region around a reference point that holds this
-            share of the guide's draws holds the latents that made the row.
+        coverage: Expected coverage by credibility level: how often the latents that made the row lie in the region
+            around a reference point that holds this share of the guide's draws.
         ranks: By quantity, from 0 to ``num_draws``, ``(num_simulations,)`` each.
-        num_draws: Draws of the guide that each rank is among.
+        num_draws: Draws from the guide for each rank.
         num_bins: Bins of the histograms.
-        p_value: Of both together, the smaller adjusted one.
+        p_value: For both together: the smaller adjusted p-value.
     """
 
     table: "pd.DataFrame"
@@ -61,31 +61,31 @@ def joint_calibration(
     seed: int = 0,
     chunk_size: int = 1024,
 ) -> JointCalibration:
-    r"""Compares the guide's joint posterior with the model's, on data that the model draws.
+    r"""Compares the guide's joint posterior with the model's, on data drawn from the model.
 
     As in :func:`~pyro_vae.evaluation.simulation_based_calibration`, :math:`z^*, x \sim p(z, x)` and
     :math:`z_1, \dots, z_S \sim q(z \mid x)`, and the rank of :math:`f(z^*, x)` among the :math:`f(z_s, x)` is uniform
-    for any f where q is the posterior. Here f looks at all latents together:
+    for any f if q is the posterior. Here f depends on all latents together:
 
     - The log-weight :math:`\log p(x, z) - \log q(z \mid x)`. Given x it is, up to a constant, the log-ratio of
-      posterior and guide, by which a draw of the one is best told from a draw of the other (Neyman & Pearson, 1933).
-      Local classifier tests train a classifier to come near it (Linhart, Gramfort & Rodrigues, 2023); a pair has it.
-      For a guide without a density of its draws it is left out.
+      posterior and guide, which best tells draws from the one from draws from the other (Neyman & Pearson, 1933).
+      Local classifier tests train a classifier to approximate it (Linhart, Gramfort & Rodrigues, 2023); for a pair it
+      is known. It is omitted if the guide's draws have no density.
     - The distance :math:`\lVert z - r \rVert`, in units of the prior's standard deviations, to a reference point r that
-      the model drew for another row; that of discrete latents is the number of those that differ. It makes the
-      expected coverage of TARP, *tests of accuracy with random points*: how often a ball around r that holds a share α
-      of the guide's draws holds :math:`z^*`, which is α for all α where the guide is right (Lemos et al., 2023).
+      the model drew for another row; for discrete latents, the number of those that differ. It gives the expected
+      coverage of TARP, *tests of accuracy with random points*: how often a ball around r that holds a share α of the
+      guide's draws holds :math:`z^*`. That is α for all α if the guide is right (Lemos et al., 2023).
 
-    The p-values have the level that they say, for any number of draws: the ranks are uniform on 0, …, S and independent
-    between rows. Of a guide that is wrong in the correlation of two latents alone, the ranks of either latent see
-    nothing, balls around random points next to nothing at a few hundred rows, and the log-weight nearly all.
+    The p-values keep their level for any number of draws: the ranks are uniform on 0, …, S and independent between
+    rows. If a guide is wrong only in the correlation of two latents, the ranks of either latent show nothing, balls
+    around random points show next to nothing at a few hundred rows, and the log-weight shows nearly everything.
 
     Args:
         pair: The programs.
         num_simulations: Rows drawn from the model.
-        num_draws: Draws S of the guide for each.
-        given: The programs' keyword arguments, ``num_simulations`` rows each where they have rows.
-        seed: Seeds everything; the caller's random state is left alone.
+        num_draws: Draws S from the guide for each row.
+        given: The programs' keyword arguments, ``num_simulations`` rows each if they have rows.
+        seed: Seeds everything; the caller's random state is unchanged.
         chunk_size: Rows at a time.
 
     Returns:
@@ -95,7 +95,7 @@ def joint_calibration(
         ContractError: if the programs break the contract, there are latents outside the plate ``"data"``, or the model
             cannot be simulated because of a factor in it.
         ValueError: if a count or an argument does not fit.
-        TypeError: if there is a keyword argument that neither program takes.
+        TypeError: if a keyword argument is one that neither program takes.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -118,9 +118,9 @@ def joint_calibration(
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
         simulator = Simulator(pair, rows)
-        simulator.structure.require_local("rows that the model draws are not independent")
+        simulator.structure.require_local("rows drawn from the model are not independent")
         for chunk in rows.chunks(chunk_size):
-            # Twice, as the reference points and the prior's widths must know nothing of the latents that are ranked.
+            # Twice: the reference points and the prior's widths must be independent of the latents that are ranked.
             simulated, reference = simulator.draw(chunk), simulator.draw(chunk)
             for name, ranks in _ranks(_Quantities(pair, simulator.structure, simulated, reference), num_draws):
                 parts.setdefault(name, []).append(ranks)
@@ -141,7 +141,7 @@ def _summarised(ranks: Mapping[str, np.ndarray], num_draws: int, num_bins: int) 
             "adjusted_p_value": adjusted,
         }
     table = pd.DataFrame.from_dict(records, orient="index").rename_axis("quantity")
-    inside = ranks[DISTANCE][:, None] < (levels := np.arange(1, num_draws + 1))  # a ball of so many draws holds it
+    inside = ranks[DISTANCE][:, None] < (levels := np.arange(1, num_draws + 1))  # is it in a ball of this many draws
     share = inside.mean(0)
     coverage = pd.DataFrame(
         {"coverage": share, "standard_error": np.sqrt(share * (1 - share) / len(inside))},
@@ -174,7 +174,7 @@ class _Quantities:
         self.weighs = not (structure.extra or structure.points)
 
     def __call__(self, truth: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Of the latents that made the rows, or of one draw of the guide: ``(N,)`` each."""
+        """The quantities at the latents that made the rows, or at one draw from the guide: ``(N,)`` each."""
         summed = self.structure.enumerated("model")
         batch = self.simulated.batch
         with Fixed({name: value for name, value in (truth or {}).items() if name not in summed}):
@@ -203,6 +203,6 @@ class _Quantities:
 
 
 def _widths(values: Tensor) -> Tensor:
-    """Standard deviations over rows; 1 where there are none."""
+    """Standard deviations over rows; 1 where they are 0."""
     found = values.std(0, correction=0)
     return torch.where(found > 0, found, 1.0)

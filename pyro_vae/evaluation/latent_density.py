@@ -40,7 +40,7 @@ class Point(NamedTuple):
         return (1 - t) * self.grad_start + t * self.grad_joint
 
     def log_ratio(self) -> Tensor:
-        """The joint density over that of the start, where the Jacobian cancels."""
+        """The log-ratio of the joint density and that of the start, in which the Jacobian cancels."""
         return (self.log_joint - self.log_start).double()
 
 
@@ -48,17 +48,17 @@ class Point(NamedTuple):
 class LatentDensity:
     r"""The latents of each row as one vector of real numbers, and the densities of a pair there.
 
-    With :math:`z = f(u)` the map from real numbers to the latents' supports in the model, the densities are
+    With the map :math:`z = f(u)` from real numbers to the latents' supports in the model, the densities are
     :math:`\log p(x, f(u)) + \log |f'(u)|` and :math:`\log q(f(u) \mid x) + \log |f'(u)|`; for ``start="prior"`` the
-    second has :math:`p(z)` for :math:`q`. Latents that the model enumerates are summed over in both. Where a mask
-    leaves a latent out its Jacobian is left out too, so that nothing pushes it.
+    second has :math:`p(z)` for :math:`q`. Latents that the model enumerates are summed over in both. If a mask excludes
+    a latent, its Jacobian is excluded too, so it has no gradient.
 
     Args:
-        pair: The programs, which are run in the mode that they are in.
-        structure: What they are made of.
+        pair: The programs, which are run in their current mode.
+        structure: The sites of the programs.
         batch: N rows.
         layout: The elements of u that belong to each latent.
-        start: Which density stands beside the joint one.
+        start: The density to compare with the joint one.
     """
 
     pair: Pair
@@ -68,11 +68,11 @@ class LatentDensity:
     start: Start = "guide"
 
     def draw(self, num_chains: int) -> Tensor:
-        """Draws of the start, ``(C, N, d)``."""
+        """Draws from the start, ``(C, N, d)``."""
         return torch.cat([self._draw(count) for count in self._counts(num_chains)])
 
     def _counts(self, num_chains: int) -> list[int | None]:
-        """Chains under a plate, of each run of the programs; None without one."""
+        """The number of chains in each run of the programs; None if it has no plate of chains."""
         return [num_chains] if self.structure.vectorised else [None] * num_chains
 
     def _draw(self, num_chains: int | None) -> Tensor:
@@ -81,14 +81,14 @@ class LatentDensity:
         return self.flatten(self._run(_nothing, self.pair.programs[1], num_chains).latents, num_chains)
 
     def _run(self, model: Program, guide: Program, num_chains: int | None) -> Draws:
-        """Draws of two programs, either of which may be nothing, without what belongs to all rows."""
+        """Draws from two programs, either of which may be empty, without global sites."""
         draws = run_pair(model, guide, self.batch, self.structure, num_particles=num_chains, enumerate_guide=False)
         return draws.where(lambda term: term.is_local)
 
     def flatten(self, latents: Mapping[str, Tensor], num_chains: int | None) -> Tensor:
         """Values of latents as real numbers ``(C, N, d)``, C = 1 without a plate of chains.
 
-        What is not given is drawn by the model. Supports are those of the model, which may depend on the latents.
+        Latents without a value are drawn by the model. Supports are the model's, and may depend on the latents.
         """
         sites = self._model_sites(latents, num_chains)
         shape = (num_chains or 1, len(self.batch))
@@ -112,12 +112,12 @@ class LatentDensity:
             with _Mapped(part, self.layout, self.structure.nesting, plated=count is not None) as mapped:
                 self._run(model, _nothing, count)
             found.append(mapped.values)
-        return {  # under a plate of chains there are spare dimensions
+        return {  # a plate of chains leaves spare dimensions
             name: torch.cat([values[name] for values in found]).reshape(len(u), *shapes[name]) for name in self.layout
         }
 
     def _model_sites(self, latents: Mapping[str, Tensor], num_chains: int | None) -> dict[str, Any]:
-        """The model's sites where some latents have these values; those that it enumerates are drawn."""
+        """The model's sites with these values of some latents; latents that it enumerates are drawn."""
         program = under_particles(self.pair.programs[0], num_chains, self.structure.particle_dim)
         with Fixed(latents):
             return sample_sites(poutine.trace(program).get_trace(self.batch.x, **self.batch.arguments))
@@ -151,8 +151,8 @@ class LatentDensity:
             joint = self._run(model, _nothing, num_chains)
         if mapped.blurred:
             raise ValueError(
-                f"the support of the latent {mapped.blurred!r} depends on one that the model enumerates, so that no "
-                f"map leads to it from real numbers"
+                f"the support of the latent {mapped.blurred!r} depends on one that the model enumerates, so there is "
+                f"no map to it from real numbers"
             )
         if not self.layout or self.start == "prior":
             log_start = -joint.where(lambda term: term.kind == "prior").rate
@@ -167,7 +167,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 def support_of(fn: Any) -> Any:
-    """A distribution's support; all real numbers, where it names none, as some flows do."""
+    """A distribution's support; all real numbers if it names none, like some flows."""
     try:
         return _plain(fn.support)
     except (NotImplementedError, AttributeError):
@@ -175,7 +175,7 @@ def support_of(fn: Any) -> Any:
 
 
 def _plain(support: Any) -> Any:
-    """A support to which torch knows a map, where it is a mixture's: that of its components."""
+    """The support itself, or for a mixture that of its components, to which torch has a map."""
     if isinstance(support, constraints.MixtureSameFamilyConstraint):
         return _plain(support.base_constraint)
     if isinstance(support, constraints.independent):
@@ -228,10 +228,10 @@ def _unconstrained(site: Any, shape: tuple[int, int], *, plated: bool) -> Tensor
 
 
 def latent_layout(pair: Pair, structure: Structure, batch: Batch, start: Start) -> dict[str, slice]:
-    """Which elements of u belong to which latent of the model.
+    """The elements of u that belong to each latent of the model.
 
     Raises:
-        ValueError: if one cannot be moved along gradients, or the start has no density.
+        ValueError: if a latent cannot be moved along gradients, or the start has no density.
     """
     density = LatentDensity(pair, structure, batch, {}, start)
     sites = {name: site for name, site in density._model_sites({}, None).items() if name in structure.guided}
@@ -255,10 +255,10 @@ def latent_layout(pair: Pair, structure: Structure, batch: Batch, start: Start) 
 
 
 def _check_guide(structure: Structure) -> None:
-    """Refuses a guide whose density of the latents is not known."""
+    """Raises an error if the guide's density of the latents is not known."""
     if structure.extra:
         raise ValueError(
-            f"the guide draws the auxiliary {structure.extra[0]!r}, so that it has no density of the latents alone: "
+            f"the guide draws the auxiliary {structure.extra[0]!r}, so it has no density of the latents alone: "
             f"use start='prior'"
         )
     for name in structure.points:

@@ -1,4 +1,4 @@
-"""What latents are good for: what they say of a row, which are active, what each does to the data, and neighbours."""
+"""What latents do: their information about a row, which are active, their effects on the data, and neighbours."""
 
 import math
 from collections.abc import Iterator
@@ -20,30 +20,30 @@ from pyro_vae.programs.running import evaluating, forked_random_state
 
 __all__ = ["active_latents", "latent_effects", "latent_information", "nearest_rows"]
 
-_ROWS = 256  # at which effects are averaged
+_ROWS = 256  # that effects are averaged over
 
 
 def nearest_rows(
     pair: Pair, x: Inputs, among: Inputs, num_nearest: int = 5, *, site: str | None = None, num_draws: int = 100
 ) -> tuple[Tensor, Tensor]:
-    r"""The rows whose posteriors are nearest to those of some rows, by :math:`\mathrm{KL}(q(z|x) \,\|\, q(z|x'))`.
+    r"""Finds the rows whose posteriors are nearest to those of ``x``, by :math:`\mathrm{KL}(q(z|x) \,\|\, q(z|x'))`.
 
-    The divergence of normals with independent entries is in closed form. Of all other posteriors it is the mean of
+    The divergence of normals with independent entries is in closed form. For all other posteriors it is the mean of
     :math:`\log q(z|x) - \log q(z|x')` over draws of :math:`q(z|x)`, the same draws for every :math:`x'`.
 
     Args:
         pair: A trained pair whose guide draws the latent from a distribution with a density.
-        x: The rows ``(N, *E)`` whose neighbours are asked for.
-        among: The rows ``(M, *E)`` among which they are.
-        num_nearest: Neighbours k of each.
-        site: Name of the latent; by default the only one there is, or ``"z"``.
-        num_draws: Draws of each row's posterior, where there is no closed form.
+        x: The rows ``(N, *E)`` to find neighbours of.
+        among: The rows ``(M, *E)`` to find them among.
+        num_nearest: Neighbours k of each row.
+        site: Name of the latent; by default the only one, or ``"z"``.
+        num_draws: Draws from each row's posterior, if there is no closed form.
 
     Returns:
-        Their places in ``among``, the nearest first, and the divergences in nats: ``(N, k)`` each, on the CPU.
+        Their indices in ``among``, nearest first, and the divergences in nats: ``(N, k)`` each, on the CPU.
 
     Raises:
-        ValueError: if there are fewer rows, or the guide's distribution has no density.
+        ValueError: if ``among`` has fewer rows, or the guide's distribution has no density.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -71,7 +71,7 @@ def _with_density(q: Any) -> Any:
     if isinstance(q, dist.Empirical) or is_point(q) or len(q.batch_shape) != 1:
         raise ValueError(
             f"nearest_rows compares densities of one latent of each row, and the guide has a {type(q).__name__} of "
-            f"batch shape {tuple(q.batch_shape)} for this one: name another latent by site"
+            f"batch shape {tuple(q.batch_shape)} for this one: name another latent with site"
         )
     return q
 
@@ -91,7 +91,7 @@ def _of_normals(q: Any, others: Any) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def _of_draws(q: Any, others: Any, num_draws: int) -> Iterator[Tensor]:
-    """The same by draws."""
+    """The same, estimated from draws."""
     z = q.sample((num_draws,))
     entropy = q.log_prob(z).double().mean(0)
     elements = num_draws * others.batch_shape[0] * max(1, math.prod(q.event_shape))
@@ -101,15 +101,15 @@ def _of_draws(q: Any, others: Any, num_draws: int) -> Iterator[Tensor]:
 
 
 def active_latents(pair: Pair, x: Inputs, *, site: str | None = None) -> Tensor:
-    r"""Which entries of a latent say something about the rows: ``(L,)``, true or false, on the CPU.
+    r"""Finds the entries of a latent that depend on the rows: ``(L,)``, true or false, on the CPU.
 
     An entry is active if :math:`\mathrm{Var}_x(E_q[z_j]) > 0.01`, as in the number ``active_units`` of
-    :func:`~pyro_vae.evaluate`. The others are as the prior has them, whatever the row.
+    :func:`~pyro_vae.evaluate`. The others follow the prior, whatever the row.
 
     Args:
         pair: A trained pair.
         x: Rows.
-        site: Name of the latent; by default the only one there is, or ``"z"``.
+        site: Name of the latent; by default the only one, or ``"z"``.
 
     Raises:
         ValueError: if the latent is discrete, or belongs to all rows.
@@ -131,25 +131,25 @@ def active_latents(pair: Pair, x: Inputs, *, site: str | None = None) -> Tensor:
 
 @torch.no_grad()
 def latent_information(pair: Pair, x: Inputs, *, num_others: int = 31, seed: int = 0) -> dict[str, Tensor]:
-    r"""How much the latents of the guide say of a row: a lower bound on their information, in nats.
+    r"""Estimates the guide's latents' information about a row: a lower bound, in nats.
 
-    One draw z of each row's posterior, and how much likelier it is there than in the posteriors of K other rows:
+    It takes one draw z from each row's posterior, and compares its density there and in the posteriors of K other rows:
 
     .. math:: \log q(z_n \mid x_n) - \log \frac{1}{K + 1} \sum_{k=0}^{K} q(z_n \mid x_{n_k}), \qquad n_0 = n
 
-    The mean over rows is at most :math:`I(x; z)`, and at most :math:`\log(K + 1)`. It is 0 where posteriors do not
-    depend on the row, whatever the prior, the scale and the kind of the latent. Of several latents each has what it
-    adds to those that the guide draws before it, and they add up to the information of all.
+    The mean over rows is at most :math:`I(x; z)`, and at most :math:`\log(K + 1)`. It is 0 if posteriors do not
+    depend on the row, whatever the prior, the scale and the kind of the latent. With several latents, each has the
+    information that it adds to those that the guide draws before it; their sum is the information of all.
 
     Args:
         pair: A trained pair.
         x: Rows, at least 2.
-        num_others: Rows K with which each is compared, fewer where there are fewer.
-        seed: Seeds draws and choice.
+        num_others: Rows K to compare each with, at most all others.
+        seed: Seeds the draws and the choice of rows.
 
     Returns:
-        By latent, the term of each row, ``(N,)`` in float64 on the CPU. Latents of all rows, those that the model sums
-        over, and points of a continuous latent are left out.
+        By latent, the term of each row, ``(N,)`` in float64 on the CPU. Global latents, those that the model sums over,
+        and continuous latents that the guide sets to a point are omitted.
 
     Raises:
         ValueError: if there are fewer than two rows, or they do not fit.
@@ -170,18 +170,18 @@ def latent_information(pair: Pair, x: Inputs, *, num_others: int = 31, seed: int
         torch.manual_seed(seed)
         batch = pair.prepare(rows)
         if len(batch) < 2:
-            raise ValueError("latent_information compares rows with others, and found a single one: give more")
+            raise ValueError("latent_information compares rows with others, and found a single one: pass more")
         structure = pair.structure(batch)
         named = [n for n in structure.guided if structure.latents[n].is_local and n not in structure.points]
 
         def log_guide(others: Batch, latents: Any) -> Tensor:
-            """Of each latent and those before it, ``(sites, N)``."""
+            """The log-density of each latent and those before it, ``(sites, N)``."""
             with Fixed(latents), pyro.validation_enabled(is_validate=False):
                 draws = run_pair(_nothing, pair.programs[1], others, structure, enumerate_guide=False)
             terms = [draws.log_guide[name][0].double() for name in draws.log_guide if name in named]
             return torch.stack(terms).cumsum(0) if terms else batch.x.new_zeros(0, len(batch)).double()
 
-        with pyro.validation_enabled(is_validate=False):  # the programs were looked at with it
+        with pyro.validation_enabled(is_validate=False):  # they were validated when inspected
             drawn = run_pair(_nothing, pair.programs[1], batch, structure, enumerate_guide=False)
         order = [name for name in drawn.log_guide if name in named]
         own = log_guide(batch, drawn.latents)
@@ -202,17 +202,16 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 @torch.no_grad()
 def latent_effects(pair: Pair, x: Inputs, *, site: str | None = None) -> Tensor:
-    r"""What each latent does to each element of a row: ``(L, *E)``, in the user's units.
+    r"""Measures the effect of each latent on each element of a row: ``(L, *E)``, in the user's units.
 
-    The mean over rows of how far :math:`E[x_d \mid z]` goes when latent j is moved from one standard deviation of the
-    posterior means below where the row has it to one above. Other latents stay, and so do the rows' labels or
-    whatever else comes with them.
+    It is the change in :math:`E[x_d \mid z]`, averaged over rows, when latent j moves from one standard deviation of
+    the posterior means below the row's value to one above. Other latents, and the rows' labels and other arguments,
+    stay the same.
 
     Args:
-        pair: A trained pair with a continuous latent for each row; of one with several entries in any arrangement L is
-            their number.
-        x: Rows; the first 256 are taken.
-        site: Name of the latent; by default the only one there is, or ``"z"``.
+        pair: A trained pair with a continuous latent for each row; L is the number of its entries, whatever its shape.
+        x: Rows; the first 256 are used.
+        site: Name of the latent; by default the only one, or ``"z"``.
 
     Raises:
         ValueError: if the latent is discrete, or belongs to all rows.

@@ -1,14 +1,14 @@
-r"""Has a model learned what data are like, or the very rows that it was trained on.
+r"""Has a model learned what the data are like, or memorised its training rows?
 
-Write :math:`d(y, S)` for the distance from y to the nearest other row of a set S. With training rows T and rows H that
-were held out, a row y has the ratio :math:`r(y) = d(y, T) / (d(y, T) + d(y, H))`. Those of samples are compared with
-those of the held-out rows themselves, which cannot be copies of training rows: the share of pairs in which the sample
-is relatively nearer to the training rows, ties counted half, is
+Write :math:`d(y, S)` for the distance from y to the nearest other row of a set S. With training rows T and held-out
+rows H, a row y has the ratio :math:`r(y) = d(y, T) / (d(y, T) + d(y, H))`. The samples' ratios are compared with those
+of the held-out rows themselves, which cannot be copies of training rows. The share of pairs in which the sample is
+relatively nearer to the training rows, with ties counted half, is
 
 .. math:: A = P\left( r(\text{sample}) < r(\text{held out}) \right)
 
-It is ½ where samples are as far from T as new rows are, and nears 1 where they are copies. As both distances are of the
-same row, samples that are all too near to the middle of the data, or all too far, are not taken for copies.
+It is ½ if samples are as far from T as new rows are, and approaches 1 if they are copies. As both distances belong to
+the same row, samples that are all too close to the middle of the data, or all too far, are not mistaken for copies.
 """
 
 from collections import Counter
@@ -26,13 +26,13 @@ __all__ = ["Memory", "memory_of"]
 
 @dataclass(frozen=True)
 class Memory:
-    """How samples and held-out rows lie to the training rows.
+    """How close samples and held-out rows are to the training rows.
 
     Args:
-        nearer: The share A of pairs, 0.5 where nothing is copied.
-        standard_error: That of A where both are draws of one distribution.
+        nearer: The share A of pairs, 0.5 if nothing is copied.
+        standard_error: The standard error of A if both come from one distribution.
         leaked: Share of the held-out rows with an exact twin among the training rows.
-        twins: Share of the training rows with an exact twin among the others: as many are to be expected.
+        twins: Share of the training rows with an exact twin among the others: the share to expect.
     """
 
     nearer: float
@@ -42,18 +42,18 @@ class Memory:
 
 
 def memory_of(samples: Inputs, train: Inputs, held_out: Inputs) -> Memory:
-    r"""Whether samples are copies of training rows, and whether held-out rows are among them.
+    r"""Measures whether samples are copies of training rows, and whether held-out rows are among the training rows.
 
     The formula is at the top of :mod:`pyro_vae.evaluation.memory`; distances are Euclidean, over the elements of a row.
 
     Args:
         samples: Draws from the model, ``(M, *E)``.
-        train: The rows that it was trained on, all of them: a copy of a row that is not here goes unseen.
+        train: The rows that it was trained on, all of them: copies of missing rows are not found.
         held_out: Rows that it was not trained on, ``(N, *E)``, at least two.
 
     Returns:
-        A :class:`Memory`. The standard error takes rows to be independent, which rows that share a neighbour are not
-        quite.
+        A :class:`Memory`. The standard error assumes independent rows; rows that share a neighbour are not quite
+        independent.
 
     Raises:
         ValueError: if the rows differ in shape, or a set is too small.
@@ -75,10 +75,10 @@ def memory_of(samples: Inputs, train: Inputs, held_out: Inputs) -> Memory:
     if not drawn.shape[1] == known.shape[1] == new.shape[1]:
         raise ValueError(
             f"samples, train and held_out have rows of {drawn.shape[1]}, {known.shape[1]} and {new.shape[1]} elements: "
-            f"bring them to one shape"
+            f"give them the same shape"
         )
     if len(new) < 2 or not len(known) or not len(drawn):
-        raise ValueError(f"found {len(drawn)} samples, {len(known)} training and {len(new)} held-out rows: give more")
+        raise ValueError(f"found {len(drawn)} samples, {len(known)} training and {len(new)} held-out rows: pass more")
     of_known, of_new = (NearestNeighbors(n_neighbors=1).fit(rows) for rows in (known, new))
 
     def ratios(to_known: np.ndarray, to_new: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ def memory_of(samples: Inputs, train: Inputs, held_out: Inputs) -> Memory:
         return np.where(total > 0, to_known / np.where(total > 0, total, 1), 0.5)
 
     of_samples = ratios(of_known.kneighbors(drawn)[0][:, 0], of_new.kneighbors(drawn)[0][:, 0])
-    of_held = ratios(of_known.kneighbors(new)[0][:, 0], of_new.kneighbors()[0][:, 0])  # not to itself
+    of_held = ratios(of_known.kneighbors(new)[0][:, 0], of_new.kneighbors()[0][:, 0])  # excludes the row itself
     both = rankdata(np.concatenate([of_held, of_samples]).round(6))
     num, other = len(of_held), len(of_samples)
     nearer = (both[:num].sum() - num * (num + 1) / 2) / (num * other)
@@ -100,7 +100,7 @@ def memory_of(samples: Inputs, train: Inputs, held_out: Inputs) -> Memory:
 
 
 def _points(rows: Inputs, name: str) -> np.ndarray:
-    """Rows as points, ``(N, D)``, in which equal ones have equal bytes."""
+    """Rows as points, ``(N, D)``; equal points have equal bytes."""
     points = torch.as_tensor(plain_rows(rows, name)).detach().to("cpu", torch.float64)
     return (_flat(points) + 0.0).numpy()  # no -0
 

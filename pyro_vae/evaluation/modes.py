@@ -1,14 +1,14 @@
-r"""Does the guide miss modes of the posterior: evidence that chains find where the guide does not draw.
+r"""Does the guide miss modes of the posterior? Evidence that chains find where the guide does not draw.
 
-Importance weights see nothing of a mode that the guide never draws, and both estimate and error look well. So chains
-are started elsewhere: at draws of the prior, annealed from there, and at draws of the guide for *other* rows. Where
-each of C chains comes to rest a normal distribution is put, with its chain's moments, and all of them beside the
-guide's, as latents u on real numbers:
+Importance weights do not see a mode that the guide never draws: both estimate and error look fine. So chains start
+elsewhere: half are annealed from draws from the prior, half start at the guide's draws for *other* rows. A normal
+distribution with each chain's moments is placed where the chain ends. The C normals are mixed with the guide, for
+latents u on real numbers:
 
 .. math:: m(u) = \frac12 q(u \mid x) + \frac{1}{2 C} \sum_{c=1}^C \mathcal{N}(u \mid \mu_c, \Sigma_c)
 
 Importance weighting from m is as unbiased as from q, whatever the chains do: in expectation both are lower bounds of
-the log evidence, and m's is higher only where it has found what q misses.
+the log evidence, and m's is higher only if it has found what q misses.
 """
 
 import math
@@ -29,7 +29,7 @@ from pyro_vae.programs.running import evaluating, forked_random_state
 __all__ = ["Modes", "find_modes"]
 
 _TOWARDS = 40  # transitions from the prior to the posterior
-_AT_REST = 40  # transitions whose moments are a chain's normal
+_AT_REST = 40  # transitions that give the moments of a chain's normal
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Modes:
     Args:
         by_guide: From the guide's draws, in the user's units.
         by_all: From the guide's draws and those around the chains' ends.
-        standard_error: Of the difference.
+        standard_error: Standard error of the difference.
     """
 
     by_guide: Tensor
@@ -48,7 +48,7 @@ class Modes:
 
     @property
     def gain(self) -> Tensor:
-        """What chains find beyond the guide, in nats, ``(N,)``: ln 2 where it misses one of two equal modes."""
+        """What chains find and the guide misses, in nats, ``(N,)``: ln 2 for one of two equal modes."""
         return self.by_all - self.by_guide
 
     @property
@@ -58,7 +58,7 @@ class Modes:
 
     def __str__(self) -> str:
         return (
-            f"chains from elsewhere find {float(self.gain.mean()):z.2f} nats per row beyond the guide, "
+            f"chains from elsewhere find {float(self.gain.mean()):z.2f} nats per row that the guide misses, "
             f"{float(self.missed.mean()):.0%} of the posterior, over {len(self.gain)} rows"
         )
 
@@ -69,20 +69,20 @@ def find_modes(
     r"""Looks for modes of each row's posterior that the guide misses; the formula is at the top of this module.
 
     Args:
-        pair: A pair whose latents, but those that the model enumerates, are continuous and lie in the plate ``"data"``.
-        x: A few rows, as every tool takes them: each costs some hundred gradients of both programs for all chains.
-        num_chains: Chains C of each row; half start at the prior, half at the guide's draws for other rows.
-        num_particles: Draws of the guide for each row, and as many around the chains' ends.
+        pair: A pair whose latents lie in the plate ``"data"``, and are continuous or enumerated by the model.
+        x: A few rows, as :func:`~pyro_vae.fit` takes them: each costs some hundred gradients per chain.
+        num_chains: Chains C for each row; half start at the prior, half at the guide's draws for other rows.
+        num_particles: Draws from the guide for each row, and as many around the chains' ends.
         num_leapfrog: Leapfrog steps of a transition.
         seed: Seeds all draws.
 
     Returns:
-        Both estimates, see :class:`Modes`. That nothing is found proves nothing: chains may miss a mode as well, and
-        with tens of latents their normals are too poor to find anything but gross faults.
+        Both estimates, see :class:`Modes`. Finding nothing proves nothing: chains may miss a mode as well, and with
+        tens of latents their normals are too poor to find more than gross faults.
 
     Raises:
-        ValueError: if a latent is discrete and not enumerated by the model, belongs to all rows or has no density in
-            the guide, or there is none.
+        ValueError: if a latent is discrete and not enumerated by the model, belongs to all rows, or has no density in
+            the guide, or if there is no latent.
 
     Example:
         >>> import pyro.distributions as dist
@@ -109,7 +109,7 @@ def find_modes(
         structure = pair.structure(batch)
         structure.require_local()
         structure.require_weights()
-        with pyro.validation_enabled(is_validate=False):  # the programs were looked at with it
+        with pyro.validation_enabled(is_validate=False):  # they were validated when inspected
             layout = latent_layout(pair, structure, batch, "guide")
             if not layout:
                 raise ValueError("the guide draws no latent that chains could move")
@@ -142,7 +142,7 @@ def _estimate(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _around(normals: Nearby, num_chains: int, num_draws: int) -> Tensor:
-    """As many draws of each chain's normal: ``(S, N, d)``, S a little more where chains do not divide it."""
+    """As many draws from each chain's normal: ``(S, N, d)``, S rounded up to a multiple of the chains."""
     each = -(-num_draws // num_chains)
     return normals.latents(normals.draw(each)).unflatten(1, (num_chains, -1)).flatten(0, 1)
 

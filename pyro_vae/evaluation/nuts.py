@@ -1,4 +1,4 @@
-"""The posterior of the latents by the No-U-Turn sampler, to compare the guide with."""
+"""The posterior of the latents by the No-U-Turn sampler, for comparison with the guide."""
 
 import copy
 import math
@@ -36,11 +36,11 @@ __all__ = ["NutsPosterior", "moved_by_nuts", "nuts_posterior"]
 
 @dataclass(frozen=True)
 class NutsPosterior:
-    """Draws from p(z | x), and whether to believe them.
+    """Draws from p(z | x), and whether to trust them.
 
     Args:
-        draws: For each continuous latent site ``(num_chains, num_samples, N, *plates, *event)``; without N where the
-            site belongs to all rows.
+        draws: For each continuous latent site ``(num_chains, num_samples, N, *plates, *event)``; without N if
+            the site belongs to all rows.
         r_hat: Rank-normalised split R̂ of each element; should be below 1.01.
         effective_sample_size: Bulk effective sample size of each element over all chains.
         num_divergences: Divergent transitions after warm-up; should be 0.
@@ -52,13 +52,13 @@ class NutsPosterior:
     num_divergences: int
 
     def describe(self) -> str:
-        """What the diagnostics say, in a sentence."""
+        """The diagnostics in a sentence."""
         r_hat = max(float(value.max()) for value in self.r_hat.values())
         size = min(float(value.min()) for value in self.effective_sample_size.values())
         figures = f"R̂ up to {r_hat:.3f}, effective sample size from {size:.0f}, {self.num_divergences} divergences"
         if r_hat < 1.01 and self.num_divergences == 0 and size >= 100:
             return f"The chains agree: {figures}."
-        return f"These draws are not to be relied on ({figures}): take more warm-up and more samples."
+        return f"Do not rely on these draws ({figures}): use more warm-up steps and more samples."
 
 
 def nuts_posterior(
@@ -71,12 +71,12 @@ def nuts_posterior(
     seed: int = 0,
     max_tree_depth: int = 10,
 ) -> NutsPosterior:
-    r"""Draws from :math:`p(z \mid x)` by Pyro's NUTS on the very same program, to compare with :math:`q(z \mid x)`.
+    r"""Draws from :math:`p(z \mid x)` by Pyro's NUTS on the same program, to compare with :math:`q(z \mid x)`.
 
-    Each chain starts at a draw from the prior. The sampler sees nothing of the guide, so it may find what the guide
-    never looks at; but it takes seconds for a row, so it is for a few of them. Discrete latents are summed out where
-    they can be enumerated, whether or not the program marks them so, and have no draws. Scales that the program puts on
-    its sites are left out, by ``poutine.scale`` and by subsampling the plate ``"data"``; masks are kept.
+    Each chain starts at a draw from the prior. The sampler does not use the guide, so it can find regions that the
+    guide misses. It takes seconds per row, so use a few rows. Discrete latents are summed out if they can be
+    enumerated, whether or not the program marks them so, and have no draws. Scales that the program puts on its sites,
+    with ``poutine.scale`` or by subsampling the plate ``"data"``, are ignored; masks are kept.
 
     A pair on a GPU is sampled on the CPU, as a copy: a leapfrog step is many small operations, one after another, and
     each would wait for the GPU. Where no copy runs there (functions that use modules, bare ``pyro.param`` statements),
@@ -84,20 +84,20 @@ def nuts_posterior(
 
     Args:
         pair: The programs; the guide is not used.
-        x: One row with its keyword arguments, as :func:`~pyro_vae.fit` takes them; more of them are sampled together,
-            which is for programs with latents that belong to all rows.
+        x: One row with its keyword arguments, as :func:`~pyro_vae.fit` takes them. Several rows are sampled together,
+            for programs with latents that belong to all rows.
         num_samples: Draws of each chain, after warm-up.
         warmup_steps: Steps that adapt step size and mass.
-        num_chains: Chains, one after another; at least 2, or nothing tells whether they agree.
+        num_chains: Chains, run one after another; at least 2, to tell whether they agree.
         seed: Seeds the chains.
-        max_tree_depth: At most 2 to this power leapfrog steps for a draw.
+        max_tree_depth: A draw takes at most 2 to this power leapfrog steps.
 
     Returns:
         Draws by site with R̂, effective sample size and divergences.
 
     Raises:
-        ContractError: if the model has no continuous latent, a discrete one that cannot be enumerated, or a plate
-            within a row that takes only some of its elements.
+        ContractError: if the model has no continuous latent, has a discrete one that cannot be enumerated, or has a
+            plate within a row that subsamples its elements.
         ValueError: if there are too few chains or draws, or the rows do not fit.
         ImportError: if ArviZ is not installed.
 
@@ -171,25 +171,25 @@ def _on_cpu(pair: Pair, x: Inputs) -> Pair:
 
 
 class _Unscaled(Messenger):
-    """Takes all scales off, and hides the indices that a plate of a larger data set draws for its rows.
+    """Removes all scales, and hides the indices that a subsampling plate draws for its rows.
 
-    So too the masks of latents: what one leaves out of a row has its prior for a posterior, not a flat density on all
-    real numbers.
+    It also removes the masks of latents: a latent that is masked out has its prior as its posterior, not a flat density
+    on all real numbers.
     """
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) and msg["name"] == "data":
-            msg["stop"] = True  # NUTS would refuse them
+            msg["stop"] = True  # NUTS would reject them
         msg["scale"] = 1.0
         if not msg["is_observed"]:
             msg["mask"] = None
 
 
 def moved_by_nuts(pair: Pair, batch: Batch) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """The latents that NUTS moves, and what it has to be told of the program.
+    """The latents that NUTS moves, and its settings for the program.
 
     Raises:
-        ContractError: if there is none, or it cannot move one.
+        ContractError: if there is no such latent, or NUTS cannot move one.
     """
     program = _Unscaled()(pair.programs[0])
     sites = sample_sites(poutine.trace(program).get_trace(batch.x, **batch.arguments))
@@ -210,8 +210,8 @@ def moved_by_nuts(pair: Pair, batch: Batch) -> tuple[Mapping[str, Any], dict[str
     for frame in frames:
         if frame.name != "data" and frame.full_size is not None and frame.size < frame.full_size:
             raise ContractError(
-                f"the plate {frame.name!r} takes only some of its elements, and NUTS needs them all: run the model "
-                f"without subsampling"
+                f"the plate {frame.name!r} subsamples its elements, and NUTS needs them all: run the model without "
+                f"subsampling"
             )
     settings: dict[str, Any] = {"max_plate_nesting": max((-frame.dim for frame in frames), default=0)}
     settings["transforms"] = {name: _map(name, site["fn"]).inv for name, site in moved.items()}
@@ -219,14 +219,14 @@ def moved_by_nuts(pair: Pair, batch: Batch) -> tuple[Mapping[str, Any], dict[str
 
 
 def _a_draw(site: Any) -> Tensor:
-    """Of a site's distribution, as Pyro draws; flows that it wraps have no method for it."""
+    """A draw from a site's distribution, by calling it as Pyro does, which also works for flows that it wraps."""
     return site["fn"]().detach()
 
 
 def _start(program: Any, batch: Batch, transforms: Mapping[str, Any]) -> dict[str, Tensor]:
     """A draw from the prior, on real numbers.
 
-    Pyro's own has a value for each of a discrete latent's, which it sums over, at the latents that depend on that.
+    Pyro's own start has extra values, one for each value of a summed-out discrete latent, where a latent depends on it.
     """
     sites: Any = poutine.trace(program).get_trace(batch.x, **batch.arguments).nodes
     return {name: transform(sites[name]["value"]).detach() for name, transform in transforms.items()}
@@ -239,13 +239,13 @@ def _map(name: str, fn: Any) -> Any:
         return biject_to(support)
     except NotImplementedError:
         raise ValueError(
-            f"the latent {name!r} has the support {support}, to which no map leads from real numbers, so that NUTS "
+            f"the latent {name!r} has the support {support}, to which there is no map from real numbers, so NUTS "
             f"cannot move it"
         ) from None
 
 
 def _rows_first(site: Any, draws: Tensor) -> Tensor:
-    """Draws ``(C, S, *plates, N, *event)`` with the rows after the draws; angles once around."""
+    """Draws ``(C, S, *plates, N, *event)`` with the rows after the draws; angles are wrapped to one turn."""
     if isinstance(innermost(site["fn"]), dist.VonMises):
         draws = (draws + math.pi) % (2 * math.pi) - math.pi
     return draws.movedim(draws.dim() - 1 - site["fn"].event_dim, 2) if is_local(site) else draws

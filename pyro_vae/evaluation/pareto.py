@@ -1,4 +1,4 @@
-r"""The tail of importance weights: the shape of the generalised Pareto distribution that is fitted to the largest."""
+r"""The tail of importance weights: the shape of the generalised Pareto distribution fitted to the largest."""
 
 import math
 
@@ -7,34 +7,33 @@ from torch import Tensor
 
 __all__ = ["FEWEST", "reliable_shape", "tail_shape", "widened"]
 
-FEWEST = 25  # draws whose tail can be fitted
-_STRENGTH = 10.0  # draws that the prior of the shape, centred on a half, is worth
+FEWEST = 25  # draws, to fit a tail
+_STRENGTH = 10.0  # draws that the shape's prior, centred on a half, is worth
 _SMALLEST = 0.03  # of 1 − 2k, below which the error is no longer widened
 
 
 def reliable_shape(num_draws: int) -> float:
-    r"""The largest shape :math:`\hat k` to rely on with so many draws, :math:`\min(1 - 1/\log_{10} K, 0.7)`."""
+    r"""The largest shape :math:`\hat k` to rely on with ``num_draws`` draws, :math:`\min(1 - 1/\log_{10} K, 0.7)`."""
     return min(1 - 1 / math.log10(num_draws), 0.7)
 
 
 def tail_shape(log_weights: Tensor) -> Tensor:
     r"""The shape :math:`\hat k` of the tail of each column's weights.
 
-    The :math:`M = \lceil \min(K / 5, 3 \sqrt K) \rceil` largest of K weights, less the next smaller one, are taken for
-    draws of
+    The :math:`M = \lceil \min(K / 5, 3 \sqrt K) \rceil` largest of K weights, less the next smaller one, are treated
+    as draws from
 
     .. math:: p(y) = \frac{1}{\sigma} \left( 1 + k \frac{y}{\sigma} \right)^{-1/k - 1}
 
     With :math:`\theta = -k / \sigma` the likelihood is highest in k at
-    :math:`k(\theta) = \frac{1}{M} \sum_i \log(1 - \theta y_i)`. θ is the mean of a grid's points, each weighted by its
-    likelihood there, and :math:`\hat k` is drawn a little towards ½.
+    :math:`k(\theta) = \frac{1}{M} \sum_i \log(1 - \theta y_i)`. θ is the mean of a grid's points, weighted by their
+    likelihood, and :math:`\hat k` is shrunk a little towards ½.
 
     Args:
         log_weights: ``(K, N)`` in float64.
 
     Returns:
-        ``(N,)``: 0 where the largest weights are equal up to rounding, so that there is no tail; NaN for fewer than 25
-        draws.
+        ``(N,)``: 0 if the largest weights are equal up to rounding, which leaves no tail; NaN for fewer than 25 draws.
 
     Source: Vehtari et al., *Pareto Smoothed Importance Sampling*, 2024; for the fit Zhang & Stephens, *A New and
     Efficient Estimation Method for the Generalized Pareto Distribution*, 2009.
@@ -53,7 +52,7 @@ def tail_shape(log_weights: Tensor) -> Tensor:
 
 
 def _fitted(above: Tensor) -> Tensor:
-    """The shape of a generalised Pareto distribution, ``(N,)``, from its draws in their order, ``(M, N)``."""
+    """The shape of a generalised Pareto distribution, ``(N,)``, from its sorted draws, ``(M, N)``."""
     size = len(above)
     num = 30 + int(math.sqrt(size))
     grid = torch.arange(1, num + 1, dtype=above.dtype, device=above.device)
@@ -66,16 +65,16 @@ def _fitted(above: Tensor) -> Tensor:
 
 
 def widened(standard_error: Tensor, shape: Tensor, num_draws: int) -> Tensor:
-    r"""The standard error of a mean weight, with what the tail that was not drawn adds to it.
+    r"""The standard error of a mean weight, widened for the part of the tail that was not drawn.
 
-    Of a heavy tail the largest weights have mostly not come, and the standard deviation of those that have is too
-    small. The variance of a generalised Pareto distribution is :math:`1 / (1 - 2k)` times that of an exponential one
-    of its mean, so the square is taken that much larger, at :math:`\hat k` plus its own standard error
+    In a heavy tail the largest weights have mostly not been drawn, and the standard deviation of those that have is
+    too small. The variance of a generalised Pareto distribution is :math:`1 / (1 - 2k)` times that of an exponential
+    one with its mean, so the squared error is increased by that factor, at :math:`\hat k` plus its own standard error
     :math:`(1 + \hat k) / \sqrt M` and up to 33 times.
 
-    Checked on correlated normals under guides of independent entries, 0.6 to 1.2 times as wide as they should be, 35
-    cases, where the evidence is known: where :math:`\hat k` is reliable, the estimate is off by 0.7 of these errors
-    (root mean square; at most 1.1 in nine cases of ten) and by 2.8 of the plain ones (at most 5.8).
+    Checked in 35 cases with known evidence: correlated normals with guides of independent entries, 0.6 to 1.2 times as
+    wide as they should be. If :math:`\hat k` is reliable, the estimate is off by 0.7 of these errors (root mean square;
+    at most 1.1 in nine cases of ten) and by 2.8 of the plain ones (at most 5.8).
     """
     wide = shape + (1 + shape) / math.sqrt(_tail_size(num_draws))
     return standard_error / (1 - 2 * wide.nan_to_num().clamp_min(0)).clamp_min(_SMALLEST).sqrt()

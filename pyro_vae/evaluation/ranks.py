@@ -1,4 +1,4 @@
-"""Ranks among draws: ties put in an order at random, and the test whether ranks are uniform."""
+"""Ranks among draws, with ties ordered at random, and a test for uniform ranks."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ __all__ = ["among_ties", "uniformity"]
 
 
 def among_ties(below: Tensor, ties: Tensor) -> Tensor:
-    """A rank, drawn from those that equal values leave open.
+    """A rank, drawn at random from those that ties leave open.
 
     Args:
-        below: How many draws are below a value.
-        ties: How many equal it.
+        below: Number of draws below a value.
+        ties: Number of draws equal to it.
     """
     return below + (torch.rand(below.shape, dtype=torch.float64, device=below.device) * (ties + 1)).long()
 

@@ -1,4 +1,4 @@
-r"""Is the guide the posterior at the data's own rows, and not only where the model draws some."""
+r"""Is the guide the posterior at rows of the data, and not only at rows drawn from the model?"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 __all__ = ["CalibrationAtRows", "calibration_at_rows"]
 
 LOG_JOINT, LOG_WEIGHT = "log p(x, z)", "log p(x, z) − log q(z|x)"
-_FEWEST = 20  # ranks that a histogram can be made of
-_NATS = 1e-3  # what log-probabilities are told apart by
+_FEWEST = 20  # ranks, for a histogram
+_NATS = 1e-3  # log-probabilities closer than this are ties
 
 
 @dataclass(frozen=True)
 class CalibrationAtRows:
-    """What the ranks of the guide's draws among draws near the posterior say.
+    """The ranks of the guide's draws among draws near the posterior.
 
     Args:
-        table: One row for each quantity. ``mean_rank``: of the guide's draw, from 0 to 1, 0.5 where the guide is right;
+        table: One row for each quantity. ``mean_rank``: of the guide's draw, from 0 to 1, 0.5 if the guide is right;
             above it the guide's draws are too high. ``spread``: the ranks' standard deviation in units of that of
-            uniform ones; below 1 the guide is too narrow, above 1 too wide. ``p_value``: by Pearson's chi-square of the
-            ranks; ``adjusted_p_value``: times the number of quantities.
+            uniform ones; below 1 the guide is too narrow, above 1 too wide. ``p_value``: of Pearson's chi-square for
+            the ranks; ``adjusted_p_value``: times the number of quantities.
         ranks: By quantity, from 0 to ``num_chains``, a number for each row.
-        p_value: Of all quantities together, the smallest adjusted one.
-        num_chains: Chains that each rank is among.
+        p_value: For all quantities together: the smallest adjusted p-value.
+        num_chains: Number of chains for each rank.
     """
 
     table: "pd.DataFrame"
@@ -56,23 +56,23 @@ def calibration_at_rows(
     seed: int = 0,
     memory_mib: float = 256,
 ) -> CalibrationAtRows:
-    r"""Tests the guide at given rows, such as the data, with p-values that need no chain to have mixed.
+    r"""Tests the guide at given rows, such as the data, with p-values that do not need the chains to mix.
 
-    One draw :math:`z^* \sim q(z \mid x_n)` for each row walks T transitions of Hamiltonian Monte Carlo that leave
-    :math:`p(z \mid x_n)` as it is. From where it comes to, S chains walk T transitions each. Transitions are the same
-    back as forth, so if :math:`z^*` was a draw from the posterior, it and the S ends are exchangeable, and its rank
-    among them is uniform on 0, …, S for every function f of latents and data: for any T. More transitions make the test
-    see more, and change nothing of its level.
+    For each row, T transitions of Hamiltonian Monte Carlo, which leave :math:`p(z \mid x_n)` invariant, start from
+    :math:`z^* \sim q(z \mid x_n)`. From their end, S chains make T transitions each. Transitions are reversible, so if
+    :math:`z^*` is a draw from the posterior, it and the S ends are exchangeable. Its rank among them is then uniform on
+    0, …, S for every function f of latents and data, and for any T. More transitions raise the power of the test, and
+    leave its level unchanged.
 
-    The functions are each number of each latent, as real numbers where they live on less; :math:`\log p(x, z)`; and
-    :math:`\log p(x, z) - \log q(z \mid x)`, the log-ratio of posterior and guide up to a constant. p-values are by
-    Pearson's chi-square of the ranks of all rows, times the number of functions (Bonferroni).
+    The functions are each entry of each latent, mapped to the real numbers; :math:`\log p(x, z)`; and
+    :math:`\log p(x, z) - \log q(z \mid x)`, the log-ratio of posterior and guide up to a constant. p-values come from
+    Pearson's chi-square for the ranks of all rows, times the number of functions (Bonferroni).
 
-    Simulation-based calibration looks at rows that the model draws from its prior, which may be unlike the data. That
-    posteriors should be checked where the data are is the point of posterior calibration, which draws latents from the
-    posterior of the data, and new data from those. There it takes the posterior given both, which a guide of single
-    rows does not tell: the ranks of such latents among draws for the new row alone are not uniform even of an exact
-    guide. To look at rows around the data as well, give this function rows of ``pair.posterior_predictive(x)``.
+    Simulation-based calibration uses rows drawn from the model, which may be unlike the data. Posterior SBC checks
+    posteriors near the data: it draws latents from the posterior of the data, and new data from those. But it needs the
+    posterior given both, which a guide for single rows does not provide: the ranks of such latents among draws for the
+    new row alone are not uniform, even with an exact guide. To test rows around the data as well, pass this function
+    rows of ``pair.posterior_predictive(x)``.
 
     Args:
         pair: The programs; their latents must be continuous or enumerated by the model, and lie in the plate
@@ -80,8 +80,8 @@ def calibration_at_rows(
         x: At least 20 rows, with the programs' keyword arguments, as :func:`~pyro_vae.fit` takes them.
         num_chains: Chains S.
         num_transitions: Transitions T of each.
-        num_leapfrog: Leapfrog steps of a transition, each of which takes the gradient of both programs.
-        seed: Seeds everything; the caller's random state is left alone.
+        num_leapfrog: Leapfrog steps of a transition; each computes the gradient of both programs.
+        seed: Seeds everything; the caller's random state is unchanged.
         memory_mib: Rough bound on the memory for chains, in MiB.
 
     Returns:
@@ -99,14 +99,14 @@ def calibration_at_rows(
         True
 
     Source: Besag & Clifford, *Generalized Monte Carlo significance tests*, 1989; Säilynoja et al., *Posterior SBC:
-    Simulation-based calibration checking conditional on data*, 2025, for where to look.
+    Simulation-based calibration checking conditional on data*, 2025, for the choice of rows.
     """
     for name, count in (("num_chains", num_chains), ("num_transitions", num_transitions)):
         if count < 1:
             raise ValueError(f"{name} must be at least 1, found {count}")
     rows = pair.check(x)
     if rows.num_rows < _FEWEST:
-        raise ValueError(f"give at least {_FEWEST} rows, for a histogram of their ranks; found {rows.num_rows}")
+        raise ValueError(f"pass at least {_FEWEST} rows, for a histogram of their ranks; found {rows.num_rows}")
     parts: dict[str, list[Tensor]] = {}
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
@@ -117,7 +117,7 @@ def calibration_at_rows(
         if not latent_layout(pair, structure, batch, "guide"):
             raise ContractError("the model has no continuous latent that chains could move")
         at_once = max(1, int(memory_mib * 2**20) // (2 * structure.bytes_per_draw * max(num_chains, 16)))
-        with pyro.validation_enabled(is_validate=False):  # the programs were looked at with it
+        with pyro.validation_enabled(is_validate=False):  # they were validated when inspected
             for part in batch.chunks(at_once):
                 density = LatentDensity(pair, structure, part, latent_layout(pair, structure, part, "guide"))
                 moved = posterior_kernel(density, num_leapfrog)
@@ -133,7 +133,7 @@ def calibration_at_rows(
 
 
 def _quantities(density: LatentDensity, point: Point) -> list[tuple[str, Tensor]]:
-    """What is ranked, ``(C, N)`` each."""
+    """The quantities to rank, ``(C, N)`` each."""
     found = []
     for name, place in density.layout.items():
         coordinates = point.u[..., place].unbind(-1)

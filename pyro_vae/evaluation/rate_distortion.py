@@ -1,4 +1,4 @@
-r"""What a model can say about a row in how many nats: the curve of rate and distortion over β."""
+r"""How well a model can describe a row with a given number of nats: the curve of rate and distortion over β."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -32,15 +32,15 @@ def rate_distortion_curve(
 
     With β as the weight of the KL, training minimises :math:`D + \beta R`, with the rate
     :math:`R = \mathrm{E}\,\mathrm{KL}(q(z \mid x) \,\|\, p(z))` and the distortion
-    :math:`D = -\mathrm{E}_q \log p(x \mid z)`, so that :math:`-\beta` is the slope of the curve of the best D for each
-    R. All models with :math:`D + R` equal have one ELBO, of which β = 1 is the best; how much of a row z tells, and how
-    much is left to the likelihood, differs along the curve.
+    :math:`D = -\mathrm{E}_q \log p(x \mid z)`, so :math:`-\beta` is the slope of the curve of the best D for
+    each R. Models with the same :math:`D + R` have the same ELBO, and β = 1 has the best one. Along the curve, z tells
+    more or less about a row, and the likelihood the rest.
 
     Args:
         make_pair: Makes a new, untrained pair; called once for each β, from the same random state.
         x_train: Rows to train on, as :func:`~pyro_vae.fit` takes them.
-        x_test: Rows to measure on, likewise.
-        betas: Weights of the KL, from 0 up.
+        x_test: Rows to measure on, as :func:`~pyro_vae.fit` takes them.
+        betas: Weights of the KL, at least 0.
         fit_arguments: Further arguments of :func:`~pyro_vae.fit`. Its ``objective`` must be an
             :class:`~pyro_vae.Elbo`, by default ``Elbo()``, whose ``kl_weight`` becomes β.
         seed: Seeds ``make_pair``, training and measurement.
@@ -50,7 +50,7 @@ def rate_distortion_curve(
         ``rate``, ``distortion``, ``elbo`` and their standard errors in nats per datum, ``active_units``.
 
     Raises:
-        ValueError: if there is no β, or one is negative.
+        ValueError: if ``betas`` is empty, or a β is negative.
         TypeError: if the objective is not an ``Elbo``.
 
     Example:
@@ -68,11 +68,11 @@ def rate_distortion_curve(
 
     betas = [float(beta) for beta in betas]
     if not betas or not min(betas) >= 0:
-        raise ValueError(f"betas must be numbers from 0, at least one; found {betas}")
+        raise ValueError(f"betas must be one or more numbers, at least 0; found {betas}")
     arguments = {"seed": seed, **(fit_arguments or {})}
     objective = as_objective(arguments.pop("objective", None) or Elbo())
     if not isinstance(objective, Elbo):
-        raise TypeError(f"the objective must be an Elbo, whose KL is given the weight β; found {objective!r}")
+        raise TypeError(f"the objective must be an Elbo, so that its KL can have the weight β; found {objective!r}")
     records = []
     for beta in betas:
         with forked_random_state(torch.device("cpu")):

@@ -1,12 +1,12 @@
-r"""The best posterior of the guide's own family for each row, and the two gaps between ELBO and evidence.
+r"""The best posterior in the guide's own family for each row, and the two gaps between ELBO and evidence.
 
-A guide is amortised: one network serves all rows. Here each parameter :math:`\phi` of the distributions at its sites is
-set free for each row n, by a shift in the space where it is unconstrained,
+A guide is amortised: one network serves all rows. Here each parameter :math:`\phi` of the distributions at its sites
+becomes free for each row n, by a shift in unconstrained space,
 
 .. math:: \phi_n = T\left(T^{-1}(\phi(x_n, \ldots)) + \delta_n\right)
 
-with T from ``transform_to(arg_constraints[…])``, and :math:`\delta_n` maximises that row's own ELBO. The guide's
-program runs on as it is, so whatever it makes of x, of keyword arguments or of its own earlier draws stays in place.
+with T from ``transform_to(arg_constraints[…])``, and :math:`\delta_n` maximises the ELBO of that row. The guide's
+program itself is unchanged, so its dependence on x, on keyword arguments and on its own earlier draws remains.
 """
 
 import copy
@@ -36,7 +36,7 @@ from pyro_vae.programs.running import evaluating, forked_random_state
 
 __all__ = ["Gaps", "RefinedPair", "gaps", "refine"]
 
-_ROW = "refined_row"  # the keyword argument by which the refined guide knows its rows
+_ROW = "refined_row"  # the keyword argument that tells the refined guide its rows
 
 
 Key = tuple[str, str]  # a latent site, and the path to a parameter of its distribution
@@ -44,7 +44,7 @@ Change = Callable[[str, Tensor, Any], Tensor]
 
 
 def _changed(fn: Any, change: Change, path: str = "") -> Any:
-    """The same distribution with ``change(path, value, constraint)`` for each parameter of those it is made of."""
+    """The same distribution, with ``change(path, value, constraint)`` applied to each parameter of its parts."""
     free = _free_names(fn)
     if free:
         arguments = {name: getattr(fn, name) for name in _constructor(fn) if hasattr(fn, name)}
@@ -66,7 +66,7 @@ def _constructor(fn: Any) -> dict[str, inspect.Parameter]:
 
 
 def _whole(constraint: Any) -> bool:
-    """Whether a parameter is a whole number, and stays as it is."""
+    """Whether a parameter is an integer, and so is not changed."""
     try:
         return constraint.is_discrete
     except NotImplementedError:  # its range depends on other parameters
@@ -74,7 +74,7 @@ def _whole(constraint: Any) -> bool:
 
 
 def _free_names(fn: Any) -> dict[str, Any]:
-    """Parameters to be moved, with their constraints; of several ways to say the same the last: logits, not probs."""
+    """Parameters to move, with their constraints; of alternative parameters the last: logits, not probs."""
     named = _constructor(fn)
     found = {n: c for n, c in fn.arg_constraints.items() if n in named and not _whole(c)}
     optional = [name for name in found if named[name].default is None]
@@ -84,7 +84,7 @@ def _free_names(fn: Any) -> dict[str, Any]:
 class _Shifted(Messenger):
     """Changes the parameters of a program's latent sites: ``change(site, path, value, constraint, row_dim)``.
 
-    Rows are a parameter's dimension ``row_dim``, counted from the right, where plates of draws do not move it.
+    A parameter's dimension ``row_dim`` is that of rows, counted from the right so that plates of draws do not shift it.
     """
 
     def __init__(self, change: Callable[..., Tensor]) -> None:
@@ -112,7 +112,7 @@ class _RefinedGuide(nn.Module):
         self.arguments = None if taken is None else (*taken, _ROW)
 
     def forward(self, x: Tensor, *, refined_row: Tensor, **arguments: Any) -> Any:
-        """Runs the guide on rows ``x``; ``refined_row`` says which of those it was refined for they are."""
+        """Runs the guide on rows ``x``; ``refined_row`` has their indices among the rows that it was refined for."""
         shifts = dict(zip(self.names, self.shifts, strict=True))
 
         def change(site: str, path: str, value: Tensor, constraint: Any, row_dim: int) -> Tensor:
@@ -125,9 +125,9 @@ class _RefinedGuide(nn.Module):
 class RefinedPair(Pair):
     """A pair whose guide has been refined for certain rows; made by :func:`refine`.
 
-    The guide knows those rows by number, from a keyword argument ``refined_row``. :meth:`rows` gives rows with it, as
-    every tool takes them: ``refined.encode(refined.rows())``, ``log_evidence(refined, refined.rows([3, 0]))``. Where
-    the transform draws at random (dequantised values, bits), the rows keep the draw that they were refined for.
+    The guide identifies those rows by index, in a keyword argument ``refined_row``. :meth:`rows` returns rows with it,
+    for every tool: ``refined.encode(refined.rows())``, ``log_evidence(refined, refined.rows([3, 0]))``. If the
+    transform is random (dequantised values, bits), the rows keep the draw that they were refined for.
     """
 
     def __init__(
@@ -153,10 +153,10 @@ class RefinedPair(Pair):
         self._refined_batch = batch.replace(**{_ROW: number})
 
     def rows(self, index: Any = None) -> dict[str, Any]:
-        """The rows that the guide was refined for, as they were given, with their numbers.
+        """The rows that the guide was refined for, as they were passed in, with their indices.
 
         Args:
-            index: Numbers of some of them, in any order; by default all.
+            index: Indices of some of them, in any order; by default all.
         """
         if index is None:
             return dict(self._refined_rows)
@@ -165,16 +165,14 @@ class RefinedPair(Pair):
         return {name: value[index] if name in by_row else value for name, value in self._refined_rows.items()}
 
     def prepare(self, rows: Mapping[str, Any] | Inputs) -> Batch:
-        """The rows of these numbers, as they were refined.
+        """The rows with these indices, as they were refined.
 
         Raises:
-            ValueError: if there is no number of a row that was refined.
+            ValueError: if there is no index, or it is not one of a refined row.
         """
         number = rows.get(_ROW) if isinstance(rows, Mapping) else None
         if number is None:
-            raise ValueError(
-                "the guide was refined for rows that it knows by number: give refined.rows(), or refine it for others"
-            )
+            raise ValueError("the guide was refined for certain rows: pass refined.rows(), or refine it for others")
         number = torch.as_tensor(number, device=self._refined_batch.x.device)
         if bool(((number < 0) | (number >= len(self._refined_batch))).any()):
             raise ValueError(
@@ -184,7 +182,7 @@ class RefinedPair(Pair):
 
 
 def _without_row(model: Callable[..., Any]) -> Callable[..., Any]:
-    """A model that takes any keyword argument, but is not told which rows it is run on."""
+    """A model that accepts ``refined_row`` and ignores it."""
 
     def program(x: Tensor | None = None, *, refined_row: Any = None, **arguments: Any) -> Any:
         return model(x, **arguments)
@@ -202,31 +200,31 @@ def refine(
     seed: int = 0,
     chunk_size: int = 256,
 ) -> RefinedPair:
-    r"""The refined posterior of each row: the guide's own family, with its parameters set free for that row.
+    r"""Refines the posterior of each row: the guide's own family, with free parameters for that row.
 
-    Every continuous parameter of the distributions at the guide's sites is moved, for each row by itself, by Adam on
-    the row's ELBO; the formula is at the top of :mod:`pyro_vae.evaluation.refinement`. The learning rate falls along a
-    cosine to 0. Wrappers (``Independent``, expanded, masked, mixtures) stay.
+    For each row separately, Adam moves every continuous parameter of the distributions at the guide's sites to maximise
+    the row's ELBO; the formula is at the top of :mod:`pyro_vae.evaluation.refinement`. The learning rate falls to 0
+    along a cosine. Wrappers (``Independent``, expanded, masked, mixtures) remain.
 
-    - It is the ELBO as it is reported: without the programs' scales, with their masks, without what the guide observes
-      or its factors. Latents that the model enumerates are summed over, and nothing of them is refined.
-    - Where a site depends on another site's draw, it still does: its parameters are shifted by the same amount
-      whatever the draw.
-    - Of a transformed distribution (a flow) the base is moved, and the transform stays.
+    - The ELBO is the reported one: without the programs' scales, with their masks, and without sites that the guide
+      observes or its factors. Latents that the model enumerates are summed over, and not refined.
+    - A site that depends on another site's draw still does: its parameters are shifted by the same amount whatever
+      the draw.
+    - For a transformed distribution (a flow) the base is moved, and the transform is unchanged.
     - A guide cannot be refined if it has a latent that belongs to all rows, a ``Delta`` site or another without
-      a parameter that can be moved freely, parameters without a dimension of rows, or no latents at all.
+      a parameter that can be moved freely, parameters without a dimension of rows, or no latents.
 
     Args:
-        pair: The programs. They stay as they are.
+        pair: The programs. They are not changed.
         x: Rows ``(N, *E)`` in the user's units, or a mapping of ``"x"`` and the programs' keyword arguments.
         steps: Steps of Adam.
-        learning_rate: The first one, in the units of the unconstrained parameters.
+        learning_rate: The initial one, in the units of the unconstrained parameters.
         num_particles: Draws for each row at each step.
-        seed: Seeds the draws of the guide.
+        seed: Seeds the draws from the guide.
         chunk_size: Rows at a time.
 
     Returns:
-        The pair with the refined guide, for these rows: with ``refined = refine(pair, x)``,
+        The pair with the guide refined for these rows: with ``refined = refine(pair, x)``,
         ``refined.encode(refined.rows())`` is :math:`q_n(z)`.
 
     Raises:
@@ -263,7 +261,7 @@ def refine(
 
 
 def _all_rows(pair: Pair, x: Inputs) -> dict[str, Any]:
-    """All rows in memory, as they are given."""
+    """All rows in memory, as they were passed in."""
     return next(pair.check(x).chunks(2**62))
 
 
@@ -277,20 +275,20 @@ class _Fit:
         self._look()
 
     def _look(self) -> None:
-        """A shift of nothing for each parameter of each site, and the dimension of its rows.
+        """Finds each parameter of each site, with a shift of zero, and the dimension of its rows.
 
         Raises:
-            ValueError: if one cannot be moved.
+            ValueError: if a parameter cannot be moved.
         """
-        stuck: list[str] = []  # said when the programs have ended, for Pyro adds the shapes of its sites to errors
+        stuck: list[str] = []  # raised after the programs, as Pyro adds the shapes of its sites to errors
 
         def look(site: str, path: str, value: Tensor, constraint: Any, row_dim: int) -> Tensor:
             try:
                 free = transform_to(constraint).inv(value)
             except NotImplementedError:
                 stuck.append(
-                    f"the parameter {path!r} at its site {site!r} cannot be moved freely, for its range depends on "
-                    f"others"
+                    f"the parameter {path!r} at its site {site!r} cannot be moved freely, because its range "
+                    f"depends on others"
                 )
                 return value
             if not 0 < -row_dim <= value.dim() or value.shape[row_dim] != len(self.batch):
@@ -311,7 +309,7 @@ class _Fit:
             raise ValueError(f"the guide cannot be refined: {stuck[0]}")
 
     def run(self, steps: int, learning_rate: float, num_particles: int, first: int) -> "_Fit":
-        """Moves the shifts up the gradient of each row's own ELBO; ``first`` is the number of the first row."""
+        """Moves the shifts along the gradient of each row's ELBO; ``first`` is the index of the first row."""
         model, guide = self.pair.programs
         refined = _RefinedGuide(guide, self.shifts, self.row_dims)
         programs = unscaled(_without_row(model)), unscaled(refined)
@@ -320,12 +318,12 @@ class _Fit:
         objective, progress = Elbo(kl="auto"), torch.zeros(())
         optimiser = torch.optim.Adam(free, lr=learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        checks = pyro.validation_enabled(is_validate=False)  # the programs were looked at with them
+        checks = pyro.validation_enabled(is_validate=False)  # they were validated when inspected
         with checks, evaluating(self.pair.model, self.pair.guide), torch.enable_grad():
             for _ in range(steps):
                 draws = run_pair(*programs, batch, self.structure, num_particles=particles)
                 draws = draws.where(lambda term: term.is_local and term.kind != "auxiliary")
-                loss = -len(self.batch) * objective(draws, progress).mean()  # each row's own, whatever their number
+                loss = -len(self.batch) * objective(draws, progress).mean()  # each row's own, for any number of rows
                 for parameter, gradient in zip(free, torch.autograd.grad(loss, free), strict=True):
                     parameter.grad = gradient
                 optimiser.step()
@@ -335,7 +333,7 @@ class _Fit:
         return self
 
     def _repeated(self, num_particles: int) -> tuple[Batch, int | None]:
-        """The rows with their numbers, and the draws for each; or each row so many times, with one draw."""
+        """The rows with their indices, and the draws for each; or each row repeated, with one draw."""
         number = torch.arange(len(self.batch), device=self.batch.x.device)
         batch = self.batch.replace(**{_ROW: number})
         if self.structure.vectorised:
@@ -347,8 +345,8 @@ class _Fit:
             bad = ~value.isfinite().movedim(self.row_dims[key], 0).reshape(len(self.batch), -1).all(1)
             if bool(bad.any()):
                 raise ValueError(
-                    f"refining the row at index {first + int(bad.nonzero()[0])} came to values that are not finite: "
-                    f"look at its log-probabilities, or take a smaller learning_rate than {learning_rate:g}"
+                    f"refining the row at index {first + int(bad.nonzero()[0])} gave values that are not finite: check "
+                    f"its log-probabilities, or use a smaller learning_rate than {learning_rate:g}"
                 )
 
 
@@ -360,11 +358,11 @@ class Gaps:
         + \underbrace{\log p(x) - \mathrm{ELBO}^*(x)}_\text{approximation}
 
     Args:
-        log_evidence: log p(x), as it was given.
+        log_evidence: log p(x), as passed to :func:`gaps`.
         elbo: The guide's ELBO.
         refined_elbo: The ELBO of the refined posterior.
         elbo_se: Standard error of ``elbo`` over the draws.
-        refined_elbo_se: Likewise.
+        refined_elbo_se: Standard error of ``refined_elbo`` over the draws.
     """
 
     log_evidence: Tensor
@@ -375,7 +373,7 @@ class Gaps:
 
     @property
     def amortisation(self) -> Tensor:
-        """What one network for all rows costs; recovered by refining."""
+        """The cost of one network for all rows; refining recovers it."""
         return self.refined_elbo - self.elbo
 
     @property
@@ -385,16 +383,16 @@ class Gaps:
 
     @property
     def approximation(self) -> Tensor:
-        """What the family of the guide costs."""
+        """The cost of the guide's family."""
         return self.log_evidence - self.refined_elbo
 
     @property
     def approximation_se(self) -> Tensor:
-        """Standard error of :attr:`approximation` over the draws, that of the evidence left out."""
+        """Standard error of :attr:`approximation` over the draws, without that of the evidence."""
         return self.refined_elbo_se
 
     def summary(self) -> dict[str, float]:
-        """Means over rows, each with its standard error over rows under the same name and ``_se``."""
+        """Means over rows; the standard error over rows has the same name with ``_se``."""
         found: dict[str, float] = {}
         for name in ("amortisation", "approximation"):
             values: Tensor = getattr(self, name)
@@ -414,25 +412,25 @@ def gaps(
     seed: int = 0,
     steps: int = 500,
 ) -> Gaps:
-    r"""Splits log p(x) − ELBO of each row into what amortisation costs and what the guide's family costs.
+    r"""Splits log p(x) − ELBO of each row into the costs of amortisation and of the guide's family.
 
     Args:
         pair: The programs.
         x: Rows ``(N, *E)`` in the user's units, or a mapping of ``"x"`` and the programs' keyword arguments.
         log_evidence: log p(x) of each row in the user's units, ``(N,)``: in closed form, or by importance sampling
-            (from the refined pair it is best). Where the transform draws at random, it must be of the very draw, so
-            take it from the refined pair, and give that here.
-        refined: What :func:`refine` returned for these rows; by default it is made here.
-        num_particles: Draws for each row of either ELBO.
+            (best from the refined pair). If the transform is random, it must be for the same draw: compute it from
+            the refined pair, and pass that pair as ``refined``.
+        refined: The result of :func:`refine` for these rows; by default it is computed here.
+        num_particles: Draws for each row, for either ELBO.
         seed: Seeds all draws.
         steps: Steps of :func:`refine`.
 
     Returns:
-        The gaps, row by row, with standard errors. A gap near 0 may come out below it, within its error.
+        The gaps, row by row, with standard errors. An estimate of a gap near 0 may be negative, within its error.
 
     Raises:
-        ValueError: if ``log_evidence`` has not one number for each row, the guide cannot be refined, or was refined
-            for other rows.
+        ValueError: if ``log_evidence`` does not have one number for each row, or the guide cannot be refined, or was
+            refined for other rows.
 
     Source: Cremer et al., *Inference Suboptimality in Variational Autoencoders*, 2018.
 

@@ -1,4 +1,4 @@
-"""Rows that a model draws, with everything that is observed beside them and the latents that made them."""
+"""Rows drawn from a model, with all observed sites and the latents that made them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,12 +23,12 @@ __all__ = ["Simulated", "Simulator", "check_forward", "given_rows", "prior_globa
 
 @dataclass(frozen=True)
 class Simulated:
-    """Rows that a model drew.
+    """Rows drawn from a model.
 
     Args:
-        batch: As the guide takes them: each observed site's draw is in the keyword argument that holds its value.
+        batch: The rows for the guide: each observed site's draw is in the keyword argument that holds its value.
         latents: Values of every latent that made them, in the sites' own shapes.
-        masks: Of latents that a mask leaves out for some rows, ``(N, *plates)``, true where they count.
+        masks: For latents that a mask excludes in some rows, ``(N, *plates)``, true where they count.
     """
 
     batch: Batch
@@ -39,12 +39,12 @@ class Simulated:
 class Simulator:
     """Draws rows from a model, with all its observed sites.
 
-    Which sites are observed beside ``"x"``, and by which keyword arguments, is found out from the programs: a site
-    whose argument is among those given, or that the guide needs to be given because it does not sample it.
+    The programs determine which other sites are observed, and by which keyword arguments: a site whose argument is
+    among ``given``, or whose value the guide needs because it does not sample it.
 
     Args:
         pair: The programs.
-        given: Keyword arguments that rows are drawn under; those of observed sites are not used, but drawn.
+        given: Keyword arguments to draw rows with; those of observed sites are drawn, and their values ignored.
 
     Raises:
         ContractError: if the programs break the contract, or the model cannot be simulated.
@@ -72,9 +72,9 @@ class Simulator:
             self.structure = self._structure(few)
 
     def draw(self, given: Batch) -> Simulated:
-        """As many rows as are given, from the model alone; gradients and modes are the caller's business."""
+        """As many rows as ``given`` has, from the model alone; gradients and modes are left to the caller."""
         found = self._simulated(self._forward(given), given)
-        # A mask that is given acts where there are data.
+        # A mask among the arguments acts only where there are data.
         program = poutine.condition(self.pair.programs[0], dict(found.latents))
         sites = sample_sites(poutine.trace(program).get_trace(found.batch.x, **found.batch.arguments))
         masks = {name: _mask(sites[name]) for name in found.latents if name in sites}
@@ -88,14 +88,14 @@ class Simulator:
             if site["is_observed"]:
                 what = "a factor" if isinstance(site["fn"], dist.Unit) else "observed"
                 raise ContractError(
-                    f"the model's site {name!r} is {what} even when it runs without data, so that its draws are not "
-                    f"from what it describes and nothing can be simulated from it"
+                    f"the model's site {name!r} is {what} even when it runs without data, so its draws are not from "
+                    f"the model that it describes, and nothing can be simulated"
                 )
         for argument, name in self.held.items():
             if name not in sites:
                 raise ContractError(
-                    f"the model has no site {name!r} when it is not given {argument!r}, so that it cannot be "
-                    f"simulated: let it draw {name!r} then, by pyro.sample with obs=None"
+                    f"the model has no site {name!r} without the argument {argument!r}, so it cannot be simulated: let "
+                    f"it draw {name!r} then, by pyro.sample with obs=None"
                 )
         return sites
 
@@ -107,7 +107,7 @@ class Simulator:
         return Simulated(batch, latents, {})
 
     def _given_observations(self, few: Batch) -> dict[str, str]:
-        """Which of the keyword arguments that are given hold an observed site's values."""
+        """The keyword arguments that hold an observed site's values."""
         found = {}
         for name, site in _run_forward(self.pair, few.forward, len(few)).items():
             if site["is_observed"] and not isinstance(site["fn"], dist.Unit):
@@ -119,12 +119,12 @@ class Simulator:
         return found
 
     def _structure(self, few: Batch) -> Structure:
-        """What the programs are made of when they are given what the model draws."""
+        """The sites of the programs, run on the model's draws."""
         sites = self._forward(few)
         check_sites(sites, ("x",))
         try:
             return self.pair.structure(self._simulated(sites, few).batch)
-        except Exception:  # perhaps the guide wants more than was given
+        except Exception:  # perhaps the guide needs more arguments
             more = self._further_observations(sites, few)
             if not more:
                 raise
@@ -132,7 +132,7 @@ class Simulator:
         return self.pair.structure(self._simulated(sites, few).batch)
 
     def _further_observations(self, sites: Mapping[str, Any], few: Batch) -> dict[str, str]:
-        """Keyword arguments, not given, by which the model observes one of the sites that it draws."""
+        """Further keyword arguments by which the model observes one of the sites that it draws."""
         batch = self._simulated(sites, few).batch
         names = [name for name in sites if name not in ("x", *self.held.values()) and is_local(sites[name])]
         taken = accepted(self.pair.model)
@@ -148,28 +148,28 @@ class Simulator:
         return found
 
     def _observes(self, batch: Batch, argument: str, value: Tensor, name: str) -> bool:
-        """Whether the model observes a site at the value that it is given by this argument."""
+        """Whether the model observes a site at the value of this argument."""
         with_it = {**batch.arguments, argument: value}
         try:
             sites = sample_sites(poutine.trace(self.pair.programs[0]).get_trace(batch.x, **with_it))
-        except Exception:  # the programs say in their own way what this argument is not
+        except Exception:  # the programs reject this argument in their own way
             return False
         site = sites.get(name)
         return site is not None and site["is_observed"] and _holds(argument, value, name, site["value"])
 
 
 def given_rows(pair: Pair, given: Mapping[str, Any] | None, num_rows: int) -> Batch:
-    """Keyword arguments that so many rows are drawn under, checked.
+    """Keyword arguments to draw ``num_rows`` rows with, checked.
 
     Raises:
-        TypeError: if there is one that neither program takes.
+        TypeError: if one is taken by neither program.
         ValueError: if one has another number of rows.
     """
     return pair._given(given, num_rows)
 
 
 def check_forward(pair: Pair, batch: Batch, structure: Structure) -> None:
-    """Makes sure that the model runs without data, drawing all that it observes.
+    """Checks that the model runs without data, drawing all observed sites.
 
     Raises:
         ContractError: if it does not, or has no site ``"x"``.
@@ -205,7 +205,7 @@ def _holds(argument: str, value: Any, name: str, observed: Tensor) -> bool:
 
 
 def _mask(site: Any) -> Tensor | None:
-    """Where a latent counts, rows first; None where it does everywhere."""
+    """Where a latent counts, rows first; None if it does everywhere."""
     mask = site["mask"]
     if not isinstance(mask, Tensor) or bool(mask.all()) or not is_local(site):
         return None
@@ -213,7 +213,7 @@ def _mask(site: Any) -> Tensor | None:
 
 
 def _with_gaps(pair: Pair, x: Tensor, arguments: Mapping[str, Any], site: Any) -> Batch:
-    """Rows in the model's units with the gaps that the arguments' masks say, as ``Pair.prepare`` makes them of data."""
+    """Rows in the model's units, with gaps by the arguments' masks, as ``Pair.prepare`` makes from data."""
     arguments = dict(arguments)
     for name, value in arguments.items():
         seen = arguments.get(f"{name}_mask")
@@ -228,7 +228,7 @@ def _with_gaps(pair: Pair, x: Tensor, arguments: Mapping[str, Any], site: Any) -
 
 
 def _inner(site: Any) -> Any:
-    """A value of the site's support, to stand in gaps."""
+    """A value in the site's support, to fill gaps with."""
     try:
         return inner_value(elementwise(site["fn"].support))
     except (NotImplementedError, AttributeError):

@@ -1,4 +1,4 @@
-"""Statistics of a data set that show where models of it usually go wrong, chosen by the values that data take."""
+"""Statistics of a data set that show where models of it usually go wrong, chosen by the kind of its values."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,34 +13,34 @@ __all__ = ["Statistic", "default_statistics"]
 
 Statistic = Callable[[Tensor], Any]
 
-_SEPARATE = 16  # up to so many elements, each has its own value; with more, their average
-_LOOKED_AT = 64  # elements whose pairs and tails are looked at
-_ATOM = 0.05  # share of the entries above which one exact value is worth counting
+_SEPARATE = 16  # up to this many elements each has its own value; with more, their average is used
+_LOOKED_AT = 64  # elements whose pairs and tails are used
+_ATOM = 0.05  # share of the entries from which one exact value is counted
 
 
 def default_statistics(x: Tensor, data_range: Constraint) -> dict[str, Statistic]:
-    r"""Statistics for a data set with such values.
+    r"""Chooses statistics for a data set with values of this kind.
 
     Args:
-        x: The observed data ``(N, *E)``, NaN where an entry is missing. Only their size is looked at: what a statistic
-            chooses, columns that vary most or values that are frequent, it chooses in each data set by itself. A choice
-            made by the observed one would set it apart from all others, under the true model too.
+        x: The observed data ``(N, *E)``, NaN where an entry is missing. Only their size is used: a statistic selects
+            the columns that vary most, or frequent values, in each data set separately. A selection from the observed
+            data would set them apart from all others, even under the true model.
         data_range: Constraint on one element, or ``constraints.stack`` with one for each column.
 
     Returns:
-        By name, functions of a data set ``(N, *E)``; NaN is left out of account. Of up to 16 elements each has its
-        own value, of more their average is taken.
+        Functions of a data set ``(N, *E)`` by name; NaN is ignored. Up to 16 elements have a value each; with more,
+        the average is used.
 
         - For all: ``mean``; ``sd``; with two elements or more ``sd of row totals``, and ``mean |correlation|`` and
           ``max |correlation|`` over the pairs of the 64 elements that vary most.
         - Counts: ``zeros``, their share; ``dispersion``, variance over mean, 1 for Poisson; ``largest``.
         - Levels and categories: ``lowest`` and ``highest``, the shares of the two ends of their range.
-        - Real numbers: ``lower tail`` and ``upper tail``, the 1% and 99% quantiles (5% and 95% of fewer than 500
-          rows); ``skewness``; ``kurtosis``; and ``share at one value``, that of the
-          most frequent value and of the next, each 0 if less than 5% of the entries have exactly that value, for more
-          is what no density allows.
+        - Real numbers: ``lower tail`` and ``upper tail``, the 1% and 99% quantiles (5% and 95% with fewer than 500
+          rows); ``skewness``; ``kurtosis``; and ``share at one value``, the shares of
+          the most frequent value and of the next, each 0 if less than 5% of the entries have exactly that value: a
+          density allows no more.
 
-        Where columns are of several kinds, names begin with the kind.
+        If columns are of several kinds, names start with the kind.
 
     Example:
         >>> from pyro_vae._support.ranges import constraints
@@ -84,7 +84,7 @@ def _kind(constraint: Constraint) -> str:
 
 
 def _ends(data_range: Constraint, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The ends of these columns' ranges, infinite where there are none."""
+    """The ends of these columns' ranges, infinite if they have none."""
     each = elementwise(data_range)
     of = [each.cseq[i] for i in index.tolist()] if isinstance(each, constraints.stack) else [each] * len(index)
     found = [[_end(c, "lower_bound", -math.inf), _end(c, "upper_bound", math.inf)] for c in of]
@@ -144,7 +144,7 @@ def _variance(x: Tensor) -> Tensor:
 def _standard_moment(x: Tensor, order: int) -> Tensor:
     centred = x - _mean(x)
     sd = centred.square().nanmean(0).sqrt()
-    # What varies by rounding alone has no shape.
+    # Variation by rounding alone has no shape.
     flat = ~(sd > 1e-9 * (1 + _mean(x).abs()))
     return torch.where(flat, 0.0, (centred / sd).pow(order).nanmean(0)).nan_to_num()
 
@@ -157,14 +157,14 @@ def _quantile(x: Tensor, probability: float) -> Tensor:
 
 
 def _varying(x: Tensor) -> Tensor:
-    """The columns of this data set that vary most, in their order."""
+    """The columns of this data set that vary most, in order."""
     if x.shape[1] <= _LOOKED_AT:
         return x
     return x[:, _variance(x).topk(_LOOKED_AT).indices.sort().values]
 
 
 def _share_of_atoms(x: Tensor) -> Tensor:
-    """Shares of the entries that are at the two most frequent values, where that is 5% or more, and 0 otherwise."""
+    """Shares of the entries at the two most frequent values; a share below 5% counts as 0."""
     counts = torch.cat([x[~x.isnan()].unique(return_counts=True)[1], torch.zeros(2, dtype=torch.long)])
     most = counts.topk(2).values
     share = most.double() / counts.sum().clamp(min=1)
@@ -172,7 +172,7 @@ def _share_of_atoms(x: Tensor) -> Tensor:
 
 
 def _share_at(value: Tensor) -> Callable[[Tensor], Tensor]:
-    """The share of each column's entries at a value, which may be its own."""
+    """The share of each column's entries at a value, which may differ by column."""
 
     def share(x: Tensor) -> Tensor:
         return _each((x == value).double().sum(0) / (~x.isnan()).sum(0).clamp(min=1))
@@ -181,10 +181,10 @@ def _share_at(value: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _correlations(x: Tensor) -> Tensor:
-    """Sizes of the correlations of all pairs of columns; a missing entry stands at its column's mean."""
+    """Sizes of the correlations of all pairs of columns; a missing entry counts as its column's mean."""
     centred = (x - _mean(x)).nan_to_num()
     scale = centred.square().sum(0).sqrt()
-    # Rounding must not be taken for variation.
+    # Rounding must not count as variation.
     scale = torch.where(scale > 1e-9 * (1 + _mean(x).abs()), scale, math.inf)
     correlation = (centred / scale).T @ (centred / scale)
     first, second = torch.triu_indices(*correlation.shape, offset=1)

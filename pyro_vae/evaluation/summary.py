@@ -1,4 +1,4 @@
-"""The numbers that say how good a model is, in one call."""
+"""The main numbers on how good a model is, in one call."""
 
 import contextlib
 import math
@@ -19,50 +19,50 @@ from pyro_vae.training.elbo import terms_per_row
 
 __all__ = ["ACTIVE_VARIANCE", "evaluate"]
 
-ACTIVE_VARIANCE = 0.01  # variance over rows of the mean of a latent that is in use
+ACTIVE_VARIANCE = 0.01  # variance over rows of an active latent's mean, at least
 _ROWS = 1024  # at a time, as training validates
 
 
 def evaluate(pair: Pair, x: Inputs, *, seed: int = 0, num_workers: int = 2) -> dict[str, float]:
     r"""Evaluates a model on rows it was not trained on.
 
-    On the rows that :func:`~pyro_vae.fit` was given to validate, its ``elbo`` is the history's ``validation_elbo`` at
-    the weights that were kept. A latent outside the plate ``"data"`` is shared, as in training: each row bears one part
-    in N of its KL, with N the rows that the pair was trained on.
+    On the validation rows of :func:`~pyro_vae.fit`, ``elbo`` is the history's ``validation_elbo`` for the weights that
+    were kept. A latent outside the plate ``"data"`` is shared, as in training: each row carries 1/N of its KL, where N
+    is the number of rows that the pair was trained on.
 
     Args:
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair`.
-        x: Rows, as :func:`~pyro_vae.fit` takes them. What lies in files is streamed; a few numbers a row are kept.
+        x: Rows, as :func:`~pyro_vae.fit` takes them. Data in files are streamed; a few numbers per row are kept.
         seed: Seeds the draws from the guide.
-        num_workers: Processes that read what is streamed.
+        num_workers: Number of processes that read streamed data.
 
     Returns:
-        In nats per datum, estimated from one draw of the guide for each row, each with its standard error over rows
-        under the same name and ``_se``:
+        In nats per datum, estimated from one draw from the guide for each row. The standard error over rows has the
+        same name with ``_se``:
 
-        - ``elbo``: the evidence lower bound, a log-density or log-probability in the user's units, of all that the
-          model observes of a row;
+        - ``elbo``: the evidence lower bound, a log-density or log-probability in the user's units, for everything that
+          the model observes about a row;
         - ``rate``: the KL from posterior to prior, and ``distortion``: minus the expected log-likelihood, so that
           ``elbo = -distortion - rate`` (Alemi et al., *Fixing a Broken ELBO*, 2018);
-        - ``bits_per_dim``: :math:`-\mathrm{elbo} / (D \ln 2)` for rows of D elements (of D observed ones on average,
-          where entries are missing: all of this is then of the observed part). It is left out where the model observes
-          more of a row than ``x``;
-        - ``auxiliary``: what the guide's observed sites and its factors add to what is maximised. It is there if the
-          guide has any, and is no part of the ELBO;
-        - ``rate_z_1`` and so on: where there are several latents, the part of the rate that is each one's own. Latents
-          that are summed over have none;
+        - ``bits_per_dim``: :math:`-\mathrm{elbo} / (D \ln 2)` for rows of D elements (if entries are missing, D is the
+          average number of observed ones, and everything here is about the observed part). It is omitted if the model
+          observes more of a row than ``x``;
+        - ``auxiliary``: what the guide's observed sites and its factors add to the objective. It is present if the
+          guide has any, and is not part of the ELBO;
+        - ``rate_z_1`` and so on: with several latents, each one's part of the rate. Latents that are summed over have
+          none;
 
-        ``num_latents``: how many coordinates all continuous latents of a row have together whose distribution in the
-        guide has a mean, and ``active_units``: those of them with :math:`\mathrm{Var}_x(E_q[z]) > 0.01` over these rows
-        (Burda et al., 2016). Where a latent depends on earlier ones, its mean is taken at the middle of theirs. Where
-        there are several latents, ``active_units_z_1`` and ``num_latents_z_1`` are those of one. They are left out
-        where there are none: latents are discrete, or flows.
+        ``num_latents``: the number of coordinates of all continuous latents of a row whose distribution in the guide
+        has a mean, and ``active_units``: the number of those with :math:`\mathrm{Var}_x(E_q[z]) > 0.01` over these rows
+        (Burda et al., 2016). If a latent depends on earlier ones, its mean is taken at their middle. With several
+        latents, ``active_units_z_1`` and ``num_latents_z_1`` are those of one. They are omitted if there are no such
+        latents, as with discrete latents or flows.
 
-        ``num_rows``: how many rows there were.
+        ``num_rows``: the number of rows.
 
     Raises:
         ValueError: if the rows do not fit the model, or the programs break the contract.
-        TypeError: if there is a keyword argument that neither program takes.
+        TypeError: if a keyword argument is one that neither program takes.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -104,7 +104,7 @@ def evaluate(pair: Pair, x: Inputs, *, seed: int = 0, num_workers: int = 2) -> d
 
 
 def _variances_of_means(pair: Pair, rows: Rows, structure: Structure, seed: int) -> dict[str, Tensor]:
-    """Variance over rows of the posterior mean of each coordinate, of each latent that has a mean."""
+    """Variance over rows of the posterior mean of each coordinate, for each latent that has a mean."""
     names = [name for name in structure.guided if _may_have_mean(structure.latents[name])]
     moments: dict[str, Moments] = {}
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
@@ -125,7 +125,7 @@ def _may_have_mean(latent: Latent) -> bool:
 
 
 def _means(pair: Pair, batch: Batch, names: list[str]) -> dict[str, Tensor]:
-    """The means that these sites of the guide have, ``(N, coordinates)``."""
+    """The means of these sites of the guide, ``(N, coordinates)``."""
     sites = sample_sites(poutine.trace(at_centre(pair.programs[1])).get_trace(batch.x, **batch.arguments))
     found = {}
     for name in names:

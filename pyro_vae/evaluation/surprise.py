@@ -1,4 +1,4 @@
-r"""Which entries of a row are least expected, given the rest of it."""
+r"""The entries of a row that are least expected, given the rest of it."""
 
 from typing import Any
 
@@ -19,33 +19,33 @@ from pyro_vae.programs.running import evaluating, forked_random_state
 
 __all__ = ["unexpectedness"]
 
-_DRAWS = 32  # of each entry, for what the model expects
+_DRAWS = 32  # of each entry, for the model's expectation
 
 
 @torch.no_grad()
 def unexpectedness(pair: Pair, x: Inputs, *, num_particles: int = 500, seed: int = 0) -> Tensor:
-    r"""How much less probable each entry is than the model expected of it, given the other entries of its row.
+    r"""Measures how much less probable each entry is than the model expects, given the other entries of its row.
 
     .. math:: s_d = E\bigl[\log p(x'_d \mid x_{-d})\bigr] - \log p(x_d \mid x_{-d}), \quad
         x'_d \sim p(x_d \mid x_{-d}) = \int p(x_d \mid z)\, p(z \mid x_{-d})\, dz
 
-    In nats, in no units of the data, and so comparable among columns of any kind: 0 on average where the model is
-    right, large where an entry is out of place. Draws of the guide have weights
-    :math:`p(x, z) / (q(z \mid x)\, p(x_d \mid z))`, which leave the entry out, so that the guide, which has seen it,
-    does not excuse it. What is expected is the mean over 32 draws.
+    The result is in nats, independent of the data's units, and so comparable among columns of any kind. It is 0 on
+    average if the model is right, and large if an entry is out of place. Draws from the guide have weights
+    :math:`p(x, z) / (q(z \mid x)\, p(x_d \mid z))`, which exclude the entry, because the guide has seen it. The
+    expectation is the mean over 32 draws.
 
     Args:
         pair: A trained pair whose latents all lie in the plate ``"data"``, none of them enumerated by the model, and
             whose likelihood at ``"x"`` factorises over entries.
         x: Rows ``(N, *E)``, or a mapping, as for :func:`~pyro_vae.evaluation.log_evidence`.
-        num_particles: Draws of the guide for each row.
-        seed: Seeds them.
+        num_particles: Draws from the guide for each row.
+        seed: Seeds the draws.
 
     Returns:
         ``(N, *E)`` on the CPU in float64; NaN where an entry is missing.
 
     Raises:
-        ContractError: if the pair is not of that kind.
+        ContractError: if the pair does not have this form.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -72,8 +72,8 @@ def unexpectedness(pair: Pair, x: Inputs, *, num_particles: int = 500, seed: int
                 structure.require_weights()
                 if names := structure.enumerated("model"):
                     raise ContractError(
-                        f"the model sums over {', '.join(names)}, so that no draw says what an entry is expected to "
-                        f"be: let the guide sample it"
+                        f"the model sums over {', '.join(names)}, so no draw of it predicts an entry: let the guide "
+                        f"sample it"
                     )
                 warn_if_in_turn(structure)
             at_once = max(1, memory_for_draws(pair.device) // (num_particles * structure.bytes_per_draw))
@@ -85,7 +85,7 @@ def unexpectedness(pair: Pair, x: Inputs, *, num_particles: int = 500, seed: int
 
 
 def _of_rows(pair: Pair, batch: Batch, structure: Structure, num_particles: int) -> Tensor:
-    """``(n, *E)``."""
+    """Unexpectedness of these rows' entries, ``(n, *E)``."""
     counts = [num_particles] if structure.vectorised else [None] * num_particles
     log_weights, likelihoods = [], []
     for count in counts:
@@ -97,7 +97,7 @@ def _of_rows(pair: Pair, batch: Batch, structure: Structure, num_particles: int)
         log_weights.append(draws.where(lambda term: term.is_local).log_weights.double())
 
     def log_prob(x: Tensor) -> Tensor:
-        """Of entries ``(n, *E)`` at each draw of the latents: ``(K, n, *E)``."""
+        """Log-probability of entries ``(n, *E)`` at each draw of the latents: ``(K, n, *E)``."""
         found = [fn.log_prob(x.reshape(site["value"].shape)) for fn in likelihoods]
         if any(part.numel() * len(counts) != num_particles * x.numel() for part in found):
             raise ContractError(
@@ -126,7 +126,7 @@ def _of_entries(fn: Any) -> Any:
         return _of_entries(fn.base_dist)
     if fn.event_dim:
         raise ContractError(
-            f"the {type(fn).__name__} at 'x' is of {tuple(fn.event_shape)} entries at once: only a likelihood that "
-            f"factorises over entries, such as Normal(...).to_event(1), says what each is expected to be"
+            f"the {type(fn).__name__} at 'x' describes {tuple(fn.event_shape)} entries jointly: unexpectedness needs a "
+            f"likelihood that factorises over entries, such as Normal(...).to_event(1)"
         )
     return fn

@@ -1,4 +1,4 @@
-"""What to draw from a trained pair of programs, beside new rows: see ``docs/generation.md``."""
+"""Drawing from a trained pair of programs, beyond new rows: see ``docs/generation.md``."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-r"""New rows from the aggregate posterior: what the guide believes of all training rows, with a density fitted to it."""
+r"""New rows from the aggregate posterior: a density fitted to the guide's posteriors of all training rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,19 +24,19 @@ from pyro_vae.programs.running import evaluating, forked_random_state
 
 __all__ = ["AggregatePosterior", "aggregate_posterior"]
 
-_PATIENCE = 20  # epochs without a better density of the codes that are held out
+_PATIENCE = 20  # epochs without a better density of the held-out codes
 _BATCH = 256
 
 
 @dataclass(frozen=True)
 class AggregatePosterior:
-    r"""A density fitted to the codes of many rows, in the place of the prior.
+    r"""A density fitted to the codes of many rows, used in place of the prior.
 
     Args:
-        pair: Whose model makes rows of codes.
-        density: Over codes: batch ``()``, event ``(d,)``. With one latent of each row a code is that latent, with
-            several they are one after another, in the model's order.
-        layout: Which is where.
+        pair: The pair whose model turns codes into rows.
+        density: The density of codes: batch ``()``, event ``(d,)``. With one latent per row, a code is that latent;
+            with several it is their concatenation, in the model's order.
+        layout: Where each latent is in a code.
     """
 
     pair: Pair
@@ -70,7 +70,7 @@ class AggregatePosterior:
 
     @torch.no_grad()
     def log_prob(self, z: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """The density's logarithm at latents ``(N, L)``, or at several by name: ``(N,)``, in nats."""
+        """The log-density at latents ``(N, L)``, or at several by name: ``(N,)``, in nats."""
         codes = self.layout.join(z) if isinstance(z, Mapping) else z
         return self.density.log_prob(torch.as_tensor(codes, dtype=self.pair.dtype, device=self.pair.device))
 
@@ -92,30 +92,31 @@ def aggregate_posterior(
 
     .. math:: \hat q(z) \approx \frac{1}{N} \sum_n q(z \mid x_n)
 
-    Training brings that near the prior and seldom makes it equal: a draw of the prior may lie where no row's code does,
-    and the decoder has never been there. Draws of what is fitted lie where codes are, so that rows made of them are
-    more like data. Their distribution is no longer the model's, and its evidence says nothing about them.
+    Training brings it close to the prior, but seldom equal: a draw from the prior may be far from every row's code,
+    where the decoder was never trained. Draws from the fitted density lie where codes are, so rows decoded from them
+    are more like the data. They no longer follow the model's distribution, and its evidence says nothing about them.
 
     Args:
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair` whose latents of a row are continuous and
-            may have any real values; several are fitted together.
+            unbounded; several are fitted together.
         x: The rows that it was trained on.
         kind: ``"mixture"`` of normals with full covariances, by scikit-learn; or a ``"flow"``, by zuko.
-        num_components: Of the mixture.
+        num_components: Components of the mixture.
         flow: ``"autoregressive"``, ``"coupling"`` or ``"spline"``.
-        num_transforms: Of the flow.
-        hidden_dims: Widths of the layers that parametrise each.
-        max_epochs: Of the flow's training, which ends once a tenth of the codes, held out, get no more probable.
-        draws_per_row: Draws of the guide for each row that the density is fitted to.
+        num_transforms: Transforms of the flow.
+        hidden_dims: Widths of the layers that parametrise each transform.
+        max_epochs: The most epochs of the flow's training, which stops early when a held-out tenth of the codes no
+            longer gets more probable.
+        draws_per_row: Draws from the guide for each row, to fit the density to.
         seed: Seeds those draws and the fit.
 
     Returns:
-        What samples rows, see :class:`AggregatePosterior`.
+        The fitted density, which samples rows, see :class:`AggregatePosterior`.
 
     Raises:
-        ContractError: if a latent is discrete, or may not have any real value.
-        ValueError: if there is no such kind, or there are fewer codes than components.
-        ImportError: if a flow is asked for, and zuko is not installed.
+        ContractError: if a latent is discrete or bounded.
+        ValueError: if the kind is unknown, or there are fewer codes than components.
+        ImportError: if ``kind`` is ``"flow"`` and zuko is not installed.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -144,7 +145,7 @@ def aggregate_posterior(
 
 
 def _check_supports(pair: Pair, x: Inputs, layout: Layout) -> None:
-    """Refuses latents that may not have any real value: what is fitted would draw others too."""
+    """Raises an error for bounded latents, because the fitted density would draw values outside their range."""
     one = pair.prepare(next(pair.check(x).chunks(1)))
     with forked_random_state(pair.device), evaluating(pair.model):
         sites = sample_sites(forward_trace(pair.programs[0], 1, one.forward))
@@ -153,12 +154,12 @@ def _check_supports(pair: Pair, x: Inputs, layout: Layout) -> None:
         try:
             reached = bool(fn.support.check(torch.full_like(sites[name]["value"], -1e4)).all())
             reached = reached and bool(fn.support.check(torch.full_like(sites[name]["value"], 1e4)).all())
-        except (NotImplementedError, AttributeError):  # a flow names none
+        except (NotImplementedError, AttributeError):  # a flow has none
             continue
         if not reached:
             raise ContractError(
-                f"the latent {name!r} has the support {fn.support}, and the densities that are fitted here are for "
-                f"latents with any real value: let the model draw its logarithm, or such"
+                f"the latent {name!r} has the support {fn.support}, but a density can be fitted here only to unbounded "
+                f"latents: let the model draw its logarithm, for example"
             )
 
 

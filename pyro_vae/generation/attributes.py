@@ -1,4 +1,4 @@
-"""Arithmetic with attributes: the direction in which rows get one, and rows moved along it."""
+"""Arithmetic with attributes: the direction that adds one, and rows moved along it."""
 
 from collections.abc import Sequence
 
@@ -13,16 +13,16 @@ __all__ = ["attribute_direction", "moved_along"]
 
 
 def attribute_direction(pair: Pair, x: Inputs, has_attribute: Tensor, *, site: str | None = None) -> Tensor:
-    r"""The mean code of rows with an attribute, less that of rows without: ``(L,)``.
+    r"""The mean code of rows with an attribute, minus that of rows without: ``(L,)``.
 
     Args:
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair` with a continuous latent for each row.
         x: Rows.
-        has_attribute: Which of them have it, ``(N,)``.
-        site: Name of the latent; by default the only one there is, or ``"z"``.
+        has_attribute: Whether each row has the attribute, ``(N,)``.
+        site: Name of the latent; by default the only one, or ``"z"``.
 
     Returns:
-        The direction; of a latent with several dimensions, or in plates within a row, one vector of all its entries.
+        The direction; for a latent with several dimensions, or in plates within a row, one vector of all its entries.
 
     Raises:
         ContractError: if the latent is discrete or belongs to all rows.
@@ -48,8 +48,8 @@ def attribute_direction(pair: Pair, x: Inputs, has_attribute: Tensor, *, site: s
         start += len(batch)
     if has.shape != (start,) or not 0 < int(has.sum()) < start:
         raise ValueError(
-            f"has_attribute must say of each of the {start} rows whether it has it, with both kinds among them; found "
-            f"{int(has.sum())} true of shape {tuple(has.shape)}"
+            f"has_attribute must be true or false for each of the {start} rows, with both among them; found "
+            f"{int(has.sum())} true in shape {tuple(has.shape)}"
         )
     found, has = torch.cat(codes), has.to(codes[0].device)
     return found[has].mean(0) - found[~has].mean(0)
@@ -62,10 +62,10 @@ def moved_along(
 
     Args:
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair` with a continuous latent for each row.
-        x: Rows, whose codes are the middle of :math:`q(z \mid x)`; their other latents stay.
-        direction: ``(L,)``, as :func:`attribute_direction` gives it.
-        strengths: How far to go, A of them.
-        site: Name of the latent; by default the only one there is, or ``"z"``.
+        x: Rows. Their codes are the middle of :math:`q(z \mid x)`; other latents stay the same.
+        direction: ``(L,)``, from :func:`attribute_direction`.
+        strengths: How far to move, A values.
+        site: Name of the latent; by default the only one, or ``"z"``.
     """
     batch = pair.batch(x)
     structure = pair.structure(batch)

@@ -1,4 +1,4 @@
-"""The continuous latents of a row, all of them, as one vector of real numbers: its code."""
+"""A row's code: all its continuous latents as one vector of real numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Layout:
     """Where each continuous latent is in the code of a row.
 
     Args:
-        shapes: Of each latent, with any number of rows in it, and the dimensions of one event.
+        shapes: For each latent its shape, with any number of rows, and the number of dimensions of an event.
     """
 
     shapes: Mapping[str, tuple[torch.Size, int]]
@@ -43,24 +43,22 @@ def _layout(batch: Batch, structure: Structure, latents: Mapping[str, Tensor]) -
     """The layout of a pair's latents.
 
     Raises:
-        ContractError: if it has discrete latents of a row, or none at all.
+        ContractError: if a latent of a row is discrete, or there are no latents of rows.
     """
     local = {name: latent for name, latent in structure.latents.items() if latent.is_local}
     for name, latent in local.items():
         if latent.is_discrete:
-            raise ContractError(
-                f"the latent {name!r} is discrete, and only continuous ones have a density to be fitted"
-            )
+            raise ContractError(f"the latent {name!r} is discrete, and a density can be fitted only to continuous ones")
     if not local:
         raise ContractError("the model has no latents of its rows")
     return Layout({name: (latents[name].shape, latent.event_dim) for name, latent in local.items()})
 
 
 def draw_codes(pair: Pair, x: Inputs, draws_per_row: int, seed: int) -> tuple[Tensor, Layout]:
-    """Draws of the aggregate posterior: of the guide, at every row.
+    """Draws from the aggregate posterior: from the guide at every row.
 
     Returns:
-        Codes ``(draws_per_row * N, d)``, and what they are made of.
+        Codes ``(draws_per_row * N, d)``, and their layout.
 
     Raises:
         ContractError: if the latents are not continuous, not the same for every row, or bounded.
@@ -80,8 +78,8 @@ def draw_codes(pair: Pair, x: Inputs, draws_per_row: int, seed: int) -> tuple[Te
                 codes.append(here.join(latents))
                 if codes[-1].shape[1] != codes[0].shape[1]:
                     raise ContractError(
-                        f"some rows have {codes[0].shape[1]} latents and some {codes[-1].shape[1]}, so that they have "
-                        f"no density in common"
+                        f"some rows have {codes[0].shape[1]} latents and some {codes[-1].shape[1]}, so no common "
+                        f"density can be fitted"
                     )
     assert layout is not None
     return torch.cat(codes), layout

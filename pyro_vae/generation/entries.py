@@ -1,4 +1,4 @@
-r"""Any entries of a row given any others, with any trained pair."""
+r"""Draws of any entries of a row given any others, with any trained pair."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,9 +29,9 @@ __all__ = ["ConditionalDraws", "conditional"]
 
 Program = Callable[..., Any]
 
-_FILLINGS = 8  # of a row's gaps at a time, at which the guide proposes
-_ROUNDS = 3  # in which those are drawn again, given what is observed
-_CHAINS_PER_ESS = 4  # chains of an annealed row for each effective draw that is asked for
+_FILLINGS = 8  # ways to fill a row's gaps, for each of which the guide proposes
+_ROUNDS = 3  # of drawing them again, given the observed entries
+_CHAINS_PER_ESS = 4  # chains of an annealed row for each effective draw in min_ess
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class ConditionalDraws:
     r"""Whole rows given some of their entries, and how far to trust them.
 
     Args:
-        draws: ``(S, N, *E)`` in the user's units; observed entries are as they were given.
-        ess: Effective sample size of the weights of each row, ``(N,)``, on the CPU: the draws are worth no more
-            independent ones than that.
-        log_evidence: Of the observed entries of each row, :math:`\log p(x_\text{obs})`, ``(N,)``, in nats and in the
-            user's units, on the CPU.
+        draws: ``(S, N, *E)`` in the user's units; observed entries are unchanged.
+        ess: Effective sample size of each row's weights, ``(N,)``, on the CPU: the draws are worth at most this many
+            independent ones.
+        log_evidence: Log evidence of the observed entries of each row, :math:`\log p(x_\text{obs})`, ``(N,)``, in nats
+            and in the user's units, on the CPU.
         annealed: Which rows had to be annealed, ``(N,)``, on the CPU.
     """
 
@@ -69,47 +69,46 @@ def conditional(
     num_steps: int = 50,
     memory_mib: float | None = None,
 ) -> ConditionalDraws:
-    r"""Draws the entries of each row that are missing given those that are there, with any trained pair.
+    r"""Draws the missing entries of each row given the observed ones, with any trained pair.
 
     .. math:: z \sim p(z \mid x_\text{obs}),\ x_\text{mis} \sim p(x_\text{mis} \mid z)
 
-    The pair need not have been trained with missing entries, and its guide need not know what to do with them: where
-    the model takes no ``mask``, the density of what is observed is found in its likelihood, which must factorise over
-    entries.
+    The pair need not have been trained with missing entries, and its guide need not handle them. If the model takes no
+    ``mask``, the density of the observed entries comes from its likelihood, which must factorise over entries.
 
-    For each row latents are proposed by a mixture of the prior and of the guide, at several ways
-    :math:`\tilde x_g` to fill the gaps,
+    For each row, latents are proposed by a mixture of the prior and of the guide at several fillings
+    :math:`\tilde x_g` of the gaps,
 
     .. math:: r(z) = \frac{1}{G + 1} \Bigl(p(z) + \sum_{g=1}^G q(z \mid \tilde x_g)\Bigr), \qquad
         w_k = \frac{p(x_\text{obs}, z_k)}{r(z_k)}
 
-    and chosen by their weights. The gaps are filled by draws from the model at first, and then, a few times over, by
-    draws given what is observed (Cappé et al., *Population Monte Carlo*, 2004), so that the guide is asked about rows
-    of the kind that it knows. The prior in the mixture bounds the weights; the whole mixture in the denominator makes
-    them nearly as even as the best of its parts (Veach & Guibas, *Optimally Combining Sampling Techniques*, 1995).
+    and resampled by their weights. The gaps are first filled with draws from the model, and then, in a few rounds, with
+    draws given the observed entries (Cappé et al., *Population Monte Carlo*, 2004), so that the guide sees rows like
+    those it was trained on. The prior in the mixture bounds the weights; the whole mixture in the denominator makes
+    them nearly as even as the best of its parts does (Veach & Guibas, *Optimally Combining Sampling Techniques*, 1995).
 
-    Where the weights of a row collapse, which their effective sample size tells, its latents are annealed: chains that
-    run from the prior to the posterior find where that lies, and others, from a normal distribution there, are weighted
-    as in :func:`~pyro_vae.evaluation.ais_bounds` (Neal, *Annealed Importance Sampling*, 2001). Where that does not help
-    either, the draws would be few and the same ones, and are refused.
+    If the weights of a row collapse, as their effective sample size shows, its latents are annealed: chains from the
+    prior to the posterior find where that lies, and others, from a normal distribution there, are weighted as in
+    :func:`~pyro_vae.evaluation.ais_bounds` (Neal, *Annealed Importance Sampling*, 2001). If that does not help either,
+    the draws would be a few repeated ones, and an error is raised.
 
     Args:
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair` whose latents all lie in the plate
             ``"data"``.
-        x: Rows with NaN where an entry is to be drawn, or a mapping of ``"x"``, a ``"mask"`` of its shape that is true
-            where an entry is observed, and the programs' keyword arguments.
+        x: Rows with NaN in place of the entries to draw, or a mapping of ``"x"``, a ``"mask"`` of its shape, true where
+            an entry is observed, and the programs' keyword arguments.
         num_samples: Draws S for each row.
         num_particles: Proposals K for each row.
-        min_ess: The least effective sample size that is good enough. At 1 nothing is annealed or refused.
-        num_steps: Steps of annealing.
+        min_ess: The smallest effective sample size to accept. At 1 nothing is annealed or rejected.
+        num_steps: Annealing steps.
         memory_mib: Bound on the memory for proposals, in MiB, as for :func:`~pyro_vae.evaluation.log_evidence`.
 
     Returns:
         The draws with their effective sample sizes, see :class:`ConditionalDraws`.
 
     Raises:
-        ContractError: if rows have too small an effective sample size, naming them; if the likelihood does not
-            factorise over entries; if latents lie outside the plate ``"data"``.
+        ContractError: if rows, which the message names, have too small an effective sample size; if the likelihood does
+            not factorise over entries; if latents lie outside the plate ``"data"``.
         ValueError: if the rows do not fit the model.
 
     Example:
@@ -139,7 +138,7 @@ def conditional(
         for chunk in rows.chunks(rows_that_fit(rows.num_elements)):
             batch = whole.prepare(chunk)
             structure = whole.structure(batch, count_bytes=True) if structure is None else structure
-            structure.require_local("no row has a posterior of its own")
+            structure.require_local("no row has its own posterior")
             given = arithmetic(as_tensor(chunk["x"])).to(pair.device)
             at_once = max(1, memory // (num_particles * structure.bytes_per_draw))
             for part in batch.chunks(at_once):
@@ -147,7 +146,7 @@ def conditional(
                 row = _Rows(whole, structure, part, num_samples, num_particles, min_ess, num_steps, start)
                 drawn = whole.transform.inverse(row.drawn())
                 here, given = given[: len(part)], given[len(part) :]
-                assert part.mask is not None  # there is one wherever gaps may be
+                assert part.mask is not None  # set by missing="nan"
                 draws.append(torch.where(part.mask, floating(here, drawn.dtype), drawn))
                 weights.append(row)
     log_evidence = torch.cat([row.log_evidence for row in weights]).cpu()
@@ -156,7 +155,7 @@ def conditional(
 
 
 def _with_gaps(pair: Pair) -> Pair:
-    """The pair with a model that leaves out what is missing."""
+    """The pair, with a model that ignores missing entries."""
     whole = Pair(
         leaving_out_gaps(pair.model),
         pair.guide,
@@ -170,17 +169,17 @@ def _with_gaps(pair: Pair) -> Pair:
 
 
 class _Rows:
-    """Draws of some rows; afterwards their weights' sizes.
+    """Draws for some rows, and afterwards their effective sample sizes.
 
     Args:
-        pair: Whose model takes a mask.
-        structure: What its programs are made of.
-        batch: The rows, n of them.
+        pair: A pair whose model takes a mask.
+        structure: The sites of its programs.
+        batch: The n rows.
         num_samples: Draws S of each.
         num_particles: Proposals K.
-        min_ess: Below which a row is annealed, and then refused.
-        num_steps: Of annealing.
-        start: The first one's place among all rows.
+        min_ess: Effective sample size below which a row is annealed, and then rejected.
+        num_steps: Annealing steps.
+        start: The first row's index among all rows.
     """
 
     def __init__(
@@ -200,7 +199,7 @@ class _Rows:
 
     def drawn(self) -> Tensor:
         """``(S, n, *E)`` in the model's units."""
-        with pyro.validation_enabled(is_validate=False):  # the programs were looked at with it
+        with pyro.validation_enabled(is_validate=False):  # they were validated when inspected
             proposals = _Proposals(self.pair, self.structure, self.batch)
             proposals.fill(self.num_particles)
             latents, log_weights = proposals.draw(self.num_particles)
@@ -224,12 +223,12 @@ class _Rows:
             self.log_evidence[rows], self.ess[rows] = log_mean, ess
 
     def _anneal(self, rows: Tensor) -> Tensor:
-        """Draws of rows whose weights have collapsed, from chains that begin at the prior."""
+        """Draws for rows whose weights have collapsed, from chains that start at the prior."""
         batch = self.batch[rows]
         try:
             layout = latent_layout(self.pair, self.structure, batch, "prior")
         except ValueError as error:
-            self._refuse(rows, f"and cannot be annealed, for {error}")
+            self._refuse(rows, f"and cannot be annealed: {error}")
         density = LatentDensity(self.pair, self.structure, batch, layout, "prior")
         u, log_weights = annealed_draws(density, int(_CHAINS_PER_ESS * self.min_ess), self.num_steps)
         self._measure(log_weights, rows)
@@ -244,12 +243,12 @@ class _Rows:
         more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
         raise ContractError(
             f"the draws of {len(rows)} rows have an effective sample size below min_ess={self.min_ess:g}, rows "
-            f"{named}{more}, {why}, or let min_ess be lower, and the draws be as few as that"
+            f"{named}{more}, {why}, or lower min_ess and accept fewer effective draws"
         )
 
 
 class _Proposals:
-    """Proposals for the latents of n rows: the prior, and the guide at some ways to fill the gaps, mixed."""
+    """Proposals for the latents of n rows: a mixture of the prior, and of the guide at several fillings of the gaps."""
 
     def __init__(self, pair: Pair, structure: Structure, batch: Batch) -> None:
         self.model, self.guide = pair.programs
@@ -266,7 +265,7 @@ class _Proposals:
             self.guide_has_density = False
 
     def fill(self, num_particles: int) -> None:
-        """Fills the gaps with draws given what is observed, as far as those few proposals tell."""
+        """Fills the gaps with draws given the observed entries, approximated by a few proposals."""
         if not self.guide_has_density:
             return
         mask = self.batch.mask
@@ -282,19 +281,19 @@ class _Proposals:
                 latents = resampled(proposed, self.event_dims, log_weights, _FILLINGS)
 
     def _check_gaps(self) -> None:
-        """Makes sure that what stands in a gap does not matter to the model."""
+        """Checks that the values in gaps do not matter to the model."""
         latents = self._from_prior(1)
         found = []
         for batch in self.filled[:2]:
             found.append(self._joint(latents, 1, batch)[1])
         if not torch.allclose(*found, rtol=1e-4, atol=1e-3, equal_nan=True):
             raise ContractError(
-                "the model's density of the observed entries changes with what stands in the place of the missing "
-                "ones: it reads x beside observing it, as an autoregressive decoder does, or ignores its mask"
+                "the model's density of the observed entries changes with the values in place of missing ones: it "
+                "reads x as well as observing it, like an autoregressive decoder, or ignores its mask"
             )
 
     def draw(self, num: int) -> tuple[dict[str, Tensor], Tensor]:
-        """About so many latents, by site ``(K, *plates, n, *event)``, and their log-weights ``(K, n)``."""
+        """About ``num`` draws of the latents, by site ``(K, *plates, n, *event)``, and their log-weights ``(K, n)``."""
         each = -(-num // (1 + len(self.filled)))
         parts = [self._from_prior(each), *(self._from_guide(batch, each) for batch in self.filled)]
         latents = {name: torch.cat([part[name] for part in parts]) for name in self.names}
@@ -311,7 +310,7 @@ class _Proposals:
         return latents, log_weights
 
     def _canonical(self, latents: Mapping[str, Tensor], num: int) -> dict[str, Tensor]:
-        """Without the spare dimensions that a plate of draws has."""
+        """The latents without the spare dimensions of a plate of draws."""
         return {name: latents[name].reshape(num, *self.shapes[name]) for name in self.names}
 
     def _from_guide(self, batch: Batch, num: int) -> dict[str, Tensor]:
@@ -341,7 +340,7 @@ class _Proposals:
         return torch.cat([part.where(lambda term: term.kind == "guide").rate for part in parts])
 
     def _at(self, latents: Mapping[str, Tensor], num: int, model: Program, guide: Program, batch: Batch) -> list[Draws]:
-        """What a program says of these latents, in one run or one for each draw."""
+        """A program's log-probabilities at these latents, in one run or one for each draw."""
         nesting, options = self.structure.nesting, {"enumerate_guide": False}
         if not self.structure.vectorised:
             parts = []

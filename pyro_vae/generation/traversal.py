@@ -1,4 +1,4 @@
-"""What one latent does, while the others stay where they are."""
+"""The effect of one latent, while the others stay the same."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from pyro_vae.programs.running import evaluating, forked_random_state
 
 __all__ = ["traverse"]
 
-_DRAWS = 10_000  # of a prior whose quantiles no formula gives
+_DRAWS = 10_000  # from a prior whose quantiles have no formula
 
 
 def traverse(
@@ -30,22 +30,22 @@ def traverse(
     site: str | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    r"""Means :math:`E[x \mid z]` as one latent after another goes through its range: ``(latents, steps, *E)``.
+    r"""Means :math:`E[x \mid z]` as one latent after another moves through its range: ``(latents, steps, *E)``.
 
     Args:
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair` with a continuous latent for each row.
-        x: One row, at whose code the other latents are held: the middle of :math:`q(z \mid x)`. Without it they are at
-            the prior's middle.
-        latents: Numbers of the entries of the latent that are moved; by default all.
-        steps: Values that each goes through.
-        quantiles: Of the prior, between which these are evenly spaced in probability.
-        values: Those values themselves, instead.
-        site: Name of the latent; by default the only one there is, or ``"z"``.
-        given: Keyword arguments of the model, with one row each where they have rows, if there is no ``x``.
+        x: One row. The other latents stay at its code, the middle of :math:`q(z \mid x)`; without ``x``, at the middle
+            of the prior.
+        latents: Indices of the entries of the latent to move; by default all.
+        steps: Number of values for each entry.
+        quantiles: Quantiles of the prior, between which the values are evenly spaced in probability.
+        values: The values themselves, instead of quantiles.
+        site: Name of the latent; by default the only one, or ``"z"``.
+        given: Keyword arguments of the model, with one row each if they have rows; only without ``x``.
 
     Raises:
         ContractError: if the latent is discrete.
-        ValueError: if the numbers make no sense.
+        ValueError: if steps, quantiles or the number of rows are invalid.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -57,9 +57,7 @@ def traverse(
     if values is None and not (0 < quantiles[0] < quantiles[1] < 1 and steps >= 2):
         raise ValueError(f"steps must be at least 2 and quantiles rise within (0, 1), found {steps} and {quantiles}")
     if x is not None and given is not None:
-        raise ValueError(
-            "given is for the prior's middle; put keyword arguments beside a row: {'x': x, 'labels': labels}"
-        )
+        raise ValueError("given is for use without x; put keyword arguments with a row: {'x': x, 'labels': labels}")
     if x is None:
         batch = pair._given(given, 1)
         centre = _prior(pair, batch)
@@ -106,14 +104,14 @@ def _named(sites: Mapping[str, Any], site: str | None) -> str:
     local = [name for name, each in sites.items() if is_local(each)]
     name = site or ("z" if "z" in local else local[0] if len(local) == 1 else None)
     if name not in local:
-        raise ValueError(f"name one of the latents of a row by site=: {', '.join(local) or 'there is none'}")
+        raise ValueError(f"name one of the latents of a row with site=: {', '.join(local) or 'there is none'}")
     if is_discrete(sites[name]["fn"]):
-        raise ContractError(f"the latent {name!r} is discrete, and has no range to be moved through")
+        raise ContractError(f"the latent {name!r} is discrete, and has no range to move through")
     return name
 
 
 def _quantiles(fn: Any, levels: Tensor) -> Tensor:
-    """Quantiles of each entry of a distribution by itself, ``(steps, *batch, *event)``."""
+    """Quantiles of each entry of a distribution separately, ``(steps, *batch, *event)``."""
     base, shape = innermost(fn), fn.shape()
     at = levels.reshape(-1, *[1] * len(shape))
     try:

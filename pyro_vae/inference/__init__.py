@@ -1,1 +1,1 @@
-"""Running a pair of programs: what its sites say, what is maximised, what is drawn."""
+"""Running a pair of programs: its sites, the objectives, and its draws."""

@@ -1,4 +1,4 @@
-"""Objectives that look at the latents of all rows of a step together: the aggregate posterior."""
+"""Objectives on the aggregate posterior: the latents of all rows of a step together."""
 
 import math
 from dataclasses import dataclass, field
@@ -21,17 +21,17 @@ class TotalCorrelation:
     .. math:: \mathrm{ELBO} - (\beta - 1)\, \mathrm{TC}, \qquad
         \mathrm{TC} = \mathrm{KL}\Big(q(z) \,\Big\|\, \prod_j q(z_j)\Big), \quad q(z) = \frac{1}{N} \sum_n q(z \mid x_n)
 
-    The aggregate q(z) is estimated from the rows of a step, weighted as a part of all N (the paper's minibatch-weighted
-    sampling): it is biased, the less the larger the step.
+    The aggregate q(z) is estimated from the rows of a step, weighted as a sample of all N (the paper's
+    minibatch-weighted sampling). It is biased, less so with larger steps.
 
     Source: Chen et al., *Isolating Sources of Disentanglement in Variational Autoencoders*, 2018.
 
     Args:
-        beta: The weight β; at 1 it is the ELBO.
+        beta: The weight β; 1 gives the ELBO.
 
     Raises:
-        ValueError: if ``beta`` is not finite; when it is called, of a guide without one latent vector for each row
-            whose entries are independent given the row.
+        ValueError: if ``beta`` is not finite; or, when called, if the guide does not have exactly one latent vector
+            for each row, with independent entries given the row.
 
     Example:
         >>> TotalCorrelation(beta=6.0)
@@ -59,7 +59,7 @@ def total_correlation(draws: Draws) -> Tensor:
             f"TotalCorrelation takes latents that are independent given the row, and {name!r} is drawn from a "
             f"{type(q).__name__}: use a diagonal posterior"
         )
-    pairs = q.base_dist.log_prob(z[:, None])  # of each row's draw given each row, and each latent
+    pairs = q.base_dist.log_prob(z[:, None])  # log-density of each row's draw given each row, for each latent
     all_pairs = math.log(draws.num_rows * len(z))
     joint = pairs.sum(-1).logsumexp(1) - all_pairs
     return joint - (pairs.logsumexp(1) - all_pairs).sum(-1)
@@ -72,19 +72,19 @@ class InfoVae:
     .. math:: \mathbb{E}\left[\log p(x \mid z)\right] - w_{\mathrm{KL}}\, \mathrm{KL} -
         w_{\mathrm{MMD}}\, \mathrm{MMD}^2(q(z), p(z)), \qquad k(a, b) = e^{-\|a - b\|^2 / 2 L}
 
-    With the maximum mean discrepancy in the place of the KL, rows may keep their information.
+    With the maximum mean discrepancy in place of the KL, latents can keep their information about rows.
 
     Source: Zhao et al., *InfoVAE: Balancing Learning and Inference in Variational Autoencoders*, 2019; Gretton et al.,
-    *A Kernel Two-Sample Test*, 2012, whose unbiased estimate of the squared discrepancy this is.
+    *A Kernel Two-Sample Test*, 2012, for the unbiased estimate of the squared discrepancy.
 
     Args:
         mmd_weight: :math:`w_{\mathrm{MMD}}`, in nats.
         kl_weight: :math:`w_{\mathrm{KL}}`.
 
     Raises:
-        ValueError: if a weight is negative or not finite; when it is called, of a guide without one latent vector for
-            each row, of a single row, or of a prior that depends on latents that are enumerated or, without a KL, would
-            not learn.
+        ValueError: if a weight is negative or not finite; or, when called, if the guide does not have exactly one
+            latent vector for each row, there is a single row, or the prior depends on enumerated latents or, without
+            a KL, would not learn.
 
     Example:
         >>> InfoVae(mmd_weight=500.0)
@@ -112,7 +112,7 @@ class InfoVae:
             )
         if not (p.has_rsample or self.kl_weight) and p.log_prob(z.detach()).requires_grad:
             raise ContractError(
-                f"InfoVae without a KL leaves the prior of {name!r} as it is, for its draws cannot be differentiated "
+                f"InfoVae without a KL cannot train the prior of {name!r}, because its draws cannot be differentiated "
                 f"through: give it a kl_weight, or use Elbo(...)"
             )
         drawn = p.rsample() if p.has_rsample else p.sample()
@@ -122,7 +122,7 @@ class InfoVae:
 
 
 def squared_discrepancy(a: Tensor, b: Tensor) -> Tensor:
-    """The unbiased estimate of the squared maximum mean discrepancy between two sets of as many vectors ``(N, L)``."""
+    """The unbiased estimate of the squared maximum mean discrepancy between two sets of N vectors ``(N, L)``."""
     size, width = len(a), 2 * a.shape[-1]
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:

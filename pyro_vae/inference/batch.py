@@ -1,4 +1,4 @@
-"""A batch: rows as programs take them, with everything that comes with them."""
+"""A batch: rows for the programs, with their keyword arguments."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ _ELEMENTS = 2**22  # of draws or rows held at a time, so that memory stays flat:
 
 
 def rows_that_fit(elements: int, *, budget: int = _ELEMENTS, most: int = 1024) -> int:
-    """How many rows that make so many elements each are worked on at a time: the one budget of all tools.
+    """The number of rows to process at a time, if each makes this many elements: one budget for all tools.
 
     Example:
         >>> rows_that_fit(784), rows_that_fit(784 * 100), rows_that_fit(10**9)
@@ -29,7 +29,7 @@ def rows_of(latent: Tensor, event_dim: int) -> Tensor:
 
 
 def with_rows(vectors: Tensor, shape: torch.Size, event_dim: int) -> Tensor:
-    """The way back, for however many rows; ``shape`` is that of a latent, whose number of rows does not matter."""
+    """The inverse of :func:`rows_of`; ``shape`` is a latent's, with any number of rows."""
     rows = len(shape) - 1 - event_dim
     others = (*shape[:rows], *shape[rows + 1 :])
     return vectors.reshape(len(vectors), *others).movedim(0, rows)
@@ -66,12 +66,12 @@ class Batch:
         return Batch(self.x[rows], context, self.log_jacobian[rows], self.constants)
 
     def chunks(self, size: int) -> Iterator["Batch"]:
-        """The rows in their order, ``size`` at a time."""
+        """The rows in order, ``size`` at a time."""
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
     def replace(self, x: Tensor | None = None, **context: Tensor | None) -> "Batch":
-        """The batch with other rows or other arguments; an argument given as None is left out."""
+        """The batch with other rows or other arguments; an argument that is None is removed."""
         merged = {name: value for name, value in {**self.context, **context}.items() if value is not None}
         return Batch(self.x if x is None else x, merged, self.log_jacobian, self.constants)
 
@@ -87,13 +87,13 @@ class Batch:
 
     @property
     def mask(self) -> Tensor | None:
-        """True where an entry of ``x`` is observed; None where all are."""
+        """True where an entry of ``x`` is observed; None if all are."""
         mask = self.context.get("mask")
         return mask if mask is not None and mask.shape == self.x.shape else None
 
     @staticmethod
     def of(x: Tensor, context: Mapping[str, Any]) -> "Batch":
-        """Rows that are in the model's units already, with arguments of either kind."""
+        """Rows that are already in the model's units, with arguments of either kind."""
         by_row = {name: value for name, value in context.items() if isinstance(value, Tensor) and value.dim() > 0}
         constants = {name: value for name, value in context.items() if name not in by_row}
         return Batch(x, by_row, x.new_zeros((), dtype=torch.get_default_dtype()).expand(x.shape[0]), constants)

@@ -18,14 +18,14 @@ Program = Callable[..., Any]
 
 
 def leaving_out_gaps(model: Program) -> Program:
-    r"""A model that takes ``mask``, true where an entry is observed, and leaves the others out of its density.
+    r"""Returns a model that takes ``mask``, true where an entry is observed, and ignores the other entries.
 
-    One that takes ``mask`` is itself. In any other the likelihood at ``"x"`` must factorise over entries,
-    :math:`p(x \mid z) = \prod_d p(x_d \mid z)`, or over groups of them that are observed together: then the density of
-    those that are observed is the product of theirs.
+    A model that takes ``mask`` is returned unchanged. For any other, the likelihood at ``"x"`` must factorise over
+    entries, :math:`p(x \mid z) = \prod_d p(x_d \mid z)`, or over groups of entries that are observed together. Then the
+    density of the observed entries is the product of their factors.
 
     Raises:
-        ContractError: when it runs, if the likelihood does not factorise, or is not of the rows' entries.
+        ContractError: when it runs, if the likelihood does not factorise, or does not describe the rows' entries.
 
     Example:
         >>> import pyro, torch
@@ -43,7 +43,7 @@ def leaving_out_gaps(model: Program) -> Program:
 
     def program(x: Tensor | None = None, *, mask: Tensor | None = None, **arguments: Any) -> Any:
         if names is None and mask is not None:
-            arguments["mask"] = mask  # it takes any argument, and may have a use for it
+            arguments["mask"] = mask  # it takes any argument, and may use it
         if x is None or mask is None:
             return model(x, **arguments)
         with _OfObserved(mask):
@@ -72,8 +72,8 @@ def _in_site(mask: Tensor, site: Any) -> Tensor:
     place = rows_first(site, torch.arange(value.numel(), device=value.device).reshape(value.shape))
     if place.numel() != mask.numel() or len(place) != len(mask):
         raise ContractError(
-            f"the value observed at 'x' has shape {tuple(value.shape)} and the rows {tuple(mask.shape)}, so that no "
-            f"entry can be left out: observe the rows as they are, or let the model take their mask"
+            f"the value observed at 'x' has shape {tuple(value.shape)} and the rows {tuple(mask.shape)}, so no entry "
+            f"can be ignored: observe the rows unchanged, or let the model take their mask"
         )
     found = torch.empty_like(mask.reshape(-1))
     found[place.reshape(-1)] = mask.reshape(-1)
@@ -91,8 +91,8 @@ def _of_entries(fn: Any, mask: Tensor) -> Any:
     events = mask.flatten(-fn.event_dim)
     if bool((events.any(-1) != events.all(-1)).any()):
         raise ContractError(
-            f"the {type(innermost(fn)).__name__} at 'x' is of {tuple(fn.event_shape)} entries at once, some of which "
-            f"are missing: only a likelihood that factorises over entries, such as Normal(...).to_event(1), or a model "
-            f"that takes their mask, says how probable the others are"
+            f"the {type(innermost(fn)).__name__} at 'x' describes {tuple(fn.event_shape)} entries jointly, and some "
+            f"are missing: use a likelihood that factorises over entries, such as Normal(...).to_event(1), or a model "
+            f"that takes their mask"
         )
     return fn.mask(events.all(-1))

@@ -1,4 +1,4 @@
-"""Objectives that weigh the draws of a row against each other."""
+"""Objectives that weight the draws of a row: importance-weighted and Rényi bounds."""
 
 import copy
 import math
@@ -17,25 +17,25 @@ __all__ = ["ImportanceWeighted", "Renyi", "require_rows"]
 
 @dataclass(frozen=True)
 class Renyi:
-    r"""Rényi's bound of order α of each row, from K draws.
+    r"""Rényi's bound of order α for each row, from K draws.
 
     .. math:: \mathcal{L}_\alpha = \frac{1}{1 - \alpha} \log \frac{1}{K} \sum_k w_k^{1 - \alpha}, \qquad
         w_k = \frac{p(x, z_k)}{q(z_k \mid x)}
 
-    It rises as α falls: at 1 it is the ELBO, at 0 the importance-weighted bound, below 0 it may exceed the evidence.
-    The gradient goes through the draws, and a guide with draws that cannot be differentiated through is refused. Scales
-    that the programs put on their sites count in the weights. What the guide observes is maximised beside it, as with
-    :class:`~pyro_vae.Elbo`.
+    It rises as α falls: at 1 it is the ELBO, at 0 the importance-weighted bound, and below 0 it may exceed the
+    evidence. The gradient goes through the draws, so a guide whose draws cannot be differentiated through raises an
+    error. Scales that the programs put on their sites count in the weights. Sites that the guide observes are maximised
+    as well, as with :class:`~pyro_vae.Elbo`.
 
     Source: Li & Turner, *Rényi Divergence Variational Inference*, 2016.
 
     Args:
-        num_particles: Draws K of the guide for each row.
+        num_particles: Draws K from the guide for each row.
         alpha: The order.
 
     Raises:
-        ValueError: if there are no particles, or ``alpha`` is not finite; when it is called, of a program with latents
-            that belong to all rows, whose draws no row can weigh alone.
+        ValueError: if there are no particles, or ``alpha`` is not finite; or, when called, if latents belong to all
+            rows, because single rows cannot weight their draws.
 
     Example:
         >>> from pyro_vae import fit, mlp_vae
@@ -69,25 +69,24 @@ class Renyi:
 
 @dataclass(frozen=True)
 class ImportanceWeighted:
-    r"""The importance-weighted bound of each row, from K draws.
+    r"""The importance-weighted bound for each row, from K draws.
 
     .. math:: \mathcal{L}_K = \mathbb{E}\left[\log \frac{1}{K} \sum_k \frac{p(x, z_k)}{q(z_k \mid x)}\right]
 
-    It rises with K towards the evidence, and at 1 is the ELBO. Else as :class:`Renyi`, of which it is that of order 0.
+    It rises with K towards the evidence; K = 1 gives the ELBO. It is :class:`Renyi` of order 0.
 
-    With many draws the plain gradient says less and less about the guide. The doubly reparameterised one has the same
-    mean and less noise; it is for a guide that draws one latent vector for each row, from a distribution made of
-    tensors.
+    With many draws, the plain gradient of the guide is mostly noise. The doubly reparameterised one has the same mean
+    and less noise. It needs a guide that draws one latent vector for each row, from a distribution made of tensors.
 
     Source: Burda et al., *Importance Weighted Autoencoders*, 2016; Tucker et al., *Doubly Reparameterized Gradient
     Estimators for Monte Carlo Objectives*, 2019.
 
     Args:
-        num_particles: Draws K of the guide for each row.
-        doubly_reparameterized: Take that gradient.
+        num_particles: Draws K from the guide for each row.
+        doubly_reparameterized: Use the doubly reparameterised gradient.
 
     Raises:
-        ValueError: as :class:`Renyi`; of that gradient, where the guide is no such one.
+        ValueError: as for :class:`Renyi`; or if the guide does not fit the doubly reparameterised gradient.
 
     Example:
         >>> ImportanceWeighted(50, doubly_reparameterized=True).num_particles
@@ -109,11 +108,11 @@ class ImportanceWeighted:
             return bound
         if draws.auxiliary:
             raise ContractError(
-                "the doubly reparameterised gradient knows nothing of what the guide observes: leave it out"
+                "the doubly reparameterised gradient does not support sites that the guide observes: remove them"
             )
         name = draws.only_latent("The doubly reparameterised gradient")
         z, (q, _) = draws.latents[name], draws.distributions(name)
-        # log q(z | x) of the same draws, of which the guide learns through the draws alone.
+        # log q(z | x) of the same draws, with a gradient only through the draws.
         plain = draws.scaled.log_weights
         log_weights = plain + draws.log_guide[name] - detached(q).log_prob(z).expand(draws.shape)
         weights = plain.softmax(0).detach()
@@ -124,20 +123,20 @@ class ImportanceWeighted:
 
 
 def require_rows(draws: Draws) -> None:
-    """Refuses draws with latents that belong to all rows, which no row can weigh alone."""
+    """Raises an error for latents that belong to all rows, because single rows cannot weight their draws."""
     for term in draws.terms:
         if not term.is_local:
             raise ContractError(
-                f"this bound weighs the draws of each row, and {term.name!r} lies outside the plate 'data': use "
+                f"this bound weights the draws of each row, and {term.name!r} lies outside the plate 'data': use "
                 f"Elbo(...)"
             )
 
 
 def detached(fn: Any) -> Any:
-    """A copy of a distribution through whose parameters no gradient goes.
+    """A copy of a distribution with detached parameters.
 
     Raises:
-        ContractError: if it is not made of tensors alone, as a flow is not.
+        ContractError: if it is not made of tensors alone, such as a flow.
 
     Example:
         >>> import torch
@@ -154,7 +153,7 @@ def detached(fn: Any) -> Any:
             setattr(made, name, detached(value))
         elif not isinstance(value, (torch.Size, bool, int, float, str, dict, type(None))):
             raise ContractError(
-                f"the doubly reparameterised gradient takes a guide whose distribution is made of tensors, and a "
-                f"{type(fn).__name__} is not: leave doubly_reparameterized out"
+                f"the doubly reparameterised gradient needs a guide whose distribution is made of tensors, and a "
+                f"{type(fn).__name__} is not: omit doubly_reparameterized"
             )
     return made

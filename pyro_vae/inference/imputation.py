@@ -1,4 +1,4 @@
-"""Missing entries, drawn given those that are there."""
+"""Missing entries, drawn given the observed ones."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -39,20 +39,19 @@ def draw_imputations(
 ) -> dict[str, Tensor]:
     r"""Draws whole rows given their observed entries, by importance resampling.
 
-    From the guide come ``num_particles`` draws of z for each row, with weights
+    The guide makes ``num_particles`` draws of z for each row, with weights
 
     .. math:: w_k \propto \frac{p(x_\text{obs} \mid z_k)\, p(z_k)}{q(z_k \mid x_\text{obs})}
 
-    and from those, by their weights, ``num_samples``; then :math:`x \sim p(x \mid z)`. As the number of particles
-    grows this is exact for the model, however rough the guide is (Rubin, *SIR*, 1988; Mattei & Frellsen, *MIWAE*,
-    2019).
+    From those, ``num_samples`` are chosen by weight; then :math:`x \sim p(x \mid z)`. As the number of particles grows,
+    this becomes exact for the model, however rough the guide (Rubin, *SIR*, 1988; Mattei & Frellsen, *MIWAE*, 2019).
 
     Args:
         model: The generative program.
         guide: The inference program.
-        batch: N rows with anything in the places of missing entries, and a ``mask``, true where an entry is observed.
+        batch: N rows with any values for missing entries, and a ``mask``, true where an entry is observed.
         num_samples: Draws S for each row.
-        structure: What the programs are made of.
+        structure: The sites of the programs.
         num_particles: Draws from the guide to choose from.
         finish: Applied to the draws of ``x``.
         sites: Names of the sites to draw.
@@ -61,12 +60,12 @@ def draw_imputations(
         By site ``(S, N, *E)``. Observed entries are drawn as well.
 
     Raises:
-        ContractError: if there are latents outside the plate ``"data"``, which rows cannot choose one by one, or draws
-            of the guide cannot be weighted.
+        ContractError: if there are latents outside the plate ``"data"``, which single rows cannot choose, or draws from
+            the guide cannot be weighted.
     """
     if num_samples < 1 or num_particles < 1:
         raise ValueError(f"num_samples and num_particles must be at least 1, found {num_samples} and {num_particles}")
-    structure.require_local("rows cannot choose among its draws one by one")
+    structure.require_local("single rows cannot choose among its draws")
     structure.require_weights()
     with evaluating(model, guide):
         chosen = _from_guide(model, guide, batch, structure, num_samples, num_particles)
@@ -84,13 +83,13 @@ def draw_rows(
     num_samples: int,
     sites: Sequence[str] = ("x",),
 ) -> dict[str, Tensor]:
-    """Rows drawn by the model at latents that were drawn given a batch, and what the model enumerates given those.
+    """Draws rows from the model at latents drawn given a batch; latents that the model enumerates are drawn as well.
 
     Args:
         model: The generative program.
-        latents: Of the guide's latents, by site ``(S, *plates, N, *event)``.
+        latents: The guide's latents by site, ``(S, *plates, N, *event)``.
         batch: N rows.
-        structure: What the programs are made of.
+        structure: The sites of the programs.
         num_samples: Draws S.
         sites: Names of the sites to draw.
 
@@ -116,7 +115,7 @@ def _from_guide(
     latents = {name: [value[None]] for name, value in one.latents.items() if name not in structure.extra}
     for draws in _more_draws(model, guide, batch, structure, num_particles - 1):
         log_weights.append(draws.log_weights)
-        for name, values in latents.items():  # under a plate of draws there are spare dimensions
+        for name, values in latents.items():  # a plate of draws leaves spare dimensions
             values.append(draws.latents[name].reshape(draws.shape[0], *one.latents[name].shape))
     return resampled(
         {name: torch.cat(values) for name, values in latents.items()},
@@ -129,13 +128,13 @@ def _from_guide(
 def resampled(
     latents: Mapping[str, Tensor], event_dims: Mapping[str, int], log_weights: Tensor, num_samples: int
 ) -> dict[str, Tensor]:
-    """Latents chosen by their weights, for every row by itself and with replacement.
+    """Latents chosen by their weights, for every row separately and with replacement.
 
     Args:
         latents: By site ``(K, *plates, N, *event)``.
-        event_dims: Dimensions of an event at each.
+        event_dims: Number of dimensions of an event at each site.
         log_weights: ``(K, N)``.
-        num_samples: How many S to choose.
+        num_samples: Number S to choose.
 
     Returns:
         By site ``(S, *plates, N, *event)``.
@@ -150,7 +149,7 @@ def resampled(
 
 
 def _more_draws(model: Program, guide: Program, batch: Batch, structure: Structure, num: int) -> Iterator[Draws]:
-    """So many draws of the guide, as many at once as fit."""
+    """``num`` draws from the guide, as many at once as fit."""
     at_once = max(1, _DRAWN_ROWS // len(batch))
     for first in range(0, num, at_once):
         count = min(at_once, num - first)
@@ -158,7 +157,7 @@ def _more_draws(model: Program, guide: Program, batch: Batch, structure: Structu
 
 
 def seen_by_obs_mask(model: Program, guide: Program, batch: Batch, name: str) -> Tensor:
-    """Which elements of a site are observed, by ``pyro.sample(name, ..., obs_mask=...)``, in the shape of its value."""
+    """Which elements of a site are observed, by ``pyro.sample(name, ..., obs_mask=...)``, in its value's shape."""
     with evaluating(model, guide):
         drawn = poutine.trace(guide).get_trace(batch.x, **batch.arguments)
         traced = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(batch.x, **batch.arguments)

@@ -1,4 +1,4 @@
-"""The one look at a pair of programs that every tool takes before it runs them.
+"""The inspection of a pair of programs that every tool makes before it runs them.
 
 :func:`inspect_pair` runs the programs on a few rows, checks the contract clause by clause, and returns their
 :class:`~pyro_vae.inference.structure.Structure`.
@@ -41,30 +41,30 @@ from pyro_vae.programs.running import evaluating
 
 __all__ = ["LOOKED_AT", "inspect_pair"]
 
-LOOKED_AT = 256  # rows, for a look before all of them are gone through: how many steps there are may depend on the rows
+LOOKED_AT = 256  # rows to inspect first: the number of steps may depend on the rows
 
 Program = Callable[..., Any]
 
 
 def inspect_pair(model: Program, guide: Program, batch: Batch, *, count_bytes: bool = False) -> Structure:
-    """Looks at a pair of programs on a few rows.
+    """Inspects a pair of programs on a few rows.
 
     Args:
         model: The generative program.
         guide: The inference program.
         batch: Rows. All are run once, a few of them several times.
-        count_bytes: Find out how much memory a draw takes.
+        count_bytes: Measure how much memory a draw takes.
 
     Returns:
-        What they are made of. Random states are the caller's business, modes and parameters stay as they are.
+        Their structure. The random state is left to the caller; modes and parameters are unchanged.
 
     Raises:
-        ContractError: if the programs break the contract, with the clause in one sentence.
+        ContractError: if the programs break the contract; the message names the clause in one sentence.
     """
     few = batch[torch.arange(3, device=batch.x.device) % len(batch)]
-    # Some of what programs are tried with they need not be made for.
+    # Programs need not support everything that is tried here.
     with evaluating(model, guide), _passing_parameters(), checked_indices(batch.x.device):
-        # All rows, where there are more: how many steps a sequence has may depend on them.
+        # All rows, if there are more: the number of steps in a sequence may depend on them.
         whole = batch if len(batch) > len(few) else few
         with _passing_parameters():
             guide_trace, model_trace = _traces(model, guide, whole)
@@ -79,7 +79,7 @@ def inspect_pair(model: Program, guide: Program, batch: Batch, *, count_bytes: b
 
 @contextmanager
 def _passing_parameters() -> Iterator[None]:
-    """Forgets what programs put into Pyro's parameter store: a look at a few rows leaves nothing behind."""
+    """Discards what programs put into Pyro's parameter store, so that an inspection leaves nothing behind."""
     store = pyro.get_param_store()
     with store.scope(store.get_state()):
         yield
@@ -99,7 +99,7 @@ def _traced(program: Program, which: str, batch: Batch) -> Any:
         if "argument" not in str(error):
             raise _failed(which, batch, error) from error
         raise ContractError(
-            f"the {which} does not take what the contract gives it, rows and {_listed(batch.arguments)}: {error}"
+            f"the {which} does not take the contract's arguments, rows and {_listed(batch.arguments)}: {error}"
         ) from error
     except PROGRAM_ERRORS as error:
         raise _failed(which, batch, error) from error
@@ -115,9 +115,9 @@ def _failed(which: str, batch: Batch, error: Exception) -> ContractError:
 
 
 def _check_parameters(model: Program, guide: Program, few: Batch) -> None:
-    """Refuses parameters with an entry for each row: they would be of other rows in every batch.
+    """Raises an error for parameters with an entry for each row, which would belong to other rows in every batch.
 
-    What was in Pyro's store before has the shape it was made with; there the program itself fails.
+    A parameter that was already in Pyro's store has the shape it was created with; then the program itself fails.
     """
     shapes = []
     for rows in (len(few), len(few) - 1):
@@ -130,15 +130,15 @@ def _check_parameters(model: Program, guide: Program, few: Batch) -> None:
     for name, shape in shapes[0].items():
         if shapes[1].get(name, shape) != shape:
             raise ContractError(
-                f"the parameter {name!r} has an entry for each row, shape {shape} for {len(few)} of them, and so knows "
-                f"the rows of one batch alone: compute it from x, such as by a network"
+                f"the parameter {name!r} has an entry for each row, shape {shape} for {len(few)} of them, and so fits "
+                f"the rows of one batch only: compute it from x, for example with a network"
             )
 
 
 def _check_enumeration(structure: Structure, model: Program, guide: Program, batch: Batch) -> None:
-    """Runs both programs with what the guide enumerates, as training does.
+    """Runs both programs with the guide's enumeration, as training does.
 
-    Refuses a latent that comes before others in the guide, and after them in the model.
+    Raises an error for a latent that comes before others in the guide, and after them in the model.
     """
     if not structure.enumerated("guide"):
         return
@@ -149,8 +149,9 @@ def _check_enumeration(structure: Structure, model: Program, guide: Program, bat
         if "Enumeration dim conflict" not in str(error):
             raise _failed("pair", batch, error) from error
         raise ContractError(
-            f"the guide enumerates {names} and draws latents that depend on it, on which it depends in the model: let "
-            f"both programs come to their latents in one order, or draw it without infer={{'enumerate': 'parallel'}}"
+            f"the guide enumerates {names} and draws latents that depend on it, while in the model it depends on them: "
+            f"let both programs sample latents in the same order, or draw it without "
+            f"infer={{'enumerate': 'parallel'}}"
         ) from error
 
 
@@ -171,17 +172,17 @@ def _structure(model_trace: Any, guide_trace: Any, program: Program, guide: Prog
         latents[name] = _latent(name, site, guided.get(name), is_argument=name in taken)
     for name in guided.keys() & model.keys():
         if model[name]["is_observed"] and not guided[name]["is_observed"]:
-            raise ContractError(f"the guide samples {name!r}, which the model observes: it may observe it as well")
+            raise ContractError(f"the guide samples {name!r}, which the model observes: let the guide observe it too")
     auxiliary = [name for name, site in guided.items() if site["is_observed"]]
     extra = [name for name, site in guided.items() if name not in latents and not site["is_observed"]]
     for name in extra:
         if not guided[name]["infer"].get("is_auxiliary"):
             raise ContractError(
-                f"the guide samples {name!r}, which is no latent of the model: its latents are "
+                f"the guide samples {name!r}, which is not a latent of the model: its latents are "
                 f"{', '.join(latents) or 'none'}"
             )
     if not any(site["is_observed"] for site in model.values()):
-        raise ContractError("the model observes nothing when it is given rows: pass obs=x at the site 'x'")
+        raise ContractError("the model observes nothing when run on rows: pass obs=x at the site 'x'")
     depths = [-(frame.dim or 0) for s in (*model.values(), *guided.values()) for frame in vectorised_frames(s)]
     observed = {name: _argument(site, name, batch) for name, site in model.items() if site["is_observed"]}
     subsampled = {
@@ -200,8 +201,8 @@ def _check_autoguide(guide: Program, local: list[str]) -> None:
     unwrapped = getattr(guide, "__wrapped__", guide)
     if isinstance(unwrapped, AutoGuide) and local:
         raise ContractError(
-            f"the guide is an {type(unwrapped).__name__}, which has parameters of its own for each row of "
-            f"{local[0]!r}, and so knows the rows of one batch alone: write a guide that reads x, or use the autoguide "
+            f"the guide is an {type(unwrapped).__name__}, which has separate parameters for each row of "
+            f"{local[0]!r}, and so fits the rows of one batch only: write a guide that reads x, or use the autoguide "
             f"for global latents"
         )
 
@@ -209,16 +210,16 @@ def _check_autoguide(guide: Program, local: list[str]) -> None:
 def _latent(name: str, site: Any, in_guide: Any, *, is_argument: bool) -> Latent:
     by_model = in_guide is None and site["infer"].get("enumerate") == "parallel"
     if in_guide is None and not by_model:
-        given = f"; or give {name}, which the model takes, beside the rows" if is_argument else ""
+        given = f"; or pass {name}, which the model takes, with the rows" if is_argument else ""
         raise ContractError(
-            f"the guide does not sample the model's latent {name!r}: it must sample every one, but those that the "
-            f"model enumerates (infer={{'enumerate': 'parallel'}}){given}"
+            f"the guide does not sample the model's latent {name!r}: it must sample every one except those that "
+            f"the model enumerates (infer={{'enumerate': 'parallel'}}){given}"
         )
     by_guide = in_guide is not None and in_guide["infer"].get("enumerate") == "parallel"
     if (by_model or by_guide) and site["infer"].get("num_samples"):
         raise ContractError(
-            f"the latent {name!r} is enumerated by samples (num_samples), which only TraceTMC_ELBO does: enumerate all "
-            f"of its values, or draw it"
+            f"the latent {name!r} is enumerated by samples (num_samples), which only TraceTMC_ELBO supports: enumerate "
+            f"all of its values, or draw it"
         )
     fn = site["fn"] if in_guide is None else in_guide["fn"]
     plates = tuple(frame.name for frame in vectorised_frames(site) if frame.name != "data")
@@ -235,7 +236,7 @@ def _latent(name: str, site: Any, in_guide: Any, *, is_argument: bool) -> Latent
     enumerated: Any = "model" if by_model else "guide" if by_guide else None
     if in_guide is not None and is_local(site) != is_local(in_guide):
         raise ContractError(f"the latent {name!r} is in the plate 'data' in one program and outside of it in the other")
-    discrete = is_discrete(fn) or is_discrete(site["fn"])  # a point in the guide says nothing of what else there is
+    discrete = is_discrete(fn) or is_discrete(site["fn"])  # a point in the guide does not tell the support
     return Latent(name, is_local(site), enumerated, discrete, bool(fn.has_rsample), fn.event_dim, plates)
 
 
@@ -265,7 +266,7 @@ def _check_plates(which: str, sites: Mapping[str, Any], rows: int) -> None:
 
 
 def _argument(site: Any, name: str, batch: Batch) -> str | None:
-    """The keyword argument that an observed site's value is; ``"x"`` for the rows."""
+    """The keyword argument that holds an observed site's value; ``"x"`` for the rows."""
     named = {"x": batch.x, **batch.arguments}
     for key, value in named.items():
         if value is site["value"]:
@@ -283,9 +284,9 @@ def _argument(site: Any, name: str, batch: Batch) -> str | None:
 
 
 def _vectorisation(structure: Structure, model: Program, guide: Program, batch: Batch) -> Structure:
-    """Compares a run for several draws with runs one by one, at the same latents.
+    """Compares a run for several draws with single runs at the same latents.
 
-    Programs that mix up draws and rows need not fail: their numbers tell.
+    Programs that mix up draws and rows need not fail, but their numbers differ.
     """
     draws = 2
     try:
@@ -314,7 +315,7 @@ def _vectorisation(structure: Structure, model: Program, guide: Program, batch: 
 
 
 def _stacked(values: list[Tensor], structure: Structure, event_dim: int) -> Tensor:
-    """One draw after another, along the dimension of the plate of draws."""
+    """The draws stacked along the dimension of the plate of draws."""
     ones = (1,) * (structure.nesting - (values[0].dim() - event_dim))
     return torch.stack([value.reshape(*ones, *value.shape) for value in values])
 
@@ -327,7 +328,7 @@ def _bytes_per_draw(structure: Structure, model: Program, guide: Program, batch:
 
 
 class _CountBytes(TorchDispatchMode):
-    """Adds up the memory of all that operations make, views left out."""
+    """Adds up the memory of all results of operations, without views."""
 
     def __init__(self) -> None:
         super().__init__()

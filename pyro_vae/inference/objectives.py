@@ -1,7 +1,7 @@
-r"""What is maximised: functions of the draws of both programs.
+r"""Training objectives: functions of the draws from both programs.
 
 An objective is called with :class:`~pyro_vae.inference.sites.Draws` and the share of training that is done, and returns
-nats per row, ``(N,)``; training goes up the gradient of their mean. A new one is a few lines, as is the
+nats per row, ``(N,)``; training maximises their mean. A new one takes a few lines:
 importance-weighted bound of K draws:
 
 .. code-block:: python
@@ -13,9 +13,9 @@ importance-weighted bound of K draws:
         def __call__(self, draws, progress):
             return draws.scaled.log_weights.logsumexp(0) - math.log(self.num_particles)
 
-Where the guide has draws that cannot be differentiated through, the gradient of such a function lacks a part. An
-objective for those adds :meth:`Draws.score_function <pyro_vae.inference.sites.Draws.score_function>`, as
-:class:`Elbo` does; training refuses one that does not.
+If the guide has draws that cannot be differentiated through, the gradient of such a function lacks a part. An objective
+for those adds :meth:`Draws.score_function <pyro_vae.inference.sites.Draws.score_function>`, as :class:`Elbo` does;
+without it, training raises an error.
 """
 
 import math
@@ -44,11 +44,11 @@ KlEstimate = Literal["sampled", "analytic", "auto"]
 
 @runtime_checkable
 class Objective(Protocol):
-    """What :func:`~pyro_vae.fit` maximises."""
+    """A function for :func:`~pyro_vae.fit` to maximise."""
 
     @property
     def num_particles(self) -> int:
-        """Draws K of the guide for each row that it wants."""
+        """Draws K from the guide for each row."""
         ...
 
     def __call__(self, draws: Draws, progress: Tensor) -> Tensor:
@@ -63,23 +63,23 @@ class Elbo:
     .. math:: \mathbb{E}_{q(z \mid x)}\left[\log p(x \mid z)\right] - \beta\, \sum_i \max\left(\lambda,
         \mathrm{KL}\left(q(z_i \mid x) \,\|\, p(z_i)\right)\right)
 
-    estimated from draws of the guide, with its gradient: by reparametrisation where a site allows it, else by the score
-    function. With the defaults, value and gradient are those of :class:`pyro.infer.Trace_ELBO`, in nats per datum;
-    latents marked for enumeration are summed over, as by :class:`pyro.infer.TraceEnum_ELBO`.
+    estimated from the guide's draws. Its gradient uses reparametrisation at sites that allow it, and the score function
+    at others. With the defaults, value and gradient are those of :class:`pyro.infer.Trace_ELBO`, in nats per datum;
+    latents marked for enumeration are summed over, as in :class:`pyro.infer.TraceEnum_ELBO`.
 
     Args:
-        num_particles: Draws of the guide for each row.
-        kl: ``"sampled"`` estimates the KL from the draws, as ``Trace_ELBO``; ``"analytic"`` takes it in closed form, as
-            ``TraceMeanField_ELBO``, and is refused where there is none; ``"auto"`` does so at the sites that have one.
+        num_particles: Draws from the guide for each row.
+        kl: ``"sampled"`` estimates the KL from the draws, as ``Trace_ELBO``; ``"analytic"`` uses the closed form, as
+            ``TraceMeanField_ELBO``, and fails if there is none; ``"auto"`` uses it at the sites that have one.
         kl_weight: The weight β (Higgins et al., 2017).
         kl_warmup: Share of the training over which that weight rises from 0 (Bowman et al., 2016).
-        free_nats: λ, in nats: a latent site whose KL, on average over the batch, is below it is not pushed further down
-            (Kingma et al., *Improved Variational Inference with Inverse Autoregressive Flow*, 2016). It is for sites
-            with a KL of their own, not for draws that the guide alone makes, or that a sum over values joins.
-        kl_cycles: Times that the weight starts again from 0; ``kl_warmup`` is then a share of each cycle (Fu et al.,
+        free_nats: λ, in nats: the KL of a latent site is not pushed further down once its average over the batch is
+            below λ (Kingma et al., *Improved Variational Inference with Inverse Autoregressive Flow*, 2016). It applies
+            to sites with a separate KL, not to draws that only the guide makes, or sites joined by a sum over values.
+        kl_cycles: How often the weight starts from 0; ``kl_warmup`` is then a share of each cycle (Fu et al.,
             *Cyclical Annealing Schedule*, 2019).
 
-    What the guide observes is maximised beside it, and its factors are minimised: see
+    Sites that the guide observes are maximised as well, and its factors are minimised: see
     :mod:`pyro_vae.inference.sites`.
 
     Raises:
@@ -112,7 +112,7 @@ class Elbo:
             raise ValueError(f"kl_cycles must be at least 1, found {self.kl_cycles}")
 
     def weight(self, progress: Any) -> Any:
-        """The weight of the KL when this share of the training is done: a number, or a tensor of one."""
+        """The weight of the KL when this share of the training is done: a number, or a tensor with one."""
         if not self.kl_warmup:
             return self.kl_weight
         share = (progress * self.kl_cycles) % 1 if self.kl_cycles > 1 else progress
@@ -140,7 +140,7 @@ class Elbo:
         return bound if score is None else bound + score
 
     def estimated(self, draws: Draws) -> Draws:
-        """The draws with the KL in closed form, where that is asked for."""
+        """The draws, with the KL in closed form if ``kl`` says so."""
         if self.kl == "sampled" or draws.closed_form:
             return draws
         return draws.with_closed_forms(required=self.kl == "analytic")
@@ -159,14 +159,13 @@ class Elbo:
 
 
 def as_objective(objective: Any) -> Any:
-    """An objective of this library that is equal to one of Pyro's, where there is one; else what was given.
+    """The :class:`Elbo` that is equal to one of Pyro's objectives, if there is one; otherwise the objective itself.
 
-    ``Trace_ELBO``, ``TraceMeanField_ELBO`` and ``TraceEnum_ELBO`` themselves and their ``Jit`` forms, not other classes
-    derived from them, have an equal :class:`Elbo`. Other objectives of Pyro's stay as they are, to be run on the
-    programs.
+    ``Trace_ELBO``, ``TraceMeanField_ELBO``, ``TraceEnum_ELBO`` and their ``Jit`` forms are equal to an :class:`Elbo`;
+    other subclasses are not. Pyro's other objectives are returned unchanged, and are run on the programs.
 
     Raises:
-        TypeError: if it is no objective.
+        TypeError: if it is not an objective.
 
     Example:
         >>> as_objective(Trace_ELBO(num_particles=4))
@@ -188,5 +187,5 @@ def as_objective(objective: Any) -> Any:
 
 
 def is_pyros(objective: Any) -> bool:
-    """Whether an objective is run on the programs by Pyro's own code."""
+    """Whether an objective is one of Pyro's, which its own code runs on the programs."""
     return isinstance(objective, ELBO)

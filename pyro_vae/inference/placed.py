@@ -1,4 +1,4 @@
-"""Programs on the device of their pair: what they make is made there, and what they have elsewhere is named."""
+"""Programs on their pair's device: new tensors are created there, and tensors elsewhere are reported."""
 
 import traceback
 from collections.abc import Callable
@@ -22,17 +22,17 @@ __all__ = ["placed"]
 
 
 def placed(program: Callable[..., Any], which: str, device: torch.device) -> Callable[..., Any]:
-    """The program as it runs on a device: the tensors and parameters that it makes are made there.
+    """The program, creating its tensors and parameters on a device.
 
-    Where Pyro's checks are on, its indices are looked at as well.
+    If Pyro's validation is on, indices are checked as well.
 
     Args:
         program: Model or guide.
-        which: Which of them, for messages.
-        device: That of the pair. On the CPU the program is left as it is.
+        which: Its name in messages.
+        device: The pair's device. On the CPU the program is returned unchanged.
 
     Raises:
-        ContractError: when it runs and uses a tensor that was made elsewhere.
+        ContractError: when it runs, if it uses a tensor on another device.
     """
     if device.type == "cpu":
         return program
@@ -47,7 +47,7 @@ def placed(program: Callable[..., Any], which: str, device: torch.device) -> Cal
                     raise
                 raise ContractError(
                     f"the {which} uses a tensor that is not on {device} ({_place(error)}): register it as a buffer of "
-                    f"a module, which moves with the pair, or make it where the program runs"
+                    f"a module, which moves with the pair, or create it inside the program"
                 ) from error
 
     called.__wrapped__ = program  # pyright: ignore[reportFunctionMemberAccess]
@@ -55,7 +55,7 @@ def placed(program: Callable[..., Any], which: str, device: torch.device) -> Cal
 
 
 class _ParametersOn(Messenger):
-    """Gives ``pyro.param`` values on a device, whatever the program says they start from."""
+    """Puts the values of ``pyro.param`` on a device, wherever the program's initial values are."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()

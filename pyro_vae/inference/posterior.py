@@ -19,23 +19,23 @@ __all__ = ["posterior_at"]
 
 Program = Callable[..., Any]
 
-_OTHERS = 256  # draws of the other latents, over which the posterior of an enumerated one is averaged
-_DRAWS = 1000  # of a latent that has no density of its own
+_OTHERS = 256  # draws of the other latents, to average the posterior of an enumerated one over
+_DRAWS = 1000  # of a latent without a density
 
 
 def posterior_at(model: Program, guide: Program, batch: Batch, structure: Structure, name: str) -> TorchDistribution:
-    r"""The approximate posterior at one of the model's latents, given the middle of what the guide draws before.
+    r"""The approximate posterior at one of the model's latents, given the middle of the latents before it.
 
     Args:
         model: The generative program.
         guide: The inference program.
         batch: N rows.
-        structure: What the programs are made of.
-        name: Of the latent.
+        structure: The sites of the programs.
+        name: Name of the latent.
 
     Returns:
-        The guide's distribution. Where the model enumerates the latent, :math:`p(k \mid x)`, averaged over draws of the
-        others; where the guide computes it from draws of its own, the empirical one of a thousand draws.
+        The guide's distribution. If the model enumerates the latent: :math:`p(k \mid x)`, averaged over draws of the
+        others. If the guide computes it from other draws: the empirical distribution of a thousand draws.
     """
     with evaluating(model, guide):
         if structure.latents[name].enumerated == "model":
@@ -50,7 +50,7 @@ def posterior_at(model: Program, guide: Program, batch: Batch, structure: Struct
 
 
 def _draws(guide: Program, batch: Batch, name: str) -> Tensor:
-    """``(S, *batch, *event)``."""
+    """Draws of the latent, ``(S, *batch, *event)``."""
     traces = (poutine.trace(guide).get_trace(batch.x, **batch.arguments) for _ in range(_DRAWS))
     sites: list[Any] = [trace.nodes[name] for trace in traces]
     return torch.stack([site["value"] for site in sites])

@@ -1,13 +1,13 @@
-"""Draws from Pyro programs, of the prior predictive and of the posterior predictive.
+"""Draws from the prior predictive and the posterior predictive of Pyro programs.
 
-Every function takes programs, not our classes, and works in the model's units. Data are never passed to the model as
-``x``, so they cannot come back as predictions. What comes back has rows first, whatever plates a site is in. Draws are
-made in chunks, each brought to the user's units by ``finish`` and put where it belongs, in the array that is returned
-or in a file: memory beyond the array does not grow with their number.
+Every function takes programs, not classes of this library, and works in the model's units. Data are never passed to the
+model as ``x``, so they cannot be returned as predictions. Results have rows first, whatever plates a site is in. Draws
+are made in chunks; ``finish`` converts each to the user's units, and it goes to its place in an array or a file. So
+memory beyond the array does not grow with the number of draws.
 
-A draw is that of :class:`pyro.infer.Predictive`: the program conditioned on latents, run without data. It is done here
-because ``Predictive`` first runs a program twice to learn its sites, and needs the support of each, which a flow does
-not say.
+A draw is the same as in :class:`pyro.infer.Predictive`: the program conditioned on latents, run without data.
+``Predictive`` itself is not used, because it first runs a program twice to find its sites, and needs the support of
+each, which a flow does not have.
 """
 
 import math
@@ -68,14 +68,14 @@ Draws = dict[str, Tensor]
 Chunks = Iterator[tuple[tuple[slice, ...], Draws]]  # where each goes, and the draws by site
 
 _CPU = torch.device("cpu")
-_CENTRE_DRAWS = 256  # of a distribution that does not know its mean
+_CENTRE_DRAWS = 256  # from a distribution without a known mean
 
 
 def chunk_shape(elements: int, *, at_most: int | None = None, device: torch.device = _CPU) -> tuple[int, int]:
-    """How many runs of how many rows make a chunk of rows with this many elements each.
+    """The number of runs in a chunk, and of rows in a run, for rows with this many elements.
 
-    On a CPU a run has at most 2**19 elements and 1,024 rows, a chunk 8 runs and 2**22 elements; on a GPU they grow with
-    its memory. A run has no more rows than ``at_most``, but a row it has.
+    On a CPU a run has at most 2**19 elements and 1,024 rows, a chunk 8 runs and 2**22 elements. On a GPU these limits
+    grow with its memory. A run has at most ``at_most`` rows, and at least one.
 
     Example:
         >>> chunk_shape(28 * 28), chunk_shape(5), chunk_shape(3 * 512 * 512)
@@ -88,15 +88,15 @@ def chunk_shape(elements: int, *, at_most: int | None = None, device: torch.devi
 
 
 def most_rows(trace: Any) -> int | None:
-    """The size of the plate ``"data"`` where that is fixed, and a run takes some of it; else None."""
+    """The size of the plate ``"data"`` if it is fixed and a run subsamples it; else None."""
     frames = [f for s in sample_sites(trace).values() for f in s["cond_indep_stack"] if f.name == "data"]
     return min((f.full_size for f in frames if f.full_size is not None and f.full_size > f.size), default=None)
 
 
 def centre(fn: Any) -> Tensor:
-    """The middle of a distribution: its mean; of a discrete one its mode, where that is known, for a mean is no value.
+    """The middle of a distribution: its mean, or for a discrete one its mode if known, as a mean need not be a value.
 
-    A distribution that does not know its mean, such as a flow, has that of 256 draws.
+    For a distribution without a known mean, such as a flow, it is the mean of 256 draws.
     """
     if is_discrete(fn):
         try:
@@ -114,13 +114,13 @@ def centre(fn: Any) -> Tensor:
             return mean
     except NotImplementedError:
         pass
-    draws = fn(torch.Size((_CENTRE_DRAWS,)))  # as Pyro draws; flows that it wraps have no method for it
+    draws = fn(torch.Size((_CENTRE_DRAWS,)))  # called as by Pyro; flows that it wraps have no sample method
     mean = draws.mean(0)
     return mean if bool(mean.isfinite().all()) else draws.median(0).values
 
 
 class _AtCentre(Messenger):
-    """Lets sample sites return the middle of their distribution instead of a draw."""
+    """Makes sample sites return the middle of their distribution instead of a draw."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and not msg["done"] and type(msg["fn"]).__name__ != "_Subsample":
@@ -133,7 +133,7 @@ def at_centre(program: Program) -> Program:
 
 
 class _MeanOf(Messenger):
-    """Lets some sample sites return their distribution's mean instead of a draw."""
+    """Makes some sample sites return their distribution's mean instead of a draw."""
 
     def __init__(self, sites: Sequence[str]) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class Tempered(Messenger):
 
     Args:
         temperature: T.
-        sites: Names of sites that are no latents, and stay as they are.
+        sites: Names of sites that are not latents, and are drawn as usual.
 
     Raises:
         ContractError: when it runs, if a latent is not normal.
@@ -179,7 +179,7 @@ def _mean(fn: Any, name: str) -> Tensor:
     """A distribution's mean.
 
     Raises:
-        ContractError: if it does not know its mean, as a flow; or has none, as names and heavy tails have.
+        ContractError: if the mean is not known, as for a flow, or does not exist, as for names and heavy tails.
     """
     try:
         mean = fn.mean
@@ -188,8 +188,8 @@ def _mean(fn: Any, name: str) -> Tensor:
     if mean is None or bool(mean.isnan().any()):
         lacks = "does not know its mean" if mean is None else "has no mean"
         raise ContractError(
-            f"the {type(innermost(fn)).__name__} at {name!r} {lacks}: draw instead, by posterior_predictive or sample "
-            f"with mean=False"
+            f"the {type(innermost(fn)).__name__} at {name!r} {lacks}: draw instead, with posterior_predictive or "
+            f"sample and mean=False"
         )
     return mean
 
@@ -197,8 +197,8 @@ def _mean(fn: Any, name: str) -> Tensor:
 def rows_first(site: Any, value: Tensor) -> Tensor:
     """A site's value with the plate ``"data"``, the last of its batch dimensions, before all others.
 
-    Dimensions of size 1 that belong to none of its plates are left out: a program leaves them free for the plates of
-    other sites, so that a row of shape (3,) beside a plate of words comes as ``(1, N, 3)``.
+    Dimensions of size 1 that belong to none of its plates are removed: a program leaves them free for the plates of
+    other sites, so a row of shape (3,) next to a plate of words has the shape ``(1, N, 3)``.
     """
     if not is_local(site):
         return value
@@ -222,15 +222,15 @@ def posterior_latents(
         model: The generative program.
         guide: The inference program.
         batch: N rows.
-        structure: What the programs are made of.
+        structure: The sites of the programs.
         num_samples: Draws S.
-        middle: Take the middle of each distribution instead of a draw, one site after another, and of latents that are
-            enumerated the most probable values.
+        middle: Use the middle of each distribution instead of a draw, one site after another, and the most probable
+            values of enumerated latents.
 
     Returns:
-        By site ``(S, *plates, N, *event)``; ``(S, *event)`` where it is global.
+        By site ``(S, *plates, N, *event)``; ``(S, *event)`` if it is global.
     """
-    # Not by Predictive, which gives global sites an extra dimension that a user's model need not broadcast over.
+    # Not with Predictive: it adds a dimension to global sites, which a user's model need not broadcast over.
     program = at_centre(guide) if middle else guide
     drawn: list[Draws] = []
     for _ in range(num_samples):
@@ -249,7 +249,7 @@ def enumerated_latents(
         return {}
     gaps = [f"{n.removesuffix('_observed')}_unobserved" for n in structure.observed if n.endswith("_observed")]
     seen = _ForInferDiscrete([name for name in gaps if name not in latents])
-    given = poutine.condition(seen(model), latents)  # inside: infer_discrete hides what is outside of it
+    given = poutine.condition(seen(model), latents)  # inside: infer_discrete hides what is outside it
     program = infer_discrete(given, first_available_dim=structure.particle_dim, temperature=0 if middle else 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -259,10 +259,10 @@ def enumerated_latents(
 
 
 class _ForInferDiscrete(Messenger):
-    """Gives a program a form that ``infer_discrete`` gets right.
+    """Changes a program so that ``infer_discrete`` handles it correctly.
 
-    Enumerated latents that are one-hot are numbers to it, for it knows no events. What ``obs_mask`` draws in the place
-    of missing values, sites named ``gaps``, says nothing of the latents that it is drawn from.
+    One-hot enumerated latents become numbers, because it does not support events. The values that ``obs_mask`` draws in
+    place of missing ones, at the sites ``gaps``, must not inform the latents that they are drawn from.
     """
 
     def __init__(self, gaps: Sequence[str]) -> None:
@@ -280,7 +280,7 @@ class _ForInferDiscrete(Messenger):
             msg["fn"] = dist.Categorical(logits=fn.logits)
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] in self.one_hot:  # last of all, so that the program alone sees it
+        if msg["name"] in self.one_hot:  # last, so that only the program sees it
             msg["value"] = self.one_hot[msg["name"]](msg["value"])
 
 
@@ -294,14 +294,14 @@ def predict_from_latents(
     arguments: Arguments | None = None,
     sites: Sequence[str] = ("x",),
 ) -> Draws:
-    """Draws observed sites given latents: one draw of N rows for each of S values of them.
+    """Draws observed sites given latents: N rows for each of S values of the latents.
 
     Args:
         model: The generative program.
-        latents: For each latent site its values, ``(S, *plates, N, *event)``, or ``(S, *event)`` where the site is
-            global; sites left out are drawn by the model.
+        latents: For each latent site its values, ``(S, *plates, N, *event)``, or ``(S, *event)`` if the site is
+            global; other sites are drawn by the model.
         batch_size: Number of rows N.
-        num_samples: Draws S; by default as many as there are values, or one where there are no latents.
+        num_samples: Draws S; by default the number of values, or one without latents.
         mean: Return E[x | z] instead of draws.
         arguments: Keyword arguments of the program.
         sites: Names of the sites to draw.
@@ -341,7 +341,7 @@ def forward_trace(model: Program, batch_size: int, arguments: Arguments) -> Any:
     """The trace of a run without data.
 
     Raises:
-        ContractError: if the model does not run so.
+        ContractError: if the model does not run without data.
     """
     try:
         return poutine.trace(model).get_trace(batch_size=batch_size, **arguments)
@@ -349,30 +349,30 @@ def forward_trace(model: Program, batch_size: int, arguments: Arguments) -> Any:
         raise ContractError(str(error).splitlines()[0]) from None  # Pyro adds the shapes of all sites
     except PROGRAM_ERRORS as error:
         raise ContractError(
-            f"the model does not run without data, as model(batch_size={batch_size}) with what is given "
-            f"({first_line(error)}): write it as model(x=None, *, batch_size=None), let all that it observes have the "
-            f"default None, and give its other arguments by given="
+            f"the model does not run without data, as model(batch_size={batch_size}) with the arguments passed "
+            f"({first_line(error)}): write it as model(x=None, *, batch_size=None), give its observations the default "
+            f"None, and pass its other arguments with given="
         ) from error
 
 
 def check_sites(nodes: Mapping[str, Any], sites: Sequence[str]) -> None:
-    """Refuses sites that a model does not have when it runs without data, or that have no value for each row.
+    """Checks that a model has these sites when it runs without data, with a value for each row.
 
     Args:
-        nodes: Of a trace, all or the sample sites.
-        sites: Names.
+        nodes: The nodes of a trace, all or the sample sites.
+        sites: Names of sites.
 
     Raises:
-        ValueError: naming those it has.
+        ValueError: if it does not; the message lists the model's sites.
     """
     found = {name: site for name, site in nodes.items() if site["type"] == "sample"}
     for name in sites:
         if name not in found:
             own = {n: s for n, s in found.items() if not s["infer"].get("_deterministic") and not site_is_subsample(s)}
-            hint = "" if name != "x" else "; name by sites= those that you want"
+            hint = "" if name != "x" else "; name those that you want with sites="
             raise ValueError(f"the model has no site {name!r}: its sites are {some(list(own))}{hint}")
         if not is_local(found[name]):
-            raise ValueError(f"the site {name!r} is outside of the plate 'data': it has no value for each row")
+            raise ValueError(f"the site {name!r} is outside the plate 'data': it has no value for each row")
 
 
 def draw_prior_predictive(
@@ -394,17 +394,17 @@ def draw_prior_predictive(
         model: The generative program.
         num_samples: Number of rows N.
         mean: Return E[x | z] with z ~ p(z) instead of draws.
-        arguments: Keyword arguments of the program, ``num_samples`` rows each where they have rows.
-        latents: Gives values of some latents for so many runs, ``(runs, *event)`` each: global ones, from a guide.
+        arguments: Keyword arguments of the program, ``num_samples`` rows each if they have rows.
+        latents: Returns values of global latents from a guide for a number of runs, ``(runs, *event)`` each.
         finish: Applied to each chunk of ``x``.
         shape: Runs of the program in a chunk and rows in a run. Latents outside the plate ``"data"`` are drawn once
             in each run.
         sites: Names of the sites to draw.
-        out: A ``.npy`` file to write the rows to instead; it is there once it is whole.
+        out: A ``.npy`` file to write the rows to instead; it appears once it is complete.
         progress: Show a progress bar.
 
     Returns:
-        By site ``(N, *E)``; or, with ``out``, the file memory-mapped to be read only.
+        By site ``(N, *E)``; or, with ``out``, the file, memory-mapped and read-only.
     """
     _check_count(num_samples)
     batch = Batch.of(torch.zeros(num_samples, 0), arguments or {})
@@ -434,12 +434,12 @@ def _prior_chunks(
             if finish and "x" in drawn:
                 drawn["x"] = finish(drawn["x"])  # while it is in the processor's cache
             yield (slice(start, start + len(part)),), drawn
-            del drawn  # before the next is drawn
+            del drawn  # before the next one is drawn
             start += len(part)
 
 
 def _collect(chunks: Chunks, leading: tuple[int, ...], out: str | os.PathLike[str] | None, *, progress: bool) -> Any:
-    """Puts chunks where they belong, in one tensor for each site or in a file."""
+    """Collects chunks in one tensor for each site, or in a file."""
     drawn = bar(total=int(np.prod(leading)), disable=not progress, unit="draw", unit_scale=True)
     with drawn:
         if out is not None:
@@ -484,19 +484,19 @@ def draw_posterior_predictive(
         model: The generative program.
         guide: The inference program.
         batches: N rows, in parts.
-        num_rows: Their number N.
+        num_rows: Number of rows N.
         num_samples: Draws S for each row.
-        structure: What the programs are made of.
+        structure: The sites of the programs.
         mean: Return E[x | z] for each draw of z instead.
         finish: Applied to each chunk of draws of ``x``.
-        sites: Names of the sites to draw. The model is not given the keyword arguments that hold their values.
-        elements: Elements of a row, which bound how much is drawn at a time.
-        device: Where that is, whose memory bounds it, too.
-        out: A ``.npy`` file to write the draws to instead; it is there once it is whole.
+        sites: Names of the sites to draw. The keyword arguments that hold their values are not passed to the model.
+        elements: Elements of a row, which limit how much is drawn at a time.
+        device: The device, whose memory limits it as well.
+        out: A ``.npy`` file to write the draws to instead; it appears once it is complete.
         progress: Show a progress bar.
 
     Returns:
-        By site ``(S, N, *E)``; or, with ``out``, the file memory-mapped to be read only.
+        By site ``(S, N, *E)``; or, with ``out``, the file, memory-mapped and read-only.
     """
     _check_count(num_samples)
     runs, rows = chunk_shape(elements, device=device)
@@ -525,7 +525,7 @@ def draw_posterior_predictive(
 
 
 def without_sites(batch: Batch, structure: Structure, sites: Sequence[str]) -> dict[str, Any]:
-    """Keyword arguments of a run without data that draws these sites: those that hold their values are left out."""
+    """Keyword arguments of a run without data that draws these sites, without those that hold their values."""
     held = {structure.observed.get(name) or structure.observed.get(f"{name}_observed") for name in sites}
     left_out = held | {f"{name}_mask" for name in held if name}
     return {name: value for name, value in batch.forward.items() if name not in left_out}
@@ -537,7 +537,7 @@ def _check_count(num_samples: int) -> None:
 
 
 def interpolate_latents(a: Tensor, b: Tensor, steps: int, *, path: Literal["linear", "spherical"] = "linear") -> Tensor:
-    r"""Points on the way from latents ``a`` to latents ``b``, both ends included.
+    r"""Points on a path from latents ``a`` to latents ``b``, both ends included.
 
     .. math:: \text{linear: } (1 - t)\,a + t\,b, \qquad
         \text{spherical: } \frac{\sin((1 - t)\,\omega)}{\sin \omega}\,a + \frac{\sin(t\,\omega)}{\sin \omega}\,b

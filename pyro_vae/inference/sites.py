@@ -1,26 +1,27 @@
-r"""The one reader of traces: runs both programs on a batch, and says what each of their sites contributes.
+r"""The only reader of traces: runs both programs on a batch, and computes what each of their sites contributes.
 
-:func:`run_pair` runs the guide, then the model on its draws, K times for each of N rows. What comes of it are
+:func:`run_pair` runs the guide, then the model on its draws, K times for each of N rows. The result is a
 :class:`Draws`: for each site its log-probability by draw and row, in nats,
 
 .. math:: \log w_{kn} = \sum_{\text{observed}} \log p(x_n \mid z_{kn}) + \sum_{\text{latent}}
     \left( \log p(z_{kn}) - \log q(z_{kn} \mid x_n) \right)
 
-whose mean over draws is the ELBO and whose log-mean-exp is the importance-weighted bound. Rules that hold for every
-tool, since all read traces here:
+with the ELBO as its mean over draws, and the importance-weighted bound as its log-mean-exp. All tools read traces here,
+so these rules hold for all of them:
 
-- **Unscaled.** ``poutine.scale`` and the subsampling of the plate ``"data"`` act on what is maximised
-  (:attr:`Draws.scaled`), never on what is reported. Masks act on both. A plate within a row that takes only some of
-  its elements is counted up to all of them, which is the unbiased estimate of the row's ELBO.
-- **Shared.** A site outside the plate ``"data"`` belongs to all rows: each bears 1/num_rows of it.
+- **Unscaled.** ``poutine.scale`` and the subsampling of the plate ``"data"`` affect the objective
+  (:attr:`Draws.scaled`), never the reported values. Masks affect both. A plate within a row that subsamples its
+  elements is scaled up to all of them, which gives an unbiased estimate of the row's ELBO.
+- **Shared.** A site outside the plate ``"data"`` belongs to all rows: each carries 1/num_rows of it.
 - **Enumerated.** A latent that the model marks ``infer={"enumerate": "parallel"}`` is summed over, with all sites that
   depend on it. Latents among these are one entry of ``log_prior``, their marginal; the observed sites are one entry of
-  ``log_likelihood``, what is left of the sum: log p(x | z) with the enumerated latent's posterior given z. One that the
-  guide marks so is summed over with the guide's probabilities: in the ELBO the mean of log-weights, in a weight that of
-  the weights themselves, sum over y of p(x, y, z_y) / q(z_y | x, y). Or it is drawn, where single draws are needed.
-- **Auxiliary.** What the guide observes and factors in the guide are losses of their own, no part of the ELBO. An
+  ``log_likelihood``, the rest of the sum: log p(x | z) with the enumerated latent's posterior given z. A latent that
+  the guide marks this way is summed over with the guide's probabilities: in the ELBO as the mean of log-weights, in a
+  weight as the mean of the weights themselves, sum over y of p(x, y, z_y) / q(z_y | x, y). If single draws are needed,
+  it is drawn.
+- **Auxiliary.** Sites that the guide observes, and factors in the guide, are separate losses, not part of the ELBO. An
   observed site is maximised, as in CEVAE (Louizos et al., 2017); a factor has Pyro's sign: it counts as part of
-  :math:`\log q`, so that it is minimised.
+  :math:`\log q`, so it is minimised.
 """
 
 import math
@@ -65,7 +66,7 @@ Kind = Literal["likelihood", "prior", "guide", "auxiliary"]
 
 
 class ByValue(NamedTuple):
-    """What a site contributes for each value that the guide enumerates, ``(*values, K or 1, N or 1)``."""
+    """A site's contribution for each value that the guide enumerates, ``(*values, K or 1, N or 1)``."""
 
     rows: Tensor
     scaled: Tensor
@@ -74,17 +75,17 @@ class ByValue(NamedTuple):
 
 @dataclass(frozen=True)
 class Term:
-    """What one site contributes.
+    """The contribution of one site.
 
     Args:
-        name: Of the site, or of several that an enumerated latent joins.
+        name: Name of the site, or of several that an enumerated latent joins.
         kind: Which sum it belongs to.
         rows: Its log-probability by draw and row, ``(K, N)``, in nats.
-        scaled: The same with the scale that the programs put on it.
+        scaled: The same with the programs' scale.
         frames: The plates of the site's own shape.
         cost: The scaled log-probability in the site's own shape, without gradient.
-        score: Log-probability in the site's own shape, unscaled, of a guide's site whose draws cannot be differentiated
-            through: the score function is its gradient.
+        score: The unscaled log-probability in the site's own shape, for a site of the guide whose draws cannot be
+            differentiated through: the score function is its gradient.
         by_value: ``rows``, ``scaled`` and ``score`` for each value that the guide enumerates, if it enumerates any.
     """
 
@@ -110,15 +111,15 @@ class Term:
 
 @dataclass(frozen=True)
 class Draws:
-    """K draws of the guide for each of N rows, and what the sites of both programs say of them.
+    """K draws from the guide for each of N rows, with the log-probabilities at the sites of both programs.
 
-    Made by :func:`run_pair` alone. Every tensor of log-probabilities is ``(K, N)``, in nats, and can be differentiated.
+    Only :func:`run_pair` makes them. Every tensor of log-probabilities is ``(K, N)``, in nats, and differentiable.
 
     Args:
         terms: The sites' contributions.
-        latents: The guide's draws by site, in the programs' shapes: ``(K, *plates, N, *event)``, without K where the
+        latents: The guide's draws by site, in the programs' shapes: ``(K, *plates, N, *event)``, without K if the
             programs ran for a single draw.
-        event_dims: Dimensions of an event at each of those.
+        event_dims: Number of dimensions of an event at each of those.
         shape: ``(K, N)``.
         closed_form: Names of the latents whose KL was taken in closed form.
     """
@@ -151,7 +152,7 @@ class Draws:
 
     @property
     def auxiliary(self) -> dict[str, Tensor]:
-        """What the guide's observed sites and, with a minus, its factors add to what is maximised."""
+        """What the guide's observed sites and, with a minus sign, its factors add to the objective."""
         return self._by("auxiliary")
 
     def _total(self, kind: Kind) -> Tensor:
@@ -178,10 +179,10 @@ class Draws:
 
     @property
     def log_weights(self) -> Tensor:
-        """Log p(x, z) − log q(z | x) of each draw: the same number, as what importance weighting averages.
+        """Log p(x, z) − log q(z | x) of each draw: the same as ``elbo``, for importance weighting.
 
-        Values that the guide enumerates are summed over: it is then the logarithm of their mean weight, by the guide's
-        probabilities.
+        Values that the guide enumerates are summed over; then it is the logarithm of their mean weight under the
+        guide's probabilities.
         """
         if self._parts:
             return torch.cat([part.log_weights for part in self._parts])
@@ -194,7 +195,7 @@ class Draws:
             value = term.by_value.rows
             if term.kind != "guide":
                 total = total + value
-            elif term.name in of_values:  # what is left of it where the guide masks or scales it; else none, -inf too
+            elif term.name in of_values:  # the rest of it if the guide masks or scales it; else 0, for -inf too
                 total = total + torch.where(of_values[term.name] == value, 0.0, of_values[term.name] - value)
             else:
                 total = total - value
@@ -202,14 +203,14 @@ class Draws:
 
     @property
     def num_rows(self) -> int:
-        """Rows that there are altogether, of which these are a part."""
+        """Number of rows in the whole data set, of which these are a part."""
         return self._run.num_rows
 
     def only_latent(self, who: str) -> str:
-        """The name of the one latent vector of each row that the guide draws, and no other.
+        """The name of the guide's only latent, which must be one vector for each row.
 
         Raises:
-            ContractError: if there is no such latent, which ``who`` asks for, or each draw was a run of its own.
+            ContractError: if there is no such latent, which ``who`` needs, or each draw was a separate run.
         """
         if self._parts:
             raise ContractError(f"{who} takes programs that run for several draws at once, which these do not")
@@ -224,33 +225,32 @@ class Draws:
         raise ContractError(f"{who} takes a guide that draws one latent vector for each row, (N, L); found {shapes}")
 
     def distributions(self, name: str) -> tuple[Any, Any]:
-        """The guide's distribution at a latent site, and the model's, as they were for these rows."""
+        """The guide's and the model's distribution at a latent site, for these rows."""
         return self._run.guide[name]["fn"], self._run.model[name]["fn"]
 
     @property
     def scaled(self) -> "Draws":
-        """The same draws with the scales that the programs put on their sites, as objectives take them."""
+        """The same draws with the programs' scales, as objectives use them."""
         return self._with([term.as_scaled() for term in self.terms], lambda part: part.scaled)
 
     def where(self, keep: Callable[[Term], bool]) -> "Draws":
-        """The same draws with some of their terms: ``draws.where(lambda term: term.is_local)`` is without global sites.
+        """The same draws with some of their terms: ``draws.where(lambda term: term.is_local)`` has no global sites.
 
-        Asked of terms as they are sampled, before closed forms take their place.
+        Call it before :meth:`with_closed_forms`, which replaces terms.
         """
         return self._with([term for term in self.terms if keep(term)], lambda part: part.where(keep))
 
     def with_closed_forms(self, *, required: bool = False) -> "Draws":
-        """The same draws with the KL itself at each latent site that has one in closed form.
+        """The same draws with the KL itself at each latent site that has a closed form.
 
-        It stands in the place of log q(z | x), and 0 in that of log p(z). That is unbiased where both programs come to
-        their latents in one order, so that the sites before are the same ones, and draws can be differentiated
-        through.
+        It replaces log q(z | x), and 0 replaces log p(z). This is unbiased if both programs sample their latents in the
+        same order, so that each site has the same sites before it, and draws can be differentiated through.
 
         Args:
-            required: Refuse a pair in which a site has none.
+            required: Raise an error if a site has no closed form.
 
         Raises:
-            ValueError: if one is required, with the reason.
+            ValueError: if one is required and missing, with the reason.
         """
         if self._parts:
             return _joined([part.with_closed_forms(required=required) for part in self._parts])
@@ -264,18 +264,18 @@ class Draws:
         return replace(self, terms=tuple(terms), closed_form=tuple(found))
 
     def held(self) -> "Draws":
-        """The same draws as given values: no gradient goes through them, and log q has that of its own parameters.
+        """The same draws as fixed values: no gradient goes through them, and log q has that of its own parameters.
 
-        So it is in wake-sleep, where a score function is not wanted; the draws themselves are held from then on.
+        Wake-sleep uses this, without a score function; the draws themselves remain fixed from then on.
         """
         if self._parts:
             return _joined([part.held() for part in self._parts])
         return replace(self, terms=tuple(map(self._run.held, self.terms)))
 
     def dreamed(self) -> Tensor:
-        r"""Log q(z | x) where the model has drawn both, as many rows as there are here: ``(N,)``.
+        r"""Log q(z | x) at z and x drawn from the model, for as many rows: ``(N,)``.
 
-        Each row is drawn with its own keyword arguments. The gradient is that of the guide's parameters.
+        Each row is drawn with its own keyword arguments. The gradient is for the guide's parameters.
         """
         return (self._parts[0] if self._parts else self)._run.dreamed()
 
@@ -283,17 +283,17 @@ class Draws:
         return replace(self, terms=tuple(terms), _parts=tuple(of_part(part) for part in self._parts))
 
     def score_function(self, weight: Callable[[Term], float | Tensor]) -> Tensor | None:
-        """A scalar with the value 0 whose gradient stands in for that of draws without one.
+        """A scalar with the value 0 whose gradient supplies that of draws that cannot be differentiated through.
 
-        Added to a mean over draws and rows, it makes its gradient right where draws cannot be differentiated through.
-        The cost of a draw is the sum of all terms with the weights given here, over the plates that it shares
+        Added to a mean over draws and rows, it makes the gradient of that mean right. The cost of a draw is the sum of
+        all terms, with these weights, over the plates that it shares
         (Schulman et al., *Gradient Estimation Using Stochastic Computation Graphs*, 2015).
 
         Args:
-            weight: A term's weight in that mean: with a minus, for the guide's.
+            weight: A term's weight in that mean, negative for the guide's terms.
 
         Returns:
-            The scalar; None where every draw can be differentiated through.
+            The scalar; None if every draw can be differentiated through.
         """
         if self._parts:
             found = [s for part in self._parts if (s := part.score_function(weight)) is not None]
@@ -314,7 +314,7 @@ class Draws:
 
     @property
     def without_score_function(self) -> list[str]:
-        """The guide's sites whose draws cannot be differentiated through, if :meth:`score_function` was not asked."""
+        """The guide's sites whose draws cannot be differentiated through, if :meth:`score_function` was not called."""
         runs = self._parts[:1] or (self,)
         return [term.name for d in runs for term in d.terms if term.score is not None and not d._run.has_score_function]
 
@@ -359,12 +359,11 @@ def run_pair(
         model: The generative program.
         guide: The inference program.
         batch: N rows.
-        structure: What the programs are made of, see :func:`~pyro_vae.inference.inspection.inspect_pair`.
-        num_particles: Draws K for each row; by default one, without a plate of its own. Programs that cannot run for
-            several draws at once are run K times.
-        num_rows: Rows in the whole data set, which share a global site; by default these.
-        enumerate_guide: Sum over the values that the guide enumerates; False draws them, so that every draw has its
-            own weight.
+        structure: The sites of the programs, see :func:`~pyro_vae.inference.inspection.inspect_pair`.
+        num_particles: Draws K for each row; by default one, without a plate. Programs that cannot run for several draws
+            at once are run K times.
+        num_rows: Number of rows in the whole data set, which share a global site; by default the batch's.
+        enumerate_guide: Sum over the values that the guide enumerates; False draws them, so every draw has a weight.
 
     Returns:
         The draws.
@@ -380,7 +379,7 @@ def run_pair(
 
 
 def _joined(parts: list[Draws]) -> Draws:
-    """Several runs of one draw each, as draws of one run."""
+    """Several runs of one draw each, joined as if from one run."""
     first = parts[0]
     terms = tuple(
         replace(
@@ -395,12 +394,12 @@ def _joined(parts: list[Draws]) -> Draws:
 
 
 def over_draws(values: Tensor) -> Tensor:
-    """The mean over draws ``(K, N)``; a single one is taken as it is, which takes no kernel."""
+    """The mean over draws ``(K, N)``; a single one is returned unchanged, without a kernel."""
     return values[0] if len(values) == 1 else values.mean(0)
 
 
 class _Run:
-    """One run of both programs, and the shapes that it has."""
+    """One run of both programs, and its shapes."""
 
     def __init__(
         self,
@@ -420,7 +419,7 @@ class _Run:
         self.shared = 1 / self.num_rows
         self.weights = (1 / (self.rows * self.shape[0]), self.shared / self.shape[0])  # of local sites, of global ones
         self.nesting = structure.nesting
-        self.has_score_function = False  # whether an objective has asked for it
+        self.has_score_function = False  # whether an objective has called it
         dim = structure.particle_dim
         model, guide = (under_particles(program, num_particles, dim) for program in (model, guide))
         first_enumerated = dim - (num_particles is not None)
@@ -430,20 +429,20 @@ class _Run:
         if guided or structure.enumerated("model"):
             model = EnumMessenger(None if guided else first_enumerated)(model)
         nesting = math.inf if not (guided or structure.enumerated("model")) else -first_enumerated - 1
-        with warnings.catch_warnings():  # which latents are whose has been looked at
+        with warnings.catch_warnings():  # the inspection has checked which latents belong to which program
             warnings.filterwarnings("ignore", message="Found (non-auxiliary )?vars")
             self.model_trace, self.guide_trace = get_importance_trace(
                 "flat", nesting, model, guide, (batch.x,), batch.arguments
             )
         self.model, self.guide = sample_sites(self.model_trace), sample_sites(self.guide_trace)
-        # How many steps there are may depend on the rows, so what is enumerated is read off this run.
+        # The number of steps may depend on the rows, so enumerated sites are read from this run.
         self.enumerated = [name for name, site in self.guide.items() if _is_enumerated(site)]
         self.summed = [
             name
             for name, site in self.model.items()
             if name not in self.guide and _is_enumerated(site) and not self._is_left_to_the_model(name)
         ]
-        # Of the values that the guide enumerates, ``(*values, K, N)``, whatever masks and scales say.
+        # Of the values that the guide enumerates, ``(*values, K, N)``, regardless of masks and scales.
         self.log_probabilities = {
             name: self._in_rows(self.guide[name]["unscaled_log_prob"], local=True) for name in self.enumerated
         }
@@ -466,7 +465,7 @@ class _Run:
         return Draws(tuple(terms), latents, event_dims, self.shape, _run=self)
 
     def _in_rows(self, values: Tensor, *, local: bool, shared: bool = True) -> Tensor:
-        """Values in a site's shape, summed over its plates but draws and rows: ``(*values, K or 1, N or 1)``."""
+        """Values in a site's shape, summed over its plates except draws and rows: ``(*values, K or 1, N or 1)``."""
         depth = min(values.dim(), self.nesting)
         has_draws = self.particles is not None and values.dim() > self.nesting
         inner = tuple(range(-depth, -1 if local else 0))
@@ -476,34 +475,34 @@ class _Run:
         return values if has_draws else values.unsqueeze(-2)
 
     def expected(self, values: Tensor, *, fixed: bool = False) -> Tensor:
-        """The mean over what the guide enumerates, ``(K, N)``; with fixed probabilities, which have no gradient."""
+        """The mean over values that the guide enumerates, ``(K, N)``; ``fixed`` probabilities have no gradient."""
         if self.probabilities is not None:
             values = values * (self.probabilities.detach() if fixed else self.probabilities)
             values = values.sum(tuple(range(values.dim() - 2))) if values.dim() > 2 else values
         return values.expand(self.shape)
 
     def held(self, term: Term) -> Term:
-        """A term of draws that are held; asked of all before anything goes backward."""
+        """A term of fixed draws; called for all terms before any backward pass."""
         if self.structure.extra:
             raise ContractError(
-                f"the guide draws {self.structure.extra[0]!r}, which the model does not have, so that nothing says how "
-                f"it should have drawn it: use Elbo(...)"
+                f"the guide draws {self.structure.extra[0]!r}, which the model does not have, so nothing tells how to "
+                f"draw it: use Elbo(...)"
             )
         if term.kind != "guide":
             return term
         site = self.guide[term.name]
         if is_point(site["fn"]):
             raise ContractError(
-                f"the guide sets {term.name!r} to a point, and has no density there of which it could learn from its "
-                f"own draws: use Elbo(...)"
+                f"the guide sets {term.name!r} to a point, and has no density there to learn from its own draws: use "
+                f"Elbo(...)"
             )
         if site["value"].requires_grad:
             site["value"].register_hook(torch.zeros_like)
-        self.has_score_function = True  # which is zero
+        self.has_score_function = True  # its score function is zero
         return self._term(term.name, "guide", site, held=True)
 
     def dreamed(self) -> Tensor:
-        """Log q(z | x) of latents and rows that the model draws, ``(N,)``."""
+        """Log q(z | x) of latents and rows drawn from the model, ``(N,)``."""
         model, guide = self.programs
         with torch.no_grad():
             drawn = sample_sites(poutine.trace(model).get_trace(batch_size=self.rows, **self.batch.forward))
@@ -540,7 +539,7 @@ class _Run:
         if kind == "guide" and name not in self.enumerated and not held:
             _, score_function, entropy = site["score_parts"]
             if not is_identically_zero(score_function):
-                # The value is log q; its gradient is that of the entropy term alone, and of what the guide enumerates.
+                # The value is log q; its gradient is that of the entropy term and of the guide's enumeration only.
                 score, scaled = score_function, self.expected(scaled_by_value.detach())
                 if not is_identically_zero(entropy):
                     gradient = self.expected(in_rows(entropy / data), fixed=True)
@@ -552,13 +551,13 @@ class _Run:
         return Term(name, kind, rows, scaled, frames, cost.detach(), score, each)
 
     def closed_forms(self, priors: set[str], *, required: bool) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-        """What takes the place of the guide's and the model's term at each latent site with a closed form."""
+        """Replacements of the guide's and the model's term at each latent site with a closed form."""
         drawn = {n: s for n, s in self.guide.items() if not s["is_observed"] or isinstance(s["fn"], dist.Unit)}
         sites = {name: site for name, site in drawn.items() if name in self.model and not site["is_observed"]}
         found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
         why = ""
         if list(sites) != [name for name in self.model if name in sites]:
-            why = "the programs come to their latents in different orders"
+            why = "the programs sample their latents in different orders"
         elif stuck := [name for name, site in drawn.items() if not site["fn"].has_rsample]:
             why = f"draws at {', '.join(stuck)} cannot be differentiated through"
         else:
@@ -595,7 +594,7 @@ class _Run:
         }
 
     def _joined_sites(self) -> list[str]:
-        """The sites that an enumerated latent of the model joins: those that depend on it, and itself."""
+        """The sites that an enumerated latent of the model joins: itself and those that depend on it."""
         if not self.summed:
             return []
         self.guide_trace.pack_tensors()
@@ -611,7 +610,7 @@ class _Run:
         return {self.model[name]["infer"]["_enumerate_symbol"] for name in self.summed}
 
     def factors(self, joined: list[str]) -> OrderedDict[frozenset[str], list[Tensor]]:
-        """The log-probabilities of joined sites by the plates within a row that they are in."""
+        """The log-probabilities of joined sites, by their plates within a row."""
         found: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
         for name in joined:
             site = self.model[name]
@@ -622,15 +621,15 @@ class _Run:
         return found
 
     def ordinal(self, site: Any) -> frozenset[str]:
-        """A site's plates within a row, as symbols: rows and draws are dimensions that sums leave alone."""
+        """A site's plates within a row, as symbols: rows and draws are dimensions that are not summed over."""
         symbols = self.model_trace.plate_to_symbol
         return frozenset(symbols[f.name] for f in vectorised_frames(site) if f.name not in ("data", PARTICLES))
 
     def _marginals(self, joined: list[str]) -> list[Term]:
-        """Their log-probability summed over the values that the model enumerates: of latents, of what is observed."""
+        """Terms of the joined latents and observed sites, summed over the values that the model enumerates."""
         sites = [self.model[name] for name in joined]
         if any(not is_local(site) for site in sites):
-            raise ContractError("an enumerated latent joins sites outside of the plate 'data'")
+            raise ContractError("an enumerated latent joins sites outside the plate 'data'")
         scale, (data, inner) = _common_scale(sites), _subsampling(sites[0])
         frames = {f.name: f for site in sites for f in vectorised_frames(site) if f.name in ("data", PARTICLES)}
 
@@ -653,7 +652,7 @@ class _Run:
         return terms
 
     def _contracted(self, joined: list[str]) -> tuple[Tensor, Tensor]:
-        """The sum over enumerated values of what these sites say, by row, and by draw and row in the sites' shape."""
+        """The sites' log-probability summed over enumerated values, by row, and by draw and row in the sites' shape."""
         contracted = contract_tensor_tree(self.factors(joined), self._summed())
         found: list[Tensor] = []
         costs: list[Tensor] = []
@@ -667,13 +666,13 @@ class _Run:
 
 
 def _kl(site: Any, prior: Any) -> Tensor:
-    if is_point(site["fn"]):  # a point has no other draw; Pyro's KL would leave out its density
+    if is_point(site["fn"]):  # a point has only one draw; Pyro's KL would ignore its density
         return site["fn"].log_prob(site["value"]) - prior["fn"].log_prob(site["value"])
     return kl_divergence(site["fn"], prior["fn"])
 
 
 def _subsampling(site: Any) -> tuple[float, float]:
-    """By how much a site's plates count up: the plate ``"data"``, and those within a row."""
+    """The factors that a site's plates scale up by: the plate ``"data"``, and those within a row."""
     data = inner = 1.0
     for frame in site["cond_indep_stack"]:
         if frame.full_size is not None and frame.size:
@@ -683,14 +682,14 @@ def _subsampling(site: Any) -> tuple[float, float]:
 
 
 class _Unscaled(Messenger):
-    """Leaves sites the scale of their plates alone."""
+    """Removes all scales except those of the plates."""
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["scale"] = math.prod(_subsampling(msg))
 
 
 def unscaled(program: Program) -> Program:
-    """The program without what ``poutine.scale`` does to its sites: its gradient is then that of unscaled nats."""
+    """The program without the effect of ``poutine.scale``: its gradient is then that of unscaled nats."""
     return _Unscaled()(program)
 
 
@@ -717,7 +716,7 @@ def _is_same(scale: Any, other: Any) -> bool:
         return scale == other
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-    if get_proxy_mode() is not None:  # a graph is traced, which knows no values: they have been compared before
+    if get_proxy_mode() is not None:  # a traced graph has no values; they were compared before
         return True
     return bool((torch.as_tensor(scale) == torch.as_tensor(other)).all())
 
@@ -728,7 +727,7 @@ def enumerated_logits(
     """Log p(k | x, z) of a latent that the model enumerates, at draws of all others, up to a constant.
 
     Returns:
-        ``(K, *plates, N, number of values)``; without K where it is None.
+        ``(K, *plates, N, number of values)``; without K if ``num_particles`` is None.
     """
     run = _Run(model, guide, batch, structure, num_particles, None, enumerate_guide=False)
     node = run.model[site]

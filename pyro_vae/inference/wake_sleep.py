@@ -1,4 +1,4 @@
-"""Wake-sleep: the guide learns the posterior itself, and not what is best for a bound."""
+"""Wake-sleep: the guide learns the posterior itself, rather than the best guide for a bound."""
 
 import math
 from dataclasses import dataclass
@@ -16,38 +16,38 @@ __all__ = ["WakeSleep"]
 
 @dataclass(frozen=True)
 class WakeSleep:
-    r"""Wake-sleep, reweighted where there are several draws.
+    r"""Wake-sleep, reweighted if there are several draws.
 
-    The model goes up the importance-weighted bound of K draws of the guide, which are taken as given:
+    The model maximises the importance-weighted bound of K draws from the guide, which are treated as fixed:
 
     .. math:: \sum_k \tilde w_k\, \nabla_\theta \log p_\theta(x, z_k), \qquad
         \tilde w_k \propto \frac{p(x, z_k)}{q(z_k \mid x)}, \quad z_k \sim q(z \mid x)
 
-    The guide goes down the KL from the posterior to itself, :math:`\mathrm{KL}(p(z \mid x) \,\|\, q(z \mid x))`:
-    asleep, on rows and latents that the model dreams of,
+    The guide minimises the KL from the posterior to itself, :math:`\mathrm{KL}(p(z \mid x) \,\|\, q(z \mid x))`. In
+    the sleep phase it uses rows and latents drawn from the model,
 
     .. math:: \nabla_\phi \log q_\phi(z \mid x), \qquad x, z \sim p
 
-    or awake, on the rows, by its own draws and their weights,
+    in the wake phase the rows, with its own draws and their weights,
 
     .. math:: \sum_k \tilde w_k\, \nabla_\phi \log q_\phi(z_k \mid x)
 
-    or half of both. No gradient goes through draws, so that it is for discrete latents as for others, without a score
-    function and its noise. That KL is large where the guide has no mass and the posterior has some, so that the guide
-    covers all modes. What is reported is the bound; with K = 1 it is the ELBO. Parameters that both programs use learn
-    from both.
+    or half of each. No gradient goes through draws, so it works for discrete latents too, without the noise of a score
+    function. This KL is large where the posterior has mass and the guide has none, so the guide learns to cover all
+    modes. The reported value is the bound; with K = 1 it is the ELBO. Parameters that both programs use learn from
+    both.
 
     Source: Hinton et al., *The Wake-Sleep Algorithm for Unsupervised Neural Networks*, 1995; Bornschein & Bengio,
     *Reweighted Wake-Sleep*, 2015.
 
     Args:
-        num_particles: Draws K of the guide for each row.
-        guide: ``"sleep"``, ``"wake"`` or ``"both"``: when the guide learns.
+        num_particles: Draws K from the guide for each row.
+        guide: When the guide learns: ``"sleep"``, ``"wake"`` or ``"both"``.
 
     Raises:
-        ValueError: if there are no particles, or a single one for a guide that learns awake, where all weights are
-            one; when it is called, of a program with latents that belong to all rows, a guide that enumerates values,
-            sets latents to points or draws others than the model.
+        ValueError: if there are no particles, or a single one for a guide that learns in the wake phase, where its
+            weight is always one; or, when called, if latents belong to all rows, or the guide enumerates values, sets
+            latents to points or draws others than the model.
 
     Example:
         >>> import torch
@@ -70,14 +70,14 @@ class WakeSleep:
         require_rows(draws)
         if any(term.by_value is not None for term in draws.terms):
             raise ContractError(
-                "wake-sleep learns of values that the guide draws, and it enumerates them: leave out "
-                "infer={'enumerate': 'parallel'} in the guide"
+                "wake-sleep learns from values that the guide draws, but this guide enumerates them: remove "
+                "infer={'enumerate': 'parallel'} from the guide"
             )
         scaled = draws.held().scaled
         log_weights = scaled.log_weights
         weights = log_weights.softmax(0).detach()
         log_q = sum(scaled.log_guide.values())
-        learned = (weights * (log_weights + log_q)).sum(0)  # log p(x, z), of which the guide is no part
+        learned = (weights * (log_weights + log_q)).sum(0)  # log p(x, z), without the guide
         awake = {"wake": 1.0, "both": 0.5, "sleep": 0.0}[self.guide]
         if awake:
             learned = learned + awake * (weights * log_q).sum(0)

@@ -1,16 +1,16 @@
 r"""Encoder and decoder, and the two Pyro programs that join the parts: :math:`p(z)\,p(x \mid z)` and
 :math:`q(z \mid x)`.
 
-The programs keep the contract that every tool of the library relies on, for a user's own programs too:
+The programs keep a contract that every tool of the library relies on, and so must a user's own programs:
 
-1. a plate ``"data"`` at dim -1, sized by the batch, is around every site of a row; other plates are left of it, and
+1. a plate ``"data"`` at dim -1, sized by the batch, encloses every site of a row; other plates are left of it, and
    sites outside it are global;
-2. the observed site is ``"x"``, and values of others come as keyword arguments; ``model(x=None, batch_size=n)`` runs
-   the program forward without data;
-3. the guide samples every latent site of the model but those that the model enumerates;
-4. anything else (labels, covariates, masks) is a keyword argument, with one entry for each row or the same for all;
-   each program is given those that it takes (:mod:`pyro_vae.programs.arguments`);
-5. what a program computes depends on tensors alone, if it is to be compiled.
+2. the observed site is ``"x"``, and values of other observed sites are keyword arguments;
+   ``model(x=None, batch_size=n)`` runs the program forward without data;
+3. the guide samples every latent site of the model except those that the model enumerates;
+4. everything else (labels, covariates, masks) is a keyword argument, with one entry for each row or the same for all;
+   each program gets those that it takes (:mod:`pyro_vae.programs.arguments`);
+5. if a program is to be compiled, its results depend on tensors alone.
 
 The modules that a program uses may be kept anywhere (:mod:`pyro_vae.programs.ownership`).
 """  # noqa: D205

@@ -1,4 +1,4 @@
-"""Which keyword arguments programs take. One that neither takes is a mistake, and never passed over."""
+"""Keyword arguments of programs. One that neither program takes is an error, and never ignored."""
 
 import functools
 import inspect
@@ -16,14 +16,14 @@ from pyro_vae._support.names import hinted, listed
 __all__ = ["accepted", "arguments_for", "check_arguments", "check_mask", "check_values"]
 
 _THE_LIBRARYS = frozenset({"x", "batch_size"})
-_PYROS = frozenset({"context", "fn"})  # arguments of what a handler makes of a program
+_PYROS = frozenset({"context", "fn"})  # arguments of the functions that a handler returns
 
 
 def accepted(program: Callable[..., Any]) -> set[str] | None:
-    """Names of the keyword arguments that a program takes beside its rows and ``batch_size``; None if it takes any.
+    """Names of the keyword arguments that a program takes, except its rows and ``batch_size``; None if it takes any.
 
-    They are those of its signature, also behind Pyro's handlers and ``functools.partial``; an autoguide takes what its
-    model takes. A program with ``**kwargs`` takes any, unless it has an attribute ``arguments`` that says which.
+    They come from its signature, also inside Pyro's handlers and ``functools.partial``; an autoguide takes those of its
+    model. A program with ``**kwargs`` takes any, unless its attribute ``arguments`` names them.
 
     Example:
         >>> def model(x=None, *, labels, batch_size=None, temperature=1.0): ...
@@ -56,13 +56,13 @@ def accepted(program: Callable[..., Any]) -> set[str] | None:
         inspect.Parameter.POSITIONAL_ONLY,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
     ):
-        del parameters[0]  # the rows, whatever they are called
+        del parameters[0]  # the rows, under any name
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {p.name for p in parameters if p.kind in by_name} - _THE_LIBRARYS
 
 
 def _unwrapped(program: Any) -> Any:
-    """The program inside of Pyro's handlers, with what it was partially given."""
+    """The program inside Pyro's handlers, with its partial arguments."""
     while True:
         match program:
             case TraceHandler():
@@ -76,7 +76,7 @@ def _unwrapped(program: Any) -> Any:
 
 
 def arguments_for(program: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the keyword arguments that a program takes.
+    """The keyword arguments that a program takes, out of ``arguments``.
 
     Example:
         >>> arguments_for(lambda x, labels: x, {"labels": 1, "mask": 2})
@@ -87,10 +87,10 @@ def arguments_for(program: Callable[..., Any], arguments: Mapping[str, Any]) -> 
 
 
 def check_arguments(model: Callable[..., Any], guide: Callable[..., Any], names: Iterable[str]) -> None:
-    """Makes sure that each argument is taken by the model, the guide, or both.
+    """Checks that each argument is taken by the model, the guide, or both.
 
     Raises:
-        TypeError: naming one that neither takes, and what they take.
+        TypeError: if neither takes one; the message lists those that they take.
 
     Example:
         >>> check_arguments(lambda x, mask=None: x, lambda x, labels=None: x, ["mask", "label"])
@@ -101,8 +101,8 @@ def check_arguments(model: Callable[..., Any], guide: Callable[..., Any], names:
     names = list(names)
     if taken := _PYROS.intersection(names):
         raise TypeError(
-            f"no keyword argument of a program can be called {min(taken)!r}, which is a word of Pyro's handlers: give "
-            f"it another name"
+            f"no keyword argument of a program can be called {min(taken)!r}, which Pyro's handlers use: give it "
+            f"another name"
         )
     by_model, by_guide = accepted(model), accepted(guide)
     if by_model is None or by_guide is None:
@@ -117,9 +117,9 @@ def check_arguments(model: Callable[..., Any], guide: Callable[..., Any], names:
 
 
 def check_mask(model: Callable[..., Any]) -> None:
-    """Makes sure that a model leaves missing entries out: that it takes their mask.
+    """Checks that a model can ignore missing entries: that it takes their mask.
 
-    A guide need not: what it makes of a row with a value in the gap is still a distribution to draw from.
+    A guide need not: with values in the gaps it still gives a distribution to draw from.
 
     Raises:
         TypeError: if it does not take ``mask``.
@@ -128,18 +128,18 @@ def check_mask(model: Callable[..., Any]) -> None:
         >>> check_mask(lambda x, labels=None: x)
         Traceback (most recent call last):
         ...
-        TypeError: the model takes no 'mask', by which missing entries are left out: it takes labels
+        TypeError: the model takes no 'mask', needed to ignore missing entries: it takes labels
     """
     names = accepted(model)
     if names is not None and "mask" not in names:
-        raise TypeError(f"the model takes no 'mask', by which missing entries are left out: it takes {listed(names)}")
+        raise TypeError(f"the model takes no 'mask', needed to ignore missing entries: it takes {listed(names)}")
 
 
 def check_values(programs: Iterable[Callable[..., Any]], arguments: Mapping[str, Any]) -> None:
-    """Has programs that can tell, by a method ``check_arguments(**arguments)``, look at the arguments' values.
+    """Checks the arguments' values with the programs' method ``check_arguments(**arguments)``, if they have one.
 
     Raises:
-        ValueError: what such a method says is wrong with them.
+        ValueError: raised by such a method.
     """
     for program in programs:
         look = getattr(program, "check_arguments", None)

@@ -1,4 +1,4 @@
-r"""The Pyro programs that most people want: :math:`p(z)\,p(x \mid z)` and :math:`q(z \mid x)`."""
+r"""The standard Pyro programs: :math:`p(z)\,p(x \mid z)` and :math:`q(z \mid x)`."""
 
 import itertools
 import weakref
@@ -16,7 +16,7 @@ from pyro_vae.programs.parts import Decoder, Encoder, batch_of
 __all__ = ["GenerativeProgram", "Guide", "InferenceProgram", "Model"]
 
 # Pyro's parameter store keeps the first tensor it sees under a name, so a second model with the same name would
-# silently not train. Names are given once for each object; a copy is another object.
+# silently not train. Each object gets one name; a copy is another object.
 _names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 _numbers = itertools.count()
 
@@ -27,7 +27,7 @@ def _register(module: nn.Module) -> None:
 
 
 class GenerativeProgram(nn.Module):
-    r"""Base class of programs :math:`p(z)\,p(x \mid z)` that end in a decoder: all but the latents.
+    r"""Base class of programs :math:`p(z)\,p(x \mid z)` that end in a decoder; subclasses add the latents.
 
     To write a new one, let ``forward`` draw latents in ``self.plate(...)``, as :class:`Model` does.
 
@@ -50,18 +50,15 @@ class GenerativeProgram(nn.Module):
         return ("mask", *self.decoder.arguments)
 
     def check_arguments(self, *, mask: Any = None, **arguments: Any) -> None:
-        """Looks at the mask's shape, and has the likelihood look at the values of its arguments."""
+        """Checks the mask's shape; the likelihood checks the values of its arguments."""
         if mask is not None:
             shape = tuple(torch.as_tensor(mask).shape)
             if shape[1:] != self.event_shape or not shape:
-                raise ValueError(
-                    f"the mask has shape {shape}, expected one entry for each of the rows', "
-                    f"{batch_of(self.event_shape)}"
-                )
+                raise ValueError(f"the mask has shape {shape}, expected that of the rows, {batch_of(self.event_shape)}")
         self.decoder.likelihood.check_arguments(**arguments)
 
     def plate(self, x: Tensor | None, batch_size: int | None, arguments: Mapping[str, Any]) -> Any:
-        """The plate of the rows, or of ``batch_size`` new ones, once it is known that the program takes what it got."""
+        """The plate of the rows, or of ``batch_size`` new ones, after a check of the arguments."""
         check_taken(arguments, self.arguments, "the model")
         rows = batch_size if x is None else len(x)
         if rows is None:
@@ -71,10 +68,10 @@ class GenerativeProgram(nn.Module):
 
 
 class InferenceProgram(nn.Module):
-    r"""Base class of programs :math:`q(z \mid x)` that begin with an encoder: all but the latents.
+    r"""Base class of programs :math:`q(z \mid x)` that start with an encoder; subclasses add the latents.
 
     Args:
-        encoder: A module that names the keyword ``arguments`` that it takes beside ``x`` and ``mask``.
+        encoder: A module that names the keyword ``arguments`` that it takes in addition to ``x`` and ``mask``.
     """
 
     def __init__(self, encoder: Any) -> None:
@@ -87,7 +84,7 @@ class InferenceProgram(nn.Module):
         return ("mask", *self.encoder.arguments)
 
     def plate(self, x: Tensor, arguments: Mapping[str, Any]) -> Any:
-        """The plate of the rows, once it is known that the program takes what it got."""
+        """The plate of the rows, after a check of the arguments."""
         check_taken(arguments, self.arguments, "the guide")
         _register(self)
         return pyro.plate("data", len(x), dim=-1)
@@ -97,7 +94,7 @@ class Model(GenerativeProgram):
     r"""The generative program :math:`p(z)\,p(x \mid z)`.
 
     Args:
-        prior: Called with nothing, returns :math:`p(z)`.
+        prior: Called without arguments, returns :math:`p(z)`.
         decoder: Called with ``z``, returns :math:`p(x \mid z)`.
     """
 

@@ -1,8 +1,8 @@
-r"""The modules that a program uses, wherever it keeps them.
+r"""The modules that a program uses, wherever they are stored.
 
 A Pyro program may be a module, a method of one, a function that closes over networks or names them as globals, a
-``functools.partial``, a lambda, an object with ``__call__``, and any of these inside Pyro's handlers. Whoever wants a
-program's parameters, its mode or its device asks here.
+``functools.partial``, a lambda, an object with ``__call__``, and any of these inside Pyro's handlers. This module finds
+a program's modules, and so its parameters, mode and device.
 """
 
 import argparse
@@ -27,15 +27,15 @@ from pyro_vae._support.libraries import LIBRARIES
 
 __all__ = ["Owned", "loose_parameters", "modules_of"]
 
-_MOST_OBJECTS = 10_000  # looked at for one program
-_MOST_ITEMS = 1_000  # looked at in one list, set or mapping
+_MOST_OBJECTS = 10_000  # examined for one program
+_MOST_ITEMS = 1_000  # examined in one list, set or mapping
 
 _LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | LIBRARIES
 _PLAIN = (
     *(type(None), bool, int, float, complex, str, bytes, range, slice, np.ndarray, np.generic),
     *(torch.Size, torch.dtype, torch.device, torch.Generator, types.CodeType, types.BuiltinFunctionType),
 )
-# Objects that hold what they were given, though no code of the user's may name it: handlers, distributions, namespaces.
+# Objects that hold their arguments, though no user code names them: handlers, distributions, namespaces.
 _HOLDING = ("pyro.", "torch.distributions.", "zuko.")
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _NOT_RUN = {f"__{name}__" for name in ("init", "new", "init_subclass", "repr", "str", "del", "reduce", "getstate")}
@@ -43,21 +43,20 @@ _INTERNAL = frozenset(vars(nn.Module()))
 
 
 def modules_of(program: Any) -> dict[str, nn.Module]:
-    """The modules that a program uses, each by the variable or attribute that holds it.
+    """Finds the modules that a program uses, by the variable or attribute that holds each.
 
-    They are looked for in what the program is bound to (``__self__``), closes over, has as defaults or was partially
-    given, in the globals that its code names, and in the functions and methods that it calls; in lists, tuples,
-    dictionaries and sets; in attributes that the code names, of modules too where they are not registered; behind weak
-    references, and inside Pyro's handlers. What libraries hold is left alone, and so is the model that an autoguide
-    was made for. Nothing is run.
+    The search covers the program's ``__self__``, closure, defaults and partial arguments, the globals that its code
+    names, and the functions and methods that it calls; lists, tuples, dictionaries and sets; attributes that the code
+    names, also unregistered ones of modules; weak references, and the inside of Pyro's handlers. Libraries' own objects
+    are skipped, and so is the model that an autoguide was made for. Nothing is run.
 
     Args:
         program: Any program, or a mapping of several by name: ``{"model": model, "guide": guide}``.
 
     Returns:
-        Modules by name, such as ``decoder``, ``self.encoder`` or ``nets.0``, in the order that they are met. None is a
+        Modules by name, such as ``decoder``, ``self.encoder`` or ``nets.0``, in the order they are found. None is a
         registered child of another. A program that is a module, or a method of one, has it under ``self``. The items of
-        a set have no order, so their numbers may differ from one process to the next where they look alike.
+        a set have no order, so similar items may be numbered differently in another process.
 
     Example:
         >>> decoder = nn.Linear(2, 4)
@@ -70,7 +69,7 @@ def modules_of(program: Any) -> dict[str, nn.Module]:
 
 
 def loose_parameters(program: Any) -> dict[str, nn.Parameter]:
-    """The parameters that a program uses and no module of :func:`modules_of` holds, by variable or attribute.
+    """Finds the parameters that a program uses and no module of :func:`modules_of` holds, by variable or attribute.
 
     Example:
         >>> loc = nn.Parameter(torch.zeros(2))
@@ -82,10 +81,10 @@ def loose_parameters(program: Any) -> dict[str, nn.Parameter]:
 
 
 class Owned(nn.Module):
-    """The modules and parameters that programs use, under one roof: for moving, saving, training and their modes.
+    """The modules and parameters that programs use, in one module: for moving, saving, training and their modes.
 
-    Programs that are modules are left out, for who holds them holds what they register; what they keep without
-    registering it is here. Dots in a name become underscores.
+    Programs that are modules are omitted, because their owner registers them; modules that they use without registering
+    are included. Dots in a name become underscores.
 
     Example:
         >>> decoder = nn.Linear(2, 4)
@@ -137,13 +136,13 @@ def _is_library(name: Any) -> bool:
 
 
 class _Search:
-    """One walk over what a program holds, breadth first, so that names are short."""
+    """A search through the objects that a program holds, breadth first, so that names are short."""
 
     def __init__(self, program: Any) -> None:
         self._found: dict[str, nn.Module | nn.Parameter] = {}
         self._seen: set[int] = set()
         self._kept: list[Any] = []  # alive during the search, so that no other object gets its id
-        self._attributes: dict[str, None] = {}  # that the code met so far names
+        self._attributes: dict[str, None] = {}  # named in the code found so far
         self._any_attribute = False
         self._holders: list[_Holder] = []
         self._definitions: dict[type, dict[str, list[Any]]] = {}
@@ -222,7 +221,7 @@ class _Search:
                 self._look_into_object(name, thing)
 
     def _definitions_of(self, kind: type) -> dict[str, list[Any]]:
-        """What the classes of the user's own that ``kind`` is made of define, by name."""
+        """The definitions in ``kind`` and its bases that are the user's own classes, by name."""
         if kind not in self._definitions:
             definitions: dict[str, list[Any]] = {}
             for part in kind.__mro__:
@@ -230,7 +229,7 @@ class _Search:
                     for name, value in part.__dict__.items():
                         definitions.setdefault(name, []).append(value)
             self._definitions[kind] = definitions
-            # Python and PyTorch call these without their being named.
+            # Python and PyTorch call these without naming them.
             for name, values in definitions.items():
                 if name == "forward" or (name.startswith("__") and name not in _NOT_RUN):
                     self._queue.extend((name, value) for value in values if isinstance(value, types.FunctionType))
@@ -243,7 +242,7 @@ class _Search:
             if definitions:
                 self._holders.append(_Holder(here, vars(part), definitions))
             elif not type(part).__module__.startswith("torch."):
-                # Functions that it was given, such as a pair's programs. An autoguide's model is not: it is in a tuple.
+                # Functions stored in it, such as a pair's programs. An autoguide's model is not: it is in a tuple.
                 given = (types.FunctionType, types.MethodType, functools.partial)
                 self._queue.extend((here, value) for value in vars(part).values() if isinstance(value, given))
 
@@ -258,7 +257,7 @@ class _Search:
         with_default = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
         self._queue.extend(zip(with_default, defaults, strict=True))
         self._queue.extend((function.__kwdefaults__ or {}).items())
-        self._queue.extend(vars(function).items())  # __wrapped__, and what a decorator leaves there
+        self._queue.extend(vars(function).items())  # __wrapped__, and other attributes set by a decorator
         if _is_library(function.__module__) and not code.co_filename.startswith("<"):  # not typed at a prompt
             return
         variables, attributes, imports = _names_in(code)
@@ -266,11 +265,11 @@ class _Search:
         self._queue.extend((variable, space[variable]) for variable in variables if variable in space)
         self._queue.extend((path, sys.modules[path]) for path in imports if path in sys.modules)
         self._attributes.update(dict.fromkeys(attributes))
-        # Names that are made while the program runs can't be read off its code: then every attribute is looked at.
+        # Names built at run time cannot be read from the code, so every attribute is examined then.
         self._any_attribute |= "getattr" in variables or "vars" in variables or "__dict__" in attributes
 
     def _look_into_partial(self, name: str, partial: functools.partial[Any]) -> None:
-        """Its function and what it was given, each by the name of the function's argument."""
+        """Its function and its arguments, each under the name of the function's parameter."""
         function, given = partial.func, list(partial.args)
         if len(given) >= 2 and isinstance(given[0], Messenger):  # a handler, and the program that it handles
             self._queue.extend([(name, function), (name, given[0])])
@@ -295,7 +294,7 @@ class _Search:
             self._queue.append((name, getattr(thing, "__dict__", {}).get("__wrapped__")))  # functools.lru_cache
 
     def _look_up_attributes(self) -> None:
-        """Puts in the queue the attributes that code names, of the objects met so far."""
+        """Queues the attributes named in code, of the objects found so far."""
         names = list(self._attributes)
         for holder in self._holders:
             for name in names[holder.done :]:
@@ -311,17 +310,17 @@ class _Search:
 
 @dataclass
 class _Holder:
-    """An object whose attributes are looked at where code names them."""
+    """An object whose attributes are examined if code names them."""
 
     name: str
     space: Mapping[str, Any]  # its own attributes
     definitions: dict[str, list[Any]]  # those of its classes
-    done: int = 0  # so many of the names are looked up
+    done: int = 0  # number of names looked up
     whole: bool = False
 
 
 def _behind(proxy: Any) -> Any:
-    """The object behind a weak proxy, if it is still there."""
+    """The object behind a weak proxy, if it still exists."""
     try:
         return proxy.__init__.__self__
     except ReferenceError:
@@ -329,7 +328,7 @@ def _behind(proxy: Any) -> Any:
 
 
 def _attributes_of(thing: Any) -> dict[str, Any]:
-    """The attributes that an object holds itself, in slots too."""
+    """The attributes of an object itself, including slots."""
     slots = {
         name: value.__get__(thing)
         for kind in type(thing).__mro__

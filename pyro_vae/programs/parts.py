@@ -1,4 +1,4 @@
-"""The two parts of a VAE that are networks: what x is like given z, and what z is like given x."""
+"""The two parts of a VAE that are networks: the decoder, x given z, and the encoder, z given x."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,15 +30,15 @@ class Decoder(nn.Module):
 
     Args:
         network: Maps ``(N, L)`` to ``(N, *likelihood.raw_shape(event_shape))``, or to the same numbers in fewer
-            dimensions, such as ``(N, R)``. It meets one batch dimension, however many z has.
-        likelihood: Turns that into a distribution. The decoder takes a copy of its own.
+            dimensions, such as ``(N, R)``. It sees one batch dimension, however many z has.
+        likelihood: Turns that into a distribution. The decoder makes its own copy.
         event_shape: Shape of one row of data.
 
     Shape:
         z: ``(*B, L)``. Returns a distribution with batch ``(*B,)`` and event ``event_shape``, in the model's units.
-        x and mask: ``(*B, *event_shape)``. The distribution does not depend on x except through a likelihood that asks
-        to observe training data; entries where ``mask`` is false are ignored in its log-probability.
-        offset: ``(*B, *likelihood.raw_shape(event_shape))``, added to the network's output, if it is given.
+        x and mask: ``(*B, *event_shape)``. The distribution does not depend on x, except through a likelihood that
+        observes training data; entries where ``mask`` is false are ignored in its log-probability.
+        offset: ``(*B, *likelihood.raw_shape(event_shape))``, added to the network's output, if passed.
         Other keyword arguments are the likelihood's: ``arguments`` names them.
 
     Raises:
@@ -81,13 +81,13 @@ class Encoder(nn.Module):
     r"""A network and a posterior family: :math:`x \mapsto q(z \mid x)`.
 
     Args:
-        network: Maps ``(N, *encoding.shape(event_shape))`` to ``(N, *posterior.raw_shape((latent_dim,)))``, or, where
+        network: Maps ``(N, *encoding.shape(event_shape))`` to ``(N, *posterior.raw_shape((latent_dim,)))``, or, if
             ``event_shape`` is known, to the same numbers in fewer dimensions, such as ``(N, R)``.
-        posterior: Turns that into a distribution. The encoder takes a copy of its own.
+        posterior: Turns that into a distribution. The encoder makes its own copy.
         latent_dim: Number of latents :math:`L`.
-        encoding: How the network is shown a row; by default as it is.
-        event_shape: Shape of one row of data. Where it is known, the network meets one batch dimension, however many
-            x has; a :class:`~pyro_vae.VAE` says it.
+        encoding: How a row is presented to the network; by default unchanged.
+        event_shape: Shape of one row of data. If it is known, the network sees one batch dimension, however many x has;
+            a :class:`~pyro_vae.VAE` sets it.
 
     Shape:
         x: ``(*B, *event_shape)`` in the model's units; mask: the same, true where an entry is observed. Returns a
@@ -116,7 +116,7 @@ class Encoder(nn.Module):
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The keyword arguments that the encoding takes, and the posterior."""
+        """The keyword arguments of the encoding and the posterior."""
         return tuple(dict.fromkeys((*self.encoding.arguments, *self.posterior.arguments)))
 
     def forward(self, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> TorchDistribution:  # noqa: D102
@@ -139,16 +139,16 @@ class Encoder(nn.Module):
 
 
 class Classifier(nn.Module):
-    r"""A network that tells classes: :math:`x \mapsto q(y \mid x)`.
+    r"""A network that predicts classes: :math:`x \mapsto q(y \mid x)`.
 
     Args:
         network: Maps ``(N, *encoding.shape(event_shape))`` to logits, ``(N, num_classes)``.
-        num_classes: How many classes there are.
+        num_classes: Number of classes.
         event_shape: Shape of one row of data.
-        encoding: How the network is shown a row; by default as it is.
+        encoding: How a row is presented to the network; by default unchanged.
 
     Shape:
-        x and mask: as of :class:`Encoder`. Returns a categorical distribution with batch ``(*B,)``. Other keyword
+        x and mask: as for :class:`Encoder`. Returns a categorical distribution with batch ``(*B,)``. Other keyword
         arguments are the encoding's: ``arguments`` names them.
 
     Raises:
@@ -181,11 +181,11 @@ class Classifier(nn.Module):
 def raw_output(network: nn.Module, rows: Tensor, row_dim: int, shape: Sequence[int], who: str) -> Tensor:
     """A network's raw output, ``(*B, *shape)``, for rows ``(*B, ...)`` whose last ``row_dim`` dimensions are a row's.
 
-    The network meets one batch dimension. Its output may have neighbouring dimensions of ``shape`` in one, or lack
-    those of size 1.
+    The network sees one batch dimension. Its output may have neighbouring dimensions of ``shape`` merged into one, or
+    lack those of size 1.
 
     Raises:
-        ValueError: if it can't be read so, with the shapes that were found and expected.
+        ValueError: if the output does not fit, with the shapes found and expected.
     """
     batch_shape = rows.shape[: rows.dim() - row_dim]
     if len(batch_shape) == 1:
@@ -195,7 +195,7 @@ def raw_output(network: nn.Module, rows: Tensor, row_dim: int, shape: Sequence[i
 
 
 def read_raw(raw: Any, rows: Tensor, row_dim: int, shape: Sequence[int], who: str) -> Tensor:
-    """What a network made of rows ``(N, ...)``, as ``(N, *shape)``."""
+    """A network's output for rows ``(N, ...)``, reshaped to ``(N, *shape)``."""
     shape = tuple(shape)
     if isinstance(raw, Tensor) and raw.shape == (rows.shape[0], *shape):
         return raw
@@ -208,7 +208,7 @@ def read_raw(raw: Any, rows: Tensor, row_dim: int, shape: Sequence[int], who: st
 
 
 def must_map(who: str, in_shape: Sequence[int], out_shape: Sequence[int]) -> str:
-    """What a network must do, in words."""
+    """The shapes that a network must map between, in words."""
     flat = "" if len(out_shape) < 2 else f", or to {batch_of([math.prod(out_shape)])}"
     return f"{who} must map {batch_of(in_shape)} to {batch_of(out_shape)}{flat}"
 
@@ -226,13 +226,11 @@ def _merges(shape: Sequence[int], found: Sequence[int]) -> bool:
 
 
 def batch_of(shape: Sequence[int]) -> str:
-    """The shape of so many rows, in words."""
+    """The shape of N such rows, in words."""
     return f"({', '.join(['N', *map(str, shape)])})"
 
 
 def check_mask_shape(mask: Tensor, shape: Sequence[int]) -> None:
-    """Refuses a mask that has not one entry for each of the rows', of this shape."""
+    """Raises an error if a mask does not have the shape of the rows."""
     if tuple(mask.shape) != tuple(shape):
-        raise ValueError(
-            f"the mask has shape {tuple(mask.shape)}, expected one entry for each of the rows', {tuple(shape)}"
-        )
+        raise ValueError(f"the mask has shape {tuple(mask.shape)}, expected that of the rows, {tuple(shape)}")

@@ -1,4 +1,4 @@
-"""The guide's part of a deep Markov model: it reads rows backwards."""
+"""The encoder of a deep Markov model, which reads rows backwards."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,15 +13,15 @@ __all__ = ["BackwardEncoder", "by_step"]
 
 
 class BackwardEncoder(nn.Module):
-    r"""A recurrent network that reads a row backwards, and a normal of the next state, given the state before.
+    r"""A recurrent network that reads a row backwards, and a normal distribution of the next state given the last.
 
     .. math:: q(z_t \mid z_{t-1}, h_t) = \mathcal{N}(\mathrm{affine}(c_t)), \qquad
         c_t = \tfrac{1}{2} (\tanh(\mathrm{affine}(z_{t-1})) + h_t)
 
     Args:
-        encoding: How one step of a row is shown, with its mask.
+        encoding: How one step of a row is presented, with its mask.
         step_shape: Shape of one step.
-        latent_dim: Numbers L of a state.
+        latent_dim: Size L of a state.
         hidden_dim: Width of the recurrent network.
     """
 
@@ -40,7 +40,7 @@ class BackwardEncoder(nn.Module):
         return self.encoding.arguments
 
     def read(self, x: Tensor, mask: Tensor, **arguments: Any) -> tuple[list[Tensor], list[Tensor]]:
-        """What is known of rows ``(N, T, *C)`` from each step on: h ``(N, H)``, and whether anything is, ``(N, 1)``."""
+        """Summaries of rows ``(N, T, *C)`` from each step on: h ``(N, H)``, and whether any is observed, ``(N, 1)``."""
         rows, steps = x.shape[:2]
         shown = self.encoding(x, mask, **by_step(arguments, rows, steps)).reshape(rows, steps, -1)
         seen = mask.reshape(rows, steps, -1).any(-1)
@@ -55,14 +55,14 @@ class BackwardEncoder(nn.Module):
         return states, known
 
     def forward(self, before: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and scale of a state, given the state before ``(*B, L)`` and what is known from here on."""
+        """Location and scale of a state, given the last state ``(*B, L)`` and the summary from this step on."""
         combined = 0.5 * (self.combine(before).tanh() + h)
         made = self.normal(self.out(combined).unflatten(-1, (2, self.latent_dim))).base_dist
         return made.loc, made.scale
 
 
 def by_step(arguments: dict[str, Any], rows: int, steps: int) -> dict[str, Any]:
-    """What rows come with, for each of their steps."""
+    """The rows' arguments, repeated for each step."""
     return {
         name: value[:, None].expand(rows, steps) if isinstance(value, Tensor) and value.dim() == 1 else value
         for name, value in arguments.items()

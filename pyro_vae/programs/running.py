@@ -1,4 +1,4 @@
-"""How any Pyro program is run here: in which mode, with which random state and which parameters in Pyro's store."""
+"""Running any Pyro program: the modules' mode, the random state, and the parameters in Pyro's store."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,12 +20,12 @@ __all__ = ["evaluating", "forked_random_state", "in_mode", "local_parameters", "
 def local_parameters() -> Iterator[None]:
     """Keeps the parameters of modules out of Pyro's global store while programs run.
 
-    Modules hold their own parameters. In the global store they would be found by name, so that two modules of one
-    name would share them, and they would outlive their module. Parameters made by a bare ``pyro.param`` have no other
-    home: they are seen inside, and stay.
+    Modules hold their own parameters. In the global store they would be found by name, so two modules with the same
+    name would share them, and they would outlive their module. Parameters from a bare ``pyro.param`` exist only in the
+    store: they are visible inside, and remain.
 
-    A parameter of another module that the store holds under a name that was used in here is forgotten: Pyro would put
-    it in the place of this module's own, without a word, where the program is next run by hand.
+    If the store holds a parameter of another module under a name that was used inside, it is deleted: Pyro would
+    silently use it in place of this module's own the next time the program is run directly.
     """
     store = pyro.get_param_store()
     before = store.get_state()
@@ -44,7 +44,7 @@ def _bare(state: Any) -> Any:
 
 
 def move_stored(names: Iterable[str], device: torch.device) -> None:
-    """Moves entries of Pyro's parameter store to a device, but for parameters of modules, which move with those."""
+    """Moves entries of Pyro's parameter store to a device, except modules' parameters, which move with them."""
     store = pyro.get_param_store()
     values = dict(store.named_parameters())
     bare = {name: values[name] for name in names if name in values and not isinstance(values[name], nn.Parameter)}
@@ -53,12 +53,12 @@ def move_stored(names: Iterable[str], device: torch.device) -> None:
         state = store.get_state()
         store.set_state({**state, "params": {**state["params"], **here}})
         for name in store:
-            store[name]  # gives back the mark that get_state takes from values
+            store[name]  # restores the attribute that get_state removes from values
 
 
 @contextmanager
 def evaluating(*programs: Any) -> Iterator[None]:
-    """Runs programs without gradients and in evaluation mode, and puts each module's mode back."""
+    """Runs programs without gradients and in evaluation mode, and restores each module's mode."""
     found = modules_of(dict(zip(map(str, range(len(programs))), programs, strict=True))).values()
     modules = [module for part in found for module in part.modules()]
     with in_mode(modules, training=False), torch.no_grad(), local_parameters():
@@ -67,7 +67,7 @@ def evaluating(*programs: Any) -> Iterator[None]:
 
 @contextmanager
 def in_mode(modules: Sequence[nn.Module], *, training: bool) -> Iterator[None]:
-    """Puts modules into training or evaluation mode, and puts each one's mode back."""
+    """Puts modules into training or evaluation mode, and restores each one's mode."""
     modes = [module.training for module in modules]
     try:
         for module in modules:
@@ -82,7 +82,7 @@ def site_distribution(program: Any, site: str, *args: Any, **kwargs: Any) -> Tor
     """Runs a program once and returns the distribution at one of its sample sites.
 
     Raises:
-        ValueError: if the program has no such site, naming those it has.
+        ValueError: if the program has no such site; the message lists its sites.
     """
     trace = poutine.trace(program).get_trace(*args, **kwargs)
     if site not in trace.nodes or trace.nodes[site]["type"] != "sample":

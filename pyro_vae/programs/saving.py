@@ -1,8 +1,8 @@
-r"""Pairs on disk: a folder with ``config.json`` and ``model.safetensors``, in which nothing is code.
+r"""Pairs on disk: a folder with ``config.json`` and ``model.safetensors``, which contain no code.
 
-The programs of a pair are code, and come from the user's: what is written is their state. That is the weights and
-buffers of the modules that they use, their entries in Pyro's parameter store, and what the pair knows of its data:
-transform, shape, range, number of rows.
+The programs of a pair are the user's code; only their state is written. That is the weights and buffers of the modules
+that they use, their entries in Pyro's parameter store, and the pair's facts about its data: transform, shape, range,
+number of rows.
 """
 
 import importlib.metadata
@@ -44,7 +44,7 @@ __all__ = [
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT_VERSION = 2
 
-_DESCRIBED = "config"  # in the metadata of the weights: the fingerprint of the configuration that they go with
+_DESCRIBED = "config"  # in the weights' metadata: the fingerprint of their configuration
 _PARAM = "pyro.param: "  # before the names of tensors from Pyro's parameter store
 _OF_NUMBERS = ("greater_than", "greater_than_eq", "less_than", "interval", "half_open_interval", "integer_interval")
 _TRANSFORMS = {
@@ -65,13 +65,13 @@ def save_pair(
     description: Mapping[str, Any] | None = None,
     weights: bool = True,
 ) -> None:
-    """Writes a pair to a folder: ``config.json`` and ``model.safetensors``, both whole or none at all.
+    """Writes a pair to a folder: ``config.json`` and ``model.safetensors``, both complete or neither.
 
     Args:
         pair: A :class:`~pyro_vae.Pair`.
-        folder: Made if it is not there; the two files in it are replaced.
-        run: JSON data to keep beside it, such as where it was trained and how.
-        description: What it can be built from, if that is more than its state.
+        folder: Created if it does not exist; the two files in it are replaced.
+        run: JSON data to save along with it, such as where and how it was trained.
+        description: A description to build the pair from, if there is more than its state.
         weights: Write the tensors too.
 
     Raises:
@@ -102,14 +102,14 @@ def save_pair(
     if not weights:
         files.write_json(content, folder / CONFIG)
         return
-    # The weights come last: between the two renames there is a description without its weights, which is refused.
+    # The weights come last: between the two renames a description without weights exists, which cannot be loaded.
     with files.replacing_all(folder / CONFIG, folder / WEIGHTS) as (config, tensors):
         config.write_text(text, encoding="utf-8")
         files.save_tensors(state, tensors, {_DESCRIBED: _fingerprint(json.loads(text))})
 
 
 def _fingerprint(config: Mapping[str, Any]) -> str:
-    """Of what a configuration says of the pair, against damage: not of versions, nor of what was kept beside it."""
+    """Fingerprint of the pair's description, to detect damage; it excludes versions and ``run``."""
     said = {name: config.get(name) for name in ("model", "num_rows", "arguments", "params")}
     return f"{zlib.crc32(json.dumps(said, sort_keys=True).encode()):08x}"
 
@@ -117,7 +117,7 @@ def _fingerprint(config: Mapping[str, Any]) -> str:
 def _describe_pair(pair: Any) -> dict[str, Any]:
     try:
         transform = configs.describe(pair.transform)
-    except ValueError:  # one of the user's own that keeps no arguments: it comes from the code, as programs do
+    except ValueError:  # the user's own, without stored arguments: it comes from code, like the programs
         transform = {"class": type(pair.transform).__name__, "from_code": True}
     return {
         "class": "Pair",
@@ -130,7 +130,7 @@ def _describe_pair(pair: Any) -> dict[str, Any]:
 
 
 def _called(program: Any) -> str:
-    """What a program is called in its code, for the person who looks for it."""
+    """A program's name in its code, for human readers."""
     named = program if hasattr(program, "__qualname__") else type(program)
     return f"{named.__module__}.{named.__qualname__}"
 
@@ -144,7 +144,7 @@ def _bare() -> dict[str, Tensor]:
 def argument_shapes(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Type and shape of a row of each keyword argument, or the value of one that all rows share, as JSON data.
 
-    A pair that knows this, as ``pair.argument_shapes``, can run its programs without data.
+    With this in ``pair.argument_shapes``, a pair can run its programs without data.
 
     Example:
         >>> argument_shapes({"inputs": torch.zeros(5, 3), "temperature": 0.5})
@@ -162,7 +162,7 @@ def argument_shapes(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _made_up(described: Mapping[str, Any], fill: int, device: torch.device) -> dict[str, Any]:
-    """Keyword arguments of two rows, of which nothing but the shape is right."""
+    """Keyword arguments for two rows, with the right shapes and arbitrary values."""
     return {
         name: torch.full((2, *one["shape"]), fill, dtype=getattr(torch, one["dtype"]), device=device)
         if "shape" in one
@@ -172,7 +172,7 @@ def _made_up(described: Mapping[str, Any], fill: int, device: torch.device) -> d
 
 
 def _store_names(pair: Any) -> set[str]:
-    """Names in Pyro's store that belong to the pair: those it is known to use, or is seen to use in a run."""
+    """Names in Pyro's store that belong to the pair: the known ones, or those that a run uses."""
     bare = _bare()
     known = {name for name in getattr(pair, "store_names", ()) if name in bare}
     if known or not bare:
@@ -182,13 +182,13 @@ def _store_names(pair: Any) -> set[str]:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"Pyro's parameter store holds {listed(bare)}, and which of them are this pair's can't be told, for its "
-            f"programs do not run without data ({reason}): name them, as pair.store_names = {{{min(bare)!r}}}"
+            f"Pyro's parameter store holds {listed(bare)}, and which of them are this pair's can't be told, because "
+            f"its programs do not run without data ({reason}): name them, as in pair.store_names = {{{min(bare)!r}}}"
         ) from error
 
 
 def _run_once(pair: Any, described: Mapping[str, Any]) -> set[str]:
-    """Runs both programs on two rows of the model's own, and names what they use of Pyro's store."""
+    """Runs both programs on two rows drawn from the model, and returns the entries of Pyro's store that they use."""
     failed: list[Exception] = []
     for fill in (0, 1):  # an index may be too high, a length or an amount too low
         arguments = _made_up(described, fill, pair.device)
@@ -208,7 +208,7 @@ def _run_once(pair: Any, described: Mapping[str, Any]) -> set[str]:
 
 
 def describe_constraint(constraint: Constraint) -> Any:
-    """A constraint as JSON data; None where it can't be said so.
+    """A constraint as JSON data; None if it has no such form.
 
     Example:
         >>> describe_constraint(constraints.positive), describe_constraint(constraints.interval(0, 2.5))
@@ -254,7 +254,7 @@ def _build_constraint(description: Any) -> Constraint:
 
 
 def load_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The content of a saved pair's ``config.json``: ``model`` describes it, ``run`` is what was saved beside it.
+    """The content of a saved pair's ``config.json``: ``model`` describes it, ``run`` was saved along with it.
 
     Raises:
         ValueError: if the folder holds no saved model, a damaged one, or one of a newer version.
@@ -277,7 +277,7 @@ def load_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _encoding_for_features(description: Any) -> Any:
-    """A description of format 1, in which encodings were called features."""
+    """Converts a description of format 1, in which encodings were called features."""
     if isinstance(description, list):
         return [_encoding_for_features(value) for value in description]
     if not isinstance(description, dict):
@@ -293,20 +293,20 @@ def read_weights(
 
     Args:
         folder: Where it was saved.
-        config: What :func:`load_config` read there.
-        header: Read shapes and types alone: tensors on the device ``"meta"``, which take no memory.
+        config: The result of :func:`load_config` for the folder.
+        header: Read only shapes and types: tensors on the device ``"meta"``, which take no memory.
 
     Raises:
-        ValueError: if there is none, it is damaged, or it goes with another configuration.
+        ValueError: if there is no state, or it is damaged, or it belongs to another configuration.
     """
     path = Path(folder) / WEIGHTS
     if not path.is_file():
-        raise ValueError(f"{folder} has no {WEIGHTS}: its training has not ended, and can be resumed")
+        raise ValueError(f"{folder} has no {WEIGHTS}: its training has not finished, and can be resumed")
     tensors, metadata = (files.read_header(path), {}) if header else files.read_tensors(path)
     if metadata.get(_DESCRIBED) not in (None, _fingerprint(config)):
         raise ValueError(
             f"{Path(folder) / CONFIG} is not the one that {WEIGHTS} was saved with: one of the two was changed or is "
-            f"damaged; put back a copy of it, or save the model again"
+            f"damaged; restore it from a copy, or save the model again"
         )
     store = {name.removeprefix(_PARAM): tensors.pop(name) for name in list(tensors) if name.startswith(_PARAM)}
     if config["format_version"] == 1:
@@ -324,17 +324,17 @@ def open_into(
     parts: Iterable[type[nn.Module]] = (),
     whose: str = "this pair",
 ) -> None:
-    """Gives a pair the state that was saved of one with the same programs. It changes whole or not at all.
+    """Loads the state of a pair with the same programs into a pair, completely or not at all.
 
     Args:
         pair: A :class:`~pyro_vae.Pair`.
         folder: Where it was saved.
-        config: What :func:`load_config` read there.
-        parts: Classes of transforms of the user's own.
-        whose: What to call the pair in messages.
+        config: The result of :func:`load_config` for the folder.
+        parts: The user's own classes of transforms.
+        whose: The pair's name in messages.
 
     Raises:
-        ValueError: if the folder holds no whole state, or that of other programs.
+        ValueError: if the folder holds no complete state, or that of other programs.
     """
     folder, path = Path(folder), Path(folder) / CONFIG
     header, _ = read_weights(folder, config, header=True)
@@ -362,7 +362,7 @@ def open_into(
     pair.to(device=pair.device, dtype=_dtype_of(tensors, pair.dtype))  # the transform is new
     pair.load_state_dict(tensors)
     pair.event_shape, pair.data_range = shape, data_range
-    pair.missing = described.get("missing", pair.missing)  # some premade pairs leave no choice
+    pair.missing = described.get("missing", pair.missing)  # some premade pairs have it fixed
     pair.num_rows = config.get("num_rows")
     pair.store_names, pair.argument_shapes = set(params), arguments
     state = pyro.get_param_store().get_state()
@@ -377,7 +377,7 @@ def _build_transform(description: Any, own: Transform, parts: Iterable[type[nn.M
         if type(own).__name__ != description["class"]:
             raise ValueError(
                 f"the pair was saved with a transform {description['class']} that can't be built from its "
-                f"description: give the pair one, found {type(own).__name__}"
+                f"description: build the pair with one, found {type(own).__name__}"
             )
         return own
     classes = {type(own).__name__: type(own)} | _TRANSFORMS | {part.__name__: part for part in parts}
@@ -390,7 +390,7 @@ def _build_transform(description: Any, own: Transform, parts: Iterable[type[nn.M
 def _check_state(
     pair: Any, tensors: Mapping[str, Tensor], arguments: Mapping[str, Any], folder: Path, whose: str
 ) -> None:
-    """Makes sure that the tensors are those of this pair, in name and shape."""
+    """Checks that the tensors are those of this pair, in name and shape."""
     own = pair.state_dict()
     if tensors.keys() - own.keys():  # such as those that an autoguide makes when it first runs
         try:
@@ -399,7 +399,7 @@ def _check_state(
             reason = " ".join(str(error).split())
             raise ValueError(
                 f"{folder / WEIGHTS} has {min(tensors.keys() - own.keys())}, which {whose} lacks, and its programs "
-                f"do not run without data ({reason}): if they make it when they first run, encode a row before"
+                f"do not run without data ({reason}): if they create it when they first run, encode a row before"
             ) from error
         own = pair.state_dict()
     check_shapes(own, tensors, pair.dtype, folder, whose)
@@ -408,20 +408,20 @@ def _check_state(
 def check_shapes(
     own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], floating: torch.dtype, folder: Path, whose: str
 ) -> None:
-    """Makes sure that tensors in a file are those of a model, in name, shape and type.
+    """Checks that tensors in a file are those of a model, in name, shape and type.
 
     Args:
         own: The model's state.
-        tensors: What the file holds, or its header.
-        floating: The model's type, in the place of which the file may have another.
-        folder: Where the file is.
-        whose: What to call the model in the message.
+        tensors: The file's content, or its header.
+        floating: The model's floating-point type; the file may have another.
+        folder: The file's folder.
+        whose: The model's name in the message.
 
     Raises:
-        ValueError: with the first thing that differs, and how many do.
+        ValueError: with the first difference, and their number.
     """
     dtype = _dtype_of(tensors, floating)
-    reasons = [f"it has {name} besides" for name in sorted(tensors.keys() - own.keys())]
+    reasons = [f"it has an extra {name}" for name in sorted(tensors.keys() - own.keys())]
     reasons += [f"it lacks {name}" for name in sorted(own.keys() - tensors.keys())]
     for name, value in own.items():
         found = tensors.get(name, value)
@@ -438,7 +438,7 @@ def check_shapes(
 
 
 def _dtype_of(tensors: Mapping[str, Tensor], default: torch.dtype) -> torch.dtype:
-    """The type of a state's weights; a transform's buffers have types of their own."""
+    """The type of a state's weights; a transform's buffers may have other types."""
     weights = (tensor for name, tensor in tensors.items() if not name.startswith("transform."))
     return next((tensor.dtype for tensor in weights if tensor.is_floating_point()), default)
 
@@ -450,7 +450,7 @@ def _same_kind(found: torch.dtype, expected: torch.dtype) -> bool:
 def _constraints_for(
     pair: Any, params: Mapping[str, Tensor], described: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> dict[str, Constraint]:
-    """The constraint of each parameter; where the file can't say it, the programs do."""
+    """The constraint of each parameter, from the file if it has it, else from the programs."""
     if any(described.get(name) is None for name in params):
         _run_once(pair, arguments)
     own = pyro.get_param_store().get_state()["constraints"]

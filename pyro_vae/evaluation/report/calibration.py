@@ -1,4 +1,4 @@
-"""Calibration of all latents together, and at the data's own rows."""
+"""Calibration of all latents together, and at rows of the data."""
 
 import math
 from typing import TYPE_CHECKING
@@ -22,12 +22,12 @@ def joint(job: Job, section: Section) -> None:
     found = joint_calibration(job.pair, num_simulations, num_draws, given=given, seed=job.seed)
     threshold = THRESHOLDS["joint_calibration"]
     section.about = (
-        f"{num_simulations:,} rows drawn from the model, and the rank of functions of all latents together among "
-        f"{num_draws} draws of the guide: of the log-weight, which tells a posterior from a guide best, and of the "
-        f"distance to a point that the model drew elsewhere (TARP). {threshold}"
+        f"{num_simulations:,} rows drawn from the model. Functions of all latents together are ranked among "
+        f"{num_draws} draws from the guide: the log-weight, which tells a posterior from a guide best, and the "
+        f"distance to a random point drawn from the model (TARP). {threshold}"
     )
     section.tables[""] = found.table
-    section.figures["Coverage of balls around random points; the band holds a right guide's at each level in 99%."] = (
+    section.figures["Coverage of balls around random points. At each level, the band holds 99% of exact guides."] = (
         _coverage(found)
     )
     told = float(found.table.loc[LOG_WEIGHT, "mean_rank"]) if LOG_WEIGHT in found.table.index else math.nan
@@ -41,14 +41,14 @@ def joint(job: Job, section: Section) -> None:
         "furthest_level": float(levels[furthest]),
     }
     level = threshold.level(p_value=found.p_value)
-    what = {"fine": "cannot be told", "look": "can be told"}[level]
-    by_weight = f"; by their log-weight {told:.0%} of pairs are told rightly, where 50% is chance"
+    what = {"fine": "cannot be told apart", "look": "can be told apart"}[level]
+    by_weight = f"; the log-weight tells {told:.0%} of pairs apart, where 50% is chance"
     by_weight = by_weight if math.isfinite(told) else ""
     section.found(
         "joint_calibration",
         level,
-        f"On the model's own data draws of the guide {what} from the posterior's, all latents together (p = "
-        f"{found.p_value:.2g}{by_weight}).",
+        f"On data drawn from the model, draws from the guide and from the posterior {what}, all latents together "
+        f"(p = {found.p_value:.2g}{by_weight}).",
         p_value=found.p_value,
     )
 
@@ -64,7 +64,7 @@ def _coverage(found: JointCalibration) -> "Figure":
     axes.fill_between(levels, low, high, color="#000000", alpha=0.13, linewidth=0)
     axes.plot([0, 1], [0, 1], color="#1b1b1b", linewidth=0.8)
     axes.plot(levels, found.coverage["coverage"], color="#2c6e9b")
-    axes.set(xlabel="share of the guide's draws in the ball", ylabel="share of rows whose latents it holds")
+    axes.set(xlabel="share of the guide's draws in the ball", ylabel="share of rows whose latents are in the ball")
     return figure
 
 
@@ -75,13 +75,13 @@ def at_rows(job: Job, section: Section) -> None:
     found = calibration_at_rows(job.pair, rows, num_transitions=num_transitions, seed=job.seed)
     threshold = THRESHOLDS["calibration_at_rows"]
     section.about = (
-        f"A draw of the guide at each of {len(rows['x']):,} rows of the data, and its rank among {found.num_chains} "
-        f"chains of {num_transitions} transitions of Hamiltonian Monte Carlo that came from it and back: uniform where "
-        f"the guide is the posterior, whether or not chains mix. Ranks of a guide that is too narrow crowd in the "
-        f"middle. {threshold}"
+        f"At each of {len(rows['x']):,} rows of the data, {num_transitions} Hamiltonian Monte Carlo transitions start "
+        f"from a draw from the guide, and {found.num_chains} chains of as many start from their end. The rank of the "
+        f"draw among the chains' ends is uniform if the guide is the posterior, whether or not the chains mix. If the "
+        f"guide is too narrow, the ranks crowd in the middle. {threshold}"
     )
     section.tables["The quantities that stand out most."] = found.table.sort_values("p_value", kind="stable").head(12)
-    latents = found.table.iloc[:-2]  # without the two log-probabilities, in which all errors add up
+    latents = found.table.iloc[:-2]  # without the two log-probabilities, which add up all errors
     smallest, largest = float(latents["spread"].min()), float(latents["spread"].max())
     off = float((latents["mean_rank"] - 0.5).abs().max())
     section.numbers = {
@@ -96,8 +96,8 @@ def at_rows(job: Job, section: Section) -> None:
     section.found(
         "calibration_at_rows",
         level,
-        f"At the data's own rows the guide {what} (p = {found.p_value:.2g}; its ranks among chains near the posterior "
-        f"spread {smallest:.2f} to {largest:.2f} times as wide as they should).",
+        f"At rows of the data the guide {what} (p = {found.p_value:.2g}; its ranks among chains near the posterior "
+        f"are spread {smallest:.2f} to {largest:.2f} times as widely as they should be).",
         p_value=found.p_value,
         largest=largest,
         smallest=smallest,

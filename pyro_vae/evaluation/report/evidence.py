@@ -1,4 +1,4 @@
-"""How probable the rows are: the ELBO and its parts, the evidence, and bounds on it."""
+"""How probable the rows are: the ELBO and its terms, the evidence, and bounds on it."""
 
 import math
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ _COMPARED = 256  # rows whose posteriors are compared with one another
 
 
 def summary(job: Job, section: Section) -> None:
-    """The numbers of :func:`~pyro_vae.evaluation.evaluate`, and whether latents are in use."""
+    """The numbers of :func:`~pyro_vae.evaluation.evaluate`, and whether the latents are used."""
     import pandas as pd
 
     metrics = evaluate(job.pair, job.rows, seed=job.seed)
     section.numbers = dict(metrics)
     section.about = (
-        f"One draw of the guide for each of {metrics['num_rows']:,} rows; nats per row, ± standard error over rows."
+        f"One draw from the guide for each of {metrics['num_rows']:,} rows; nats per row, ± standard error over rows."
     )
     of_each = [n for n in metrics if n.startswith("rate_") and not n.endswith("_se")]
     names = [n for n in ("elbo", "rate", *of_each, "distortion", "bits_per_dim", "auxiliary") if n in metrics]
@@ -34,38 +34,38 @@ def summary(job: Job, section: Section) -> None:
         {"mean": [metrics[n] for n in names], "± over rows": [metrics.get(f"{n}_se", math.nan) for n in names]}, names
     )
     if "auxiliary" in metrics:
-        section.about += " What the guide observes trains it (auxiliary), and is no part of the ELBO."
+        section.about += " Sites that the guide observes (auxiliary) train the guide and are not part of the ELBO."
     rows = job.some(_COMPARED)
     if len(rows["x"]) < 2:
         return
     information = latent_information(job.pair, rows, seed=job.seed)
     if not information:
-        section.about += " What latents say of their row is not said, for the guide draws none whose density is known."
+        section.about += " The information in the latents is not estimated: the guide draws none of known density."
         return
     of_site = {name: float(values.mean()) for name, values in information.items()}
     section.numbers["information"] = of_site
     threshold, every = THRESHOLDS["information"], torch.stack(list(information.values())).sum(0)
     nats, moved = float(every.mean()), float(every.abs().mean())
     section.about += (
-        f" What latents say of their row is a lower bound on the information, from telling it from 31 others; it sees "
-        f"up to {math.log(32):.2f} nats. {threshold}"
+        f" The latents' information about their row is a lower bound, from telling the row from 31 others. It "
+        f"can be at most {math.log(32):.2f} nats. {threshold}"
     )
     level = threshold.level(nats=nats, moved=moved)
-    text = f"{nats:z.2f} nats of information at least, where the rate is {metrics['rate']:.2f}"
-    says = {"fine": "The latents tell rows apart", "look": "The latents say little of the rows"}
+    text = f"at least {nats:z.2f} nats of information, where the rate is {metrics['rate']:.2f}"
+    says = {"fine": "The latents tell rows apart", "look": "The latents say little about the rows"}
     idle = [name for name, value in of_site.items() if value < threshold.limits["none"]] if len(of_site) > 1 else []
-    idle_text = f"; {', '.join(idle)} say{'s' if len(idle) == 1 else ''} nothing of them" if idle else ""
+    idle_text = f"; {', '.join(idle)} say{'s' if len(idle) == 1 else ''} nothing about them" if idle else ""
     section.found(
         "information",
         level,
-        f"{says.get(level, 'The latents say nothing of the rows')}: {text}{_active(metrics)}{idle_text}.",
+        f"{says.get(level, 'The latents say nothing about the rows')}: {text}{_active(metrics)}{idle_text}.",
         nats=nats,
         moved=moved,
     )
 
 
 def _active(metrics: Mapping[str, float]) -> str:
-    """The convention for standard normal priors, as a number beside it."""
+    """The usual count of active units for standard normal priors."""
     if "active_units" not in metrics:
         return ""
     active, latents = int(metrics["active_units"]), int(metrics["num_latents"])
@@ -81,10 +81,10 @@ def evidence(job: Job, section: Section) -> None:
     of_step, of_gap = THRESHOLDS["evidence_step"], THRESHOLDS["elbo_gap"]
     section.about = (
         f"Importance weighting from the guide, {num_rows:,} rows with {job.size.particles:,} particles each; nats per "
-        f"row. A lower bound in expectation, which has settled where more particles add nothing. {of_step} {of_gap}"
+        f"row. A lower bound in expectation; it has settled when more particles add nothing. {of_step} {of_gap}"
     )
     if _draws_bits(job):
-        section.about += " The transform draws: of each row it is the evidence of one draw, the same for equal rows."
+        section.about += " The transform is random: the evidence is that of one draw per row, the same for equal rows."
     section.tables[""] = curve.set_index("num_particles")
     elbo, last = float(curve["log_evidence"].iloc[0]), found.mean
     step, gap = last - float(curve["log_evidence"].iloc[-2]), last - elbo
@@ -106,18 +106,18 @@ def evidence(job: Job, section: Section) -> None:
     level = of_step.level(step=step)
     found_beyond = _beyond(job)
     beyond = (
-        f"on {job.size.modes[0]} rows chains that start elsewhere find {found_beyond:.2f} nats beyond the guide"
+        f"on {job.size.modes[0]} rows, chains that start elsewhere find {found_beyond:.2f} nats that the guide misses"
         if found_beyond
         else ""
     )
     if level == "fine" and not beyond:
         error, of_draws = found.mean_standard_error, found.mean_monte_carlo_error
         unreliable = float((~found.reliable).double().mean())
-        doubted = f"; the error of {unreliable:.0%} of the rows is not to be believed (k̂)" if unreliable else ""
+        doubted = f"; for {unreliable:.0%} of the rows the error is unreliable (k̂)" if unreliable else ""
         section.found(
             "evidence_step",
             level,
-            f"The log evidence is {last:.2f} ± {error:.2f} nats per row, ± {of_draws:.2g} for these very rows; "
+            f"The log evidence is {last:.2f} ± {error:.2f} nats per row, ± {of_draws:.2g} from the draws alone; "
             f"{settled}{doubted}.",
             step=step,
         )
@@ -126,7 +126,7 @@ def evidence(job: Job, section: Section) -> None:
         section.found(
             "evidence_step",
             "look",
-            f"The evidence is at least {last:.2f} nats per row, and more: {more}.",
+            f"The evidence is more than {last:.2f} nats per row: {more}.",
             step=max(step, found_beyond),
         )
     level = of_gap.level(gap=gap, rate=rate)
@@ -141,13 +141,13 @@ def evidence(job: Job, section: Section) -> None:
 
 
 def _draws_bits(job: Job) -> bool:
-    """Whether the transform draws, as one from grey levels to bits does."""
+    """Whether the transform is random, such as one from grey levels to bits."""
     rows = job.some(8)
     return not torch.equal(job.pair.prepare(rows).x, job.pair.prepare(rows, redraw=True).x)
 
 
 def _beyond(job: Job) -> float:
-    """Nats that chains from elsewhere find beyond the guide, where they are not few; else 0."""
+    """Nats that chains from elsewhere find and the guide misses, if they are many; else 0."""
     try:
         found = job.modes
     except (ValueError, FloatingPointError, NotImplementedError):  # as the part "modes" says
@@ -176,9 +176,9 @@ def bounds(job: Job, section: Section) -> None:
     assert upper is not None
     of_gap, of_gain = THRESHOLDS["bounds"], THRESHOLDS["annealing_gain"]
     section.about = (
-        f"Annealed importance sampling, {num_chains} chains of {num_steps:,} steps, on {num_rows} rows that the model "
-        f"drew, where bounds hold on both sides, and on {num_rows} of the data, where the lower one does. {of_gap} "
-        f"{of_gain}"
+        f"Annealed importance sampling with {num_chains} chains of {num_steps:,} steps: on {num_rows} rows drawn from "
+        f"the model, with bounds on both sides, and on {num_rows} rows of the data, with the lower bound only. "
+        f"{of_gap} {of_gain}"
     )
     section.numbers = {
         "simulated_lower": float(simulated.lower.mean()),
@@ -202,8 +202,8 @@ def bounds(job: Job, section: Section) -> None:
     section.found(
         "bounds",
         of_gap.level(gap=gap),
-        f"On data that the model drew, its evidence lies between bounds {gap:z.2f} nats apart"
-        f"{': they cross, so that a density is not that of its draws' if of_gap.level(gap=gap) == 'wrong' else ''}.",
+        f"On data drawn from the model, the bounds on the evidence are {gap:z.2f} nats apart"
+        f"{': they cross, so some density is not that of its draws' if of_gap.level(gap=gap) == 'wrong' else ''}.",
         gap=gap,
     )
     level = of_gain.level(gain=gain)

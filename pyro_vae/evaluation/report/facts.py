@@ -1,4 +1,4 @@
-"""What a report is a report of, so that two can be told apart and one made again."""
+"""What a report is about, enough to tell two reports apart and to make one again."""
 
 import platform
 from collections.abc import Mapping

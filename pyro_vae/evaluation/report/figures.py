@@ -1,4 +1,4 @@
-"""Figures of what the evaluation found."""
+"""Figures of the evaluation's results."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -32,9 +32,9 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def plot_predictive_check(check: "PredictiveCheck", *, max_panels: int = 12) -> "Figure":
-    """Draws, for each statistic, its values in the data sets drawn, and a line where the observed data are.
+    """Draws a histogram of each statistic over the simulated data sets, and a line at its value in the data.
 
-    With more statistics than panels, those that stand out most are drawn. A red line has a p-value below 0.01.
+    With more statistics than panels, those that stand out most are shown. A line is red if its p-value is below 0.01.
     """
     table = check.table
     if len(table) > max_panels:
@@ -67,7 +67,7 @@ def plot_predictive_check(check: "PredictiveCheck", *, max_panels: int = 12) -> 
 
 
 def plot_k_hat(found: "GuideDiagnosis") -> "Figure":
-    """Draws how the rows' k̂ are distributed, and the threshold above which not to rely on importance weights."""
+    """Draws a histogram of the rows' k̂, and the threshold above which importance weights are unreliable."""
     figure = _figure(5.2, 2.6)
     axes = figure.add_subplot()
     finite = found.k_hat[found.k_hat.isfinite()].cpu().numpy()
@@ -79,7 +79,7 @@ def plot_k_hat(found: "GuideDiagnosis") -> "Figure":
 
 
 def plot_rate_distortion(curve: "pd.DataFrame") -> "Figure":
-    """Draws distortion against rate, a point for each β, and the lines of equal ELBO through it."""
+    """Draws distortion against rate, a point for each β, and the line of equal ELBO through the best point."""
     figure = _figure(5.2, 4)
     axes = figure.add_subplot()
     curve = curve.sort_values("rate")
@@ -103,11 +103,11 @@ def plot_rate_distortion(curve: "pd.DataFrame") -> "Figure":
 
 
 def plot_simulation_based_calibration(found: "SimulationBasedCalibration", *, max_panels: int = 12) -> "Figure":
-    """Draws the histogram of each quantity's ranks, with the band that all bars of a right guide keep to.
+    """Draws the histogram of each quantity's ranks, with the band that holds all bars of an exact guide.
 
-    They do so in 99% of the cases for one quantity: each bar's binomial interval at 99%, corrected for the number of
-    bars (Bonferroni). With more quantities than panels, those with the smallest p-values are drawn. Red ones have an
-    adjusted p-value below 0.01.
+    The band holds in 99% of cases for one quantity: it is each bar's binomial interval at 99%, corrected for the
+    number of bars (Bonferroni). With more quantities than panels, those with the smallest p-values are shown. Red ones
+    have an adjusted p-value below 0.01.
     """
     p_values: Any = found.table["p_value"]
     most = p_values.sort_values(kind="stable").index[:max_panels]
@@ -131,7 +131,7 @@ def plot_simulation_based_calibration(found: "SimulationBasedCalibration", *, ma
 def plot_coverage(found: "PredictiveCoverage") -> "Figure":
     """Draws the coverage of each level with two standard errors on both sides, and the histogram of the PIT.
 
-    The band of the histogram is the one that all bars of a right model keep to in 99% of the cases.
+    The histogram's band holds all bars of a right model in 99% of cases.
     """
     figure = _figure(7.6, 3.4)
     left, right = figure.subplots(1, 2)
@@ -152,7 +152,7 @@ def plot_coverage(found: "PredictiveCoverage") -> "Figure":
 def _histogram(
     axes: Any, ranks: np.ndarray, num_ranks: int, num_bins: int, color: str, ends: tuple[float, float] | None = None
 ) -> None:
-    """Ranks 0, …, num_ranks − 1 in bins, the uniform expectation, and the band that all bars keep to in 99%."""
+    """Ranks 0, …, num_ranks − 1 in bins, the uniform expectation, and the band that holds all bars in 99% of cases."""
     from scipy import stats
 
     share = np.bincount(np.arange(num_ranks) * num_bins // num_ranks, minlength=num_bins) / num_ranks

@@ -1,4 +1,4 @@
-"""What a report is made of: findings, sections, and the report itself."""
+"""The parts of a report: findings, sections, and the report itself."""
 
 import math
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ __all__ = ["Finding", "Report", "Section"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found.
+    """One result of a check.
 
     Args:
-        level: ``"wrong"``: do not rely on it; ``"look"``: worth a look, or all right for some uses; ``"fine"``.
-        text: What, in a sentence, with the number that was compared with a threshold.
-        name: Of the threshold, in :mod:`pyro_vae.evaluation.report.thresholds`.
-        numbers: What was compared with it, by the threshold's keywords.
+        level: ``"wrong"``: do not rely on it; ``"look"``: worth a look, and acceptable for some uses; ``"fine"``.
+        text: The result in a sentence, with the number that was compared with a threshold.
+        name: The name of the threshold in :mod:`pyro_vae.evaluation.report.thresholds`.
+        numbers: The numbers compared with it, by the threshold's keywords.
     """
 
     level: Level
@@ -38,9 +38,9 @@ class Section:
 
     Args:
         title: Its heading.
-        about: What was estimated and how, in a sentence or two; or why it was not.
+        about: What was estimated and how, in a sentence or two, or why it was not.
         numbers: By name, for ``metrics.json``.
-        findings: What they mean.
+        findings: What the numbers mean.
         tables: By caption.
         figures: By caption.
     """
@@ -53,18 +53,18 @@ class Section:
     figures: "dict[str, Figure]" = field(default_factory=dict)
 
     def found(self, name: str, level: Level, text: str, **numbers: float) -> None:
-        """Adds a finding, by the threshold of that name and the numbers that it was given."""
+        """Adds a finding: the name of its threshold, its level, its text, and the numbers compared."""
         self.findings.append(Finding(level, text, name, numbers))
 
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`~pyro_vae.evaluation.evaluate_suite` found.
+    """The result of :func:`~pyro_vae.evaluation.evaluate_suite`.
 
     Args:
         suite: ``"quick"`` or ``"full"``.
-        sections: The parts by name, in their order.
-        facts: What it is a report of, by name: versions, settings, the rows and their fingerprint.
+        sections: The sections by name, in order.
+        facts: What the report is about, by name: versions, the model, the rows and their fingerprint, the seed.
     """
 
     suite: str
@@ -73,7 +73,7 @@ class Report:
 
     @property
     def findings(self) -> list[Finding]:
-        """All findings, what is wrong first."""
+        """All findings, wrong ones first."""
         every = [finding for section in self.sections.values() for finding in section.findings]
         return sorted(every, key=lambda finding: LEVELS.index(finding.level))
 

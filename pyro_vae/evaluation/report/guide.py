@@ -1,4 +1,4 @@
-"""Is the guide the posterior: its weights, its gaps, another sampler beside it, and its calibration."""
+"""Is the guide the posterior? Its weights, its gaps, a comparison with NUTS, and its calibration."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ from pyro_vae.programs.running import forked_random_state
 
 __all__ = ["calibration", "gaps", "modes", "nuts", "weights"]
 
-_GUIDE_DRAWS = 2000  # whose moments are compared with those of NUTS
+_GUIDE_DRAWS = 2000  # their moments are compared with those of NUTS
 
 
 def weights(job: Job, section: Section) -> None:
@@ -33,9 +33,9 @@ def weights(job: Job, section: Section) -> None:
     threshold = THRESHOLDS["k_hat"]
     section.about = (
         f"Pareto-smoothed k̂ of the importance weights of {len(found.k_hat):,} rows with {job.size.particles:,} draws "
-        f"each. Up to {found.threshold:.2f} weights can correct the guide; above 1 they have not even a mean to be "
-        f"found. {threshold} With tens of latents k̂ is high for sound models too; gaps, calibration and NUTS tell "
-        f"their guides from wrong ones."
+        f"each. Up to {found.threshold:.2f}, weights can correct the guide; above 1 not even their mean can be "
+        f"estimated. {threshold} With tens of latents, k̂ is high for sound models too; gaps, calibration and NUTS "
+        f"tell their guides from wrong ones."
     )
     finite = found.k_hat.nan_to_num(nan=math.inf, posinf=math.inf)
     share, median = float(found.flagged.double().mean()), float(finite.median())
@@ -48,32 +48,32 @@ def weights(job: Job, section: Section) -> None:
         "num_rows": len(found.k_hat),
         "num_particles": job.size.particles,
     }
-    section.figures["k̂ of each row: below 0.5 the guide is near the posterior."] = plot_k_hat(found)
+    section.figures["k̂ of each row. Below 0.5, the guide is close to the posterior."] = plot_k_hat(found)
     level = threshold.level(flagged=share)
     what = {
-        "fine": "The guide is near enough to the posterior for weights to correct it",
+        "fine": "The guide is close enough to the posterior for weights to correct it",
         "look": "Importance weights cannot correct the guide",
     }[level]
     section.found(
         "k_hat",
         level,
-        f"{what}: k̂ is above {found.threshold:.2f} for {share:.0%} of the rows (median {median:.2f}); the median row "
-        f"has use of {float(found.ess.median()):.0f} of {job.size.particles:,} draws.",
+        f"{what}: k̂ is above {found.threshold:.2f} for {share:.0%} of the rows (median {median:.2f}); the median "
+        f"effective sample size is {float(found.ess.median()):.0f} of {job.size.particles:,} draws.",
         flagged=share,
     )
 
 
 def modes(job: Job, section: Section) -> None:
-    """What chains that start elsewhere find beyond the guide."""
+    """How much chains that start elsewhere find that the guide misses."""
     found = job.modes
     threshold = THRESHOLDS["modes"]
     gain, missed = float(found.gain.mean()), float(found.missed.mean())
     error = float(found.standard_error.square().sum().sqrt()) / len(found.gain)
     section.about = (
         f"{job.size.modes[1]} chains for each of {len(found.gain)} rows, half annealed from the prior and half from "
-        f"the posteriors of other rows, and importance weighting from where they come to rest and the guide "
-        f"together. It is as unbiased as that from the guide alone. {threshold} That nothing is found does not prove "
-        f"that there is nothing."
+        f"the posteriors of other rows. Importance weighting then draws around their ends as well as from the guide, "
+        f"and is as unbiased as from the guide alone. {threshold} Finding nothing does not prove that there is "
+        f"nothing."
     )
     section.numbers = {
         "gain": gain,
@@ -85,20 +85,20 @@ def modes(job: Job, section: Section) -> None:
     level = threshold.level(gain=gain, error=error, missed=missed)
     if gain < 0 and level == "wrong":
         text = (
-            f"Weights from the guide find {-gain:.2f} ± {error:.2f} nats per row more than there is: the density of a "
-            f"latent in a program is not that of its draws"
+            f"Weights from the guide find {-gain:.2f} ± {error:.2f} nats per row more than there are: in one of the "
+            f"programs, the density of a latent is not that of its draws"
         )
     else:
-        what = {"fine": "misses nothing to speak of in", "look": "misses some of", "wrong": "misses much of"}[level]
+        what = {"fine": "misses next to nothing of", "look": "misses some of", "wrong": "misses much of"}[level]
         text = (
             f"The guide {what} the posterior: chains that start elsewhere find {gain:z.2f} ± {error:.2f} nats per row "
-            f"beyond it, {missed:.0%} of the posterior"
+            f"more, {missed:.0%} of the posterior"
         )
     section.found("modes", level, f"{text}.", gain=gain, error=error, missed=missed)
 
 
 def gaps(job: Job, section: Section) -> None:
-    """What the ELBO lacks, and whose fault that is."""
+    """How far the ELBO is below the evidence, split into what amortisation and the family cost."""
     import pandas as pd
 
     num_rows, steps = job.size.gaps
@@ -112,8 +112,8 @@ def gaps(job: Job, section: Section) -> None:
     rate = float(evaluate(refined, known, seed=job.seed)["rate"])
     threshold = THRESHOLDS["amortisation"]
     section.about = (
-        f"The guide's family was fitted again to each of {len(rows['x'])} rows. What that recovers is the gap of "
-        f"amortisation, what is then left that of the family. Together they are the KL from the guide to the "
+        f"The guide's family was fitted again to each of {len(rows['x'])} rows. The nats that this recovers are the "
+        f"amortisation gap; the rest is the approximation gap. Together they are the KL from the guide to the "
         f"posterior. {threshold}"
     )
     section.numbers = {**mean, "refined_rate": rate, "num_rows": len(rows["x"])}
@@ -125,21 +125,21 @@ def gaps(job: Job, section: Section) -> None:
         index=pd.Index(["amortisation", "approximation"]),
     )
     text = (
-        f"Of what the ELBO lacks, {amortisation:z.2f} nats per row are the encoder's (refining each row recovers "
-        f"them) and {approximation:z.2f} its family's, where the refined rate is {rate:.2f}"
+        f"The encoder costs the ELBO {amortisation:z.2f} nats per row (refining each row recovers them) and its "
+        f"family {approximation:z.2f}, where the refined rate is {rate:.2f}"
     )
     level = threshold.level(gap=amortisation, rate=rate)
-    wrong = "The guide is far from what its family could be: "
+    wrong = "The guide is far from the best of its family. "
     section.found("amortisation", level, f"{wrong if level == 'wrong' else ''}{text}.", gap=amortisation, rate=rate)
 
 
 def nuts(job: Job, section: Section) -> None:
-    """NUTS on a few rows: every continuous latent's moments beside the guide's."""
+    """NUTS on a few rows: the moments of every continuous latent, compared with the guide's."""
     import pandas as pd
 
     num_rows, num_samples = job.size.nuts
     if not num_rows:
-        raise ValueError("it takes up to minutes for a row, so only the full suite does it")
+        raise ValueError("it takes up to minutes per row, so only the full suite does it")
     job.structure.require_local("it cannot be sampled a row at a time")
     records = {}
     rows = job.some(num_rows)
@@ -150,8 +150,8 @@ def nuts(job: Job, section: Section) -> None:
             records[f"row {index}" if len(found.draws) == 1 else f"row {index}, {site}"] = record
     of_scale, of_nuts = THRESHOLDS["nuts_scale"], THRESHOLDS["nuts_settled"]
     section.about = (
-        f"Pyro's NUTS on the same program, 4 chains of {num_samples} draws for each of {len(rows['x'])} rows, beside "
-        f"{_GUIDE_DRAWS:,} draws of the guide. {of_scale} {of_nuts}"
+        f"Pyro's NUTS on the same program, 4 chains of {num_samples} draws for each of {len(rows['x'])} rows, compared "
+        f"with {_GUIDE_DRAWS:,} draws from the guide. {of_scale} {of_nuts}"
     )
     section.tables[""] = pd.DataFrame.from_dict(records, orient="index")
     section.numbers = {"rows": records}
@@ -169,7 +169,7 @@ def nuts(job: Job, section: Section) -> None:
     section.found(
         "nuts_scale",
         of_scale.level(ratio=min(ratios)),
-        f"The guide's standard deviations are {min(ratios):.2f} to {max(ratios):.2f} of those that NUTS finds.",
+        f"The guide's standard deviations are {min(ratios):.2f} to {max(ratios):.2f} times those of NUTS.",
         ratio=min(ratios),
     )
 
@@ -180,7 +180,7 @@ def _row(rows: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 def _guide_draws(job: Job, row: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Draws of the guide for one row, ``(S, coordinates)`` in float64 by site."""
+    """Draws from the guide for one row, ``(S, coordinates)`` in float64 by site."""
     with forked_random_state(job.pair.device):
         torch.manual_seed(job.seed)
         batch, options = job.pair.batch(row), {"enumerate_guide": False}
@@ -189,7 +189,7 @@ def _guide_draws(job: Job, row: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _compared(found: NutsPosterior, of_guide: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, float]]]:
-    """For each site that both draw, how the guide's moments compare with the posterior's."""
+    """For each site that both draw, the guide's moments compared with the posterior's."""
     for site in [site for site in found.draws if site in of_guide]:
         draws, guided = found.draws[site].double().flatten(0, 1).flatten(1).cpu(), of_guide[site]
         loc, scale = draws.mean(0), draws.std(0)
@@ -211,16 +211,16 @@ def calibration(job: Job, section: Section) -> None:
     found = simulation_based_calibration(job.pair, num_simulations, num_draws, given=given, seed=job.seed)
     threshold = THRESHOLDS["calibration"]
     section.about = (
-        f"Simulation-based calibration: {num_simulations:,} rows drawn from the model, the rank of the latents that "
-        f"made each among {num_draws} draws of the guide. Ranks are uniform where the guide is the posterior. "
-        f"{threshold} A guide of half the posterior's width has ranks that spread 1.33 times as wide, one of twice its "
-        f"width 0.62 times; the mean rank of one that is off by its width is off by 0.26."
+        f"Simulation-based calibration: {num_simulations:,} rows drawn from the model, and the rank of each row's own "
+        f"latents among {num_draws} draws from the guide. Ranks are uniform if the guide is the posterior. "
+        f"{threshold} If the guide has half the posterior's width, its ranks are spread 1.33 times as widely as "
+        f"uniform ones; at twice the width, 0.62 times. If it is off by one width, its mean rank is off by 0.26."
     )
     section.tables["The quantities that stand out most."] = found.table.sort_values("p_value", kind="stable").head(12)
-    section.figures["Ranks, and the band that a right guide's bars keep to in 99%."] = (
+    section.figures["Ranks, and the band that holds all bars of an exact guide in 99% of cases."] = (
         plot_simulation_based_calibration(found)
     )
-    latents = found.table.drop(LOG_LIKELIHOOD, errors="ignore")  # one number for all latents: all errors add up in it
+    latents = found.table.drop(LOG_LIKELIHOOD, errors="ignore")  # one number for all latents, which adds up all errors
     spread, shift = latents["spread"].to_list() or [1.0], [abs(r - 0.5) for r in latents["mean_rank"]] or [0.0]
     ends = [np.isin(found.ranks[name], (0, num_draws)).mean() for name in latents.index]
     beyond = max(ends, default=0.0) - 2 / (num_draws + 1)
@@ -237,8 +237,8 @@ def calibration(job: Job, section: Section) -> None:
     section.found(
         "calibration",
         level,
-        f"On the model's own data the guide's posteriors are {what} (p = {found.p_value:.2g}; the ranks of latents "
-        f"spread {min(spread):.2f} to {max(spread):.2f} times as wide as they should, and their mean is off by up to "
+        f"On data drawn from the model, the guide is {what} (p = {found.p_value:.2g}; the ranks of latents are spread "
+        f"{min(spread):.2f} to {max(spread):.2f} times as widely as they should be, and their mean is off by up to "
         f"{max(shift):.2f}).",
         p_value=found.p_value,
         **numbers,

@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: pictures are inside."""
+"""A report as one self-contained HTML file, with its figures inside."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ __all__ = ["render_html"]
 
 _MARKS = {"wrong": "✗ wrong", "look": "! look", "fine": "✓ fine"}
 
-_WAYS = {"wrong": "What to try", "look": "What to try", "fine": "More"}
+_WAYS = {"wrong": "What to try", "look": "What to try", "fine": "Details"}
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b }
@@ -43,11 +43,11 @@ tr + tr td, tr + tr th { border-top: 1px solid #eee } th:first-child { text-alig
 
 
 def render_html(report: Report, title: str = "Evaluation") -> str:
-    """The report as a page, what is wrong in its first lines.
+    """The report as an HTML page, with what is wrong in its first lines.
 
     Args:
-        report: What was found.
-        title: Its heading, such as the run's name.
+        report: The result of :func:`~pyro_vae.evaluation.evaluate_suite`.
+        title: The page's heading, such as the run's name.
     """
     found = [(name, finding) for name, section in report.sections.items() for finding in section.findings]
     lines = [
@@ -59,8 +59,8 @@ def render_html(report: Report, title: str = "Evaluation") -> str:
         f"<h1>{escape(title)}</h1>",
         f"<p><strong>{escape(report.verdict)}</strong></p>",
         *_findings(sorted(found, key=lambda part: LEVELS.index(part[1].level))),
-        f'<p class="about">Suite: {escape(report.suite)}. Thresholds are named below, where they are '
-        f"used. “Fine” means that this check found nothing, not that there is nothing.</p>",
+        f'<p class="about">Suite: {escape(report.suite)}. Each section states its thresholds. '
+        f"“Fine” means that the check found nothing wrong, not that nothing is wrong.</p>",
     ]
     lines += _facts(report)
     for name, section in report.sections.items():
@@ -69,7 +69,7 @@ def render_html(report: Report, title: str = "Evaluation") -> str:
 
 
 def _findings(findings: Iterable[tuple[str, Finding]]) -> Iterator[str]:
-    """Each with the way to its part, which says what to try; none where they stand in it."""
+    """Each finding with a link to its section, which says what to try; no link if it has no name."""
     yield '<ul class="findings">'
     for name, finding in findings:
         mark = f'<span class="mark">{_MARKS[finding.level]}</span>'
@@ -93,7 +93,7 @@ def _section(name: str, section: Section) -> Iterator[str]:
     guidance = GUIDANCE.get(name)
     if guidance is not None and any(finding.level != "fine" for finding in section.findings):
         said = escape(guidance.what_to_try)
-        yield f'<p class="next">What to try: {said} More in <code>{escape(guidance.place)}</code>.</p>'
+        yield f'<p class="next">What to try: {said} See <code>{escape(guidance.place)}</code>.</p>'
     if section.about:
         yield f'<p class="about">{escape(section.about)}</p>'
     if guidance is not None and section.findings:

@@ -1,4 +1,4 @@
-"""What the parts of a report are given: the pair, its rows, and how much of each they look at."""
+"""The input of a report's parts: the pair, its rows, and how many of them to use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ __all__ = ["SIZES", "Job", "Size"]
 
 @dataclass(frozen=True)
 class Size:
-    """How much of each part a suite does; None is all rows."""
+    """How much each part of a suite does; None is all rows."""
 
     evidence_rows: int | None
     particles: int
@@ -30,7 +30,7 @@ class Size:
     modes: tuple[int, int]  # rows, chains
     gaps: tuple[int, int]  # rows, steps of the refinement
     nuts: tuple[int, int]  # rows, draws of each chain
-    simulations: tuple[int, int]  # rows drawn, draws of the guide for each
+    simulations: tuple[int, int]  # rows drawn, draws from the guide for each
     at_rows: tuple[int, int]  # rows, transitions of each chain
     coverage_rows: int
     check_rows: int | None
@@ -80,16 +80,16 @@ SIZES: dict[str, Size] = {
 
 @dataclass(frozen=True)
 class Job:
-    """What the parts are given.
+    """The input of every part.
 
     Args:
         pair: The programs.
         rows: All rows, checked.
-        structure: What the programs are made of.
+        structure: The sites of the programs.
         train: Rows that the pair was trained on, checked.
-        labels: Theirs, for a classifier.
-        history: Of its training, a row for each epoch.
-        size: How much to do.
+        labels: The labels of ``train``, for a classifier.
+        history: A row for each epoch of the training.
+        size: How much each part does.
         seed: Seeds every part.
     """
 
@@ -103,7 +103,7 @@ class Job:
     seed: int
 
     def some(self, num_rows: int | None, rows: Rows | None = None) -> Mapping[str, Any]:
-        """So many rows, chosen by the seed, as a mapping of ``"x"`` and the keyword arguments that go with them."""
+        """``num_rows`` rows, chosen by the seed: a mapping of ``"x"`` and the keyword arguments that go with them."""
         rows = rows or self.rows
         chosen = torch.arange(rows.num_rows)
         if num_rows is not None and num_rows < len(chosen):
@@ -113,14 +113,14 @@ class Job:
 
     @cached_property
     def modes(self) -> Modes:
-        """What chains find beyond the guide, which the evidence is told of as well."""
+        """What chains find that the guide misses; the section on the evidence uses it as well."""
         num_rows, num_chains = self.size.modes
         return find_modes(self.pair, self.some(num_rows), num_chains=num_chains, seed=self.seed)
 
     def given(self, num_rows: int) -> tuple[dict[str, Any], int]:
-        """Keyword arguments that rows can be drawn under, and for how many rows there are some.
+        """Keyword arguments to draw rows with, and the number of rows that they are for.
 
-        What the model observes is left out, for it is drawn.
+        Those of observed sites are omitted, because the model draws them.
         """
         names = self.some(1).keys() - {"x", *self.structure.observed.values()}
         if not names - self.rows.constants.keys():

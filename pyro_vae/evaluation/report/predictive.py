@@ -1,4 +1,4 @@
-"""Does the model fit: predictive intervals, and data sets that it draws beside the data."""
+"""Does the model fit? Predictive intervals, and simulated data sets compared with the data."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -26,7 +26,7 @@ def coverage(job: Job, section: Section) -> None:
         raise
     except ValueError:  # the programs take no mask, or rows have a single entry
         found = predictive_coverage(job.pair, rows, kind="prior", seed=job.seed)
-    given = "given the rest of its row" if found.kind == "posterior" else "given nothing of its row"
+    given = "given the rest of its row" if found.kind == "posterior" else "without the rest of its row"
     threshold = THRESHOLDS["coverage"]
     levels, held = found.table.index.to_list(), found.table["coverage"].to_list()
     furthest = max(range(len(levels)), key=lambda place: abs(held[place] - levels[place]))
@@ -44,31 +44,31 @@ def coverage(job: Job, section: Section) -> None:
     section.found(
         "coverage",
         threshold.level(**numbers),
-        f"Intervals at {levels[furthest]:.0%}, where coverage is furthest off, hold {held[furthest]:.0%} of "
-        f"the entries, {given} (p = {found.p_value:.2g} for all levels).",
+        f"Where coverage is furthest off, {levels[furthest]:.0%} intervals hold {held[furthest]:.0%} of the entries, "
+        f"{given} (p = {found.p_value:.2g} for all levels).",
         **numbers,
     )
 
 
 def _kind(job: Job) -> Literal["prior", "posterior"]:
-    """What intervals are given: the rest of the row, unless the encoder has never met a row with a gap.
+    """Whether intervals use the rest of the row: they do if the encoder was trained on rows with missing entries.
 
-    What such an encoder makes of a row with an entry hidden may be too far off for importance weights: a right model
-    would be called wrong.
+    If it was not, its posterior for a row with a hidden entry may be too far off for importance weights, and a right
+    model would be called wrong.
     """
     return "posterior" if job.pair.has_met_gaps else "prior"
 
 
 def checks(kind: Literal["prior", "posterior"]) -> Callable[[Job, Section], None]:
-    """The part that compares data with data sets drawn from the prior or the posterior predictive."""
+    """The part that compares the data with data sets drawn from the prior or the posterior predictive."""
 
     def part(job: Job, section: Section) -> None:
         rows = job.some(job.size.check_rows)
         check = predictive_check(job.pair, rows, kind=kind, num_replications=job.size.replications, seed=job.seed)
         drawn = "latents from the prior" if kind == "prior" else "latents from the guide at each row"
         section.about = (
-            f"{job.size.replications} data sets of {check.num_rows:,} rows drawn with {drawn}, compared with the data "
-            f"by their statistics. {THRESHOLDS['checks']}"
+            f"{job.size.replications} data sets of {check.num_rows:,} rows drawn with {drawn}, and their statistics "
+            f"compared with those of the data. {THRESHOLDS['checks']}"
         )
         section.numbers = {
             "joint_p_value": check.joint_p_value,
@@ -77,7 +77,7 @@ def checks(kind: Literal["prior", "posterior"]) -> Callable[[Job, Section], None
         }
         _judge(check, section)
         section.tables[""] = check.table
-        section.figures["Statistics of data sets drawn, and of the data (line; red if p < 0.01)."] = (
+        section.figures["Statistics of the simulated data sets, and of the data (line; red if p < 0.01)."] = (
             plot_predictive_check(check)
         )
 
@@ -89,28 +89,28 @@ def _judge(check: PredictiveCheck, section: Section) -> None:
     threshold = THRESHOLDS["checks"]
     off: Any = check.table.copy()
     off["off"] = (off["observed"] - off["replicated"]).abs() / _sizes(off)
-    low = max(threshold.limits["p"], off["p_value"].min() + 1e-12)  # of few data sets, none may be below
+    low = max(threshold.limits["p"], off["p_value"].min() + 1e-12)  # with few data sets, none may be below
     off = off[off["p_value"] < low].sort_values("off", ascending=False, kind="stable")
     numbers = {"p_value": check.joint_p_value, "share": float(off["off"].iloc[0]) if len(off) else 0.0}
     level = threshold.level(**numbers)
     if level == "fine":
-        text = f"Data drawn from the {check.kind} predictive have the statistics of the data ({p})."
+        text = f"Data drawn from the {check.kind} predictive have the same statistics as the data ({p})."
         section.found("checks", level, text, **numbers)
         return
     shown = "; ".join(
-        f"{name} is {row['observed']:.3g} in the data and {row['replicated']:.3g} in what it draws"
+        f"{name} is {row['observed']:.3g} in the data and {row['replicated']:.3g} in its draws"
         for name, row in off.head(3).iterrows()
     )
     more = f"; and {len(off) - 3} more" if len(off) > 3 else ""
     what = {
-        "prior": "Data drawn from the model are not like the data",
-        "posterior": "Even around each row it draws data that are not like them",
+        "prior": "Data drawn from the model are unlike the data",
+        "posterior": "Even from the latents of each row, the model draws data unlike the data",
     }[check.kind]
     section.found("checks", level, f"{what} ({p}): {shown}{more}.", **numbers)
 
 
 def _sizes(table: Any) -> Any:
-    """What a difference is a share of: the statistic itself, or what it is measured in where it may be about 0."""
+    """The size that a difference is a share of: the statistic itself, or its unit if the statistic may be near 0."""
     sizes = table[["observed", "replicated"]].abs().max(axis=1)
     for name in table.index:
         least = [size for part, size in _LEAST.items() if part in name]

@@ -1,4 +1,4 @@
-"""Are samples good, without a likelihood."""
+"""Are samples good? Measures that need no likelihood."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ __all__ = ["samples"]
 
 
 def samples(job: Job, section: Section) -> None:
-    """Precision, recall, density, coverage and Fréchet distance, beside what real rows reach among themselves."""
+    """Precision, recall, density, coverage and Fréchet distance, next to those between two halves of the real rows."""
     import pandas as pd
 
     real, drawn = _real_and_drawn(job)
@@ -42,24 +42,25 @@ def samples(job: Job, section: Section) -> None:
     ]
     threshold = THRESHOLDS["samples"]
     section.about += (
-        f"{len(real):,} samples beside as many rows that the model was not trained on, by distances {space}. Next to "
-        f"it what one half of the real rows reaches with the other; the Fréchet distance is that of halves in both. "
-        f"Precision and density ask whether samples lie where data lie, recall and coverage whether all data are found "
-        f"among samples. {threshold} Coverage falls with more rows, for neighbourhoods are then smaller."
+        f"{len(real):,} samples compared with as many held-out rows, by distances {space}. The second column compares "
+        f"one half of the real rows with the other; the Fréchet distance is between halves in both columns. "
+        f"Precision and density say whether samples lie where data lie, recall and coverage whether all data are found "
+        f"among samples. {threshold} With more rows coverage falls, because neighbourhoods are smaller."
     )
     section.tables[""] = quality
     section.numbers |= {"num_rows": len(real), **{c: quality[c].to_dict() for c in quality}}
-    section.figures["Draws from the model."] = plot_samples(drawn[:64])
+    section.figures["Samples from the model."] = plot_samples(drawn[:64])
     reached, possible = quality.loc["coverage"]
     level = threshold.level(reached=reached, possible=possible)
     what = {"fine": "are found", "look": "are not all found", "wrong": "are mostly not found"}[level]
+    claim = f"The data {what} among the samples"
     if possible < threshold.limits["seen"]:
-        what = "cannot be looked for"
+        claim = "Coverage cannot tell whether the data are found among the samples"
     section.found(
         "samples",
         level,
-        f"The data {what} among its samples: {reached:.0%} of the real rows have a sample in their neighbourhood, "
-        f"where other real rows reach {possible:.0%}.",
+        f"{claim}: {reached:.0%} of the real rows have a sample in their neighbourhood, where other real rows reach "
+        f"{possible:.0%}.",
         reached=reached,
         possible=possible,
     )
@@ -86,7 +87,7 @@ def _features(job: Job, section: Section, train: Rows, labels: Tensor) -> tuple[
     features = train_classifier_features(x, labels, seed=job.seed)
     section.numbers["classifier_accuracy"] = features.accuracy
     section.about = (
-        f"A small classifier was trained on {len(x):,} labelled rows; it labels {features.accuracy:.1%} of rows held "
-        f"out rightly (the most frequent label alone {features.most_frequent:.1%}). "
+        f"A small classifier was trained on {len(x):,} labelled rows; it labels {features.accuracy:.1%} of "
+        f"held-out rows correctly (the most frequent label alone: {features.most_frequent:.1%}). "
     )
     return features, "between the features of that classifier (this is not FID)"

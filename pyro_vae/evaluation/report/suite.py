@@ -1,8 +1,8 @@
 r"""The whole evaluation of a pair in one call, with its findings in words.
 
-:func:`evaluate_suite` runs every part of :mod:`pyro_vae.evaluation` that applies, and compares what it finds with the
-thresholds of :mod:`pyro_vae.evaluation.report.thresholds`, which are stated with it. A part that does not apply to a
-pair or its data says so in a sentence.
+:func:`evaluate_suite` runs every part of :mod:`pyro_vae.evaluation` that applies, and compares the results with the
+thresholds of :mod:`pyro_vae.evaluation.report.thresholds`, which the report states. If a part does not apply to a pair
+or its data, its section says why.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,22 +28,22 @@ __all__ = ["PARTS", "evaluate_suite"]
 Part = Callable[[Job, Section], None]
 
 _PARTS: Mapping[str, tuple[str, Part]] = {
-    "summary": ("The ELBO and its parts", evidence.summary),
+    "summary": ("The ELBO and its terms", evidence.summary),
     "evidence": ("How probable are the rows? Evidence by importance weighting", evidence.evidence),
-    "bounds": ("Between which bounds does the evidence lie?", evidence.bounds),
+    "bounds": ("How tight are bounds on the evidence?", evidence.bounds),
     "modes": ("Does the guide miss modes? Chains from elsewhere", guide.modes),
     "guide": ("Is the guide right for these rows?", guide.weights),
     "gaps": ("Why is the ELBO below the evidence?", guide.gaps),
     "nuts": ("Is the guide the posterior? NUTS on a few rows", guide.nuts),
-    "calibration": ("Is the guide calibrated on the model's own data?", guide.calibration),
+    "calibration": ("Is the guide calibrated on data drawn from the model?", guide.calibration),
     "joint_calibration": ("Is it calibrated for all latents together?", calibration.joint),
-    "calibration_at_rows": ("Is the guide calibrated at the data's own rows?", calibration.at_rows),
-    "coverage": ("Do predictive intervals hold what they say?", predictive.coverage),
-    "prior_predictive": ("Does it draw such data? Prior predictive check", predictive.checks("prior")),
-    "posterior_predictive": ("Does its likelihood fit? Posterior predictive check", predictive.checks("posterior")),
-    "samples": ("Are its samples good?", samples.samples),
-    "curves": ("How did its training go?", training.curves),
-    "training": ("Has it learned its training rows by heart?", training.training),
+    "calibration_at_rows": ("Is the guide calibrated at rows of the data?", calibration.at_rows),
+    "coverage": ("Do predictive intervals hold the share they claim?", predictive.coverage),
+    "prior_predictive": ("Does the model draw data like these? Prior predictive check", predictive.checks("prior")),
+    "posterior_predictive": ("Does the likelihood fit? Posterior predictive check", predictive.checks("posterior")),
+    "samples": ("Are the samples good?", samples.samples),
+    "curves": ("How did training go?", training.curves),
+    "training": ("Has the model memorised its training rows?", training.training),
 }
 
 PARTS = tuple(_PARTS)  # their names, in the order of a report
@@ -66,24 +66,23 @@ def evaluate_suite(
     Args:
         pair: A trained :class:`~pyro_vae.VAE` or any :class:`~pyro_vae.Pair`.
         x: Rows, as :func:`~pyro_vae.fit` takes them.
-        suite: ``"quick"`` looks at some of the rows, ``"full"`` at all of them where that can be done, and with more
-            draws.
+        suite: ``"quick"`` uses some of the rows, ``"full"`` all of them where possible, and more draws.
         parts: Names of the parts to run, such as ``["evidence", "prior_predictive"]``; by default all.
-        train: The rows that the pair was trained on, with what goes with them, to see whether it has learned them by
-            heart. In a tuple with their labels, a classifier is trained on them, for a space of features; without
-            labels, distances between samples and data are taken between their elements.
-        history: What :func:`~pyro_vae.fit` returned, for the curves of the training.
-        settings: What the pair was trained with, by name, which the report repeats.
+        train: The rows that the pair was trained on, with what goes with them, to see whether it has memorised them.
+            In a tuple with their labels, a classifier is trained on them, and samples and data are compared by its
+            features; without labels, by their elements.
+        history: The result of :func:`~pyro_vae.fit`, for the training curves.
+        settings: Options of the training by name, to be shown in the report.
         seed: Seeds every part.
         progress: Called with the title of each part before it begins.
 
     Returns:
-        A :class:`~pyro_vae.evaluation.Report`. A part that cannot be done says why, and the others are done.
+        A :class:`~pyro_vae.evaluation.Report`. If a part fails or does not apply, its section says why.
 
     Raises:
-        ValueError: if the rows do not fit the model, the programs break the contract, or there is no such suite or
-            part.
-        TypeError: if there is a keyword argument that neither program takes.
+        ValueError: if the rows do not fit the model, the programs break the contract, or the suite or a part is
+            unknown.
+        TypeError: if a keyword argument is one that neither program takes.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -127,8 +126,8 @@ def _section(title: str, part: Part, job: Job) -> Section:
             part(job, section)
     except (ValueError, NotImplementedError, FloatingPointError, ImportError) as error:
         return Section(title, about=f"Not done: {_sentence(error)}.")
-    except Exception as error:  # of the programs' own: the other parts are not lost for it
-        return Section(title, about=f"Not done: it fails with {type(error).__name__}, {_sentence(error)}.")
+    except Exception as error:  # raised by the programs themselves: the other parts still run
+        return Section(title, about=f"Not done: {type(error).__name__}: {_sentence(error)}.")
     return section
 
 

@@ -1,4 +1,4 @@
-"""What a report compares its numbers with: one table, which sections, documentation and tests read."""
+"""The thresholds of a report: one table, which the sections, the documentation and the tests read."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,28 +8,28 @@ __all__ = ["LEVELS", "THRESHOLDS", "Level", "Threshold", "as_markdown"]
 
 Level = Literal["wrong", "look", "fine"]
 
-LEVELS: tuple[Level, ...] = ("wrong", "look", "fine")  # what is wrong first
+LEVELS: tuple[Level, ...] = ("wrong", "look", "fine")  # wrong first
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """What one number, or a few together, are compared with.
+    """The limits that one number, or several together, are compared with.
 
     Args:
         what: The number, in words.
         fine: When it is fine, with the limits in braces, as :meth:`str.format` takes them.
         look: When it is worth a look.
-        wrong: When it is wrong; empty where it never is by itself.
-        limits: By name.
-        worth_a_look: Of the numbers, by keyword.
-        is_wrong: Likewise.
+        wrong: When it is wrong; empty if it never is by itself.
+        limits: The limits by name.
+        worth_a_look: Whether the numbers, passed by keyword along with the limits, are worth a look.
+        is_wrong: Whether they are wrong.
 
     Example:
         >>> THRESHOLDS["amortisation"].level(gap=3.0, rate=10.0)
         'look'
         >>> print(THRESHOLDS["amortisation"])
         Amortisation gap. Fine: up to 0.5 nats, or up to 25% of the refined guide's rate; worth a look: more; wrong:
-        more than 0.5 nats and than 50% of that rate.
+        more than 0.5 nats and more than 50% of that rate.
     """
 
     what: str
@@ -41,13 +41,13 @@ class Threshold:
     is_wrong: Callable[..., bool] = lambda **numbers: False
 
     def level(self, **numbers: float) -> Level:
-        """What these numbers amount to."""
+        """The level of these numbers."""
         if self.is_wrong(**numbers, **self.limits):
             return "wrong"
         return "look" if self.worth_a_look(**numbers, **self.limits) else "fine"
 
     def in_words(self, level: Level) -> str:
-        """When a number is of this level, with the limits' values; empty where it never is."""
+        """When a number is of this level, with the limits' values; empty if it never is."""
         return getattr(self, level).format(**self.limits)
 
     def __str__(self) -> str:
@@ -57,13 +57,13 @@ class Threshold:
 
 
 def _of_share(share: float, num_rows: int) -> float:
-    """The standard error of a share of so many rows that is 0 but for chance, at least that of one row."""
+    """The standard error of a share of ``num_rows`` rows."""
     return (share * (1 - share) / num_rows) ** 0.5
 
 
 THRESHOLDS: Mapping[str, Threshold] = {
     "information": Threshold(
-        "information of the latents on their row",
+        "information of the latents about their row",
         fine="from {little:g} nats",
         look="less",
         wrong="less than {none:g} nats, and the guide's log-densities of a draw under different rows differ by less "
@@ -73,7 +73,7 @@ THRESHOLDS: Mapping[str, Threshold] = {
         is_wrong=lambda nats, moved, little, none, still: nats < none and moved < still,
     ),
     "evidence_step": Threshold(
-        "rise of the evidence over the last step of particles",
+        "rise of the evidence over the last increase in particles",
         fine="up to {nats:g} nat",
         look="more",
         wrong="",
@@ -89,7 +89,7 @@ THRESHOLDS: Mapping[str, Threshold] = {
         worth_a_look=lambda gap, rate, nats, share: gap > max(nats, share * rate),
     ),
     "bounds": Threshold(
-        "bounds from below and above, on the model's own rows",
+        "bounds from below and above, on rows drawn from the model",
         fine="up to {nats:g} nat apart",
         look="further apart",
         wrong="crossed by more than {nats:g} nat",
@@ -106,7 +106,7 @@ THRESHOLDS: Mapping[str, Threshold] = {
         worth_a_look=lambda gain, nats: gain > nats,
     ),
     "modes": Threshold(
-        "share of the posterior that chains from elsewhere find and the guide does not",
+        "share of the posterior that chains from elsewhere find and the guide misses",
         fine="up to {some:.0%}, or a gain of {errors:g} standard errors",
         look="more",
         wrong="more than {much:.0%}, or a loss of more than {nats:g} nats and {errors:g} standard errors",
@@ -128,7 +128,7 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "amortisation gap",
         fine="up to {nats:g} nats, or up to {some:.0%} of the refined guide's rate",
         look="more",
-        wrong="more than {nats:g} nats and than {much:.0%} of that rate",
+        wrong="more than {nats:g} nats and more than {much:.0%} of that rate",
         limits={"nats": 0.5, "some": 0.25, "much": 0.5},
         worth_a_look=lambda gap, rate, nats, some, much: gap > max(nats, some * rate),
         is_wrong=lambda gap, rate, nats, some, much: gap > max(nats, much * rate),
@@ -154,8 +154,8 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "simulation-based calibration, p-value of all quantities",
         fine="from {p:g}",
         look="below",
-        wrong="below, and the ranks of a latent spread {wide:g} times as wide as uniform ones or more, {tight:g} times "
-        "or less, their mean is off by {shift:g} or more, or {outside:.0%} too many of them lie beyond all draws",
+        wrong="below, and the ranks of a latent are spread {wide:g} times as widely as uniform ones or more, {tight:g} "
+        "times or less, their mean is off by {shift:g} or more, or {outside:.0%} too many of them lie beyond all draws",
         limits={"p": 0.01, "wide": 1.25, "tight": 0.8, "shift": 0.2, "outside": 0.1},
         worth_a_look=lambda p_value, largest, smallest, off, beyond, p, wide, tight, shift, outside: p_value < p,
         is_wrong=lambda p_value, largest, smallest, off, beyond, p, wide, tight, shift, outside: (
@@ -171,11 +171,11 @@ THRESHOLDS: Mapping[str, Threshold] = {
         worth_a_look=lambda p_value, p: p_value < p,
     ),
     "calibration_at_rows": Threshold(
-        "calibration at the data's own rows, p-value of all quantities",
+        "calibration at rows of the data, p-value of all quantities",
         fine="from {p:g}",
         look="below",
-        wrong="below, and the ranks of a latent spread {wide:g} times as wide as uniform ones or more, {tight:g} times "
-        "or less, or their mean is off by {shift:g} or more",
+        wrong="below, and the ranks of a latent are spread {wide:g} times as widely as uniform ones or more, {tight:g} "
+        "times or less, or their mean is off by {shift:g} or more",
         limits={"p": 0.01, "wide": 1.25, "tight": 0.8, "shift": 0.2},
         worth_a_look=lambda p_value, largest, smallest, off, p, wide, tight, shift: p_value < p,
         is_wrong=lambda p_value, largest, smallest, off, p, wide, tight, shift: (
@@ -195,14 +195,14 @@ THRESHOLDS: Mapping[str, Threshold] = {
         "predictive checks, joint p-value",
         fine="from {p:g}",
         look="below",
-        wrong="below, and a statistic with a p-value of its own below {p:g} is off by more than {off:.0%} of itself "
+        wrong="below, and a statistic whose own p-value is below {p:g} is off by more than {off:.0%} of itself "
         "(means and tails: of the standard deviation; skewness and correlations: of 1; shares: of 20% at least)",
         limits={"p": 0.01, "off": 0.25},
         worth_a_look=lambda p_value, share, p, off: p_value < p,
         is_wrong=lambda p_value, share, p, off: p_value < p and share > off,
     ),
     "samples": Threshold(
-        "coverage of samples, beside that of real rows",
+        "coverage of samples, compared with that of real rows",
         fine="{most:.0%} of it or more",
         look="less, or real rows reach less than {seen:.0%}",
         wrong="less than {half:.0%}",
@@ -245,7 +245,7 @@ THRESHOLDS: Mapping[str, Threshold] = {
 
 
 def as_markdown() -> str:
-    """The table as it is in the documentation."""
+    """The thresholds as the Markdown table of the documentation."""
     lines = ["| what | fine | worth a look | wrong |", "|---|---|---|---|"]
     for threshold in THRESHOLDS.values():
         cells = (threshold.what, *(threshold.in_words(level) for level in reversed(LEVELS)))

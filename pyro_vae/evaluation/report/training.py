@@ -1,4 +1,4 @@
-"""How training went, and whether it learned from its rows or learned them by heart."""
+"""How did training go, and has the model memorised its training rows?"""
 
 import torch
 
@@ -30,20 +30,20 @@ def curves(job: Job, section: Section) -> None:
         rise = float(bound[-tenth:].mean() - bound[-2 * tenth : -tenth].mean())
         section.numbers["rise"] = rise
         section.about += (
-            f" From the last tenth of the epochs but one to the last it rose by {rise:z.2f} nats: where that matters, "
-            f"train longer."
+            f" Between the last two tenths of the epochs it rose by {rise:z.2f} nats on average; if that matters, train "
+            f"longer."
         )
     section.figures["ELBO and its parts, by epoch"] = plot_curves(history)
 
 
 def training(job: Job, section: Section) -> None:
-    """The ELBO of training rows beside that of held-out ones, and samples beside both."""
+    """The ELBO of training and of held-out rows, and the distances of samples to both."""
     if job.train is None:
         raise ValueError(
-            "whether it has learned its training rows by heart, and whether the held-out rows are among them, cannot "
-            "be told without them: give them, train=x_train"
+            "the training rows are needed to see whether the model has memorised them, and whether the held-out rows "
+            "are among them: pass train=x_train"
         )
-    section.about = f"Rows that it was trained on, {job.train.num_rows:,}, beside rows that it was not. "
+    section.about = f"The {job.train.num_rows:,} rows that the model was trained on, compared with held-out rows. "
     _overfitting(job, section)
     _copies(job, section)
 
@@ -59,12 +59,13 @@ def _overfitting(job: Job, section: Section) -> None:
     section.numbers |= {"elbo_train": on_train["elbo"], "elbo_held_out": on_held["elbo"], "elbo_gap_se": error}
     numbers = {"gap": gap, "error": error, "rate": on_held["rate"]}
     level = threshold.level(**numbers)
-    what = {"fine": "holds on new rows", "look": "is lower on new rows", "wrong": "does not hold on new rows"}[level]
+    what = {"fine": "carries over", "look": "only partly carries over", "wrong": "does not carry over"}[level]
     section.found(
         "overfitting",
         level,
-        f"What it learned {what}: the ELBO is {on_train['elbo']:.2f} on training rows and {on_held['elbo']:.2f} on "
-        f"others, {gap:z.2f} ± {error:.2f} nats apart, where the rate is {on_held['rate']:.2f}.",
+        f"Training {what} to new rows: the ELBO is {on_train['elbo']:.2f} on training rows and "
+        f"{on_held['elbo']:.2f} on held-out rows, {gap:z.2f} ± {error:.2f} nats apart, where the rate is "
+        f"{on_held['rate']:.2f}.",
         **numbers,
     )
 
@@ -76,14 +77,14 @@ def _copies(job: Job, section: Section) -> None:
     torch.manual_seed(job.seed)
     real, known = (as_described(job.pair, rows["x"], job.pair.prepare(rows)) for rows in (held, train))
     if bool(real.isnan().any() or known.isnan().any()):
-        section.about += "Whether samples are copies is not said, for entries are missing."
+        section.about += "Samples are not compared with training rows, because entries are missing."
         return
     drawn = job.pair.sample(num_rows, given=given).cpu().to(real.dtype)
     found = memory_of(drawn, known, real)
     of_copies, of_leaks = THRESHOLDS["copies"], THRESHOLDS["leaks"]
     section.about += (
-        f"Of {len(drawn):,} samples and {len(real):,} held-out rows, which of the two is relatively nearer to training "
-        f"rows than to held-out ones. {of_copies} {of_leaks}"
+        f"{len(drawn):,} samples and {len(real):,} held-out rows are paired to see which is relatively nearer to "
+        f"training rows than to held-out ones. {of_copies} {of_leaks}"
     )
     section.numbers |= {
         "nearer": found.nearer,
@@ -93,12 +94,12 @@ def _copies(job: Job, section: Section) -> None:
     }
     numbers = {"nearer": found.nearer, "error": found.standard_error}
     level = of_copies.level(**numbers)
-    what = {"fine": "no copies", "look": "near to copies", "wrong": "copies"}[level]
+    what = {"fine": "not copies", "look": "close to copies", "wrong": "copies"}[level]
     section.found(
         "copies",
         level,
-        f"Samples are {what} of training rows: in {found.nearer:.0%} of pairs the sample lies relatively nearer to "
-        f"them than a held-out row does, where 50% is chance.",
+        f"Samples are {what} of training rows: in {found.nearer:.0%} of pairs the sample is relatively nearer to them "
+        f"than the held-out row, where 50% is chance.",
         **numbers,
     )
     numbers = {"leaked": found.leaked, "twins": found.twins, "num_rows": len(real)}
@@ -106,12 +107,12 @@ def _copies(job: Job, section: Section) -> None:
     what = {
         "fine": "The held-out rows are new",
         "look": "Some held-out rows are among the training rows",
-        "wrong": "Held-out rows are among the training rows, so that what is said of new rows is too good",
+        "wrong": "Held-out rows are among the training rows, so results on new rows are too good",
     }[level]
     section.found(
         "leaks",
         level,
-        f"{what}: {found.leaked:.1%} have an exact twin there, as {found.twins:.1%} of the training rows have among "
-        f"themselves.",
+        f"{what}: {found.leaked:.1%} of the held-out rows have an exact twin among the training rows, as do "
+        f"{found.twins:.1%} of the training rows themselves.",
         **numbers,
     )
