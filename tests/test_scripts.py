@@ -279,7 +279,7 @@ MISTAKES = {
     "unknown upsampling": (["--network", "conv", "--upsample", "nearst"], ["did you mean 'nearest'"]),
     "unknown scale": (["--likelihood", "normal", "--scale", "shard"], ["did you mean 'shared'"]),
     "negative scale": (["--likelihood", "normal", "--scale", "-1"], ["positive number", "-1"]),
-    "bad widths": (["--hidden-dims", "400x200"], ["whole numbers with commas", "400x200"]),
+    "bad widths": (["--hidden-dims", "400x200"], ["whole numbers separated by commas", "400x200"]),
     "no latents": (["--latent-dim", "0"], ["latent_dim must be at least 1, found 0"]),
     "no epochs": (["--epochs", "0"], ["epochs must be at least 1, found 0"]),
     "unknown device": (["--device", "gpu0"], ["cannot use device 'gpu0'"]),
@@ -486,7 +486,7 @@ def test_gaps_are_an_error_until_something_is_said_of_them(run, of_tables, tmp_p
     arguments = ("--data", of_tables / "gaps.csv", *SMALL, "--out", tmp_path / "run")
     assert_refused(run("train", *arguments), "the table has missing entries, in age (", "give --missing nan")
     result = run("impute", of_tables / "whole", "--out", tmp_path / "x.csv")
-    assert_refused(result, "was trained on whole rows", "--missing nan")
+    assert_refused(result, "was trained on complete rows", "--missing nan")
     assert list(tmp_path.iterdir()) == []
 
 
