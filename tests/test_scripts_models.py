@@ -302,7 +302,7 @@ MISTAKES = {
     ),
     "sequences of a table": (
         ["--model", "sequences", "--data", "{animals}", "--columns", "species=drop"],
-        ["(steps, numbers of a step)"],
+        ["(steps, numbers per step)"],
     ),
     "gaps of modalities": (["--model", "multimodal", "--missing", "nan"], ["leave out --missing"]),
     "no clusters": (["--model", "clusters", "--num-clusters", 1], ["num_clusters must be at least 2"]),

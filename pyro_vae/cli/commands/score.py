@@ -35,7 +35,7 @@ def main(
     ] = False,
     data_root: options.DataRoot = None,
     num_particles: Annotated[int, typer.Option(help="Draws from the guide for each row.")] = 500,
-    entries: Annotated[int, typer.Option(help="Number of least expected entries to name for each row.")] = 3,
+    entries: Annotated[int, typer.Option(help="Number of least expected entries to name per row; 0 for none.")] = 3,
     device: options.Device = "auto",
     seed: options.Seed = 0,
 ) -> None:
