@@ -358,4 +358,4 @@ def test_a_header_that_promises_more_than_there_is_takes_no_memory(tmp_path):
 def test_options_that_have_nothing_to_do_with_a_file_are_refused(tmp_path):
     name = save_one(tmp_path, np.eye(4))
     assert "resize is for folders of images" in sentence(name, resize=(2, 2))
-    assert "separator and header says how a table is read" in sentence(name, separator=";", header=False)
+    assert "separator and header are for tables" in sentence(name, separator=";", header=False)

@@ -384,7 +384,7 @@ def test_a_folder_without_images_is_refused(tmp_path):
 
 @pytest.mark.usefixtures("broken_torchvision")
 def test_a_torchvision_for_another_torch_is_said_with_both_versions():
-    with pytest.raises(ValueError, match="needs torchvision, which does not import") as caught:
+    with pytest.raises(ValueError, match="needs torchvision, which cannot be imported") as caught:
         load_data("mnist")
     assert f"found torch {torch.__version__} and torchvision {version('torchvision')}" in str(caught.value)
     assert "the data set digits" in str(caught.value)
@@ -609,7 +609,7 @@ def test_usps_is_read_by_the_class_of_torchvision_from_files_that_are_there(tmp_
     ("name", "words"),
     [
         ("torchvision:SVNH", ["did you mean 'SVHN'"]),
-        ("torchvision:EMNIST", ["needs to be told its split", "torchvision:EMNIST,split=VALUE"]),
+        ("torchvision:EMNIST", ["needs the argument split", "torchvision:EMNIST,split=VALUE"]),
         ("torchvision:EMNIST,splt=letters", ["unknown argument of EMNIST 'splt'", "did you mean 'split'"]),
     ],
 )

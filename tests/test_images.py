@@ -132,7 +132,7 @@ def test_transparent_pixels_are_laid_on_white_and_said(tmp_path, name):
     expected = np.asarray(Image.alpha_composite(white, image))[..., :3].astype(int)
     assert np.abs(data.x_test[0].numpy() - channels_first(expected)).max() <= 1
     assert (data.x_test[0, :, 0] == 255).all()
-    assert any("1 of 1 images were partly transparent, and laid on white" in note for note in data.notes)
+    assert any("1 of 1 images were partly transparent, and composited on white" in note for note in data.notes)
 
 
 def test_what_is_opaque_throughout_is_not_mentioned(tmp_path):
@@ -206,7 +206,7 @@ def test_a_grey_level_of_sixteen_bits_that_is_transparent_is_white(tmp_path):
     save(tmp_path, "a.png", Image.fromarray(deep), transparency=2849)
     data = read(tmp_path)
     np.testing.assert_array_equal(data.x_test[0], np.where(deep == 2849, 65535, deep))
-    assert "laid on white" in data.notes[0]
+    assert "composited on white" in data.notes[0]
 
 
 def test_colours_of_sixteen_bits_that_pillow_would_clip_are_refused(tmp_path):
@@ -247,7 +247,7 @@ def test_images_are_turned_upright(tmp_path, orientation, name, pixels):
         expected = np.asarray(ImageOps.exif_transpose(image))
     data = read(tmp_path)
     np.testing.assert_array_equal(data.x_test[0], channels_first(expected) if expected.ndim == 3 else expected)
-    turned = [note for note in data.notes if "1 of 1 images were turned upright" in note]
+    turned = [note for note in data.notes if "1 of 1 images were rotated by their EXIF orientation" in note]
     assert len(turned) == (orientation != 1)
 
 

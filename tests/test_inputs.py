@@ -70,7 +70,7 @@ def test_arrays_of_every_type_order_and_stride_come_with_their_values_or_are_ref
         (torch.tensor(1.0), "single number"),
         (np.array(1.0), "single number"),
         (3, "single number"),
-        (np.zeros((2, 2), np.longdouble), "give them as float64"),
+        (np.zeros((2, 2), np.longdouble), "round them to float64"),
         (np.array([["1", "2"]]), "holds text"),
         (np.array([b"1"]), "holds bytes"),
         (np.zeros(3, "M8[s]"), "holds dates"),
@@ -320,7 +320,7 @@ def test_a_stream_without_a_length_is_refused():
         def __iter__(self):
             yield torch.zeros(2)
 
-    assert "does not say how many rows it has" in sentence(Stream())
+    assert "without a length" in sentence(Stream())
 
 
 def test_data_sets_that_are_put_together():

@@ -495,7 +495,7 @@ def test_gaps_are_an_error_until_something_is_said_of_them(run, of_tables, tmp_p
     ("x", "arguments", "words"),
     [
         ("row", ("--missing", "nan"), ["rows without any observed entry", "leave such rows out"]),
-        ("column", ("--missing", "nan"), ["no row has an observation of, the first at index (2,)"]),
+        ("column", ("--missing", "nan"), ["not observed in any row, the first at index (2,)"]),
         ("column", (), ["NaN or infinite value", "remove or fill"]),
         ("negative", ("--likelihood", "poisson"), ["such as -", "the whole numbers from 0"]),
         ("text", (), ["expected rows of numbers"]),

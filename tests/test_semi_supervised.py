@@ -320,7 +320,7 @@ def told(values):
         (lambda: small().encode(told(torch.zeros(4, 1))), r"labels has shape \(4, 1\), expected \(N,\)"),
         (lambda: small().sample(3, given={"labels": 0.5}), "labels must be whole numbers"),
         (lambda: small(label_weight=-1.0), "label_weight must be a finite number from 0, found -1"),
-        (lambda: small(prior=VampPrior(2, 3)), "the encoder is shown 'y' along with each row"),
+        (lambda: small(prior=VampPrior(2, 3)), "the encoder takes 'y' along with each row"),
         (lambda: small(prior=NormalMixture(4)), "the prior has 4 latents and the encoder 2"),
         (lambda: small(transform=Standardize((6,))), "use transform="),
         (lambda: semi_supervised_vae((6,), 2, 1, likelihood=Bernoulli()), "num_classes must be at least 2, found 1"),
