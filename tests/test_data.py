@@ -344,9 +344,9 @@ def test_subfolders_are_labels_and_go_with_their_images(tmp_path):
 def test_images_of_other_sizes_are_refused_and_named(tmp_path):
     images = {f"{number}.png": np.zeros((4, 3), np.uint8) for number in range(9)}
     folder = save_images(tmp_path, images | {f"z{i}.png": np.zeros((4, 4 + i), np.uint8) for i in range(7)})
-    with pytest.raises(ValueError, match=r"9 images are of size 4×3 and 7 of another, z0\.png ") as caught:
+    with pytest.raises(ValueError, match=r"9 images have the size 4×3 and 7 another, z0\.png ") as caught:
         load_data(folder)
-    assert "z4.png (4×8) and 2 more: bring them to one size, or have that done by resize" in str(caught.value)
+    assert "z4.png (4×8) and 2 more: save them in one size, or give resize" in str(caught.value)
 
 
 def test_the_colours_of_a_palette_are_kept(tmp_path):
@@ -369,7 +369,7 @@ def test_grey_levels_of_sixteen_bits_are_kept_or_refused_but_never_clipped(tmp_p
 
 def test_a_file_that_only_looks_like_an_image_is_refused_by_name(tmp_path):
     (tmp_path / "a.png").write_text("not an image")
-    with pytest.raises(ValueError, match=r"cannot read as images: a\.png \(it is no image, or damaged\)"):
+    with pytest.raises(ValueError, match=r"cannot read as images: a\.png \(it is not an image, or damaged\)"):
         load_data(str(tmp_path))
 
 

@@ -453,10 +453,10 @@ def bad_table(kind):
     ("kind", "in_training", "later"),
     [
         ("text", "column 'note' has 200 distinct texts", "unknown column 'note'"),
-        ("unseen", None, "column 'stage' has 'unheard of', which is not among the levels that it had in training"),
+        ("unseen", None, "column 'stage' has 'unheard of', which is not among its levels in training"),
         ("negative", "column 'age' has -3 in row 7", "column 'age' has -3 in row 7"),
-        ("row", "row 7 of the table, counted from 0, has no entries at all", "row 7 of the table"),
-        ("column", "column 'weight' has no entries at all: drop it", None),
+        ("row", "row 7 of the table, counted from 0, has no entries", "row 7 of the table"),
+        ("column", "column 'weight' has no entries: drop it", None),
         ("not a table", "cannot read", "cannot read"),
     ],
 )

@@ -290,7 +290,7 @@ MISTAKES = {
     "labels of pooled": (["--model", "pooled", "--labels", "y"], ["pooled has no --labels", "--groups"]),
     "no column": (["--labels", "species"], ["--labels names a column of a table"]),
     "topics of pictures": (["--model", "topics"], ["counts of words", "(8, 8)"]),
-    "no labels": (["--model", "conditional", "--data", "{animals}"], ["needs labels", "by --labels"]),
+    "no labels": (["--model", "conditional", "--data", "{animals}"], ["needs labels", "with --labels"]),
     "no groups": (["--model", "pooled", "--data", "{animals}"], ["needs groups", "by --groups"]),
     "labels of measurements": (
         ["--model", "conditional", "--data", "{animals}", "--labels", "weight"],
