@@ -401,7 +401,7 @@ def test_images_that_do_not_fit_in_memory_are_refused_before_any_is_read(tmp_pat
         save(tmp_path, f"{number}.png", np.zeros((512, 512), np.uint8))
     monkeypatch.setattr(memory, "available_memory", lambda: 700_000)
     monkeypatch.setattr(module, "pixels", None)
-    said = f"the 3 images in {tmp_path} take 0.000732 GiB, and 0.000652 GiB of memory are free"
+    said = f"the 3 images in {tmp_path} take 0.000732 GiB, but 0.000652 GiB of memory are free"
     assert said in sentence(tmp_path)
     monkeypatch.undo()
     monkeypatch.setattr(memory, "available_memory", lambda: 700_000)

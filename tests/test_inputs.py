@@ -297,7 +297,7 @@ def test_a_file_that_goes_while_it_is_read_is_one_sentence(tmp_path, num_workers
     np.save(tmp_path / "x.npy", X)
     rows = as_rows(np.load(tmp_path / "x.npy", mmap_mode="r"), CPU, num_workers=num_workers)
     (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-8])
-    with pytest.raises(ValueError, match=r"^\S+x.npy ends before its row 2: it has been cut off$"):
+    with pytest.raises(ValueError, match=r"^\S+x.npy ends before its row 2: it has been truncated$"):
         list(rows.chunks(2))
     (tmp_path / "x.npy").unlink()
     with pytest.raises(ValueError, match=r"^\S+x.npy can no longer be read: No such file or directory$"):

@@ -54,7 +54,7 @@ def test_slices_of_a_file_begin_where_they_should(memmap):
     again = mapped[50:][30:60]
     assert np.array_equal(next(as_rows(again, CPU, num_workers=0).chunks(500))["x"].numpy(), x[80:110])
     assert isinstance(as_rows(mapped + 1, CPU), Resident)  # a result in memory is no file
-    with pytest.raises(ValueError, match="row by row in its file"):
+    with pytest.raises(ValueError, match="must be stored row by row"):
         as_rows(mapped[::2], CPU)
 
 

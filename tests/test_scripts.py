@@ -567,7 +567,7 @@ def test_a_file_that_is_cut_short_in_the_middle_can_be_put_back_and_gone_on_with
     assert run("train", *arguments, "--out", tmp_path / "undisturbed")[0] == 0
     with monkeypatch.context() as patched:
         end_of_epoch(patched, 1, lambda: path.write_bytes(whole[:5000]))
-        assert_refused(run("train", *arguments, "--out", folder), "it has been cut off")
+        assert_refused(run("train", *arguments, "--out", folder), "it has been truncated")
     assert {"config.json", "run.toml", "checkpoint.safetensors"} == {p.name for p in folder.iterdir()}
     assert_refused(run("train", "--resume", folder), "x.npy")
     path.write_bytes(whole)
