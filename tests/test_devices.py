@@ -214,5 +214,5 @@ def test_a_device_is_looked_for_without_being_opened(monkeypatch):
     with pytest.raises(ValueError, match=r"cannot use device 'cuda:2' \(2 of that kind are available\)"):
         devices.resolve_device("cuda:2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"cannot use device 'cuda' \(none of that kind is here\)"):
+    with pytest.raises(ValueError, match=r"cannot use device 'cuda' \(none of that kind is available\)"):
         devices.resolve_device("cuda")
