@@ -242,7 +242,7 @@ def test_a_level_of_another_type_is_another_level():
     schema = Schema.infer(pd.DataFrame({"ward": ["1", "2", "2", "3", "3", "1"], "cured": [True, False] * 3}))
     with pytest.raises(ValueError, match=r"'ward' has 1, which is not among its levels in .*: '1', '2', '3'"):
         schema.encode(pd.DataFrame({"ward": [1], "cured": [True]}))
-    with pytest.raises(ValueError, match=r"'cured' has 'maybe', which is not among the levels that .*: False, True"):
+    with pytest.raises(ValueError, match=r"'cured' has 'maybe', which is not among its levels in .*: False, True"):
         schema.encode(pd.DataFrame({"ward": ["1"], "cured": ["maybe"]}))
 
 
