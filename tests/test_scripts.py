@@ -240,7 +240,7 @@ def test_ctrl_c_keeps_what_there_is_and_resume_ends_at_the_same_numbers(run, tmp
 
 def test_a_run_that_was_killed_in_its_first_epoch_resumes_from_the_start(run, trained, tmp_path):
     (tmp_path / "config.json").write_text((trained / "config.json").read_text())
-    assert_refused(run("sample", tmp_path, "--out", tmp_path / "x.npy"), "training has not ended", "--resume")
+    assert_refused(run("sample", tmp_path, "--out", tmp_path / "x.npy"), "training has not finished", "--resume")
     assert run("train", "--resume", tmp_path)[0] == 0
     a, b = (load(folder).state_dict() for folder in (trained, tmp_path))
     assert all(torch.equal(a[name], b[name]) for name in a)

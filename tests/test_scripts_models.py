@@ -226,7 +226,7 @@ def test_as_many_labels_are_known_as_is_said_and_some_of_each(run, data, tmp_pat
     assert not torch.equal(few, beside.known(y, 25, 10, seed=1))
     status, said, _ = run("train", *of("semi-supervised", data), "--known", 25, "--out", tmp_path / "run")
     assert status == 0
-    assert "known of 25 of 144 rows" in said
+    assert "known for 25 of 144 rows" in said
     for wrong in (9, 1000):
         refused = run("train", *of("semi-supervised", data), "--known", wrong, "--out", tmp_path / "none")
         assert_refused(refused, "--known must be from 10", "144", str(wrong))

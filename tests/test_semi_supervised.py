@@ -314,9 +314,9 @@ def told(values):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: small().encode(told(torch.tensor([0, -1, 3, 1]))), "from 0 to 2, or -1 where a row has none; found 3"),
+        (lambda: small().encode(told(torch.tensor([0, -1, 3, 1]))), "from 0 to 2, or -1 if a row has none; found 3"),
         (lambda: small().encode(told(torch.tensor([0, -2, 5, 1]))), "found -2 and 1 more like it"),
-        (lambda: small().encode(told(torch.tensor([0, math.nan, 1, 1]))), "-1 where a row has none; found nan"),
+        (lambda: small().encode(told(torch.tensor([0, math.nan, 1, 1]))), "-1 if a row has none; found nan"),
         (lambda: small().encode(told(torch.zeros(4, 1))), r"labels has shape \(4, 1\), expected \(N,\)"),
         (lambda: small().sample(3, given={"labels": 0.5}), "labels must be whole numbers"),
         (lambda: small(label_weight=-1.0), "label_weight must be a finite number from 0, found -1"),
