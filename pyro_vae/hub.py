@@ -46,9 +46,9 @@ def model_card(folder: str | os.PathLike[str], report: Mapping[str, Any] | None 
     }
     known = {name: value for name, value in shown.items() if value is not None}
     lines += ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in known.items()), ""]
-    lines += ["## What is known of it", ""]
+    lines += ["## Evaluation", ""]
     if report is None:
-        lines += ["It was not evaluated when this was written.", ""]
+        lines += ["It had not been evaluated when this card was written.", ""]
     else:
         lines += [report["verdict"], "", *(f"- **{f['level']}** {f['text']}" for f in report["findings"]), ""]
     lines += ["## How to use it", "", "```python", "from pyro_vae.hub import from_pretrained", ""]

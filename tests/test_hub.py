@@ -124,7 +124,7 @@ def test_a_card_says_no_more_than_the_name_of_the_data(tmp_path):
     card = model_card(tmp_path / "run")
     assert "| data | patients.csv |" in card
     assert "secret" not in card
-    assert "not evaluated" in card
+    assert "not been evaluated" in card
     assert card.startswith("---\nlibrary_name: pyro_vae\n")
 
 

@@ -18,7 +18,7 @@ EXAMPLES = (
 
 def main(
     run: options.Run,
-    out: Annotated[Path, typer.Option(help="What to write: .npz, or .csv, .tsv, .xlsx or .parquet for a table.")],
+    out: Annotated[Path, typer.Option(help="Output file: .npz, or .csv, .tsv, .xlsx or .parquet for a table.")],
     data: options.AllData = None,
     held_out: options.HeldOut = False,
     data_root: options.DataRoot = None,

@@ -20,7 +20,7 @@ def main(
         Path, typer.Argument(help="A run folder written by pyro-vae train with --missing nan.", metavar="RUN")
     ],
     out: Annotated[
-        Path, typer.Option(help="What to write: .npy for the numbers, .csv, .tsv, .xlsx or .parquet for a table.")
+        Path, typer.Option(help="Output file: .npy for the numbers, .csv, .tsv, .xlsx or .parquet for a table.")
     ],
     data: options.AllData = None,
     held_out: options.HeldOut = False,

@@ -21,7 +21,7 @@ def main(
     out: Annotated[
         Path,
         typer.Option(
-            help="What to write: .npz for the numbers, .png for a picture of ten rows, .csv, .tsv, .xlsx or .parquet "
+            help="Output file: .npz for the numbers, .png for a picture of ten rows, .csv, .tsv, .xlsx or .parquet "
             "for the draws as a table."
         ),
     ],

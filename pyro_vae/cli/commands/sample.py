@@ -20,7 +20,7 @@ def main(
     out: Annotated[
         Path,
         typer.Option(
-            help="What to write: .png for a picture, .npy for numbers, .csv, .tsv, .xlsx or .parquet for a table."
+            help="Output file: .png for a picture, .npy for numbers, .csv, .tsv, .xlsx or .parquet for a table."
         ),
     ],
     given: Annotated[

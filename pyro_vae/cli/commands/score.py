@@ -25,8 +25,7 @@ def main(
     out: Annotated[
         Path,
         typer.Option(
-            help="What to write: .npz, or .csv, .tsv, .xlsx or .parquet for a table; .png draws the least probable "
-            "rows."
+            help="Output file: .npz, or .csv, .tsv, .xlsx or .parquet for a table; .png draws the least probable rows."
         ),
     ],
     data: options.HeldOutData = None,
