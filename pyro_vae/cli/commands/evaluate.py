@@ -31,8 +31,9 @@ def main(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="Also run all checks and write report.html next to --out: quick (some of the rows, one to a few minutes) "
-            "or full (all rows; for MNIST most of an hour on two cores). [default: only the ELBO and its terms]"
+            help="Also run all checks and write report.html next to --out: quick (some of the rows, one to a few "
+            "minutes) or full (all rows; for MNIST most of an hour on two cores). "
+            "[default: only the ELBO and its terms]"
         ),
     ] = None,
     parts: Annotated[

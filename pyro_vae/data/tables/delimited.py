@@ -70,7 +70,7 @@ def decoded(content: bytes, encoding: str | None) -> tuple[str, str, list[str]]:
     if "\x00" in text:
         line = text.count("\n", 0, text.index("\x00")) + 1
         raise ValueError(
-            f"line {line} has NUL bytes, as no text has: give its encoding if it is utf-16, or export it again"
+            f"line {line} has NUL bytes, which are not text: give its encoding if it is utf-16, or export it again"
         )
     return text, found, notes
 

@@ -110,7 +110,7 @@ class Schema:
             >>> Schema.infer(frame, {"stage": "category"}).columns[0].categories
             (1, 2, 4)
             >>> Schema.infer(frame).notes
-            ("column 'stage' has whole numbers from 1 to 4: taken as a count; as levels it would be stage=category",)
+            ("column 'stage' has whole numbers from 1 to 4: treated as a count; for levels, stage=category",)
         """
         kinds = dict(kinds or {})
         names = list(frame.columns)
