@@ -1,4 +1,4 @@
-"""Variational autoencoders on Pyro and PyTorch: train, look, sample, predict, and check the numbers."""
+"""Variational autoencoders on Pyro and PyTorch: train, explore, sample, predict, and check the numbers."""
 
 from typing import TYPE_CHECKING
 

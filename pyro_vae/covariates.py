@@ -1,7 +1,6 @@
-"""Covariates: what rows come with, such as labels and ages, as numbers for networks.
+"""Covariates: information that accompanies rows, such as labels and ages, as numbers for networks.
 
-Values keep the form that they come in, as keyword arguments of the programs; a network is shown labels one-hot, and
-amounts around zero.
+Programs take the values unchanged, as keyword arguments. Networks get labels one-hot and amounts standardised.
 """
 
 import math
@@ -22,11 +21,11 @@ _TAKEN = ("x", "mask", "batch_size")
 class Covariate(nn.Module):
     """Base class: one keyword argument of the programs, ``(*B, *shape)``, to numbers for a network, ``(*B, size)``.
 
-    To write a new one, set ``shape`` and ``size``, and define ``forward`` and ``check_values``. Keep each constructor
+    To write a new one, set ``shape`` and ``size``, and define ``forward`` and ``check_values``. Store each constructor
     argument under its own name.
 
     Args:
-        name: Of the keyword argument.
+        name: Name of the keyword argument.
     """
 
     shape: tuple[int, ...] = ()
@@ -35,7 +34,7 @@ class Covariate(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         if not name.isidentifier() or name in _TAKEN:
-            raise ValueError(f"a covariate is a keyword argument, and cannot be called {name!r}")
+            raise ValueError(f"a covariate is a keyword argument and cannot be called {name!r}")
         self.name = name
 
     def extra_repr(self) -> str:
@@ -43,7 +42,7 @@ class Covariate(nn.Module):
         return printed(self)
 
     def check(self, value: Any) -> None:
-        """Looks at the values of all rows, or at the one that they share.
+        """Checks the values of all rows, or the one that they share.
 
         Raises:
             ValueError: saying what is wrong with them.
@@ -51,7 +50,7 @@ class Covariate(nn.Module):
         if value is None:
             raise ValueError(
                 f"the rows come without {self.name}, which this model needs: give {{'x': x, {self.name!r}: ...}}, or "
-                f"given={{{self.name!r}: ...}} where rows are drawn"
+                f"given={{{self.name!r}: ...}} to draw rows"
             )
         values = torch.as_tensor(value)
         if values.dim() and tuple(values.shape[1:]) != self.shape:
@@ -60,23 +59,23 @@ class Covariate(nn.Module):
         self.check_values(values)
 
     def check_values(self, values: Tensor) -> None:
-        """Looks at the values, whose shape is right.
+        """Checks the values. Their shape has been checked already.
 
         Raises:
             ValueError: saying what is wrong with them.
         """
 
     def forward(self, values: Tensor) -> Tensor:
-        """The numbers that a network is shown."""
+        """The numbers for a network."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(values)")
 
 
 class Label(Covariate):
-    """One of so many classes, shown one-hot.
+    """One of ``num_classes`` classes, one-hot.
 
     Args:
-        name: Of the keyword argument, whole numbers ``(N,)`` from 0.
-        num_classes: How many classes there are.
+        name: Name of the keyword argument, whole numbers ``(N,)`` from 0.
+        num_classes: Number of classes.
 
     Example:
         >>> Label("labels", 3)(torch.tensor([2, 0])).int().tolist()
@@ -100,15 +99,15 @@ class Label(Covariate):
 
 
 def check_labels(values: Tensor, num_classes: int, name: str, *, unknown: bool = False) -> None:
-    """Makes sure that values are classes; with ``unknown`` -1 stands for one that is not known.
+    """Checks that values are classes; with ``unknown``, -1 stands for an unknown class.
 
     Raises:
-        ValueError: with the first value that is none.
+        ValueError: with the first value that is not a class.
     """
     lowest = -1 if unknown else 0
     wrong = values[~((values >= lowest) & (values < num_classes) & (values == values.round()))]
     if len(wrong := wrong.reshape(-1)):
-        also = ", or -1 where a row has none" if unknown else ""
+        also = ", or -1 if a row has none" if unknown else ""
         raise ValueError(
             f"{name} must be whole numbers from 0 to {num_classes - 1}{also}; found {wrong[0].item():g} and "
             f"{len(wrong) - 1:,} more like it"
@@ -121,7 +120,7 @@ class Amount(Covariate):
     """Numbers in any unit, standardised by the first training batch.
 
     Args:
-        name: Of the keyword argument, ``(N, *shape)``.
+        name: Name of the keyword argument, ``(N, *shape)``.
         shape: Shape of one row's value; by default a single number.
     """
 
@@ -133,7 +132,7 @@ class Amount(Covariate):
 
     def check_values(self, values: Tensor) -> None:  # noqa: D102
         if not bool(values.isfinite().all()):
-            raise ValueError(f"{self.name} has {int((~values.isfinite()).sum())} values that are no finite numbers")
+            raise ValueError(f"{self.name} has {int((~values.isfinite()).sum())} values that are not finite")
 
     def forward(self, values: Tensor) -> Tensor:  # noqa: D102
         values = self.standard(values.to(self.standard.loc.dtype))
@@ -141,13 +140,13 @@ class Amount(Covariate):
 
 
 class Covariates(nn.Module):
-    """Several keyword arguments as one vector for a network, ``(*B, size)``, one after another.
+    """Several keyword arguments concatenated to one vector for a network, ``(*B, size)``.
 
     Args:
-        parts: Each of them.
+        parts: The covariates.
 
     Raises:
-        ValueError: if there is none, or two have one name; when it is called, if one is not given.
+        ValueError: if there are none, or two have the same name; when called, if one is missing.
 
     Example:
         >>> shown = Covariates([Label("labels", 3), Amount("age")]).eval()
@@ -164,18 +163,18 @@ class Covariates(nn.Module):
         self.arguments = tuple(part.name for part in self.parts)
         self.size = sum(part.size for part in self.parts)
         if len(set(self.arguments)) < len(self.arguments) or not self.arguments:
-            raise ValueError(f"covariates need names of their own, found {', '.join(self.arguments) or 'none'}")
+            raise ValueError(f"covariates need distinct names, found {', '.join(self.arguments) or 'none'}")
 
     @property
     def parts(self) -> tuple[Covariate, ...]:
-        """Each of the covariates."""
+        """The covariates."""
         return tuple(self._parts)  # pyright: ignore[reportReturnType]
 
     def check_arguments(self, **arguments: Any) -> None:
-        """Looks at the values of each; other arguments are ignored.
+        """Checks the values of each; other arguments are ignored.
 
         Raises:
-            ValueError: saying which is missing, or what is wrong with one.
+            ValueError: saying which one is missing, or what is wrong with it.
         """
         for part in self.parts:
             part.check(arguments.get(part.name))
@@ -187,7 +186,7 @@ class Covariates(nn.Module):
             value: Any = arguments.get(part.name)
             if value is None:
                 part.check(value)
-            assert value is not None  # which the check refuses
+            assert value is not None  # the check refuses None
             values = value if isinstance(value, Tensor) else self.zero.new_full((), value)
             shown.append(part(values).to(self.zero.dtype))
         batch_shape = torch.broadcast_shapes(*(values.shape[:-1] for values in shown))
@@ -195,7 +194,7 @@ class Covariates(nn.Module):
 
 
 def as_covariates(given: Mapping[str, int | Sequence[int] | None]) -> Covariates:
-    """Covariates by their names: a number of classes, None for an amount, or the shape of amounts.
+    """Covariates by name: a number of classes, None for a single amount, or the shape of amounts.
 
     Example:
         >>> as_covariates({"labels": 10, "age": None, "position": (3,)}).size

@@ -1,7 +1,7 @@
-"""Encodings: how rows of data are shown to an encoder's network.
+"""Encodings: turn rows of data into the input of an encoder's network.
 
-Data stay in the model's units, where the likelihood describes them; a network learns better from one-hot categories,
-logarithms of counts and levels around zero. Each likelihood names the encoding of its kind of data.
+The likelihood describes data in the model's units, but a network learns better from one-hot categories, logarithms of
+counts and levels around zero. Each likelihood names the encoding of its kind of data.
 """
 
 import math
@@ -30,13 +30,13 @@ __all__ = [
 
 
 def by_row(value: Tensor | float, rows: Tensor, event_dim: int, name: str) -> Tensor:
-    """A number for each row, or one for all, ready to be multiplied with ``rows``: on their device, in their type.
+    """Reshapes one number for each row, or one for all, to multiply with ``rows``, on their device and in their type.
 
     Args:
         value: ``(N,)``, or a number.
         rows: ``(*B, N, *E)``.
         event_dim: Number of dimensions of ``E``.
-        name: What the numbers are called in the error.
+        name: The numbers' name in the error message.
 
     Raises:
         ValueError: if there is not one number for each row.
@@ -54,9 +54,9 @@ def by_row(value: Tensor | float, rows: Tensor, event_dim: int, name: str) -> Te
 class Encoding(nn.Module):
     """Base class: rows ``(*B, *E)`` to a network's input ``(*B, *shape(E))``.
 
-    To write a new one, define ``forward``, and ``shape`` where it is not the shape of the row. Where it depends on
-    something that rows come with, name that in ``arguments`` and take it as a keyword argument of ``forward``. Keep
-    each constructor argument under its own name.
+    To write a new one, define ``forward``, and ``shape`` if it is not the shape of the row. If it depends on other
+    arguments of the programs, such as a size factor, list their names in ``arguments`` and take them as keyword
+    arguments of ``forward``. Store each constructor argument under its own name.
     """
 
     arguments: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class Encoding(nn.Module):
         return tuple(event_shape)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> Tensor:
-        """The network's input; ``mask`` is true where an entry is there."""
+        """The network's input; ``mask`` is true where an entry is observed."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(x)")
 
 
@@ -78,7 +78,7 @@ class Plain(Encoding):
 
 
 class Centred(Encoding):
-    """Levels from 0 to ``high``, brought to [-1, 1]."""
+    """Levels from 0 to ``high``, mapped to [-1, 1]."""
 
     def __init__(self, high: float) -> None:
         super().__init__()
@@ -91,8 +91,8 @@ class Centred(Encoding):
 class _Standardized(Encoding):
     """Base class of encodings that are standardised.
 
-    Numbers in any unit, and logarithms of amounts, lie anywhere and may vary little, so each element's mean and
-    standard deviation in the first training batch are taken off, and kept from then on.
+    Numbers in any unit, and logarithms of amounts, can lie anywhere and vary little. So each element is standardised by
+    its mean and standard deviation in the first training batch, which are fixed from then on.
     """
 
     loc: Tensor
@@ -107,7 +107,7 @@ class _Standardized(Encoding):
         self.register_buffer("has_scale", torch.tensor(False))  # noqa: FBT003
 
     def standardized(self, values: Tensor, mask: Tensor | None) -> Tensor:
-        """The values, less their mean, over their standard deviation."""
+        """The values minus their mean, divided by their standard deviation."""
         if self.training:
             self._observe(values, mask)
         return (values - self.loc) / self.scale
@@ -119,7 +119,7 @@ class _Standardized(Encoding):
         count = seen.sum(0)
         loc = (values * seen).sum(0) / count.clamp(min=1)
         scale = ((values - loc).square() * seen).sum(0).div(count.clamp(min=1)).sqrt()
-        varies = scale > 1e-5 * loc.abs()  # more than rounding would
+        varies = scale > 1e-5 * loc.abs()  # more than by rounding
         self.loc.copy_(torch.where(self.has_scale, self.loc, loc))
         self.scale.copy_(torch.where(self.has_scale, self.scale, torch.where(varies, scale, 1.0)))
         self.has_scale.fill_(True)  # noqa: FBT003
@@ -135,7 +135,7 @@ class Standard(_Standardized):
 class LogOnePlus(_Standardized):
     """The logarithm of 1 + x, for counts, standardised by the first training batch.
 
-    Counts are divided by their row's ``size_factor`` first: what was looked at more is not more.
+    Counts are first divided by their row's ``size_factor``, the effort with which the row was observed.
     """
 
     arguments = ("size_factor",)
@@ -149,7 +149,7 @@ class LogOnePlus(_Standardized):
 
 
 class LogCounts(_Standardized):
-    """The logarithm of 1 + x, for counts whose total is a part of what they say, standardised likewise."""
+    """The logarithm of 1 + x, for counts whose total is informative, standardised by the first training batch."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
         return self.standardized(x.log1p(), mask)
@@ -163,7 +163,7 @@ class Log(_Standardized):
 
 
 class OneHot(Encoding):
-    """One input for each of ``num_levels`` levels, left of a row's ``event_dim`` dimensions: ``(num_levels, *E)``."""
+    """One input for each of ``num_levels`` levels, before the row's ``event_dim`` dimensions: ``(num_levels, *E)``."""
 
     def __init__(self, num_levels: int, event_dim: int) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class OneHot(Encoding):
 
 
 class ByColumn(Encoding):
-    """Each column of a table by its own encoding, one after another: ``(D,)`` to ``(F,)``."""
+    """Each column of a table in its own encoding, concatenated: ``(D,)`` to ``(F,)``."""
 
     def __init__(self, columns: Sequence[Encoding]) -> None:
         super().__init__()
@@ -205,10 +205,10 @@ class ByColumn(Encoding):
 
 
 class WithMask(Encoding):
-    """Another encoding, and beside it which entries are there: 1 where an entry is observed, 0 where it is missing.
+    """Another encoding together with the mask: 1 where an entry is observed, 0 where it is missing.
 
-    An encoding of the row's own shape, or with levels to its left, gets the mask as one level more; others, which are
-    flat, get it appended.
+    If the encoding has the row's shape, or that with levels in front, the mask is one more level. Other encodings are
+    flat, and the mask is appended.
     """
 
     def __init__(self, encoding: Encoding, event_shape: Sequence[int]) -> None:
@@ -238,7 +238,7 @@ class WithMask(Encoding):
 
 
 def beside(values: Tensor, others: Tensor) -> Tensor:
-    """Two vectors in one, ``(*B, A)`` and ``(*C, D)`` to ``(*BC, A + D)``, with batch dimensions broadcast.
+    """Concatenates two vectors, ``(*B, A)`` and ``(*C, D)`` to ``(*BC, A + D)``, with batch dimensions broadcast.
 
     Example:
         >>> beside(torch.zeros(7, 5, 2), torch.zeros(5, 3)).shape
@@ -250,20 +250,20 @@ def beside(values: Tensor, others: Tensor) -> Tensor:
 
 
 class Beside(Encoding):
-    """Another encoding, and beside it a vector that a keyword argument gives.
+    """Another encoding together with a vector from a keyword argument.
 
-    They are one flat vector, or, for networks that look at images, each number of the vector is a plane beside the
-    image's channels.
+    The result is one flat vector. For networks on images, each number of the vector is instead a constant plane next to
+    the image's channels.
 
     Args:
-        encoding: How the row is shown.
+        encoding: The encoding of the row.
         event_shape: Shape of one row.
-        name: Of the keyword argument, ``(*B, size)``.
+        name: Name of the keyword argument, ``(*B, size)``.
         size: Numbers in the vector.
-        planes: Show it as planes: ``(C, H, W)`` becomes ``(C + size, H, W)``.
+        planes: Use planes: ``(C, H, W)`` becomes ``(C + size, H, W)``.
 
     Raises:
-        ValueError: when it is called without the vector; or if it is to be planes, and rows are no images.
+        ValueError: if it is called without the vector, or if ``planes`` is set and rows are not images.
     """
 
     def __init__(
@@ -274,7 +274,7 @@ class Beside(Encoding):
         self.planes = planes
         self.arguments = (*encoding.arguments, name)
         if planes and len(encoding.shape(self.event_shape)) < 2:
-            raise ValueError(f"planes are for images, (..., H, W), and a row is shown as {self.event_shape}")
+            raise ValueError(f"planes are for images, (..., H, W), but a row has shape {self.event_shape}")
 
     def shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:  # noqa: D102
         inner = self.encoding.shape(event_shape)
@@ -285,7 +285,7 @@ class Beside(Encoding):
     def forward(self, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> Tensor:  # noqa: D102
         vector = arguments.pop(self.name, None)
         if vector is None:
-            raise ValueError(f"the encoder is shown {self.name!r} beside each row, and cannot be asked of rows alone")
+            raise ValueError(f"the encoder takes {self.name!r} along with each row: give it as well")
         batch_shape = x.shape[: x.dim() - len(self.event_shape)]
         encoded, inner = self.encoding(x, mask, **arguments), self.encoding.shape(self.event_shape)
         if not self.planes:

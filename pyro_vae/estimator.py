@@ -1,4 +1,4 @@
-"""A VAE as an estimator of scikit-learn's, for pipelines and searches over settings."""
+"""A VAE as a scikit-learn estimator, for pipelines and hyperparameter searches."""
 
 import copy
 import math
@@ -21,36 +21,36 @@ from pyro_vae.vae import VAE, mlp_vae
 
 __all__ = ["VAETransformer"]
 
-_STEPS = 3000  # of training, where epochs are not said
+_STEPS = 3000  # of training by default
 _LARGEST_SEED = np.iinfo(np.int32).max
 
 
 class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    r"""A variational autoencoder of rows of numbers, with scikit-learn's interface.
+    r"""A variational autoencoder for rows of numbers, with scikit-learn's interface.
 
     ``transform`` gives the mean of :math:`q(z \mid x)`, ``inverse_transform`` :math:`E[x \mid z]`, ``score_samples``
-    the log evidence of each row, and ``score`` its mean, so that ``GridSearchCV`` chooses by it. The networks are fully
-    connected. Arithmetic is in float64. Everything else that this library does is done with the fitted ``vae_``.
+    the log evidence of each row, and ``score`` its mean, which ``GridSearchCV`` maximises. The networks are fully
+    connected. Arithmetic is in float64. The fitted ``vae_`` works with everything else in this library.
 
     Args:
         n_components: Number of latents.
-        likelihood: What the numbers are; by default :class:`~pyro_vae.likelihoods.Normal`. Each column is brought into
-            its range as :func:`~pyro_vae.fit` does with ``transform="auto"``.
+        likelihood: By default :class:`~pyro_vae.likelihoods.Normal`. Each column is brought into its range as
+            :func:`~pyro_vae.fit` does with ``transform="auto"``.
         hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse.
         activation: Name of a ``torch.nn`` activation.
-        epochs: Times every row is seen; by default as many as make 3,000 steps, at most 1,000.
-        batch_size: Rows in a step, or all where there are fewer.
-        learning_rate: Adam's step size at the start; it falls along a cosine.
+        epochs: Passes over the data; by default as many as make 3,000 steps, at most 1,000.
+        batch_size: Rows per step, or all if there are fewer.
+        learning_rate: Adam's initial learning rate; it decays along a cosine.
         missing: ``"nan"`` if NaN is a missing entry; by default it is an error.
-        n_particles: Draws for the evidence of a row, the same noise for each, so that a row's score does not depend on
+        n_particles: Draws for the evidence of a row. All rows share the same noise, so a row's score does not depend on
             the others.
-        random_state: Seeds weights, the order of rows and noise; None takes another seed each time.
+        random_state: Seeds weights, the order of rows and noise; None takes a different seed each time.
 
     Attributes:
         vae_: The trained :class:`~pyro_vae.VAE`.
-        history_: What :func:`~pyro_vae.fit` returned.
+        history_: The history that :func:`~pyro_vae.fit` returned.
         n_features_in_: Number of columns.
-        feature_names_in_: Their names, of a frame with names.
+        feature_names_in_: Names of the columns, if the input had them.
 
     Example:
         >>> from sklearn.datasets import load_iris
@@ -121,7 +121,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return self
 
     def transform(self, X: Any) -> np.ndarray:
-        """The means of the latents of each row, ``(N, n_components)``."""
+        """The posterior mean of each row's latents, ``(N, n_components)``."""
         return self._fitted().encode(self._rows(X)).mean.numpy()
 
     def inverse_transform(self, X: Any) -> np.ndarray:
@@ -134,7 +134,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     @torch.no_grad()
     def score_samples(self, X: Any) -> np.ndarray:
-        r"""The log evidence of each row, ``(N,)``, in nats and in the units of the data, by importance weighting.
+        r"""The log evidence of each row, ``(N,)``, in nats, for data in the user's units, by importance weighting.
 
         .. math:: \log p(x) \approx \log \frac{1}{K} \sum_k \frac{p(x, z_k)}{q(z_k \mid x)}, \quad
             z_k = \mu(x) + \sigma(x) \odot \epsilon_k

@@ -1,4 +1,4 @@
-r"""Models on the Hugging Face hub: a run folder with a card, as the hub takes it."""
+r"""Models on the Hugging Face hub: uploads run folders with a model card, and loads them again."""
 
 import os
 import shutil
@@ -17,16 +17,16 @@ __all__ = ["from_pretrained", "model_card", "push_to_hub"]
 
 CARD = "README.md"
 _AS_IT_IS = (CARD, WEIGHTS, "history.csv", "figures/curves.png", "figures/samples.png")  # other figures show rows
-_OF_PLACES = ("data", "data_root")  # settings that say where files lie
+_OF_PLACES = ("data", "data_root")  # settings with paths on the user's machine
 
 
 def model_card(folder: str | os.PathLike[str], report: Mapping[str, Any] | None = None) -> str:
-    """What a saved model is, how it was trained, what is known of it, and how to use it, as Markdown.
+    """A model card in Markdown: what the model is, how it was trained, how good it is, and how to use it.
 
     Args:
-        folder: What ``save`` or ``pyro-vae train`` wrote.
-        report: What :func:`~pyro_vae.evaluation.evaluate_suite` found, ``report.to_json()``, or the JSON file of
-            ``pyro-vae evaluate --suite``; without it the card says that nothing is known.
+        folder: A folder written by ``save`` or ``pyro-vae train``.
+        report: The result of :func:`~pyro_vae.evaluation.evaluate_suite` as ``report.to_json()``, or the content of
+            the JSON file from ``pyro-vae evaluate --suite``. Without it the card says that the model was not evaluated.
 
     Source: for the header, the documentation of model cards on huggingface.co; for their purpose, Mitchell et al.,
     *Model Cards for Model Reporting*, 2019.
@@ -46,9 +46,9 @@ def model_card(folder: str | os.PathLike[str], report: Mapping[str, Any] | None 
     }
     known = {name: value for name, value in shown.items() if value is not None}
     lines += ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in known.items()), ""]
-    lines += ["## What is known of it", ""]
+    lines += ["## Evaluation", ""]
     if report is None:
-        lines += ["It was not evaluated when this was written.", ""]
+        lines += ["It had not been evaluated when this card was written.", ""]
     else:
         lines += [report["verdict"], "", *(f"- **{f['level']}** {f['text']}" for f in report["findings"]), ""]
     lines += ["## How to use it", "", "```python", "from pyro_vae.hub import from_pretrained", ""]
@@ -65,18 +65,17 @@ def push_to_hub(
     token: str | None = None,
     endpoint: str | None = None,
 ) -> str:
-    """Puts a saved model on the hub: configuration, weights, history, curves, draws and a card.
+    """Uploads a saved model to the hub: configuration, weights, history, curves, draws and a model card.
 
-    No row of the data goes with it, nor where they lie. What the model itself knows of them does: the names of columns,
-    labels and kinds.
+    No data and no paths to data are uploaded. The configuration does hold the names of columns, labels and levels.
 
     Args:
-        folder: What ``save`` or ``pyro-vae train`` wrote. A card that is already there is kept.
-        repo_id: ``OWNER/NAME``; made if it is not there.
-        report: What the card is to say of how good it is, as for :func:`model_card`.
-        private: Whether a new one is private.
-        token: By default, that of ``hf auth login``.
-        endpoint: Another hub's address.
+        folder: A folder written by ``save`` or ``pyro-vae train``. A card that it already has is kept.
+        repo_id: ``OWNER/NAME``; created if it does not exist.
+        report: An evaluation to summarise on the card, as for :func:`model_card`.
+        private: Whether a new repository is private.
+        token: By default, the token of ``hf auth login``.
+        endpoint: The address of another hub.
 
     Returns:
         The address of the model.
@@ -87,7 +86,7 @@ def push_to_hub(
     """
     hub, folder = _hub(), Path(folder)
     if not (folder / WEIGHTS).exists():
-        raise FileNotFoundError(f"{folder} holds no trained model: there is no {WEIGHTS}")
+        raise FileNotFoundError(f"{folder} holds no trained model: it has no {WEIGHTS}")
     if not (folder / CARD).exists():
         with files.replacing(folder / CARD) as temporary:
             temporary.write_text(model_card(folder, report).replace("OWNER/NAME", repo_id), encoding="utf-8")
@@ -106,13 +105,13 @@ def push_to_hub(
 
 
 def from_pretrained(repo_id: str, *, into: "Pair | None" = None, **options: Any) -> Any:
-    """Opens a model from the hub, as :func:`~pyro_vae.load` opens a folder: files are data, and nothing in them is run.
+    """Loads a model from the hub, as :func:`~pyro_vae.load` loads a folder: no code in the files is run.
 
     Args:
         repo_id: ``OWNER/NAME``.
-        into: Where it is a pair of the user's own programs, that pair, as for :func:`~pyro_vae.load`.
-        options: Of ``huggingface_hub.snapshot_download``, such as ``revision``, ``token``, ``cache_dir``, ``endpoint``
-            or ``local_files_only``.
+        into: For a pair of your own programs: that pair, as for :func:`~pyro_vae.load`.
+        options: Options of ``huggingface_hub.snapshot_download``, such as ``revision``, ``token``, ``cache_dir``,
+            ``endpoint`` or ``local_files_only``.
 
     Raises:
         ImportError: if ``huggingface_hub`` is not installed.
@@ -125,5 +124,5 @@ def _hub() -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise ImportError("models are put on the hub with huggingface_hub: pip install 'pyro-vae[hub]'") from error
+        raise ImportError("the hub needs huggingface_hub: pip install 'pyro-vae[hub]'") from error
     return huggingface_hub

@@ -1,7 +1,7 @@
 """Figures: samples, reconstructions, interpolation, latent space, manifold and curves.
 
-Every function returns a matplotlib figure and opens no window; a notebook shows it where a cell ends with one. Rows
-come in the user's units; images ``(H, W)``, ``(C, H, W)`` and plain vectors ``(D,)`` are all drawn.
+Every function returns a matplotlib figure and opens no window; a notebook shows it as the last value of a cell. Rows
+are in the user's units: images ``(H, W)`` or ``(C, H, W)``, or plain vectors ``(D,)``.
 """
 
 import math
@@ -38,13 +38,13 @@ Bounds = tuple[float, float] | None
 
 
 def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
-    """Writes a figure in the format of the path's suffix, whole or not at all."""
+    """Writes a figure in the format of the path's suffix, completely or not at all."""
     with files.replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, bbox_inches="tight")
 
 
 def _tile(x: Tensor) -> np.ndarray:
-    """One row for ``imshow``: ``(H, W)`` or ``(H, W, 3)``. Channels that are no colours lie side by side."""
+    """One row for ``imshow``: ``(H, W)`` or ``(H, W, 3)``. Channels that are not colours are side by side."""
     x = x.detach().cpu().float()
     if x.dim() < 2:
         return x.reshape(1, -1).numpy()
@@ -74,7 +74,7 @@ def plot_grid(
         grid: ``(R, C, *E)``: C tiles in each of R rows.
         bounds: The values that are black and white; the extremes by default.
         row_labels: A label for each row of tiles.
-        title: A line above.
+        title: The title.
     """
     picture, low, high = _mosaic(grid, bounds)
     height, width = picture.shape[:2]
@@ -96,7 +96,7 @@ def plot_grid(
 
 
 def plot_samples(x: Tensor, *, bounds: Bounds = None, title: str | None = None) -> "Figure":
-    """Draws rows ``(N, *E)`` in a grid as square as it gets."""
+    """Draws rows ``(N, *E)`` in a grid as square as possible."""
     columns = math.ceil(math.sqrt(len(x))) if x.dim() > 2 else 1
     missing = -len(x) % columns
     low = bounds[0] if bounds else float(x.min())
@@ -105,7 +105,7 @@ def plot_samples(x: Tensor, *, bounds: Bounds = None, title: str | None = None) 
 
 
 def plot_means_and_draws(means: Tensor, draws: Tensor, *, bounds: Bounds = None, title: str | None = None) -> "Figure":
-    """Draws means ``(N, *E)`` in a grid on the left and, in the same places, draws of the same rows on the right."""
+    """Draws means ``(N, *E)`` in a grid on the left and, in the same order, draws of the same rows on the right."""
     columns = math.ceil(math.sqrt(len(means))) if means.dim() > 2 else 1
     low, high = bounds or (float(min(means.min(), draws.min())), float(max(means.max(), draws.max())))
     missing = -len(means) % columns
@@ -124,19 +124,20 @@ def plot_reconstructions(x: Tensor, reconstructions: Tensor, draws: Tensor, *, b
 
 
 def plot_interpolation(x: Tensor, *, bounds: Bounds = None) -> "Figure":
-    """Draws ``(steps, N, *E)`` with one way from left to right in each row."""
-    return plot_grid(x.movedim(0, 1), bounds=bounds, title="from one row of data to another, through the latent space")
+    """Draws ``(steps, N, *E)``, one interpolation per row, from left to right."""
+    title = "interpolation between two rows, through the latent space"
+    return plot_grid(x.movedim(0, 1), bounds=bounds, title=title)
 
 
 def plot_latents(means: Tensor, labels: Tensor | None = None, names: Sequence[Any] | None = None) -> "Figure":
     r"""Draws the posterior means :math:`E_q[z]` of many rows, coloured by label.
 
     Args:
-        means: ``(N, L)``. Of more than two latents the plane is drawn in which labels of three kinds or more lie apart
-            most (linear discriminants: Fisher, *The Use of Multiple Measurements in Taxonomic Problems*, 1936), or,
-            without such labels, that of the first two principal directions.
-        labels: ``(N,)`` whole numbers, -1 where a row has none.
-        names: What each of those numbers stands for; by default themselves.
+        means: ``(N, L)``. More than two latents are projected onto the plane that best separates labels of three or
+            more kinds (linear discriminants: Fisher, *The Use of Multiple Measurements in Taxonomic Problems*, 1936),
+            or, without such labels, onto the first two principal directions.
+        labels: ``(N,)`` whole numbers, -1 if a row has none.
+        names: A name for each label; by default the number itself.
     """
     points = means.detach().cpu().double().numpy()
     axis_names = ("$z_1$", "$z_2$")
@@ -164,7 +165,7 @@ def plot_latents(means: Tensor, labels: Tensor | None = None, names: Sequence[An
 
 
 def _plane(points: np.ndarray, kinds: np.ndarray | None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The plane in which kinds lie apart most, or else that of most variance, and what its axes are."""
+    """The points in the plane that best separates the kinds, or else has the most variance; and its axes' names."""
     if kinds is not None and len(points) > 2 * points.shape[1]:
         known = kinds >= 0
         if len(np.unique(kinds[known])) > 2:
@@ -173,7 +174,7 @@ def _plane(points: np.ndarray, kinds: np.ndarray | None) -> tuple[np.ndarray, tu
             discriminants = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto", n_components=2).fit(
                 points[known], kinds[known]
             )
-            names = tuple(f"{which} direction in which labels lie apart" for which in ("first", "second"))
+            names = tuple(f"{which} direction that separates labels" for which in ("first", "second"))
             return discriminants.transform(points), names
     from sklearn.decomposition import PCA
 
@@ -197,20 +198,20 @@ def _colour(kind: int, count: int) -> tuple[float, float, float, float]:
 
 
 def plot_manifold(x: Tensor, *, bounds: Bounds = None) -> "Figure":
-    """Draws the means ``(side, side, *E)`` at a grid of two latents; the second one rises upwards."""
+    """Draws the means ``(side, side, *E)`` on a grid of two latents; the second one increases upwards."""
     return plot_grid(x.flip(0), bounds=bounds, title="E[x|z] at the prior's quantiles of z₁ (across) and z₂ (up)")
 
 
 def plot_traversal(x: Tensor, names: Sequence[str] = (), *, bounds: Bounds = None) -> "Figure":
-    """Draws ``(latents, steps, *E)`` with one latent in each row, which rises from left to right.
+    """Draws ``(latents, steps, *E)`` with one latent per row, increasing from left to right.
 
     Args:
-        x: As :func:`~pyro_vae.generation.traverse` gives it.
-        names: Of the latents; by default they are numbered.
+        x: The result of :func:`~pyro_vae.generation.traverse`.
+        names: Names of the latents; by default they are numbered.
         bounds: The values that are black and white.
     """
     named = list(names) or [f"z[{i}]" for i in range(len(x))]
-    return plot_grid(x, bounds=bounds, row_labels=named, title="E[x|z] as one latent rises from left to right")
+    return plot_grid(x, bounds=bounds, row_labels=named, title="E[x|z] as one latent increases from left to right")
 
 
 def plot_curves(history: "pd.DataFrame") -> "Figure":
@@ -222,7 +223,7 @@ def plot_curves(history: "pd.DataFrame") -> "Figure":
         if f"validation_{term}" in history:
             axes.plot(history["epoch"], history[f"validation_{term}"], label="validation")
         axes.set(xlabel="epoch", ylabel="nats per datum", title=name)
-        # The first epochs are far off and would flatten the rest.
+        # The first epochs are far off and would squash the rest.
         settled = np.stack([np.asarray(line.get_ydata(), float)[len(history) // 20 :] for line in axes.lines])
         margin = 0.1 * np.ptp(settled)
         if margin > 0:
@@ -233,14 +234,14 @@ def plot_curves(history: "pd.DataFrame") -> "Figure":
 
 
 def plot_columns(data: "pd.DataFrame", samples: "pd.DataFrame") -> "Figure":
-    """Draws, for each column of a table, the shares of its values in data and in samples.
+    """Draws the distribution of each column of a table, in data and in samples.
 
-    The range of a number or date is that of the data, or of both where samples go beyond it by less than half of it;
-    shares that lie farther out are written beside the bars. Of many columns, the first are drawn.
+    Numbers and dates are drawn over the range of the data, or of both if samples extend it by less than half. The
+    shares of samples farther out are written above the bars. If there are many columns, only the first are drawn.
 
     Args:
         data: A table.
-        samples: Another one with these columns.
+        samples: A table with the same columns.
     """
     names = list(data.columns)[:_MAX_COLUMNS]
     columns = min(4, len(names))
@@ -256,7 +257,7 @@ def plot_columns(data: "pd.DataFrame", samples: "pd.DataFrame") -> "Figure":
         axes.set_visible(False)
     if len(names) < data.shape[1]:
         figure.supxlabel(f"the first {len(names)} of {data.shape[1]} columns", fontsize=9)
-    # Above the panels, in which shares that lie farther out are written.
+    # Above the panels, because the shares of samples farther out are written inside them.
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=7)
     return figure
 
@@ -266,7 +267,7 @@ _MAX_BARS = 12
 
 
 def _short(value: Any, length: int) -> str:
-    """A value on one line, cut where it is long."""
+    """A value on one line, shortened if it is long."""
     text = " ".join(str(value).split()) or "(no name)"
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
@@ -282,7 +283,7 @@ def _plot_column(axes: Any, data: Any, samples: Any) -> None:
 
 
 def _numbers(data: Any, samples: Any) -> "tuple[np.ndarray, np.ndarray, bool] | None":
-    """Both columns as numbers, and whether these are dates in days; None where they are levels."""
+    """Both columns as numbers, and whether these are dates in days; None if they are levels."""
     from pyro_vae.data.tables.dates import as_days
 
     days = as_days(data, samples)
@@ -303,7 +304,7 @@ def _plot_levels(axes: Any, data: Any, samples: Any) -> None:
             by_level[-1][str(level)] = by_level[-1].get(str(level), 0.0) + float(share)
     ordered = [str(level) for level in _in_order(data, [*shares[0].index, *shares[1].index])]
     levels = list(dict.fromkeys(level for level in ordered if by_level[0].get(level, 0) + by_level[1].get(level, 0)))
-    if len(levels) > _MAX_BARS:  # the most frequent ones, and the others in one bar
+    if len(levels) > _MAX_BARS:  # the most frequent levels, and one bar for the others
         frequent = sorted(levels, key=lambda level: -by_level[0].get(level, 0.0))[: _MAX_BARS - 1]
         kept = [level for level in levels if level in frequent]
         others = f"({len(levels) - len(kept)} others)"
@@ -319,7 +320,7 @@ def _plot_levels(axes: Any, data: Any, samples: Any) -> None:
 
 
 def _in_order(data: Any, levels: list[Any]) -> list[Any]:
-    """Levels in the order of a categorical, else in their own where they have one."""
+    """Levels in the order of a categorical, otherwise sorted if possible."""
     categories = getattr(data.dtype, "categories", None)
     if categories is not None:
         return [*categories, *levels]
@@ -353,7 +354,7 @@ def _plot_numbers(axes: Any, data: np.ndarray, samples: np.ndarray, of_dates: bo
 
 
 def _edges(data: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Some thirty bins; of whole numbers each has equally many, so that no bin is higher for that alone."""
+    """About thirty bins; for whole numbers each bin covers equally many values, so the bars are comparable."""
     if (data == np.rint(data)).all():
         width = max(1, math.ceil((high - low + 1) / 30))
         return np.arange(math.floor(low) - 0.5, math.ceil(high) + 0.5 + width, width)

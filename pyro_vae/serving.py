@@ -1,4 +1,4 @@
-r"""A trained VAE as files that run without this library: ``torch.export`` programs and ONNX."""
+r"""Exports a trained VAE to files that run without this library: ``torch.export`` programs and ONNX."""
 
 import os
 import warnings
@@ -17,7 +17,7 @@ from pyro_vae.vae import VAE
 
 __all__ = ["export"]
 
-_ROWS = 64  # on which exported files are compared with the model
+_ROWS = 64  # rows on which exported files are compared with the model
 _EXAMPLE = '''"""Runs the exported VAE with NumPy and onnxruntime alone: python example.py rows.npy"""
 
 import sys
@@ -53,7 +53,7 @@ class _Decode(nn.Module):
     def __init__(self, vae: VAE) -> None:
         super().__init__()
         self.vae = vae
-        self.dtype = vae.mean_at(torch.zeros(1, vae.latent_dim)).dtype  # which may depend on the data's digits
+        self.dtype = vae.mean_at(torch.zeros(1, vae.latent_dim)).dtype  # may depend on the precision of the data
 
     def forward(self, z: Tensor) -> Tensor:
         mean = self.vae.decoder(z).mean
@@ -61,29 +61,29 @@ class _Decode(nn.Module):
 
 
 def export(vae: VAE, folder: str | os.PathLike[str], x: Inputs, *, onnx: bool = True) -> list[Path]:
-    r"""Writes the encoder and the decoder to a folder, for programs that do not have this library.
+    r"""Writes the encoder and the decoder to a folder, for use without this library.
 
     The encoder maps rows in the user's units, transform and missing entries included, to the mean and the standard
     deviation of :math:`q(z \mid x)`; the decoder maps latents to :math:`E[x \mid z]`, in the user's units. Both take
-    any number of rows. ``encoder.pt2`` and ``decoder.pt2`` are read by ``torch.export.load``, ``encoder.onnx`` and
-    ``decoder.onnx`` by an ONNX runtime; ``example.py`` runs the latter with NumPy.
+    any number of rows. ``encoder.pt2`` and ``decoder.pt2`` are for ``torch.export.load``, ``encoder.onnx`` and
+    ``decoder.onnx`` for an ONNX runtime; ``example.py`` runs the ONNX files with NumPy.
 
-    Each file is opened again and compared with the model on the first rows, to rounding, before any is put in its
-    place.
+    Each file is loaded again and its output compared with the model's on the first rows, up to rounding, before it is
+    put in place.
 
     Args:
         vae: A trained VAE.
-        folder: Made if it is not there.
-        x: Two rows or more, by which the programs are traced and compared.
-        onnx: Write the ONNX files too, which takes the extra ``export``.
+        folder: The folder to write; created if it does not exist.
+        x: At least two rows, to trace the programs and to compare them with the model.
+        onnx: Also write the ONNX files, which needs the extra ``export``.
 
     Returns:
-        The files.
+        The paths of the files.
 
     Raises:
-        ContractError: if the model is no VAE that rows alone are given to, its posterior has no mean and scale, or its
-            arithmetic cannot be exported.
-        ModuleNotFoundError: if what writes ONNX is not installed.
+        ContractError: if the model is not a VAE of rows alone, its posterior has no mean and scale, or its arithmetic
+            cannot be exported.
+        ModuleNotFoundError: if the ONNX packages are not installed.
 
     Example:
         >>> import tempfile
@@ -101,17 +101,17 @@ def export(vae: VAE, folder: str | os.PathLike[str], x: Inputs, *, onnx: bool = 
     """
     if not isinstance(vae, VAE):
         raise ContractError(
-            f"export takes a VAE, whose encoder and decoder rows and latents alone are given to; found a "
+            f"export takes a VAE, whose encoder takes only rows and whose decoder takes only latents; found a "
             f"{type(vae).__name__}: export its networks with torch.export"
         )
     if onnx:
         _require_onnx()
     rows = next(vae.check(x).chunks(_ROWS))
     if more := [name for name in rows if name not in ("x", "mask")]:
-        raise ContractError(f"export takes rows alone, and these come with {', '.join(more)}")
+        raise ContractError(f"export takes rows alone, but these come with {', '.join(more)}")
     shown = torch.as_tensor(rows["x"]).to(vae.device, vae.dtype)
     if len(shown) < 2:
-        raise ValueError(f"export takes two rows or more to trace and compare with, found {len(shown)}")
+        raise ValueError(f"export needs at least two rows to trace and compare, found {len(shown)}")
     folder = Path(folder)
     written = []
     with evaluating(vae), torch.no_grad(), pyro.validation_enabled(is_validate=False):
@@ -172,7 +172,7 @@ def _save_onnx(
         except Exception as error:
             reason = " ".join(str(error.__cause__ or error).split())
             raise ContractError(
-                f"what maps {argument} to {' and '.join(found)} cannot be written as ONNX, so give onnx=False: "
+                f"the map from {argument} to {' and '.join(found)} cannot be written as ONNX, so give onnx=False: "
                 f"{type(error).__name__}: {reason:.600}"
             ) from error
     assert converted is not None
@@ -182,13 +182,13 @@ def _save_onnx(
 
 
 def _compare(module: nn.Module, opened: _Function, given: Tensor, path: Path) -> None:
-    """Makes sure that what was opened again says what the model says, of all the rows and of some."""
+    """Checks that the loaded file gives the model's output, for all the rows and for two."""
     for rows in (given, given[:2]):
         for expected, found in zip(_as_tuple(module(rows)), opened(rows), strict=True):
             scale = float(expected.abs().amax())
             if not torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * max(1.0, scale), equal_nan=True):
                 raise ContractError(
-                    f"{path.name} comes to other numbers than the model, by up to "
+                    f"{path.name} differs from the model by up to "
                     f"{float((found - expected).abs().amax()):.2g} of {scale:.2g}: its arithmetic cannot be exported"
                 )
 
@@ -205,7 +205,9 @@ def _example(vae: VAE) -> str:
         shape=", ".join(map(str, vae.event_shape or ())),
         latent_dim=vae.latent_dim,
         gaps="; NaN is a missing entry" if vae.missing == "nan" else "",
-        prior="" if isinstance(vae.prior, StandardNormal) else "  # of a standard normal, not of this model's prior",
+        prior=""
+        if isinstance(vae.prior, StandardNormal)
+        else "  # from a standard normal, not from this model's prior",
     )
 
 

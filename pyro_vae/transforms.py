@@ -1,12 +1,11 @@
 r"""Transforms: the user's units to the model's, and back.
 
-As in ``torch.distributions.transforms``, ``domain`` and ``codomain`` are constraints. Every transform is a module: what
-it learned from data are buffers, saved with the model. It works in the type of the data, so that float64 rows keep
-their digits until they are in the model's units.
+As in ``torch.distributions.transforms``, ``domain`` and ``codomain`` are constraints. Every transform is a module: the
+numbers that it learns from data are buffers, saved with the model. It works in the type of the data, so float64 rows
+keep their digits until they are in the model's units.
 
 Transforms that draw, :class:`Binarize` and :class:`Dequantize`, draw again at every call in training mode. In
-evaluation mode their noise is a function of the row alone: a row is always brought to the same value, in any batch and
-order.
+evaluation mode their noise is a function of the row alone: a row always maps to the same value, in any batch and order.
 """
 
 import itertools
@@ -37,23 +36,23 @@ __all__ = [
     "choose_transform",
 ]
 
-# Training rows: whole, in a file, or in parts as they are read.
+# Training rows: in memory, in a file, or in parts as they are read.
 TrainingRows = Tensor | LazyRows | Iterable[Tensor]
 
 
 class Transform(nn.Module):
     """Base class: rows in the user's units to rows in the model's.
 
-    To write a new one, define ``forward``, ``inverse``, and where they are not the real line and 0 the properties
-    ``domain`` and ``codomain`` and the method ``log_abs_det_jacobian``. Keep each constructor argument under its own
-    name.
+    To write a new one, define ``forward`` and ``inverse``. Also define the properties ``domain`` and ``codomain`` if
+    they are not the real line, and the method ``log_abs_det_jacobian`` if it is not 0. Store each constructor argument
+    under its own name.
 
     Shape:
         ``(N, *E)`` both ways; ``inverse`` takes any number of batch dimensions.
     """
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:  # noqa: FBT001, FBT002
-        """Moves to another device as modules do, and keeps the type of buffers: the model's may have too few digits."""
+        """Moves to another device as modules do, but keeps the type of buffers: the model's may be less precise."""
         kept = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
@@ -64,12 +63,12 @@ class Transform(nn.Module):
 
     @property
     def domain(self) -> Constraint:
-        """The values of one element that the transform takes, in the user's units."""
+        """The values of one element that the transform accepts, in the user's units."""
         return constraints.real
 
     @property
     def codomain(self) -> Constraint | None:
-        """The values of one element that it yields, in the model's units; None where that depends on the data."""
+        """The values of one element that it yields, in the model's units; None if they depend on the data."""
         return constraints.real
 
     def extra_repr(self) -> str:
@@ -85,30 +84,30 @@ class Transform(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define inverse(y)")
 
     def log_abs_det_jacobian(self, x: Tensor) -> Tensor:
-        """Logarithm of the derivative's size for each element, ``(N, *E)``: every transform is elementwise.
+        """Logarithm of the derivative's absolute value for each element, ``(N, *E)``: every transform is elementwise.
 
-        Its sum over the elements of a row, added to a log-density in the model's units, gives that in the user's.
+        Its sum over a row's elements, added to a log-density in the model's units, gives the one in the user's units.
         """
         return x.new_zeros(()).expand_as(x)
 
     def with_log_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows in the model's units, and :meth:`log_abs_det_jacobian` at the same draw where the transform draws."""
+        """Rows in the model's units, and :meth:`log_abs_det_jacobian`, at the same draw if the transform draws."""
         return self(x), self.log_abs_det_jacobian(x)
 
     def fit(self, x_train: TrainingRows) -> Self:
-        """Learns from the training rows, ``(N, *E)`` in the user's units, what there is to learn; returns itself.
+        """Fits itself to the training rows, ``(N, *E)`` in the user's units; returns itself.
 
-        They may come in parts, which are looked at once, one after another.
+        They can come in parts, each of which is read once.
         """
         return self
 
     def settle(self, x_train: TrainingRows, data_range: Constraint) -> "Transform":
-        """The transform to train with: itself, unless it waits for the training rows to be chosen."""
+        """The transform to train with: itself, unless it is chosen from the training rows."""
         return self
 
 
 class Identity(Transform):
-    """Data that already are in the model's units."""
+    """For data that are already in the model's units."""
 
     @property
     def codomain(self) -> Constraint | None:
@@ -135,14 +134,14 @@ def _needs_float64(loc: Tensor, scale: Tensor) -> bool:
 class Scale(Transform):
     r"""Maps one interval affinely onto another, such as grey levels 0–255 onto [0, 1].
 
-    Where float32 cannot tell values of the interval apart, the way back is float64.
+    If float32 cannot tell values of the interval apart, the inverse is in float64.
 
     .. math:: y = a + (b - a) \frac{x - \text{low}}{\text{high} - \text{low}}, \qquad
         \log\left|\det \frac{\partial y}{\partial x}\right| = D \log \frac{b - a}{\text{high} - \text{low}}
 
     Args:
         low: Lower end of the data's interval, in the user's units.
-        high: Upper end of it.
+        high: Upper end of the data's interval.
         onto: The interval :math:`[a, b]` in the model's units: ``(0, 1)`` for a sigmoid link, ``(-1, 1)`` for tanh.
 
     Example:
@@ -179,18 +178,18 @@ class Scale(Transform):
 
 
 class Standardize(Transform):
-    r"""Subtracts the mean and divides by the standard deviation, of each element, channel or column.
+    r"""Subtracts the mean and divides by the standard deviation of each element, channel or column.
 
     .. math:: y_i = \frac{x_i - m_i}{s_i}, \qquad \log\left|\frac{\partial y_i}{\partial x_i}\right| = -\log s_i
 
-    Fit it on the rows that the model is trained on, and on no others; NaN is left out of account. What never varies
-    keeps its scale. Mean and scale are float64, and used in the type of the rows. Where float32 cannot tell the data
-    apart, such as 1e6 ± 1e-3, the way back is float64.
+    Fit it on the training rows only. NaN is ignored. A constant element keeps its scale. Mean and scale are float64,
+    and used in the type of the rows. If float32 cannot tell the data apart, such as 1e6 ± 1e-3, the inverse is in
+    float64.
 
     Args:
         event_shape: Shape of one row.
         per_channel: One mean and scale for each channel of images ``(C, H, W)``, not for each element.
-        columns: Of rows ``(D,)``, the columns to standardise; the others are left as they are. By default all.
+        columns: For rows ``(D,)``, the columns to standardise; the others are left as they are. By default all.
 
     Example:
         >>> standardize = Standardize((2,)).fit(torch.tensor([[1.0, 5.0], [3.0, 9.0]]))
@@ -211,7 +210,7 @@ class Standardize(Transform):
         self.columns = None if columns is None else tuple(columns)
         if columns is not None:
             if len(self.event_shape) != 1:
-                raise ValueError(f"columns are of tables, found rows of shape {self.event_shape}")
+                raise ValueError(f"columns are for tables, found rows of shape {self.event_shape}")
             wrong = [c for c in columns if not -self.event_shape[0] <= c < self.event_shape[0]]
             if wrong:
                 raise ValueError(f"there is no column {wrong[0]} in rows of shape {self.event_shape}")
@@ -221,7 +220,7 @@ class Standardize(Transform):
 
     @property
     def codomain(self) -> Constraint | None:
-        """The real line; unknown where some columns are left as they are."""
+        """The real line; unknown if some columns are left as they are."""
         return constraints.real if self.columns is None else None
 
     def fit(self, x_train: TrainingRows) -> Self:
@@ -255,7 +254,7 @@ class Standardize(Transform):
 
 
 class Logit(Transform):
-    r"""Maps (0, 1) onto the real line, with a margin so that 0 and 1 have a place.
+    r"""Maps (0, 1) onto the real line, with a margin that keeps 0 and 1 finite.
 
     .. math:: y = \mathrm{logit}(u), \quad u = \alpha + (1 - 2 \alpha) x, \qquad
         \log\left|\frac{\partial y}{\partial x}\right| = \log(1 - 2 \alpha) - \log u - \log(1 - u)
@@ -294,7 +293,7 @@ class Logit(Transform):
 
 
 class Log1p(Transform):
-    r"""Maps amounts from 0 to their logarithm.
+    r"""Maps nonnegative amounts to the logarithm of 1 + x.
 
     .. math:: y = \log(1 + x), \qquad \log\left|\frac{\partial y}{\partial x}\right| = -\log(1 + x)
 
@@ -327,14 +326,14 @@ class Binarize(Transform):
     .. math:: y_i \sim \mathrm{Bernoulli}\left(\frac{x_i - \text{low}}{\text{high} - \text{low}}\right)
 
     This is dynamic binarisation (Salakhutdinov & Murray, 2008; Burda et al., 2016). In evaluation mode a row always
-    gets the same bits: they depend on the row alone. Bits at ``low`` and ``high`` pass unchanged. Evidence is then that
-    of the bits, a probability, which has no Jacobian. The way back puts 0 at ``low`` and 1 at ``high``, so means come
+    gets the same bits: they depend on the row alone. Bits at ``low`` and ``high`` pass unchanged. The evidence is then
+    that of the bits: a probability, with no Jacobian. The inverse maps 0 to ``low`` and 1 to ``high``, so means come
     back as grey levels.
 
     Args:
         low: Grey level that is always 0.
         high: Grey level that is always 1.
-        seed: If given, a row gets the same bits in training too: they depend on the row and the seed alone.
+        seed: If given, a row gets the same bits in training too, which depend only on the row and the seed.
 
     Example:
         >>> Binarize(0, 16)(torch.tensor([[0.0, 16.0]]))
@@ -363,20 +362,20 @@ class Binarize(Transform):
 
 
 def _noise(x: Tensor, seed: int | None, *, training: bool) -> Tensor:
-    """Numbers uniform on [0, 1) in the shape of ``x``: new ones in training, else those that belong to each row."""
+    """Numbers uniform on [0, 1) in the shape of ``x``: new ones in training, otherwise the row's own."""
     return _uniform_noise(x) if training and seed is None else _row_noise(x, seed or 0)
 
 
 def _uniform_noise(x: Tensor) -> Tensor:
-    """As many numbers as ``x`` has elements; on a CPU hashed from their places under keys that torch's generator draws.
+    """Uniform numbers in the shape of ``x``; on a CPU hashed from their positions, with keys from torch's generator.
 
-    That takes whole vectors at a time, where torch's generator for the CPU takes one number after another, which costs
-    as much as a layer of a network. On a GPU that generator is one kernel, and hashing as many as it has operations.
+    Hashing works on whole vectors. Torch's CPU generator makes one number after another, which costs as much as a layer
+    of a network. On a GPU that generator is one kernel, while hashing needs one for each of its operations.
     """
     if not _is_hashed(x.device):
         return torch.rand_like(x)
     keys = torch.randint(-(2**31), 2**31, (2,), dtype=torch.int32, device=x.device)
-    place = torch.arange(x.numel(), device=x.device).reshape(x.shape).to(torch.int32)  # beyond 2³¹ it wraps around
+    place = torch.arange(x.numel(), device=x.device).reshape(x.shape).to(torch.int32)  # wraps around beyond 2³¹
     return _hashed(place, keys[0], keys[1]).to(x.dtype) * 2.0**-24
 
 
@@ -385,28 +384,28 @@ def _is_hashed(device: torch.device) -> bool:
 
 
 def _row_noise(x: Tensor, seed: int) -> Tensor:
-    """As many numbers as ``x`` has elements, hashed from their places under keys that are each row's own.
+    """Uniform numbers in the shape of ``x``, hashed from their positions with keys computed from each row.
 
-    Whole-number arithmetic throughout, so that they are the same on every device.
+    All arithmetic is in whole numbers, so they are the same on every device.
     """
     flat = (x.reshape(x.shape[0], -1).double() * 2**30).round().long()
     start = (seed * 0x9E3779B1 + 2**63) % 2**64 - 2**63
     place = _mix64(torch.arange(flat.shape[1], device=x.device) + start)
     total = _wrapping_sum(flat * (place | 1))
-    row = _mix64(total + (total == 0))  # of nothing but zeros a hash makes zeros
+    row = _mix64(total + (total == 0))  # the hash of zero is zero
     keys = (row.to(torch.int32), (row >> 32).to(torch.int32))
     noise = _hashed(torch.arange(flat.shape[1], dtype=torch.int32, device=x.device), *keys)
     return (noise.to(x.dtype) * 2.0**-24).reshape(x.shape)
 
 
 def _wrapping_sum(x: Tensor) -> Tensor:
-    """Sums of 64-bit whole numbers modulo 2⁶⁴, ``(N, 1)``: by halves, since some runtimes add them as floats."""
+    """Sums of 64-bit whole numbers modulo 2⁶⁴, ``(N, 1)``, in halves because some runtimes add them as floats."""
     low, high = ((part & (2**32 - 1)).sum(1, keepdim=True) for part in (x, x >> 32))
     return low + (high << 32)
 
 
 def _hashed(place: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """24-bit numbers, as if uniform, of 32-bit places and two keys (the finaliser of MurmurHash3; Appleby, 2011)."""
+    """Pseudo-uniform 24-bit numbers from 32-bit positions and two keys (finaliser of MurmurHash3; Appleby, 2011)."""
     return _mix32(_mix32(place ^ first) ^ second) & (2**24 - 1)
 
 
@@ -425,13 +424,13 @@ def _mix64(x: Tensor) -> Tensor:
 
 
 class Dequantize(Transform):
-    r"""Spreads whole numbers uniformly over the unit interval above each, again each time a row is seen in training.
+    r"""Adds uniform noise on [0, 1) to whole numbers, drawn again each time a row is seen in training.
 
     .. math:: y = x + u, \quad u \sim \mathrm{Uniform}[0, 1)
 
-    A density of y then bounds the log-probability of x from below (Theis et al., *A Note on the Evaluation of
-    Generative Models*, 2016), and is what one compares in bits per dimension. In evaluation mode u depends on the row
-    alone. The way back is to round down.
+    The expected log-density of y then bounds the log-probability of x from below (Theis et al., *A Note on the
+    Evaluation of Generative Models*, 2016). It is the number reported in bits per dimension. In evaluation mode u
+    depends on the row alone. The inverse rounds down.
 
     Args:
         num_levels: Number of levels; 256 for 8-bit data.
@@ -465,7 +464,7 @@ class Dequantize(Transform):
 
 
 class Compose(Transform):
-    """Transforms one after another, the first one nearest to the user.
+    """Applies transforms one after another, starting from the user's units.
 
     Args:
         parts: The transforms, in order.
@@ -503,9 +502,9 @@ class Compose(Transform):
         return self.parts[-1].codomain
 
     def fit(self, x_train: TrainingRows) -> Self:
-        """Fits each transform on what those before it make of the training rows.
+        """Fits each transform to the training rows as transformed by the ones before it.
 
-        Rows that come as an iterator can be looked at only once: give those that can be gone through again.
+        This iterates over the rows several times, so they must not be an iterator that can be used only once.
         """
         for number, part in enumerate(self.parts):
             part.fit(_through(self.parts[:number], x_train))
@@ -540,7 +539,7 @@ def _through(parts: Sequence[Transform], x: TrainingRows) -> Iterator[Tensor]:
 
 
 class Auto(Transform):
-    """Stands for the transform that :func:`choose_transform` will choose when training starts."""
+    """Placeholder for the transform that :func:`choose_transform` chooses when training starts."""
 
     @property
     def codomain(self) -> Constraint | None:
@@ -548,33 +547,33 @@ class Auto(Transform):
         return None
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        raise ValueError("the transform is not chosen yet: fit chooses it when it sees the training rows")
+        raise ValueError("the transform is not chosen yet: fit chooses it from the training rows")
 
     def inverse(self, y: Tensor) -> Tensor:  # noqa: D102
         return self(y)
 
     def settle(self, x_train: TrainingRows, data_range: Constraint) -> Transform:
-        """Chooses, and says what and why."""
+        """Chooses the transform, and prints it and the reason."""
         chosen, why = choose_transform(x_train, data_range)
         print(f"transform: {chosen}, because {why}")
         return chosen
 
 
 def _customary(dtype: torch.dtype, low: float, high: float) -> tuple[float, float] | None:
-    """The bounds that values of such a type and extent have by custom: 0–1, 0–255, 0–65535; None if there are none."""
+    """The conventional bounds of values of this type and range: 0–1, 0–255, 0–65535; None if there are none."""
     if low >= 0 and high <= 1:
         return (0.0, 1.0)
     return {torch.uint8: (0.0, 255.0), torch.uint16: (0.0, 65535.0)}.get(dtype)  # other whole numbers may be counts
 
 
 def _extent(chunks: Iterable[Tensor]) -> tuple[torch.dtype, float, float]:
-    """Type, lowest and highest value; NaN is left out of account."""
+    """Type, lowest and highest value; NaN is ignored."""
     dtype, low, high = torch.get_default_dtype(), math.inf, -math.inf
     for rows in chunks:
         dtype = rows.dtype
         seen = rows[~rows.isnan()] if rows.is_floating_point() else rows
         if seen.numel():
-            seen = seen.int() if dtype in (torch.bool, torch.uint16) else seen  # torch has no extremes of these
+            seen = seen.int() if dtype in (torch.bool, torch.uint16) else seen  # torch has no min and max for these
             low, high = min(low, float(seen.min())), max(high, float(seen.max()))
     return dtype, low, high
 
@@ -582,16 +581,16 @@ def _extent(chunks: Iterable[Tensor]) -> tuple[torch.dtype, float, float]:
 def choose_transform(
     x_train: TrainingRows, data_range: Constraint, bounds: tuple[float, float] | None = None
 ) -> tuple[Transform, str]:
-    """Chooses the transform that brings data into a likelihood's range, by looking at them.
+    """Chooses the transform that brings the data into a likelihood's range, from the training rows.
 
     Args:
-        x_train: Training rows ``(N, *E)``, which may come in parts; NaN is left out of account.
+        x_train: Training rows ``(N, *E)``, which can come in parts; NaN is ignored.
         data_range: The values that the likelihood describes.
-        bounds: The lowest and highest value that the data can have, if that is known; by default those that are
-            customary for such data, and where there are none the extremes of the training rows.
+        bounds: The lowest and highest value that the data can have, if known; by default the conventional bounds of
+            such data, or, if there are none, the extremes of the training rows.
 
     Returns:
-        The transform, fitted, and the reason as a clause.
+        The fitted transform, and the reason as a clause.
 
     Example:
         >>> choose_transform(torch.randint(0, 256, (9, 4)).to(torch.uint8), constraints.boolean)[0]
@@ -616,9 +615,9 @@ def choose_transform(
     low, high = found or extent[1:]  # pyright: ignore[reportOptionalSubscript]
     where = f"the data lie between {low:g} and {high:g}{'' if found else ' in the training rows'}"
     if is_boolean(data_range):
-        drawn = "drawn again each time in training, and by the row alone elsewhere"
+        drawn = "drawn again each time in training, otherwise fixed for each row"
         return Binarize(low, high), f"{where}, and the likelihood describes bits, {drawn}"
     onto = range_bounds(data_range)
     if (low, high) == onto:
-        return Identity(), f"{where}, as the likelihood has it"
+        return Identity(), f"{where}, which is the likelihood's range"
     return Scale(low, high, onto=onto), f"{where}, and the likelihood describes {phrase(data_range)}"

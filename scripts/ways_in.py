@@ -335,7 +335,7 @@ WAYS = (
         "CSV without a header",
         without_names,
         ("--header", "no", *GAPS),
-        "names or may be data",
+        "may be names or data",
         returns=observed_cells,
         out="filled.csv",
     ),

@@ -111,7 +111,7 @@ def test_long_doubles_are_rounded_and_said_or_refused_where_they_would_become_in
     data = load_data(save_one(tmp_path, x), hold_out=False)
     assert data.x_test.dtype is torch.float64
     assert any("rounded to float64" in note for note in data.notes)
-    assert "beyond those of float64" in sentence(save_one(tmp_path, x * np.longdouble("1e400")))
+    assert "beyond the range of float64" in sentence(save_one(tmp_path, x * np.longdouble("1e400")))
 
 
 @pytest.mark.parametrize(("shape", "words"), [((40, 0), "have no elements"), ((0, 5), "no rows"), ((), "of shape ()")])
@@ -208,7 +208,7 @@ def test_what_is_not_used_is_named(tmp_path):
 def test_one_array_of_another_name_is_taken_and_several_are_refused_with_their_shapes(tmp_path):
     data = load_data(save(tmp_path, features=np.eye(4), y=np.arange(4)), hold_out=False)
     np.testing.assert_array_equal(data.x_test, np.eye(4))
-    assert "its array features is taken for the rows; name it x" in data.notes[0]
+    assert "its array features is used as the rows; name it x" in data.notes[0]
     assert data.y_test.tolist() == [0, 1, 2, 3]
     said = sentence(save(tmp_path, a=np.zeros((3, 2)), b=np.zeros(4)))
     assert "holds a (3, 2), b (4,)" in said
@@ -298,8 +298,8 @@ def test_an_h5ad_file_without_counts_says_so_and_what_is_left_out(tmp_path):
     obs = pd.DataFrame({"kind": ["a"] * 20}, index=[str(i) for i in range(20)])
     data = load_data(save_h5ad(tmp_path / "cells.h5ad", x, layers={"raw": x}, obs=obs))
     assert data.values is None
-    assert any("holds no counts" in note for note in data.notes)
-    assert "cells.h5ad: X is learned; not used: layers raw and the columns kind of obs." in data.notes
+    assert any("rather than counts" in note for note in data.notes)
+    assert "cells.h5ad: X is used; not used: layers raw and the columns kind of obs." in data.notes
 
 
 def test_an_h5ad_file_that_cannot_be_read_is_refused(tmp_path):
@@ -358,4 +358,4 @@ def test_a_header_that_promises_more_than_there_is_takes_no_memory(tmp_path):
 def test_options_that_have_nothing_to_do_with_a_file_are_refused(tmp_path):
     name = save_one(tmp_path, np.eye(4))
     assert "resize is for folders of images" in sentence(name, resize=(2, 2))
-    assert "separator and header says how a table is read" in sentence(name, separator=";", header=False)
+    assert "separator and header are for tables" in sentence(name, separator=";", header=False)

@@ -93,7 +93,7 @@ def test_beside_images_a_vector_is_planes(inner, channels):
 
 
 def test_planes_are_for_images():
-    with pytest.raises(ValueError, match=r"planes are for images, \(\.\.\., H, W\), and a row is shown as \(6,\)"):
+    with pytest.raises(ValueError, match=r"planes are for images, \(\.\.\., H, W\), but a row has shape \(6,\)"):
         Beside(Plain(), (6,), "y", 2, planes=True)
 
 
@@ -258,20 +258,20 @@ def without(data, name):
         (lambda: small().encode({**bits(4), "labels": torch.rand(4)}), "labels must be whole numbers from 0 to 2"),
         (
             lambda: small().encode({**bits(4), "age": torch.full((4,), torch.nan)}),
-            "age has 4 values that are no finite",
+            "age has 4 values that are not finite",
         ),
         (lambda: small().encode({**bits(4), "place": torch.zeros(4)}), r"place has shape \(4,\), expected \(N, 2\)"),
         (
             lambda: small().encode({**bits(4), "labels": torch.zeros(4, 1)}),
             r"labels has shape \(4, 1\), expected \(N,\)",
         ),
-        (lambda: small(prior=VampPrior(2, 3)), "shown 'covariates' beside each row, and cannot be asked of rows alone"),
+        (lambda: small(prior=VampPrior(2, 3)), "takes 'covariates' along with each row"),
         (lambda: small(prior=NormalMixture(4)), "the prior has 4 latents and the encoder 2"),
         (lambda: small(transform=Standardize((6,))), "use transform="),
-        (lambda: small(given={}), "covariates need names of their own, found none"),
-        (lambda: small(given={"mask": 3}), "a covariate is a keyword argument, and cannot be called 'mask'"),
+        (lambda: small(given={}), "covariates need distinct names, found none"),
+        (lambda: small(given={"mask": 3}), "a covariate is a keyword argument and cannot be called 'mask'"),
         (lambda: small(given={"labels": 1}), "labels must have at least 2 classes, found 1"),
-        (lambda: Covariates([Label("a", 3), Amount("a")]), "covariates need names of their own, found a, a"),
+        (lambda: Covariates([Label("a", 3), Amount("a")]), "covariates need distinct names, found a, a"),
     ],
 )
 def test_mistakes_are_sentences(make, words):

@@ -344,9 +344,9 @@ def test_subfolders_are_labels_and_go_with_their_images(tmp_path):
 def test_images_of_other_sizes_are_refused_and_named(tmp_path):
     images = {f"{number}.png": np.zeros((4, 3), np.uint8) for number in range(9)}
     folder = save_images(tmp_path, images | {f"z{i}.png": np.zeros((4, 4 + i), np.uint8) for i in range(7)})
-    with pytest.raises(ValueError, match=r"9 images are of size 4×3 and 7 of another, z0\.png ") as caught:
+    with pytest.raises(ValueError, match=r"9 images have the size 4×3 and 7 another, z0\.png ") as caught:
         load_data(folder)
-    assert "z4.png (4×8) and 2 more: bring them to one size, or have that done by resize" in str(caught.value)
+    assert "z4.png (4×8) and 2 more: save them in one size, or give resize" in str(caught.value)
 
 
 def test_the_colours_of_a_palette_are_kept(tmp_path):
@@ -369,7 +369,7 @@ def test_grey_levels_of_sixteen_bits_are_kept_or_refused_but_never_clipped(tmp_p
 
 def test_a_file_that_only_looks_like_an_image_is_refused_by_name(tmp_path):
     (tmp_path / "a.png").write_text("not an image")
-    with pytest.raises(ValueError, match=r"cannot read as images: a\.png \(it is no image, or damaged\)"):
+    with pytest.raises(ValueError, match=r"cannot read as images: a\.png \(it is not an image, or damaged\)"):
         load_data(str(tmp_path))
 
 
@@ -384,7 +384,7 @@ def test_a_folder_without_images_is_refused(tmp_path):
 
 @pytest.mark.usefixtures("broken_torchvision")
 def test_a_torchvision_for_another_torch_is_said_with_both_versions():
-    with pytest.raises(ValueError, match="needs torchvision, which does not import") as caught:
+    with pytest.raises(ValueError, match="needs torchvision, which cannot be imported") as caught:
         load_data("mnist")
     assert f"found torch {torch.__version__} and torchvision {version('torchvision')}" in str(caught.value)
     assert "the data set digits" in str(caught.value)
@@ -609,7 +609,7 @@ def test_usps_is_read_by_the_class_of_torchvision_from_files_that_are_there(tmp_
     ("name", "words"),
     [
         ("torchvision:SVNH", ["did you mean 'SVHN'"]),
-        ("torchvision:EMNIST", ["needs to be told its split", "torchvision:EMNIST,split=VALUE"]),
+        ("torchvision:EMNIST", ["needs the argument split", "torchvision:EMNIST,split=VALUE"]),
         ("torchvision:EMNIST,splt=letters", ["unknown argument of EMNIST 'splt'", "did you mean 'split'"]),
     ],
 )

@@ -211,8 +211,8 @@ def test_a_device_is_looked_for_without_being_opened(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: pytest.fail("opened"))
     assert devices.resolve_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(ValueError, match=r"cannot use device 'cuda:2' \(2 of that kind are here\)"):
+    with pytest.raises(ValueError, match=r"cannot use device 'cuda:2' \(2 of that kind are available\)"):
         devices.resolve_device("cuda:2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"cannot use device 'cuda' \(none of that kind is here\)"):
+    with pytest.raises(ValueError, match=r"cannot use device 'cuda' \(none of that kind is available\)"):
         devices.resolve_device("cuda")

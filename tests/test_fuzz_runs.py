@@ -385,5 +385,5 @@ def test_a_model_without_a_run_is_not_resumed(commands, saved):
     shutil.copytree(saved[0], run)
     result = commands.run("train", "--resume", "run")
     assert not assert_sentence(result)
-    assert "no run of this script" in result.err
+    assert "not a run that can be resumed" in result.err
     assert sorted(path.name for path in run.iterdir()) == ["config.json", "model.safetensors"]

@@ -124,10 +124,10 @@ def test_a_card_says_no_more_than_the_name_of_the_data(tmp_path):
     card = model_card(tmp_path / "run")
     assert "| data | patients.csv |" in card
     assert "secret" not in card
-    assert "not evaluated" in card
+    assert "not been evaluated" in card
     assert card.startswith("---\nlibrary_name: pyro_vae\n")
 
 
 def test_what_is_not_trained_is_not_published(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no trained model: there is no model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"no trained model: it has no model\.safetensors"):
         push_to_hub(tmp_path, "someone/model")

@@ -64,7 +64,7 @@ def test_one_bit_is_bits(tmp_path):
     mixed = read(tmp_path)
     np.testing.assert_array_equal(mixed.x_test[0], bits * 255)
     assert mixed.bounds == (0, 255)
-    assert "4 of 5 images are of bits, which became grey levels 0 and 255" in mixed.notes[0]
+    assert "4 of 5 images have 1 bit, which became the grey levels 0 and 255" in mixed.notes[0]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
@@ -132,7 +132,7 @@ def test_transparent_pixels_are_laid_on_white_and_said(tmp_path, name):
     expected = np.asarray(Image.alpha_composite(white, image))[..., :3].astype(int)
     assert np.abs(data.x_test[0].numpy() - channels_first(expected)).max() <= 1
     assert (data.x_test[0, :, 0] == 255).all()
-    assert any("1 of 1 images were partly transparent, and laid on white" in note for note in data.notes)
+    assert any("1 of 1 images were partly transparent, and composited on white" in note for note in data.notes)
 
 
 def test_what_is_opaque_throughout_is_not_mentioned(tmp_path):
@@ -206,7 +206,7 @@ def test_a_grey_level_of_sixteen_bits_that_is_transparent_is_white(tmp_path):
     save(tmp_path, "a.png", Image.fromarray(deep), transparency=2849)
     data = read(tmp_path)
     np.testing.assert_array_equal(data.x_test[0], np.where(deep == 2849, 65535, deep))
-    assert "laid on white" in data.notes[0]
+    assert "composited on white" in data.notes[0]
 
 
 def test_colours_of_sixteen_bits_that_pillow_would_clip_are_refused(tmp_path):
@@ -247,7 +247,7 @@ def test_images_are_turned_upright(tmp_path, orientation, name, pixels):
         expected = np.asarray(ImageOps.exif_transpose(image))
     data = read(tmp_path)
     np.testing.assert_array_equal(data.x_test[0], channels_first(expected) if expected.ndim == 3 else expected)
-    turned = [note for note in data.notes if "1 of 1 images were turned upright" in note]
+    turned = [note for note in data.notes if "1 of 1 images were rotated by their EXIF orientation" in note]
     assert len(turned) == (orientation != 1)
 
 
@@ -259,7 +259,7 @@ def test_an_image_of_the_right_size_is_left_as_it_is_and_others_are_averaged(tmp
     save(tmp_path, "b.png", np.kron(GREY, np.ones((8, 8), np.uint8)))
     data = read(tmp_path, resize=(4, 6))
     np.testing.assert_array_equal(data.x_test[0], GREY)
-    assert "1 of 2 images were brought to another size, each new pixel the mean of those" in data.notes[0]
+    assert "1 of 2 images were resized, each new pixel the mean of those" in data.notes[0]
     board = np.indices((64, 64)).sum(0) % 2 * 255
     save(tmp_path / "fine", "a.png", board.astype(np.uint8))
     found = read(tmp_path / "fine", resize=(8, 8)).x_test[0, 2:-2, 2:-2]
@@ -308,7 +308,7 @@ def test_all_that_is_wrong_is_one_sentence(tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "cut.png").write_bytes((tmp_path / "good0.png").read_bytes()[:60])
     said = sentence(tmp_path)
-    for words in ("empty.png (", "text.jpg (it is no image, or damaged)", "cut.png (", "turned.png (6×4)"):
+    for words in ("empty.png (", "text.jpg (it is not an image, or damaged)", "cut.png (", "turned.png (6×4)"):
         assert words in said
     assert "deep.png (16 bits)" in said
     for number in range(9):
@@ -321,7 +321,7 @@ def test_several_frames_are_refused_with_both_readings(tmp_path, name):
     frames = [Image.fromarray(np.roll(COLOUR, shift)) for shift in range(3)]
     save(tmp_path, name, frames[0], save_all=True, append_images=frames[1:])
     assert "a." in sentence(tmp_path)
-    assert "several frames: save each as an image of its own, or only the one that is meant" in sentence(tmp_path)
+    assert "several frames: save each as a separate image, or keep only one" in sentence(tmp_path)
     save(tmp_path / "one", name, frames[0], save_all=True)
     assert len(read(tmp_path / "one").x_test) == 1
 
@@ -352,7 +352,7 @@ def test_labels_and_names_go_with_their_images(tmp_path):
 def test_subfolders_that_may_be_parts_are_mentioned(tmp_path):
     for name in ("train/a.png", "train/b.png", "test/a.png"):
         save(tmp_path, name, GREY)
-    assert "the subfolders test, train are taken for labels" in read(tmp_path).notes[0]
+    assert "the subfolders test, train are treated as labels" in read(tmp_path).notes[0]
 
 
 def test_what_is_hidden_is_left_out_and_what_is_no_image_is_mentioned(tmp_path):
@@ -365,7 +365,7 @@ def test_what_is_hidden_is_left_out_and_what_is_no_image_is_mentioned(tmp_path):
     (tmp_path / "b.eps").write_bytes(b"")
     data = read(tmp_path)
     assert data.ids_test.tolist() == ["a.png"]
-    assert "3 files are left out, for they are no images by name: .eps, .heic, .txt" in data.notes[0]
+    assert "3 files without an image's suffix are left out: .eps, .heic, .txt" in data.notes[0]
 
 
 def test_links_are_followed_and_loops_end(tmp_path):
@@ -378,7 +378,7 @@ def test_links_are_followed_and_loops_end(tmp_path):
     (tmp_path / "all" / "d.png").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "all" / "e.png")
     said = sentence(tmp_path / "all")
-    assert all(f"{name}.png (it is no file, or a link that leads to none)" in said for name in "cde")
+    assert all(f"{name}.png (it is not a file, or a broken link)" in said for name in "cde")
 
 
 def test_names_of_every_kind(tmp_path):
@@ -401,7 +401,7 @@ def test_images_that_do_not_fit_in_memory_are_refused_before_any_is_read(tmp_pat
         save(tmp_path, f"{number}.png", np.zeros((512, 512), np.uint8))
     monkeypatch.setattr(memory, "available_memory", lambda: 700_000)
     monkeypatch.setattr(module, "pixels", None)
-    said = f"the 3 images in {tmp_path} take 0.000732 GiB, and 0.000652 GiB of memory are free"
+    said = f"the 3 images in {tmp_path} take 0.000732 GiB, but 0.000652 GiB of memory are free"
     assert said in sentence(tmp_path)
     monkeypatch.undo()
     monkeypatch.setattr(memory, "available_memory", lambda: 700_000)

@@ -214,7 +214,7 @@ def test_what_cannot_be_learned_from_is_refused():
     nan = torch.nan
     with pytest.raises(ValueError, match="rows without any observed entry, the first at index 1"):
         fit(vae, torch.tensor([[1.0, 2, 3], [nan, nan, nan]]), batch_size=2)
-    with pytest.raises(ValueError, match=r"1 elements that no row has an observation of, the first at index \(2,\)"):
+    with pytest.raises(ValueError, match=r"1 elements that are not observed in any row, the first at index \(2,\)"):
         fit(vae, torch.tensor([[1.0, 2, nan], [nan, 2, nan]]), batch_size=2)
     with pytest.raises(ValueError, match="NaN or infinite"):
         fit(vae, torch.tensor([[1.0, 2, math.inf], [nan, 2, 1]]), batch_size=2)

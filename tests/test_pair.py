@@ -162,8 +162,8 @@ TAKES_ROWS = {
 def test_what_are_no_rows_is_refused_in_one_sentence(method):
     x = torch.randn(6, 2)
     for wrong, sentence in (
-        (DataLoader(TensorDataset(x)), "is a DataLoader, and every tool makes its own batches: give its data set"),
-        (TensorDataset(x, x), "items are tuples of 2, and nothing says what each part is"),
+        (DataLoader(TensorDataset(x)), "is a DataLoader, but every tool makes its own batches: give its data set"),
+        (TensorDataset(x, x), "items are tuples of 2, which does not say what each part is"),
         (x[:0], "has no rows; expected at least one"),
         (x[:, :1], r"has rows of shape \(1,\), but the model describes rows of shape \(2,\)"),
         ({"y": x}, "has no entry 'x', only y"),

@@ -282,5 +282,5 @@ def test_torchrun_leaves_one_run_and_refuses_with_one_sentence(tmp_path, monkeyp
     refused = run_two("--out", folder)
     assert refused.returncode != 0
     assert [line for line in refused.stderr.splitlines() if line.startswith("error: ")] == [
-        f"error: {folder} already holds a run: go on with --resume {folder}, or name another --out"
+        f"error: {folder} already holds a run: use --resume {folder}, or name another --out"
     ]

@@ -198,7 +198,7 @@ def test_wrong_groups_are_sentences(groups, words):
         ({"num_groups": 0}, "num_groups must be at least 1, found 0"),
         ({"effect_scale": -1.0}, "effect_scale must be a positive number, 'learned' or 'latent'; found -1.0"),
         ({"effect_scale": "learnt"}, "unknown effect_scale 'learnt': did you mean 'learned'"),
-        ({"prior": VampPrior(1, 4)}, "shown 'effect' beside each row, and cannot be asked of rows alone"),
+        ({"prior": VampPrior(1, 4)}, "takes 'effect' along with each row"),
     ],
 )
 def test_mistakes_are_sentences(options, words):

@@ -54,7 +54,7 @@ def test_slices_of_a_file_begin_where_they_should(memmap):
     again = mapped[50:][30:60]
     assert np.array_equal(next(as_rows(again, CPU, num_workers=0).chunks(500))["x"].numpy(), x[80:110])
     assert isinstance(as_rows(mapped + 1, CPU), Resident)  # a result in memory is no file
-    with pytest.raises(ValueError, match="row by row in its file"):
+    with pytest.raises(ValueError, match="must be stored row by row"):
         as_rows(mapped[::2], CPU)
 
 
@@ -185,7 +185,7 @@ def test_mistakes_in_streamed_rows_are_found_before_training(memmap, tmp_path):
     gaps = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
     gaps[:, 1] = np.nan
     np.save(tmp_path / "gaps.npy", gaps)
-    with pytest.raises(ValueError, match=r"1 elements that no row has an observation of, the first at index \(1,\)"):
+    with pytest.raises(ValueError, match=r"1 elements that are not observed in any row, the first at index \(1,\)"):
         fit(
             mlp_vae((3,), 2, likelihood=Normal(), missing="nan"),
             np.load(tmp_path / "gaps.npy", mmap_mode="r"),
@@ -271,12 +271,12 @@ def test_arguments_have_a_row_each_or_are_the_same_for_all(memmap, streamed):
     [
         (
             DataLoader(TensorDataset(torch.zeros(4, 2))),
-            "is a DataLoader, and every tool makes its own batches: give its",
+            "is a DataLoader, but every tool makes its own batches: give its",
         ),
         (pd.DataFrame({"a": [1.0, 2.0], "b": ["x", "y"]}), "is a DataFrame with columns that are not numbers, 'b' "),
         ({"labels": torch.zeros(4)}, "has no entry 'x', only labels"),
         ({}, "has no entry 'x', only none"),
-        ({"x": torch.zeros(4, 2), "y": torch.zeros(3)}, "has 4 rows in 'x' and 3 in 'y': give as many in each"),
+        ({"x": torch.zeros(4, 2), "y": torch.zeros(3)}, "has 4 rows in 'x' and 3 in 'y': give the same number in each"),
         ("rows", "is a str that cannot be read as rows of numbers"),
         ([[1.0], [1.0, 2.0]], "is a list that cannot be read as rows of numbers"),
         (np.array(["a"]), "is a ndarray that cannot be read as rows of numbers"),
@@ -290,7 +290,9 @@ def test_what_are_no_rows_is_refused_in_one_sentence(form, sentence):
 
 def test_a_data_set_of_tuples_is_refused_in_one_sentence():
     rows = as_rows(TensorDataset(torch.zeros(4, 2), torch.zeros(4)), CPU, num_workers=0)
-    with pytest.raises(ValueError, match="items are tuples of 2, and nothing says what each part is: let its items be"):
+    with pytest.raises(
+        ValueError, match="items are tuples of 2, which does not say what each part is: return mappings"
+    ):
         next(rows.chunks(2))
 
 

@@ -193,7 +193,7 @@ def test_mnist_trains_from_its_packed_files(run, data_root, tmp_path):
     arguments = ("--data", "mnist", "--data-root", data_root, "--epochs", 1, "--hidden-dims", "32")
     status, out, _ = run("train", *arguments, "--out", tmp_path / "run")
     assert status == 0
-    assert "rows: 54,000 to train on, 6,000 to watch, 10,000 to test" in out
+    assert "rows: 54,000 to train on, 6,000 to validate, 10,000 to test" in out
     assert run("evaluate", tmp_path / "run", "--out", tmp_path / "m.json")[0] == 0
     assert -250 < json.loads((tmp_path / "m.json").read_text())["elbo"] < -120
 
@@ -235,12 +235,12 @@ def test_ctrl_c_keeps_what_there_is_and_resume_ends_at_the_same_numbers(run, tmp
     assert all(torch.equal(a[name], b[name]) for name in a)
     status, out, _ = run("train", "--resume", folder)
     assert status == 0
-    assert "nothing is left to do" in out
+    assert "nothing left to do" in out
 
 
 def test_a_run_that_was_killed_in_its_first_epoch_resumes_from_the_start(run, trained, tmp_path):
     (tmp_path / "config.json").write_text((trained / "config.json").read_text())
-    assert_refused(run("sample", tmp_path, "--out", tmp_path / "x.npy"), "training has not ended", "--resume")
+    assert_refused(run("sample", tmp_path, "--out", tmp_path / "x.npy"), "training has not finished", "--resume")
     assert run("train", "--resume", tmp_path)[0] == 0
     a, b = (load(folder).state_dict() for folder in (trained, tmp_path))
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -279,7 +279,7 @@ MISTAKES = {
     "unknown upsampling": (["--network", "conv", "--upsample", "nearst"], ["did you mean 'nearest'"]),
     "unknown scale": (["--likelihood", "normal", "--scale", "shard"], ["did you mean 'shared'"]),
     "negative scale": (["--likelihood", "normal", "--scale", "-1"], ["positive number", "-1"]),
-    "bad widths": (["--hidden-dims", "400x200"], ["whole numbers with commas", "400x200"]),
+    "bad widths": (["--hidden-dims", "400x200"], ["whole numbers separated by commas", "400x200"]),
     "no latents": (["--latent-dim", "0"], ["latent_dim must be at least 1, found 0"]),
     "no epochs": (["--epochs", "0"], ["epochs must be at least 1, found 0"]),
     "unknown device": (["--device", "gpu0"], ["cannot use device 'gpu0'"]),
@@ -453,10 +453,10 @@ def bad_table(kind):
     ("kind", "in_training", "later"),
     [
         ("text", "column 'note' has 200 distinct texts", "unknown column 'note'"),
-        ("unseen", None, "column 'stage' has 'unheard of', which is not among the levels that it had in training"),
+        ("unseen", None, "column 'stage' has 'unheard of', which is not among its levels in training"),
         ("negative", "column 'age' has -3 in row 7", "column 'age' has -3 in row 7"),
-        ("row", "row 7 of the table, counted from 0, has no entries at all", "row 7 of the table"),
-        ("column", "column 'weight' has no entries at all: drop it", None),
+        ("row", "row 7 of the table, counted from 0, has no entries", "row 7 of the table"),
+        ("column", "column 'weight' has no entries: drop it", None),
         ("not a table", "cannot read", "cannot read"),
     ],
 )
@@ -486,7 +486,7 @@ def test_gaps_are_an_error_until_something_is_said_of_them(run, of_tables, tmp_p
     arguments = ("--data", of_tables / "gaps.csv", *SMALL, "--out", tmp_path / "run")
     assert_refused(run("train", *arguments), "the table has missing entries, in age (", "give --missing nan")
     result = run("impute", of_tables / "whole", "--out", tmp_path / "x.csv")
-    assert_refused(result, "was trained on whole rows", "--missing nan")
+    assert_refused(result, "was trained on complete rows", "--missing nan")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -495,7 +495,7 @@ def test_gaps_are_an_error_until_something_is_said_of_them(run, of_tables, tmp_p
     ("x", "arguments", "words"),
     [
         ("row", ("--missing", "nan"), ["rows without any observed entry", "leave such rows out"]),
-        ("column", ("--missing", "nan"), ["no row has an observation of, the first at index (2,)"]),
+        ("column", ("--missing", "nan"), ["not observed in any row, the first at index (2,)"]),
         ("column", (), ["NaN or infinite value", "remove or fill"]),
         ("negative", ("--likelihood", "poisson"), ["such as -", "the whole numbers from 0"]),
         ("text", (), ["expected rows of numbers"]),
@@ -567,7 +567,7 @@ def test_a_file_that_is_cut_short_in_the_middle_can_be_put_back_and_gone_on_with
     assert run("train", *arguments, "--out", tmp_path / "undisturbed")[0] == 0
     with monkeypatch.context() as patched:
         end_of_epoch(patched, 1, lambda: path.write_bytes(whole[:5000]))
-        assert_refused(run("train", *arguments, "--out", folder), "it has been cut off")
+        assert_refused(run("train", *arguments, "--out", folder), "it has been truncated")
     assert {"config.json", "run.toml", "checkpoint.safetensors"} == {p.name for p in folder.iterdir()}
     assert_refused(run("train", "--resume", folder), "x.npy")
     path.write_bytes(whole)
@@ -581,7 +581,7 @@ def test_a_run_that_diverges_in_the_middle_is_kept_and_goes_on_with_smaller_step
     with monkeypatch.context() as patched:
         end_of_epoch(patched, 1, lambda: signal.raise_signal(signal.SIGINT))
         assert run("train", *SMALL, "--compile", "no", "--out", folder)[0] == 130
-    words = ("became", "What it had learned by then is in", "--learning-rate 1e+29")
+    words = ("became", "The model so far is in", "--learning-rate 1e+29")
     assert_refused(run("train", "--resume", folder, "--learning-rate", "1e30"), *words)
     assert run("sample", folder, "--num-samples", 5, "--out", tmp_path / "x.npy")[0] == 0
     assert np.isfinite(np.load(tmp_path / "x.npy")).all()

@@ -140,9 +140,9 @@ def test_each_word_trains_opens_evaluates_draws_and_predicts(run, data, drawn, t
 @pytest.mark.parametrize(
     ("word", "made"),
     {
-        "conditional": {"by_labels": "a label in each row", "interpolation": "the label is that of the nearer end"},
-        "clusters": {"by_cluster": "a cluster in each row"},
-        "pooled": {"by_groups": "a group in each row"},
+        "conditional": {"by_labels": "one label per row", "interpolation": "the label is that of the nearer end"},
+        "clusters": {"by_cluster": "one cluster per row"},
+        "pooled": {"by_groups": "one group per row"},
         "sequences": {"forecasts": "forecasts", "latent": "the state at step 8"},
         "ladder": {"latent": "the top of 2 levels"},
         "topics": {"topics": "words"},
@@ -202,7 +202,7 @@ def test_labels_that_few_rows_have_are_found_for_the_others(run, data, tmp_path)
     arguments = ("--data", tmp_path / "half.csv", "--labels", "species", "--hidden-dims", 16, "--learning-rate", 0.01)
     status, said, _ = run("train", "--model", "semi-supervised", *arguments, "--epochs", 60, "--out", folder)
     assert status == 0
-    assert "'ant', 'bee', 'cat, wild'; known of " in said
+    assert "'ant', 'bee', 'cat, wild'; known for " in said
     animals().drop(columns="species").to_csv(tmp_path / "unnamed.csv", index=False)
     new = ("--data", tmp_path / "unnamed.csv", "--num-samples", 1, "--out", tmp_path / "found.csv")
     assert run("predict", folder, *new)[0] == 0
@@ -226,7 +226,7 @@ def test_as_many_labels_are_known_as_is_said_and_some_of_each(run, data, tmp_pat
     assert not torch.equal(few, beside.known(y, 25, 10, seed=1))
     status, said, _ = run("train", *of("semi-supervised", data), "--known", 25, "--out", tmp_path / "run")
     assert status == 0
-    assert "known of 25 of 144 rows" in said
+    assert "known for 25 of 144 rows" in said
     for wrong in (9, 1000):
         refused = run("train", *of("semi-supervised", data), "--known", wrong, "--out", tmp_path / "none")
         assert_refused(refused, "--known must be from 10", "144", str(wrong))
@@ -290,19 +290,19 @@ MISTAKES = {
     "labels of pooled": (["--model", "pooled", "--labels", "y"], ["pooled has no --labels", "--groups"]),
     "no column": (["--labels", "species"], ["--labels names a column of a table"]),
     "topics of pictures": (["--model", "topics"], ["counts of words", "(8, 8)"]),
-    "no labels": (["--model", "conditional", "--data", "{animals}"], ["needs labels", "by --labels"]),
+    "no labels": (["--model", "conditional", "--data", "{animals}"], ["needs labels", "with --labels"]),
     "no groups": (["--model", "pooled", "--data", "{animals}"], ["needs groups", "by --groups"]),
     "labels of measurements": (
         ["--model", "conditional", "--data", "{animals}", "--labels", "weight"],
-        ["--labels weight has", "levels come again"],
+        ["--labels weight has", "levels repeat"],
     ),
     "labels of another kind": (
         ["--data", "{animals}", "--labels", "species", "--columns", "species=category"],
-        ["keeps the column 'species' aside", "category"],
+        ["takes the column 'species' out of the model", "category"],
     ),
     "sequences of a table": (
         ["--model", "sequences", "--data", "{animals}", "--columns", "species=drop"],
-        ["(steps, numbers of a step)"],
+        ["(steps, numbers per step)"],
     ),
     "gaps of modalities": (["--model", "multimodal", "--missing", "nan"], ["leave out --missing"]),
     "no clusters": (["--model", "clusters", "--num-clusters", 1], ["num_clusters must be at least 2"]),
@@ -330,11 +330,11 @@ def test_what_a_model_is_not_drawn_given_is_refused(run, data, tmp_path):  # noq
         assert run("train", *of(word, data), *LITTLE[word], "--out", tmp_path / word)[0] == 0
     out = ("--out", tmp_path / "x.npy")
     wrong = {
-        ("conditional",): ["give --given labels=0,1,2"],
-        ("conditional", "--given", "labels=12"): ["no labels '12'", "'9'"],
-        ("conditional", "--given", "label=1"): ["not drawn given 'label'", "labels"],
+        ("conditional",): ["add --given labels=0,1,2"],
+        ("conditional", "--given", "labels=12"): ["does not know '12' among its labels", "'9'"],
+        ("conditional", "--given", "label=1"): ["cannot draw rows given 'label'", "labels"],
         ("conditional", "--given", "labels"): ["--given takes labels=VALUE"],
-        ("vae", "--given", "labels=1"): ["not drawn given 'labels'", "nothing"],
+        ("vae", "--given", "labels=1"): ["cannot draw rows given 'labels'", "takes no --given"],
     }
     for (word, *arguments), words in wrong.items():
         assert_refused(run("sample", tmp_path / word, *arguments, *out), *words)

@@ -137,5 +137,5 @@ def test_runs_that_take_different_things_are_not_compared(folder, tmp_path, caps
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
     assert command(evaluate, folder / "digits", tmp_path / "both.json", tmp_path / "other") == 2
     assert "takes x and" in (said := capsys.readouterr().err)
-    assert "x, labels: their evidence is of different things" in said
+    assert "x, labels: their evidence is not comparable" in said
     assert not (tmp_path / "both.json").exists()

@@ -314,13 +314,13 @@ def told(values):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: small().encode(told(torch.tensor([0, -1, 3, 1]))), "from 0 to 2, or -1 where a row has none; found 3"),
+        (lambda: small().encode(told(torch.tensor([0, -1, 3, 1]))), "from 0 to 2, or -1 if a row has none; found 3"),
         (lambda: small().encode(told(torch.tensor([0, -2, 5, 1]))), "found -2 and 1 more like it"),
-        (lambda: small().encode(told(torch.tensor([0, math.nan, 1, 1]))), "-1 where a row has none; found nan"),
+        (lambda: small().encode(told(torch.tensor([0, math.nan, 1, 1]))), "-1 if a row has none; found nan"),
         (lambda: small().encode(told(torch.zeros(4, 1))), r"labels has shape \(4, 1\), expected \(N,\)"),
         (lambda: small().sample(3, given={"labels": 0.5}), "labels must be whole numbers"),
         (lambda: small(label_weight=-1.0), "label_weight must be a finite number from 0, found -1"),
-        (lambda: small(prior=VampPrior(2, 3)), "the encoder is shown 'y' beside each row"),
+        (lambda: small(prior=VampPrior(2, 3)), "the encoder takes 'y' along with each row"),
         (lambda: small(prior=NormalMixture(4)), "the prior has 4 latents and the encoder 2"),
         (lambda: small(transform=Standardize((6,))), "use transform="),
         (lambda: semi_supervised_vae((6,), 2, 1, likelihood=Bernoulli()), "num_classes must be at least 2, found 1"),

@@ -213,9 +213,9 @@ def test_rows_of_another_shape_are_refused(shape):
 @pytest.mark.parametrize(
     ("column", "row", "value", "complaint"),
     [
-        ("colour", 2, "violet", "'colour' has 'violet', which is not among the levels that it had in training: "
+        ("colour", 2, "violet", "'colour' has 'violet', which is not among its levels in training: "
                                 "'blue', 'green', 'red'"),
-        ("side", 0, 2, "'side' has 2, which is not among the levels that it had in training: -1, 1"),
+        ("side", 0, 2, "'side' has 2, which is not among its levels in training: -1, 1"),
         ("visits", 3, -1, "'visits' has -1 in row 3, but kind count takes the whole numbers from 0: fix such entries "
                           "or leave them empty"),
         ("visits", 3, 1.25, "'visits' has 1.25 in row 3, but"),
@@ -240,9 +240,9 @@ def test_an_entry_that_does_not_suit_its_column_is_named(column, row, value, com
 
 def test_a_level_of_another_type_is_another_level():
     schema = Schema.infer(pd.DataFrame({"ward": ["1", "2", "2", "3", "3", "1"], "cured": [True, False] * 3}))
-    with pytest.raises(ValueError, match=r"'ward' has 1, which is not among the levels that it had .*: '1', '2', '3'"):
+    with pytest.raises(ValueError, match=r"'ward' has 1, which is not among its levels in .*: '1', '2', '3'"):
         schema.encode(pd.DataFrame({"ward": [1], "cured": [True]}))
-    with pytest.raises(ValueError, match=r"'cured' has 'maybe', which is not among the levels that .*: False, True"):
+    with pytest.raises(ValueError, match=r"'cured' has 'maybe', which is not among its levels in .*: False, True"):
         schema.encode(pd.DataFrame({"ward": ["1"], "cured": ["maybe"]}))
 
 
@@ -270,7 +270,7 @@ def test_rows_without_entries_are_named():
     frame = table(missing=0.2)
     schema = Schema.infer(frame)
     empty = np.isin(np.arange(len(frame)), [17, 30])
-    with pytest.raises(ValueError, match="rows 17, 30 of the table, counted from 0, have no entries at all: drop"):
+    with pytest.raises(ValueError, match="rows 17, 30 of the table, counted from 0, have no entries: drop"):
         schema.encode(frame.mask(empty[:, None] & np.ones(frame.shape, bool)))
 
 
@@ -340,7 +340,7 @@ COLUMN = {"name": "a", "kind": "binary", "categories": ["no", "yes"], "dtype": "
         ({"columns": [COLUMN, COLUMN]}, "two columns named 'a'"),
         ({"columns": [{"kind": "real", "categories": []}]}, "'name'"),
         ({"columns": [{**COLUMN, "colour": "red"}]}, "'colour'"),
-        ({"columns": [{**COLUMN, "name": 3}]}, "column names are text, found 3"),
+        ({"columns": [{**COLUMN, "name": 3}]}, "column names must be text, found 3"),
         ({"columns": [{**COLUMN, "kind": "binry"}]}, "unknown kind 'binry': did you mean 'binary'"),
         ({"columns": [{**COLUMN, "kind": ["binary"]}]}, "unknown kind"),
         ({"columns": [{**COLUMN, "kind": "real"}]}, "kind real takes no distinct levels, but column 'a' has 2"),

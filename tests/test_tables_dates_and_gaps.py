@@ -75,7 +75,7 @@ def test_draws_of_days_are_days():
 
 def test_times_finer_than_days_can_tell_are_refused():
     frame = pd.DataFrame({"when": pd.Series(["1800-01-01", "2200-01-01 00:00:00.000000001"]).astype("datetime64[ns]")})
-    with pytest.raises(ValueError, match=r"finer than a number of days since 1800.* can tell.*round it"):
+    with pytest.raises(ValueError, match=r"a number of days since 1800.* cannot represent.*round it"):
         Schema.infer(frame, {"when": "date"})
 
 
@@ -121,7 +121,7 @@ def test_what_is_encoded_comes_back_exactly(frame):
         schema = Schema.infer(frame, kinds)
         x = schema.encode(frame)
     except ValueError as error:
-        assert "no entries at all" in str(error) or "beyond 2^53" in str(error)  # noqa: PT017
+        assert "no entries" in str(error) or "beyond 2^53" in str(error)  # noqa: PT017
         return
     back = schema.decode(x)
     assert_frame_equal(back, frame, check_exact=True)
@@ -134,7 +134,7 @@ def test_what_is_encoded_comes_back_exactly(frame):
 def test_whole_numbers_that_would_lose_digits_are_refused_by_name():
     frame = pd.DataFrame({"a": [2**53 + 1, 5, 7], "b": [0.5, 1.5, 2.5]})
     for kind in ("count", "real"):
-        with pytest.raises(ValueError, match="column 'a' has 9007199254740993, and whole numbers beyond 2"):
+        with pytest.raises(ValueError, match="column 'a' has 9007199254740993, but whole numbers beyond 2"):
             Schema.infer(frame, {"a": kind})
     assert Schema.infer(frame, {"a": "index"}).names == ("b",)
 

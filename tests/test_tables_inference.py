@@ -128,7 +128,7 @@ def test_decimals_are_numbers():
 @pytest.mark.parametrize("values", [[NAN, NAN], [None, None], pd.array([None], "Int64"), pd.Categorical([None])])
 def test_a_column_without_entries_is_refused(values):
     for kind in (None, *KINDS):
-        with pytest.raises(ValueError, match="column 'a' has no entries at all: drop it"):
+        with pytest.raises(ValueError, match="column 'a' has no entries: drop it"):
             only(values, kind)
 
 
@@ -166,7 +166,10 @@ def test_kinds_are_given_for_columns_that_are_there():
         (pd.DataFrame({"a": []}), "the table has no rows"),
         (pd.DataFrame(index=range(3)), "the table has no columns"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), "the table has two columns named 'a': rename or drop one"),
-        (pd.DataFrame([[1, 2]]), "column names are text, found 0, 1: rename the columns, such as by frame.columns"),
+        (
+            pd.DataFrame([[1, 2]]),
+            "column names must be text, found 0, 1: rename the columns, such as with frame.columns",
+        ),
         (pd.DataFrame([[1, 2, 3, 4]], columns=list("abab")), "the table has two columns named 'a', 'b'"),
     ],
 )
@@ -199,7 +202,7 @@ UNCLEAR = {
 
 def test_all_unclear_columns_are_in_one_message_and_its_advice_works():
     frame = of(**UNCLEAR, dose=RNG.lognormal(size=30))
-    with pytest.raises(ValueError, match=r"^8 columns are in need of a word: column 'patient id' has") as raised:
+    with pytest.raises(ValueError, match=r"^8 columns need attention: column 'patient id' has") as raised:
         Schema.infer(frame)
     message = str(raised.value)
     assert "'patient id'=category" not in message
@@ -246,20 +249,23 @@ def test_row_numbers_are_set_aside(name, first):
     schema = Schema.infer(frame)
     assert (schema.names, schema.index) == (("dose",), (name,))
     way = f"{quoted(name)}=count"
-    assert schema.notes == (f"column {name!r} counts the rows: kept aside as an index; {way} models it",)
+    assert schema.notes == (f"column {name!r} counts the rows: treated as an index; {way} models it",)
     assert name in Schema.infer(frame, parse_kinds([way])).names
 
 
 @pytest.mark.parametrize(
     ("values", "note"),
     [
-        (ROWS % 4 + 1, "whole numbers from 1 to 4: taken as a count; as levels it would be a=category"),
-        (np.where(ROWS % 3, 0.0, ROWS + 0.5), "is 0 in 67% of its entries, where a density grows without bound"),
-        (1e6 + RNG.normal(size=30), "differs by less than a hundredth of its mean: taken as real"),
+        (ROWS % 4 + 1, "whole numbers from 1 to 4: treated as a count; for levels, a=category"),
+        (
+            np.where(ROWS % 3, 0.0, ROWS + 0.5),
+            "is 0 in 67% of its entries, where its density, and so the ELBO, can grow without bound",
+        ),
+        (1e6 + RNG.normal(size=30), "varies by less than a hundredth of its mean: treated as real"),
         (np.where(ROWS < 4, -99, AGES), "is -99 in 4 entries, far from the others"),
         (np.where(ROWS < 4, 999.0, AGES + 0.5), "is 999 in 4 entries, far from the others"),
-        (np.where(ROWS % 2, 7.0, 3.0), "two values, 3 and 7: taken as binary; as numbers, a=real"),
-        (np.full(30, 7), "is always 7, of which nothing can be learned; a=drop leaves it out"),
+        (np.where(ROWS % 2, 7.0, 3.0), "two values, 3 and 7: treated as binary; for numbers, a=real"),
+        (np.full(30, 7), "is always 7, so nothing can be learned from it; a=drop leaves it out"),
     ],
 )
 def test_what_is_guessed_is_noted(values, note):
@@ -283,5 +289,5 @@ def test_a_column_may_be_kept_aside_or_left_out():
     assert (schema.names, schema.index, schema.dropped) == (("dose",), ("who",), ("note",))
     assert Schema.from_json(schema.to_json()) == schema
     np.testing.assert_array_equal(schema.encode(frame[["dose"]]), schema.encode(frame))
-    with pytest.raises(ValueError, match="has no columns but those that are set aside"):
+    with pytest.raises(ValueError, match="has no columns except those that are set aside"):
         Schema.infer(frame[["who"]], {"who": "index"})

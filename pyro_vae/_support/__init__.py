@@ -1,1 +1,1 @@
-"""What the rest of the library stands on: files, names, arrays, numbers. Nothing here knows Pyro."""
+"""Foundations of the library: files, names, arrays, numbers. Nothing here depends on Pyro."""

@@ -1,4 +1,4 @@
-"""Arrays of rows: NumPy's as tensors, and rows that stay where they are until they are asked for."""
+"""Arrays of rows: NumPy arrays as tensors, and rows that are read only when needed."""
 
 import math
 import warnings
@@ -12,16 +12,16 @@ from torch.utils.data import Dataset
 
 __all__ = ["CHUNK", "FileRows", "LazyRows", "SparseRows", "as_tensor", "check_uint64", "in_chunks", "is_mapped"]
 
-CHUNK = 2**20  # elements looked at together, so that memory stays flat: 4 MiB in float32
+CHUNK = 2**20  # elements processed at a time, to bound memory: 4 MiB in float32
 
 
 def as_tensor(x: Any) -> Tensor:
-    """A tensor of whatever holds numbers: without a copy where possible, and without a warning of read-only memory."""
+    """Converts anything that holds numbers to a tensor, without a copy if possible or a warning of read-only memory."""
     if isinstance(x, LazyRows):
         x = x.read()
     if isinstance(x, np.ndarray):
         x = x.astype(x.dtype.newbyteorder("="), copy=False)
-        if any(stride < 0 or stride % x.itemsize for stride in x.strides if x.itemsize):  # which torch has none of
+        if any(stride < 0 or stride % x.itemsize for stride in x.strides if x.itemsize):  # torch does not support these
             x = x.copy()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -29,7 +29,7 @@ def as_tensor(x: Any) -> Tensor:
 
 
 def check_uint64(x: Tensor, name: str) -> Tensor:
-    """Returns ``x``, unless it has whole numbers that no signed type of torch holds: they would become negative.
+    """Returns ``x``, unless it has whole numbers that no signed torch type holds: they would become negative.
 
     Raises:
         ValueError: naming one of them.
@@ -38,36 +38,36 @@ def check_uint64(x: Tensor, name: str) -> Tensor:
         >>> check_uint64(as_tensor(np.array([2**63], np.uint64)), "x")
         Traceback (most recent call last):
         ...
-        ValueError: x holds 9223372036854775808, above the largest whole number that can be reckoned with, 2**63 - 1...
+        ValueError: x holds 9223372036854775808, above the largest whole number that is supported, 2**63 - 1...
     """
     if x.dtype is torch.uint64:
         beyond = x.view(torch.int64)
         beyond = beyond[beyond < 0]
         if len(beyond):
             raise ValueError(
-                f"{name} holds {int(beyond[0]) + 2**64}, above the largest whole number that can be reckoned with, "
-                f"2**63 - 1: give such numbers as float64, rounded, or as labels"
+                f"{name} holds {int(beyond[0]) + 2**64}, above the largest whole number that is supported, 2**63 - 1: "
+                f"give such numbers as float64, rounded, or as labels"
             )
     return x
 
 
 def is_mapped(x: Any) -> TypeGuard[np.memmap]:
-    """Whether an array is a file mapped into memory, and not the result of a computation with one."""
+    """Whether an array is a memory-mapped file, rather than the result of a computation with one."""
     return isinstance(x, np.memmap) and getattr(x, "_mmap", None) is not None
 
 
 class LazyRows(Dataset):
-    """Base class: rows ``(N, *E)`` that become tensors when they are asked for, a batch at a time.
+    """Base class: rows ``(N, *E)`` that become tensors when needed, a batch at a time.
 
-    With an index it gives one row, with a slice or a tensor of indices a view that has read nothing yet. Subclasses say
-    how to read rows: :meth:`_read`.
+    An index gives one row; a slice or a tensor of indices gives a view that has read nothing yet. Subclasses define
+    :meth:`_read`.
     """
 
     _indices: Tensor
     _row: tuple[int, ...]
 
     def _read(self, places: np.ndarray) -> Tensor:
-        """The rows at these places of the whole, in their order."""
+        """The rows at these indices of the whole, in this order."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -80,7 +80,7 @@ class LazyRows(Dataset):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the tensors that it reads."""
+        """The type of the tensors that are read."""
         return self.__getitems__([]).dtype
 
     def __getitem__(self, index: int | slice | Tensor) -> Any:
@@ -104,15 +104,15 @@ class LazyRows(Dataset):
 
 
 class FileRows(LazyRows):
-    """Rows of a memory-mapped array, read from its file: mapped pages would count as this process's memory.
+    """Rows of a memory-mapped array, read from its file because mapped pages would count as this process's memory.
 
     Args:
-        array: What ``np.load(path, mmap_mode="r")`` returned, or a slice of it.
-        indices: The rows meant, in their order; by default all.
+        array: The result of ``np.load(path, mmap_mode="r")``, or a slice of it.
+        indices: The rows to use, in this order; by default all.
 
     Raises:
-        ValueError: if the array does not lie row by row in its file, or does not hold numbers; on reading, if the file
-            cannot be read any more.
+        ValueError: if the array is not stored row by row, or does not hold numbers; on reading, if the file can no
+            longer be read.
 
     Example:
         >>> import tempfile
@@ -126,13 +126,13 @@ class FileRows(LazyRows):
 
     def __init__(self, array: np.memmap, indices: Tensor | None = None) -> None:
         if array.ndim == 0 or not array.flags.c_contiguous:
-            raise ValueError("a memory-mapped array must lie row by row in its file: save it again with np.save")
+            raise ValueError("a memory-mapped array must be stored row by row: save it again with np.save")
         if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
             raise ValueError(f"a memory-mapped array of {array.dtype} is not rows of numbers: save it as float32")
         root: Any = array
         while isinstance(root.base, np.memmap):
             root = root.base
-        # A slice keeps the offset of the whole array, so where it begins is read off the addresses.
+        # A slice keeps the offset of the whole array, so its own offset is computed from the addresses.
         self._offset = root.offset + array.ctypes.data - root.ctypes.data
         self._path, self._type, self._row = str(root.filename), array.dtype, array.shape[1:]
         self._indices = torch.arange(len(array)) if indices is None else indices
@@ -145,7 +145,9 @@ class FileRows(LazyRows):
                     row = out[place : place + 1]
                     file.seek(self._offset + int(places[place]) * row.nbytes)
                     if row.nbytes and file.readinto(row.data.cast("B")) != row.nbytes:
-                        raise ValueError(f"{self._path} ends before its row {int(places[place])}: it has been cut off")
+                        raise ValueError(
+                            f"{self._path} ends before its row {int(places[place])}: it has been truncated"
+                        )
         except OSError as error:
             raise ValueError(f"{self._path} can no longer be read: {error.strerror or error}") from error
         return check_uint64(as_tensor(out), self._path)
@@ -155,11 +157,11 @@ class SparseRows(LazyRows):
     """Rows of a SciPy sparse matrix or array, made dense a batch at a time.
 
     Args:
-        matrix: ``(N, D)``, of any of SciPy's formats.
-        name: What it is called in messages.
+        matrix: ``(N, D)``, in any of SciPy's formats.
+        name: The data's name in messages.
 
     Raises:
-        ValueError: if it is not a matrix of real numbers, or its indices point outside of it.
+        ValueError: if it is not a matrix of real numbers, or its indices are out of bounds.
 
     Example:
         >>> import scipy.sparse
@@ -176,7 +178,7 @@ class SparseRows(LazyRows):
             )
         try:
             if hasattr(matrix, "check_format"):
-                matrix.check_format(full_check=True)  # or an index that points outside is written to
+                matrix.check_format(full_check=True)  # otherwise indices out of bounds would be written to
             self._matrix = matrix.tocsr()
         except ValueError as error:
             raise ValueError(f"{name} is a damaged sparse array ({error}): build it again") from error
@@ -188,12 +190,12 @@ class SparseRows(LazyRows):
 
 
 def rows_at_once(shape: Sequence[int]) -> int:
-    """How many rows of data of this shape make a chunk."""
+    """The number of rows in a chunk of data of this shape."""
     return max(1, CHUNK // max(1, math.prod(shape[1:])))
 
 
 def in_chunks(x: Any) -> Iterator[Tensor]:
-    """Rows a few megabytes at a time: of a tensor, of :class:`LazyRows`, or of chunks as they come."""
+    """Rows a few megabytes at a time, from a tensor, :class:`LazyRows`, or an iterable of chunks."""
     if isinstance(x, Tensor):
         return iter(x.split(rows_at_once(x.shape)) if x.dim() else (x,))
     return x.chunks() if isinstance(x, LazyRows) else iter(x)

@@ -1,7 +1,7 @@
 """Parts as plain data: a module's constructor arguments as JSON, and back.
 
-Every part keeps each constructor argument under the argument's own name, so that its description can be read off it.
-Rebuilding looks class names up among the classes it is given and PyTorch's layers, and calls nothing else.
+Every part stores each constructor argument under the argument's own name, and its description is read from there.
+Rebuilding looks class names up among the given classes and PyTorch's layers, and calls nothing else.
 """
 
 import inspect
@@ -20,21 +20,21 @@ def arguments(part: nn.Module) -> dict[str, Any]:
     """A part's constructor arguments, by name.
 
     Raises:
-        ValueError: if the part does not keep them.
+        ValueError: if the part does not store them.
     """
     if type(part).__init__ is nn.Module.__init__:
         return {}
     parameters = inspect.signature(type(part)).parameters.values()
     if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-        raise ValueError(f"{type(part).__name__} takes any arguments, which can't be read off it")
+        raise ValueError(f"{type(part).__name__} takes arbitrary arguments, which cannot be saved")
     try:
         return {p.name: getattr(part, p.name) for p in parameters}
     except AttributeError as error:
-        raise ValueError(f"{type(part).__name__} does not keep its argument {error.name!r}") from error
+        raise ValueError(f"{type(part).__name__} does not store its argument {error.name!r}") from error
 
 
 def printed(part: nn.Module) -> str:
-    """A part's constructor arguments, as they are printed; nothing if it does not keep them."""
+    """A part's constructor arguments, as printed; empty if it does not store them."""
     try:
         return ", ".join(f"{name}={value!r}" for name, value in arguments(part).items())
     except ValueError:
@@ -42,7 +42,7 @@ def printed(part: nn.Module) -> str:
 
 
 def _layer_arguments(layer: nn.Module) -> dict[str, Any]:
-    """The constructor arguments of one of PyTorch's own layers, which keeps most of them."""
+    """The constructor arguments of one of PyTorch's own layers, which store most of them."""
     found = {}
     for name in inspect.signature(type(layer)).parameters:
         value = getattr(layer, name, inspect.Parameter.empty)
@@ -61,7 +61,7 @@ def describe(part: Any) -> Any:
     """A part, or a value among its arguments, as JSON data.
 
     Raises:
-        ValueError: if a part does not keep its arguments, or one is neither plain nor a part.
+        ValueError: if a part does not store its arguments, or an argument is neither plain data nor a part.
 
     Example:
         >>> from pyro_vae.likelihoods import Normal
@@ -74,7 +74,7 @@ def describe(part: Any) -> Any:
         return {"class": "torch.nn.Sequential", "layers": {n: describe(layer) for n, layer in part.named_children()}}
     if isinstance(part, nn.Module):
         if part._forward_hooks or part._forward_pre_hooks:
-            raise ValueError(f"{type(part).__name__} has hooks, which are code")
+            raise ValueError(f"{type(part).__name__} has hooks, which are code and cannot be saved")
         is_layer = _is_layer(part)
         named = _layer_arguments(part) if is_layer else arguments(part)
         name = f"{_TORCH if is_layer else ''}{type(part).__name__}"
@@ -107,13 +107,13 @@ def build(description: Any, classes: Mapping[str, type[nn.Module]]) -> Any:
         return kind(**arguments)
     except ValueError:
         raise
-    except Exception as error:  # of many kinds, for arguments of any kind
+    except Exception as error:  # arbitrary arguments raise arbitrary errors
         reason = " ".join(str(error).split())
         raise ValueError(f"its description of {name} is damaged ({reason or type(error).__name__})") from error
 
 
 def with_defaults(description: Any, classes: Mapping[str, type[nn.Module]]) -> Any:
-    """A description of an older version, with the defaults of arguments that its parts had not then.
+    """A description from an older version, with the defaults of arguments that its parts lacked.
 
     Example:
         >>> with_defaults({"class": "Softplus", "beta": 2.0}, {"Softplus": nn.Softplus})

@@ -1,4 +1,4 @@
-"""Where tensors are made: on the device that is meant, and without a copy from the host where they are constants."""
+"""Creates tensors on the intended device, without repeated copies of constants from the host."""
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
@@ -17,11 +17,11 @@ _NUMBERS = {bool, int, float, complex}
 
 
 def tensors_on(device: torch.device) -> AbstractContextManager[Any]:
-    """Lets functions that make tensors make them on this device where they are not told another.
+    """Makes functions that create tensors use this device by default.
 
-    Numbers become tensors by a kernel that fills them, and lists and arrays of numbers are copied to the device only
-    the first time: a copy from the host would be waited for at every step, and cannot be part of a CUDA graph. On the
-    CPU nothing is done.
+    Numbers become tensors by a kernel that fills them. Lists and arrays of numbers are copied to the device only the
+    first time: otherwise each step would wait for a copy from the host, which cannot be part of a CUDA graph. On the
+    CPU this does nothing.
 
     Example:
         >>> with tensors_on(torch.device("meta")):
@@ -51,7 +51,7 @@ def _constructors() -> frozenset[Any]:
 
 
 def _from_data(func: Any, *args: Any, device: Any = None, dtype: Any = None, **others: Any) -> Tensor:
-    """What :func:`torch.tensor` and its like give, made on the device if it is of numbers alone."""
+    """The result of :func:`torch.tensor` and similar functions, created on the device if the data are plain numbers."""
     *tensors, data = [*args, *([others.pop("data")] if "data" in others else [])]
     if func is Tensor.new_tensor:
         device, dtype = device or tensors[0].device, dtype or tensors[0].dtype
@@ -61,7 +61,7 @@ def _from_data(func: Any, *args: Any, device: Any = None, dtype: Any = None, **o
     grad = others.get("requires_grad", False)
     if type(data) in _NUMBERS:
         return torch.full((), data, device=device, dtype=dtype, requires_grad=grad)
-    with _disable_current_modes():  # a trace of the program sees a tensor that is there
+    with _disable_current_modes():  # a trace of the program sees an existing tensor
         made = torch.tensor(data, dtype=dtype, device="cpu").contiguous()
         there = _constant(made.reshape(-1).view(torch.uint8).numpy().tobytes(), made.dtype, made.shape, device)
     return there.clone().requires_grad_(grad)

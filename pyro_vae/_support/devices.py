@@ -1,4 +1,4 @@
-"""What depends on the kind of device: which are taken, their random numbers, and whether steps are captured there."""
+"""Everything that depends on the kind of device: supported devices, random states, and capture of steps."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,18 +17,18 @@ __all__ = [
     "set_random_state",
 ]
 
-_ACCELERATORS = ("cuda", "xpu")  # that "auto" takes, the first that is there
+_ACCELERATORS = ("cuda", "xpu")  # "auto" takes the first available one
 _USE = "use auto, cpu, cuda or xpu"
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The device that a name stands for; ``"auto"`` is CUDA where there is one, else XPU, else the CPU.
+    """The device with this name; ``"auto"`` is CUDA if available, else XPU, else the CPU.
 
-    Apple's MPS is not taken: it has no float64, in which transforms keep the digits of data and sums are added up.
-    Nor is an XPU without it.
+    Apple's MPS is not supported: it lacks float64, which transforms need for the digits of data and for sums. An XPU
+    without float64 is not supported either.
 
     Raises:
-        ValueError: if there is no such device here, or it lacks float64.
+        ValueError: if the device is not available, or lacks float64.
 
     Example:
         >>> resolve_device("cpu")
@@ -42,26 +42,26 @@ def resolve_device(device: str | torch.device) -> torch.device:
         device = torch.device(device)
         if device.type in _ACCELERATORS:
             _check_is_there(device)
-        elif device.type != "mps":  # which is refused below, and says a page where there is none
+        elif device.type != "mps":  # mps is refused below; without one, its error fills a page
             torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"cannot use device {str(device)!r} ({reason}); {_USE}") from error
+        raise ValueError(f"cannot use device {str(device)!r} ({reason}): {_USE}") from error
     if device.type == "meta":
-        raise ValueError(f"cannot use device 'meta', which holds no numbers; {_USE}")
+        raise ValueError(f"cannot use device 'meta', which holds no numbers: {_USE}")
     if not _has_float64(device):
         raise ValueError(
-            f"cannot use device {str(device)!r}, which lacks float64, in which data keep their digits; {_USE}"
+            f"cannot use device {str(device)!r}, which lacks float64, needed to keep the digits of data: {_USE}"
         )
     return device
 
 
 def _check_is_there(device: torch.device) -> None:
-    """Refuses an accelerator that is not there; asks without opening it, for each process of several has its own."""
+    """Refuses an unavailable accelerator, without opening it, because each of several processes has its own."""
     module = torch.get_device_module(device.type)
     found = module.device_count() if module.is_available() else 0
     if (device.index or 0) >= found:
-        raise RuntimeError(f"{found or 'none'} of that kind {'is' if found < 2 else 'are'} here")
+        raise RuntimeError(f"{found or 'none'} of that kind {'is' if found < 2 else 'are'} available")
 
 
 def _has_float64(device: torch.device) -> bool:
@@ -71,15 +71,15 @@ def _has_float64(device: torch.device) -> bool:
 
 
 def captures(device: torch.device) -> bool:
-    """Whether steps can be captured there, in a CUDA graph."""
+    """Whether steps can be captured in a CUDA graph on this device."""
     return device.type == "cuda"
 
 
 def memory_for_draws(device: torch.device) -> int:
-    """How many bytes draws may take at a time: 64 MiB on a CPU, whose caches are small; a 64th of a GPU's memory.
+    """The number of bytes for draws at a time: 64 MiB on a CPU, whose caches are small; a 64th of a GPU's memory.
 
-    On a GPU many draws take no longer than few. It is a share of all its memory, and not of what happens to be free, so
-    that a seed gives the same draws every time.
+    On a GPU many draws take no longer than few. The share is of total memory, not of free memory, so a seed always
+    gives the same draws.
     """
     if device.type not in _ACCELERATORS:
         return 2**26
@@ -87,7 +87,7 @@ def memory_for_draws(device: torch.device) -> int:
 
 
 def current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Makes it the one of its kind that torch takes where none is named, for streams and graphs, and puts that back."""
+    """Makes the device torch's current one of its kind, for streams and graphs, and restores the previous one."""
     if device.type not in _ACCELERATORS or device.index is None:
         return contextlib.nullcontext()
     module = torch.get_device_module(device.type)
@@ -103,7 +103,7 @@ def get_random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Puts back what :func:`get_random_state` returned, here or on another kind of device."""
+    """Restores the state that :func:`get_random_state` returned, on this or another kind of device."""
     torch.set_rng_state(state["cpu"])
     if device.type in _ACCELERATORS and device.type in state:
         torch.get_device_module(device.type).set_rng_state(state[device.type], device)
@@ -111,7 +111,7 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
 
 @contextlib.contextmanager
 def forked_random_state(device: torch.device) -> Iterator[None]:
-    """Puts torch's random state, on the CPU and on ``device``, back to what it was."""
+    """Restores torch's random state, on the CPU and on ``device``, on exit."""
     before = get_random_state(device)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Figures of matplotlib's that belong to no window, and that a notebook shows where a cell ends with one."""
+"""Matplotlib figures without a window, which a notebook shows as the last value of a cell."""
 
 import functools
 import io
@@ -11,10 +11,10 @@ __all__ = ["new_figure"]
 
 
 def new_figure(**settings: Any) -> "Figure":
-    """An empty figure; matplotlib is imported for the first one.
+    """An empty figure; matplotlib is imported on first use.
 
     Args:
-        settings: Of ``matplotlib.figure.Figure``.
+        settings: Settings of ``matplotlib.figure.Figure``.
 
     Example:
         >>> new_figure(figsize=(3, 2))._repr_png_()[1:4]
@@ -28,7 +28,7 @@ def _shown_in_notebooks() -> "type[Figure]":
     from matplotlib.figure import Figure
 
     class Shown(Figure):
-        """Notebooks show matplotlib's figures by themselves only once ``matplotlib.pyplot`` is imported."""
+        """Shown by notebooks even if ``matplotlib.pyplot`` has not been imported."""
 
         def _repr_png_(self) -> bytes:
             file = io.BytesIO()

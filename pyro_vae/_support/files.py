@@ -1,4 +1,4 @@
-"""Files: JSON, safetensors and plain arrays, so that opening one runs no code; written whole or not at all."""
+"""Files: JSON, safetensors and plain arrays. Opening one runs no code, and each is written completely or not at all."""
 
 import contextlib
 import json
@@ -39,16 +39,16 @@ __all__ = [
 ]
 
 _LOCK = ".lock"
-_JSON_BYTES = 2**26  # of settings; what is longer is none
+_JSON_BYTES = 2**26  # larger files are not settings
 _CHECKSUM = "crc32"
 _DAY = 24 * 3600
-# A lock that is being given up is not there to be opened, nor free to be made: how often one comes back, and after how
-# many seconds. Tries and not the clock count, for a process may be held up in one of them for longer than all take.
+# While a lock is being released, it can neither be opened nor created: the number of tries, and seconds between them.
+# This counts tries rather than time, because a process may be suspended in one of them for longer than all take.
 _TRIES, _PAUSE = 10, 0.02
 
 
 def _temporary(target: Path) -> Path:
-    """A name for this process alone, which keeps its suffix: writers go by that."""
+    """A name for this process alone. It keeps the suffix, which determines the format."""
     return target.with_name(f".{os.getpid()}@{_host()}-{target.name}")
 
 
@@ -57,7 +57,7 @@ def _host() -> str:
 
 
 def _left_behind(folder: Path, *, by_anyone: bool = False) -> Iterator[Path]:
-    """Temporary files in a folder whose process has been killed; ``by_anyone``: all of them."""
+    """Temporary files in a folder whose process is gone; with ``by_anyone``, all of them."""
     for path in folder.glob(".*@*-*"):
         if match := re.fullmatch(r"\.(\d+)@([\w.]+)-.+", path.name):
             gone = match[2] == _host() and not psutil.pid_exists(int(match[1]))
@@ -67,18 +67,18 @@ def _left_behind(folder: Path, *, by_anyone: bool = False) -> Iterator[Path]:
 
 
 class Busy(ValueError):
-    """Another process holds a folder."""
+    """Another process has locked a folder."""
 
 
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Makes sure that no other process writes in a folder meanwhile, and sweeps up what killed ones have left in it.
+    """Locks a folder against other processes, and removes temporary files that killed ones have left in it.
 
-    The lock is the operating system's, so it dies with its process; files that are read need none, for they are whole.
+    The lock is the operating system's, so it ends with its process. Reading needs no lock, because files are complete.
 
     Raises:
-        Busy: if another process holds the folder.
-        ValueError: if nothing can be written there.
+        Busy: if another process has locked the folder.
+        ValueError: if the folder is not writable.
     """
     check_writable(folder)
     lock = FileLock(folder / _LOCK, timeout=0)
@@ -99,16 +99,16 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            (folder / _LOCK).unlink(missing_ok=True)  # while it is held: who waits for it sees that it is gone
+            (folder / _LOCK).unlink(missing_ok=True)  # before releasing it, so a waiting process sees that it is gone
         lock.release()
 
 
 @contextlib.contextmanager
 def replacing_all(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
-    """Yields a temporary path beside each of ``paths``; renames them once all are written and on disk.
+    """Yields a temporary path next to each of ``paths``; renames them once all are written and on disk.
 
-    A full disk, an error or a kill leaves whatever was at the paths as it was. What killed processes have left of
-    earlier tries is swept up. The files have the mode that the user's umask gives.
+    A full disk, an error or a kill leaves existing files at the paths unchanged. Temporary files of killed processes
+    are removed. The files have the mode that the user's umask gives.
     """
     targets = [Path(path) for path in paths]
     temporaries = [_temporary(target) for target in targets]
@@ -142,13 +142,13 @@ def replacing_all(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``, as :func:`replacing_all` does for several."""
+    """Yields a temporary path next to ``path``, as :func:`replacing_all` does for several."""
     with replacing_all(path) as (temporary,):
         yield temporary
 
 
 def check_writable(folder: Path) -> None:
-    """Makes the folder and tries to write in it.
+    """Creates the folder and tries to write in it.
 
     Raises:
         ValueError: if that fails, with the system's reason.
@@ -162,7 +162,7 @@ def check_writable(folder: Path) -> None:
 
 
 def write_json(content: Any, path: Path) -> None:
-    """Writes indented JSON, whole or not at all."""
+    """Writes indented JSON, completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -184,19 +184,19 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes tensors as safetensors, whole or not at all."""
+    """Writes tensors as safetensors, completely or not at all."""
     with replacing(path) as temporary:
         save_tensors(tensors, temporary, metadata)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes tensors as safetensors to a path that is temporary."""
+    """Writes tensors as safetensors to a temporary path."""
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = dict(metadata or {})
     metadata[_CHECKSUM] = _checksum(contiguous, metadata)
     content = memoryview(safetensors.torch.save(contiguous, metadata))
     begin = 8 + int.from_bytes(content[:8], "little")
-    # Metadata come in an order that changes from process to process; here one state is one file.
+    # The order of metadata changes from process to process. Sorting it gives the same state the same bytes.
     header = json.dumps(json.loads(bytes(content[8:begin])), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # tensors begin at a multiple of eight bytes
     with open(path, "wb") as file:
@@ -208,14 +208,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Reads tensors and metadata.
 
     Raises:
-        ValueError: if the file is missing, is not whole, or does not hold what was written.
+        ValueError: if the file is missing, incomplete or damaged.
     """
     with _opened(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata() or {}
     written = metadata.pop(_CHECKSUM, None)
     if written not in (None, _checksum(tensors, metadata)):
-        raise ValueError(f"{path} is damaged: its content is not what was written, by its checksum")
+        raise ValueError(f"{path} is damaged: its content does not match its checksum")
     return tensors, metadata
 
 
@@ -223,7 +223,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
     """Reads names, shapes and types: tensors on the device ``"meta"``, which take no memory.
 
     Raises:
-        ValueError: if the file is missing or is not whole.
+        ValueError: if the file is missing or incomplete.
     """
     with _opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -233,7 +233,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
         }
 
 
-# The names that a safetensors file gives to torch's types.
+# Torch's types by their names in a safetensors file.
 _TYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -264,7 +264,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Of names, types, shapes and contents: against damage, not against people."""
+    """A checksum of names, types, shapes and contents: against damage, not against tampering."""
     found = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         found = zlib.crc32(f"{name}: {tensor.dtype} {tuple(tensor.shape)}".encode(), found)
@@ -273,24 +273,24 @@ def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str
 
 
 def write_blocks(blocks: Iterable[tuple[Sequence[slice], Tensor]], leading: Sequence[int], path: Path) -> np.memmap:
-    """Writes an array too large for memory block by block as a ``.npy`` file, whole or not at all.
+    """Writes an array too large for memory block by block as a ``.npy`` file, completely or not at all.
 
     The blocks are written to the file, not through a memory map: mapped pages would count as this process's memory,
-    and a disk that fills up would kill it.
+    and a full disk would kill the process.
 
     Args:
-        blocks: Where each block goes along the leading dimensions, and the block. Together they fill the array.
-        leading: Sizes of these leading dimensions; the first block tells the others, and the type.
+        blocks: The position of each block along the leading dimensions, and the block. Together they fill the array.
+        leading: Sizes of these leading dimensions; the other sizes and the type are those of the first block.
         path: The file, which ends in ``.npy``.
 
     Returns:
-        The array, memory-mapped to be read only.
+        The array, memory-mapped and read-only.
 
     Raises:
-        ValueError: if the name does not end in ``.npy``, or the disk has not the space.
+        ValueError: if the name does not end in ``.npy``, or the disk lacks the space.
     """
     if path.suffix != ".npy":
-        raise ValueError(f"an array is written to a file whose name ends in .npy, found {path}")
+        raise ValueError(f"the file for an array must end in .npy, found {path}")
     check_writable(path.parent)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         begin, shape = 0, ()
@@ -303,7 +303,7 @@ def write_blocks(blocks: Iterable[tuple[Sequence[slice], Tensor]], leading: Sequ
                 np.lib.format.write_array_header_1_0(file, header)
                 begin = file.tell()
                 file.truncate(begin + math.prod(shape) * array.itemsize)
-            # What lies together in the block lies together in the file from the last leading dimension on.
+            # From the last leading dimension on, a block is contiguous in the file.
             for index in np.ndindex(array.shape[: len(leading) - 1]):
                 first = [at + where.start for at, where in zip(index, place, strict=False)] + [place[-1].start]
                 row = int(np.ravel_multi_index(first, tuple(leading)))
@@ -317,6 +317,6 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
-            f"the array takes {needed / 1e9:,.1f} GB and {folder} has {free / 1e9:,.1f} GB free: "
+            f"the array takes {needed / 1e9:,.1f} GB, but {folder} has {free / 1e9:,.1f} GB free: "
             f"make room, choose another folder, or draw fewer"
         )

@@ -1,4 +1,4 @@
-"""Normalising flows, which are zuko's: the kinds that are known here, by name."""
+"""Normalising flows from zuko: the supported kinds, by name."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -9,21 +9,21 @@ from pyro_vae._support.names import lookup
 
 __all__ = ["FlowKind", "make_flow"]
 
-_WIDEST = 2**14  # so that a damaged description does not ask for all memory
+_WIDEST = 2**14  # so a damaged description does not use up memory
 
 FlowKind = Literal["autoregressive", "coupling", "spline"]
 
 
 def make_flow(kind: FlowKind, features: int, num_transforms: int, hidden_dims: Sequence[int], context: int = 0) -> Any:
-    """A flow of zuko's over vectors of so many features, given a context of so many.
+    """A zuko flow over vectors of ``features`` numbers, given a vector of ``context`` numbers.
 
     - ``"autoregressive"``: masked affine (Papamakarios et al., 2017).
-    - ``"coupling"``: affine couplings (Dinh et al., 2015), as fast one way as the other.
+    - ``"coupling"``: affine couplings (Dinh et al., 2015), equally fast in both directions.
     - ``"spline"``: masked rational-quadratic splines (Durkan et al., 2019).
 
     Raises:
-        ImportError: if zuko is not installed, with the command that does it.
-        ValueError: if there is no such kind.
+        ImportError: if zuko is not installed, with the command to install it.
+        ValueError: if the kind is unknown.
     """
     lookup(kind, get_args(FlowKind), "flow")
     if num_transforms < 1:
@@ -33,9 +33,9 @@ def make_flow(kind: FlowKind, features: int, num_transforms: int, hidden_dims: S
     try:
         import zuko
     except ImportError as error:
-        raise ImportError("flows are made by zuko: pip install 'pyro-vae[flows]'") from error
+        raise ImportError("flows need zuko: pip install 'pyro-vae[flows]'") from error
     common: dict[str, Any] = {"transforms": num_transforms, "hidden_features": tuple(hidden_dims), "context": context}
     passes = {"passes": 2} if kind == "coupling" and features > 1 else {}
     make = zuko.flows.NSF if kind == "spline" else zuko.flows.MAF
-    with torch.device("cpu"):  # its masks are computed, and not where a model is made without memory for its size
+    with torch.device("cpu"):  # its masks are computed, even when a model is built on the device meta
         return make(features, **passes, **common)

@@ -1,4 +1,4 @@
-"""Indices that lie outside of what they index, found before a GPU is asked for them."""
+"""Detects indices that are out of bounds before a GPU uses them."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -15,9 +15,9 @@ aten = torch.ops.aten
 
 
 def checked_indices(device: torch.device) -> AbstractContextManager[Any]:
-    """Lets an index outside of a tensor be an ``IndexError`` on a GPU too, with a wait at every indexing.
+    """Raises ``IndexError`` for indices out of bounds on a GPU too, at the cost of a wait at every indexing.
 
-    Left to itself a GPU stops for good: all that the process asks of it from then on fails. On the CPU nothing is done.
+    Without this check the GPU fails for good: every later call of the process fails too. On the CPU this does nothing.
 
     Example:
         >>> with checked_indices(torch.device("cpu")):
@@ -28,12 +28,12 @@ def checked_indices(device: torch.device) -> AbstractContextManager[Any]:
 
 
 class CheckedIndices(TorchDispatchMode):
-    """Looks at the indices of every operation that takes them."""
+    """Checks the indices of every operation that takes them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         of = _INDICES.get(getattr(func, "overloadpacket", None))
         if of is not None:
-            with contextlib.suppress(TypeError):  # given by name: then the device will say
+            with contextlib.suppress(TypeError):  # given by name: left to the device
                 for index, size, from_end in of(*args):
                     _check(index, size, from_end=from_end)
         return func(*args, **(kwargs or {}))

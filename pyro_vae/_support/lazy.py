@@ -1,4 +1,4 @@
-"""Names that a package imports when they are first used (PEP 562)."""
+"""Names that a package imports on first use (PEP 562)."""
 
 import importlib
 import sys
@@ -9,11 +9,11 @@ __all__ = ["lazily"]
 
 
 def lazily(package: str, names: Mapping[str, Iterable[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` of a package that imports its modules when a name of theirs is first used.
+    """The ``__getattr__`` and ``__dir__`` of a package that imports its modules on first use of one of their names.
 
     Args:
         package: Its full name, ``__name__``.
-        names: What each of its modules gives.
+        names: The names that each of its modules provides.
 
     Example:
         >>> find, _ = lazily("pyro_vae", {"inference.objectives": ["Elbo"]})

@@ -1,4 +1,4 @@
-"""Libraries that hold no part of a user's program, and keep no state that one could lean on."""
+"""Known libraries: their code is not part of a user's program, and holds no state that a program depends on."""
 
 import functools
 import importlib.util
@@ -41,7 +41,7 @@ LIBRARIES = frozenset(
 
 @functools.cache
 def is_library(file: str) -> bool:
-    """Whether code from this file belongs to Python or to a library that is known, and not to a user's program."""
+    """Whether code from this file belongs to Python or a known library, rather than to a user's program."""
     if file.startswith(("<frozen", "<built-in")):
         return True
     if file.startswith(_known_folders()):

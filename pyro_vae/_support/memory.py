@@ -1,4 +1,4 @@
-"""How much memory there is to be had."""
+"""How much memory is available."""
 
 import contextlib
 import functools
@@ -10,15 +10,15 @@ import torch
 __all__ = ["available_memory", "check_memory", "in_gib", "keep_freed_memory"]
 
 _CONTAINER = Path("/sys/fs/cgroup")
-_LARGEST_KEPT = 31 * 2**20  # bytes; glibc maps what is larger than 32 MiB, and gives it back, whatever came before
+_LARGEST_KEPT = 31 * 2**20  # bytes; glibc always maps and returns pieces larger than 32 MiB
 
 
 def check_memory(needed: int, what: str, instead: str) -> None:
-    """Refuses what memory has no room for, before it is asked for.
+    """Refuses a computation that does not fit in memory, before it starts.
 
     Args:
         needed: Bytes.
-        what: What takes them, in the plural.
+        what: The subject that takes them, in the plural.
         instead: What to do.
 
     Raises:
@@ -28,15 +28,15 @@ def check_memory(needed: int, what: str, instead: str) -> None:
         >>> check_memory(2**80, "a million draws", "draw fewer")
         Traceback (most recent call last):
         ...
-        ValueError: a million draws take ... GiB, and ... GiB of memory are free: draw fewer
+        ValueError: a million draws take ... GiB, but ... GiB of memory are free: draw fewer
     """
     free = available_memory()
     if needed > free:
-        raise ValueError(f"{what} take {in_gib(needed)}, and {in_gib(free)} of memory are free: {instead}")
+        raise ValueError(f"{what} take {in_gib(needed)}, but {in_gib(free)} of memory are free: {instead}")
 
 
 def available_memory() -> int:
-    """Bytes that this process could still take: of the machine, or of its container where that has less."""
+    """Bytes that this process can still allocate: on the machine, or in its container if that has less."""
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):  # there is no container, or its limit is "max"
         limit, used = (int((_CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
@@ -46,11 +46,11 @@ def available_memory() -> int:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Has the C library keep what tensors of some megabytes leave, up to 62 MiB, for those that come next.
+    """Makes the C library keep up to 62 MiB of memory freed by tensors of some megabytes, for the next ones.
 
-    Left to itself glibc gives such memory back to the system each time, which then has to fill it with zeros, page by
-    page: a quarter of the time that many draws take. It keeps twice the size of the largest piece, up to 32 MiB, that
-    was ever freed (``mallopt(3)``, on the dynamic threshold); so one is asked for, never touched, and freed.
+    By default glibc returns such memory to the system each time, which then has to fill it with zeros, page by page: a
+    quarter of the time of many draws. It keeps twice the size of the largest piece, up to 32 MiB, that was ever freed
+    (``mallopt(3)``, on the dynamic threshold). So one piece is allocated, never touched, and freed.
     """
     torch.empty(_LARGEST_KEPT, dtype=torch.uint8)
 

@@ -1,4 +1,4 @@
-r"""Moments of rows that come in parts: what a pass over data leaves, and not the data."""
+r"""Moments of rows that come in parts, computed in one pass without keeping the data."""
 
 import math
 from typing import Self
@@ -54,10 +54,10 @@ class Moments:
 
     @property
     def variance(self) -> Tensor:
-        """The mean of squared deviations from the mean: divided by the count, not by one less."""
+        """The mean of squared deviations from the mean, divided by the count rather than by one less."""
         return self._squares / self.count.clamp(min=1)
 
     @property
     def varies(self) -> Tensor:
-        """Whether an element had two different values."""
+        """Whether an element has two different values."""
         return self.high > self.low

@@ -1,4 +1,4 @@
-"""Looking up a name that a person typed."""
+"""Looks up names that a user typed."""
 
 import difflib
 from collections.abc import Collection, Iterable
@@ -7,7 +7,7 @@ __all__ = ["check_taken", "hinted", "listed", "lookup", "nearest"]
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a mistyped one was probably meant to be.
+    """The known name closest to a mistyped one.
 
     Example:
         >>> nearest("msk", ["labels", "mask"])
@@ -19,13 +19,13 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def hinted(name: str, known: Iterable[str], sentence: str) -> str:
-    """``sentence``, which says what is known, after a hint at the nearest known name."""
+    """``sentence``, which lists the known names, after a hint at the nearest one."""
     near = nearest(name, known)
     return f"; {sentence}" if near is None else f": did you mean {near!r}? {sentence[0].upper()}{sentence[1:]}"
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names as a person would list them.
+    """Names as a list in a sentence.
 
     Example:
         >>> listed(["x", "mask", "labels"]), listed([])
@@ -36,7 +36,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def lookup(name: str, known: Iterable[str], kind: str) -> str:
-    """Returns ``name`` when it is one of ``known``.
+    """Returns ``name`` if it is one of ``known``.
 
     Raises:
         ValueError: naming the nearest known name, and the list.
@@ -55,7 +55,7 @@ def lookup(name: str, known: Iterable[str], kind: str) -> str:
 
 
 def check_taken(names: Iterable[str], taken: Collection[str], who: str) -> None:
-    """Makes sure that a part takes each of the keyword arguments it is given.
+    """Checks that a part takes each of the given keyword arguments.
 
     Raises:
         TypeError: naming one that it does not take, and what it takes.

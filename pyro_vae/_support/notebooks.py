@@ -1,4 +1,4 @@
-"""What objects look like in a notebook."""
+"""How objects are shown in a notebook."""
 
 from collections.abc import Mapping
 from html import escape
@@ -7,7 +7,7 @@ __all__ = ["Sentence", "facts"]
 
 
 def facts(title: str, named: Mapping[str, object]) -> str:
-    """A title and what is known by name, as HTML.
+    """A title and named facts, as HTML.
 
     Example:
         >>> facts("VAE", {"latents": 2})
@@ -18,7 +18,7 @@ def facts(title: str, named: Mapping[str, object]) -> str:
 
 
 class Sentence:
-    """What says itself in a sentence shows it in a notebook."""
+    """Base class of objects that a notebook shows as the sentence of their ``str``."""
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(str(self))}</p>"

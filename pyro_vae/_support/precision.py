@@ -1,4 +1,4 @@
-"""Types that keep the digits of data until they are in the model's units."""
+"""Types that preserve the digits of data until they are in the model's units."""
 
 import torch
 from torch import Tensor
@@ -7,16 +7,16 @@ from pyro_vae._support.moments import Moments
 
 __all__ = ["Rounding", "arithmetic", "floating"]
 
-_COARSE = 1e-2  # of the standard deviation: what rounding may make of it
+_COARSE = 1e-2  # largest tolerated rounding error, relative to the standard deviation
 
 
 def arithmetic(x: Tensor) -> Tensor:
-    """Rows in a type that torch has arithmetic for."""
+    """Rows in a type for which torch has arithmetic."""
     return x.to(torch.int64) if x.dtype in (torch.uint16, torch.uint32, torch.uint64) else x
 
 
 def floating(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows in a floating-point type with room for their digits: ``dtype``, or float64 where they have more.
+    """Rows in a floating-point type that holds their digits: ``dtype``, or float64 if they have more.
 
     Example:
         >>> floating(torch.zeros(1, dtype=torch.uint8), torch.float32).dtype
@@ -32,7 +32,7 @@ class Rounding:
     """Whether a type can tell the values of each element apart, over rows that come in parts.
 
     Args:
-        dtype: The type that they are rounded to.
+        dtype: The type to round to.
 
     Example:
         >>> x = 1e6 + torch.arange(3, dtype=torch.float64)[:, None] * torch.tensor([1e-3, 1.0])
@@ -53,5 +53,5 @@ class Rounding:
 
     @property
     def too_coarse(self) -> Tensor:
-        """Elements that vary by little more than what rounding makes of them, ``E``."""
+        """Elements that vary by little more than their rounding error, ``E``."""
         return self.moments.varies & (self.error > _COARSE * self.moments.variance.sqrt())

@@ -7,11 +7,11 @@ from tqdm.auto import tqdm
 
 __all__ = ["bar"]
 
-_TERMINAL, _LOG = 0.1, 60.0  # seconds between two drawings
+_TERMINAL, _LOG = 0.1, 60.0  # seconds between updates
 
 
 def bar(**options: Any) -> Any:
-    """A bar of tqdm's, drawn again once a minute where it is neither on a terminal nor in a notebook."""
+    """A tqdm bar, updated only once a minute unless it is on a terminal or in a notebook."""
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
     seconds = _TERMINAL if watched else _LOG
     return tqdm(mininterval=seconds, maxinterval=max(10.0, seconds), dynamic_ncols=True, **options)

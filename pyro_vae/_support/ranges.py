@@ -1,7 +1,7 @@
-"""Sets of values, in words: which values data have, a transform yields, a likelihood describes.
+"""Sets of values: of data, of a transform's output, or of a likelihood.
 
-The sets are ``torch.distributions.constraints``, as everywhere in PyTorch; here is what PyTorch lacks: saying them in
-a sentence, and telling whether one fits another.
+The sets are ``torch.distributions.constraints``, as everywhere in PyTorch. This module adds descriptions in words and
+a check whether one set is within another.
 """
 
 import math
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Columns(constraints.stack):
-    """Columns, each with a set of its own, and perhaps a name."""
+    """Columns, each with its own set and, optionally, a name."""
 
     def __init__(self, columns: Sequence[Constraint], names: Sequence[str] | None = None) -> None:
         super().__init__(columns, dim=-1)
@@ -47,18 +47,18 @@ def interval(lower: float, upper: float) -> Constraint:
 
 
 def elementwise(constraint: Constraint) -> Constraint:
-    """The constraint on one element, where ``constraint`` is on an event of many."""
+    """The constraint on one element of an event."""
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     return constraint
 
 
 def of_all_rows(constraint: Constraint, *, may_vary: bool = False) -> Constraint:
-    """The constraint on an element of any row, where bounds may be each row's own: such bounds are left out.
+    """The constraint on an element of any row: bounds that differ from row to row are left out.
 
     Args:
-        constraint: On an element of some rows.
-        may_vary: Whether other rows may have other bounds even where these have the same.
+        constraint: The constraint on an element of some rows.
+        may_vary: Whether other rows may have other bounds even if these rows share theirs.
 
     Example:
         >>> import torch
@@ -74,7 +74,7 @@ def of_all_rows(constraint: Constraint, *, may_vary: bool = False) -> Constraint
 
 
 def _shared(bound: Any, none: float, *, may_vary: bool) -> float:
-    """A bound that is the same for all rows, or none."""
+    """The bound if it is the same for all rows, otherwise ``none``."""
     if not isinstance(bound, Tensor) or bound.dim() == 0:
         return none if bound is None else float(bound)
     bound = bound.reshape(-1)
@@ -82,7 +82,7 @@ def _shared(bound: Any, none: float, *, may_vary: bool) -> float:
 
 
 def bounds(constraint: Constraint) -> tuple[float, float]:
-    """The lowest and the highest value, infinite where there is none."""
+    """The lowest and the highest value, infinite if there is none."""
     if is_boolean(constraint):
         return 0.0, 1.0
     return (
@@ -92,7 +92,7 @@ def bounds(constraint: Constraint) -> tuple[float, float]:
 
 
 def inner_value(constraint: Constraint) -> float | list[float]:
-    """A value inside the set, for places that hold no datum; a list where columns have sets of their own."""
+    """A value inside the set, to put in place of missing entries; a list if columns have their own sets."""
     if isinstance(constraint, constraints.stack):
         return [float(inner_value(column)) for column in constraint.cseq]  # pyright: ignore[reportArgumentType]
     lower, upper = bounds(constraint)
@@ -102,7 +102,7 @@ def inner_value(constraint: Constraint) -> float | list[float]:
 
 
 def discrete(constraint: Constraint) -> bool | list[bool]:
-    """Whether the set has no density but a mass; one answer for each column where columns have sets of their own."""
+    """Whether the set is discrete; a list with one answer for each column if columns have their own sets."""
     if isinstance(constraint, constraints.stack):
         return [bool(discrete(column)) for column in constraint.cseq]
     return constraint.is_discrete
@@ -119,7 +119,7 @@ def is_bounded(constraint: Constraint) -> bool:
 
 
 def _open_ends(constraint: Constraint) -> tuple[bool, bool]:
-    """Whether the lower and the upper bound are themselves left out."""
+    """Whether the lower and the upper bound are excluded."""
     return (
         isinstance(constraint, constraints.greater_than),
         isinstance(constraint, (constraints.less_than, constraints.half_open_interval)),
@@ -145,14 +145,14 @@ def within(inner: Constraint, outer: Constraint) -> bool:
 
 
 def phrase(constraint: Constraint) -> str:
-    """The set as a person would write it.
+    """The set in words.
 
     Example:
         >>> phrase(constraints.boolean), phrase(constraints.unit_interval), phrase(constraints.nonnegative_integer)
         ('0 or 1', 'the interval [0, 1]', 'the whole numbers from 0')
     """
     if isinstance(constraint, constraints.stack):
-        return "columns of their own ranges: " + "; ".join(phrase(column) for column in constraint.cseq)
+        return "columns with their own ranges: " + "; ".join(phrase(column) for column in constraint.cseq)
     (lower, upper), whole = bounds(constraint), constraint.is_discrete
     if whole and (lower, upper) == (0, 1):
         return "0 or 1"

@@ -1,1 +1,1 @@
-"""The command line: ``pyro-vae train``, ``pyro-vae evaluate RUN`` and so on, each a file in ``commands``."""
+"""The command line: ``pyro-vae train``, ``pyro-vae evaluate RUN`` and so on, one file each in ``commands``."""

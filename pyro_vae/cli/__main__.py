@@ -1,4 +1,4 @@
-"""The command ``pyro-vae``. A command's file is imported when it is called, so that help comes at once."""
+"""The command ``pyro-vae``. A command's file is imported only when it is called, so ``--help`` is fast."""
 
 import importlib
 from typing import Annotated, Any
@@ -10,22 +10,22 @@ import pyro_vae
 from pyro_vae.cli.running import command_of, ending_in_order
 
 COMMANDS = {
-    "train": "Train a model on a data set and leave a run folder.",
-    "evaluate": "How good a model is, and, with --suite, whether its numbers can be believed.",
-    "compare": "Which of two models is more probable, by how much, and in which rows.",
+    "train": "Train a model on a data set and write a run folder.",
+    "evaluate": "Evaluate a model and, with --suite, check whether its numbers can be trusted.",
+    "compare": "Compare two models: which is more probable, by how much, and in which rows.",
     "sample": "Draw new rows.",
-    "predict": "Reconstruct rows, draw others like them, find labels and clusters.",
+    "predict": "Reconstruct rows, draw others like them, predict labels and clusters.",
     "impute": "Fill in missing entries, several times.",
     "encode": "Write the latents of each row.",
-    "score": "Write how probable each row is, and what in it is unexpected.",
-    "explore": "Look around a model on a page of your browser.",
-    "export": "Write a model as files that run without this library.",
-    "publish": "Put a model on the Hugging Face hub, with a card.",
+    "score": "Write how probable each row is, and which of its entries are unexpected.",
+    "explore": "Explore a model in your browser.",
+    "export": "Export a model to files that run without this library.",
+    "publish": "Upload a model to the Hugging Face hub, with a model card.",
 }
 
 
 class Commands(TyperGroup):
-    """The commands, each imported when it is called."""
+    """The commands, each imported only when it is called."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -57,12 +57,12 @@ def _say_version(value: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Say which version this is.", callback=_say_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version.", callback=_say_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Variational autoencoders on Pyro and PyTorch: train, look, sample, predict, and check the numbers.
+    """Variational autoencoders on Pyro and PyTorch: train, explore, sample, predict, and check the numbers.
 
-    pyro-vae COMMAND --help says what a command does, with examples.
+    pyro-vae COMMAND --help describes a command, with examples.
     """
 
 

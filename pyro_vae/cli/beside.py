@@ -1,4 +1,4 @@
-"""What rows come with: labels, groups, lengths. Outside they are words; programs are told numbers."""
+"""Labels, groups and lengths of rows. Users see names; programs take codes."""
 
 import math
 import shlex
@@ -15,7 +15,7 @@ from pyro_vae.data.tables.names import listing, quoted
 
 
 def level_name(value: Any) -> str | None:
-    """A label as text, the same from every kind of file; None where there is none."""
+    """A label as text, the same for every file format; None if it is missing."""
     if value is None or value != value or str(value) in ("", "<NA>"):  # NaN is not itself
         return None
     if isinstance(value, (bool, np.bool_)):
@@ -26,7 +26,7 @@ def level_name(value: Any) -> str | None:
 
 
 def from_column(data: DataSet, column: str | None, option: str) -> DataSet:
-    """The data with a column of their table for labels, if one is named and there."""
+    """The data with labels from a column of their table, if one is named and exists."""
     if column is None:
         return data
     frame = data.about if data.table is None else data.table.frame
@@ -39,7 +39,7 @@ def from_column(data: DataSet, column: str | None, option: str) -> DataSet:
     if not 2 <= len(levels) <= max(2, len(names) // 2):
         raise ValueError(
             f"{option} {quoted(column)} has {len(levels)} levels in {len(names)} rows: name a column whose levels "
-            f"come again"
+            f"repeat"
         )
     places = {name: place for place, name in enumerate(levels)} | {None: -1}
     codes = torch.tensor([places[name] for name in names])
@@ -55,7 +55,7 @@ def _in_order(names: set[str]) -> list[str]:
 
 
 def names_of(data: DataSet) -> list[str | None]:
-    """The name of each label by its number."""
+    """The names of the labels, by their codes."""
     if data.labels is not None:
         return [level_name(label) for label in data.labels]
     found = [y for y in (data.y_train, data.y_test) if y is not None and len(y)]
@@ -63,34 +63,34 @@ def names_of(data: DataSet) -> list[str | None]:
 
 
 def levels_of(data: DataSet, word: str, kind: Any) -> list[str]:
-    """The levels that a model is to know.
+    """The levels that a model is built for.
 
     Raises:
-        ValueError: if the data have none, or one alone, with what to do.
+        ValueError: if the data have none, or only one, with what to do.
     """
     if data.y_train is None:
         way = (
-            f"name a column by --{kind.told}"
+            f"name a column with --{kind.told}"
             if data.schema is not None
-            else "save them in the .npz as an array labels, or put images in a subfolder for each"
+            else "save them in the .npz as an array labels, or put the images of each label in a subfolder"
         )
         raise ValueError(f"--model {word} needs {kind.told}, which {data.name} does not have: {way}")
     levels = [name for name in names_of(data) if name is not None]
     if len(levels) < (1 if kind.told == "groups" else 2):
         raise ValueError(
-            f"--model {word} needs {kind.told} of two levels or more; {data.name} has {listing(levels, '')}"
+            f"--model {word} needs {kind.told} with two levels or more; {data.name} has {listing(levels, '')}"
         )
     return levels
 
 
 def coded(data: DataSet, part: str, levels: Sequence[str], *, new: bool = False) -> Tensor | None:
-    """The labels of a part of the data as places in these levels, -1 where a row has none; None where no row has.
+    """The labels of a part of the data as codes of these levels, -1 if a row has none; None if no row has one.
 
     Args:
         data: The data.
         part: ``train`` or ``test``.
-        levels: Those that the model knows.
-        new: Take others for rows without one.
+        levels: The levels that the model knows.
+        new: Treat rows with an unknown label as rows without one.
 
     Raises:
         ValueError: naming a label that is not among the levels.
@@ -112,10 +112,10 @@ def coded(data: DataSet, part: str, levels: Sequence[str], *, new: bool = False)
 
 
 def told(kind: Any, data: DataSet, part: str, levels: Sequence[str], *, training: bool = False) -> Any:
-    """Rows as a kind of model takes them: alone, or by name with what they come with.
+    """Rows as a kind of model takes them: alone, or by name with labels, groups or lengths.
 
     Raises:
-        ValueError: if something that the model needs is not there.
+        ValueError: if something that the model needs is missing.
     """
     x = getattr(data, f"x_{part}")
     if kind.told is None:
@@ -127,23 +127,23 @@ def told(kind: Any, data: DataSet, part: str, levels: Sequence[str], *, training
 
 
 def of_each(x: Any, y: Tensor | None, training: bool) -> Any:
-    """Rows with their labels, of which each needs one."""
+    """Rows with their labels, which every row must have."""
     lacking = len(x) if y is None else int((y < 0).sum())
     if y is None or lacking:
         raise ValueError(
-            f"{lacking:,} of {len(x):,} rows have no label, which this model is told of each: leave them out, or train "
-            f"--model semi-supervised"
+            f"{lacking:,} of {len(x):,} rows have no label, but this model needs one for each: leave them out, or "
+            f"train --model semi-supervised"
         )
     return {"x": x, "labels": y}
 
 
 def in_training(x: Any, y: Tensor | None, training: bool) -> Any:
-    """Rows with their labels in training; later the model is to find them, and is not told."""
+    """Rows with their labels in training; later the model predicts them from rows alone."""
     return {"x": x, "labels": y} if training and y is not None else x
 
 
 def as_modality(x: Any, y: Tensor | None, training: bool) -> Any:
-    """Rows with their labels as numbers of their own, NaN where there is none."""
+    """Rows with their labels as a second modality, NaN where a label is missing."""
     return x if y is None else {"x": x, "labels": torch.where(y < 0, torch.nan, y.float())}
 
 
@@ -153,22 +153,20 @@ def of_groups(x: Any, y: Tensor | None, training: bool) -> Any:
 
 
 def known(y: Tensor, num: int | None, num_levels: int, seed: int) -> Tensor:
-    """Labels of which so many are known, of each level as many as can be, and -1 for the others.
+    """Labels of which only ``num`` are known, balanced over levels as far as possible, and -1 for the others.
 
     Raises:
-        ValueError: if there are fewer labels, or more levels, than are to be known.
+        ValueError: if there are fewer labels, or more levels, than ``num``.
     """
     if num is None:
         return y
     there = int((y >= 0).sum())
     if not num_levels <= num <= there:
-        raise ValueError(
-            f"--known must be from {num_levels}, one of each label, to {there:,}, all there are; found {num}"
-        )
+        raise ValueError(f"--known must be from {num_levels}, one of each label, to {there:,}, all labels; found {num}")
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     order = order[y[order] >= 0]
     turns = torch.zeros(num_levels, dtype=torch.long)
-    turn = torch.empty(len(order), dtype=torch.long)  # how many of a row's label come before it
+    turn = torch.empty(len(order), dtype=torch.long)  # number of earlier rows with the same label
     for place, label in enumerate(y[order].tolist()):
         turn[place] = turns[label]
         turns[label] += 1
@@ -177,40 +175,42 @@ def known(y: Tensor, num: int | None, num_levels: int, seed: int) -> Tensor:
 
 
 def rows_alone(rows: Any) -> Any:
-    """Rows without what they come with."""
+    """Rows without their labels, groups or lengths."""
     return rows["x"] if isinstance(rows, Mapping) else rows
 
 
 def first(rows: Any, num: int) -> Any:
-    """The first of rows, and of what they come with."""
+    """The first rows, with their labels, groups or lengths."""
     return next(in_parts(rows, num, num))
 
 
 def in_parts(rows: Any, count: int, size: int) -> Iterator[Any]:
-    """So many rows in their order, and what they come with, a few at a time."""
+    """The first ``count`` rows in parts of ``size``, with their labels, groups or lengths."""
     for start in range(0, count, size):
         part = slice(start, start + size)
         yield {name: value[part] for name, value in rows.items()} if isinstance(rows, Mapping) else rows[part]
 
 
 def given(texts: Sequence[str], kind: Any, word: str, levels: Sequence[str], num: int) -> dict[str, Tensor]:
-    """What new rows are to be drawn given, from ``labels=3`` or ``labels=cat,owl``, whose levels come in turn.
+    """The values to condition new rows on, from ``labels=3`` or ``labels=cat,owl``, whose levels take turns.
 
     Raises:
-        ValueError: if the model is given no such thing, knows no such level, or must be given something.
+        ValueError: if the model cannot be conditioned on it, does not know the level, or lacks a required value.
     """
     found: dict[str, Tensor] = {}
     if kind.always_given and not texts:
         name = kind.drawn_given[0]
-        raise ValueError(f"--model {word} draws rows given {name}: give{example(kind, levels)}")
+        raise ValueError(f"--model {word} draws rows given {name}: add{example(kind, levels)}")
     for text in texts if num > 0 else ():
         name, equals, value = text.partition("=")
         name = name.strip()
         if name not in kind.drawn_given:
-            can = f"it can be given {', '.join(kind.drawn_given)}" if kind.drawn_given else "it is given nothing"
-            raise ValueError(f"rows of --model {word} are not drawn given {name!r}: {can}")
+            can = f"it takes {', '.join(kind.drawn_given)}" if kind.drawn_given else "it takes no --given"
+            raise ValueError(f"--model {word} cannot draw rows given {name!r}: {can}")
         if not equals or name in found:
-            raise ValueError(f"--given takes {name}=VALUE, once, with commas between several; found {text!r}")
+            raise ValueError(
+                f"--given takes {name}=VALUE once, with several values separated by commas; found {text!r}"
+            )
         if name == "total_count":
             numbers = [_count(part) for part in value.split(",")]
         else:
@@ -220,7 +220,7 @@ def given(texts: Sequence[str], kind: Any, word: str, levels: Sequence[str], num
 
 
 def example(kind: Any, levels: Sequence[str]) -> str:
-    """What rows of a kind of model may be drawn given, as options that can be typed; nothing if it is nothing."""
+    """Example options to condition a model's draws, ready to type; empty if it takes none."""
     if not kind.drawn_given:
         return ""
     name = kind.drawn_given[0]
@@ -229,7 +229,7 @@ def example(kind: Any, levels: Sequence[str]) -> str:
 
 
 def _parts(value: str, levels: Sequence[str]) -> list[str]:
-    """The names that stand between commas; a level may have one in it."""
+    """The names separated by commas; a level may itself contain a comma."""
     found, rest = [], value.split(",")
     while rest:
         ends = range(len(rest), 0, -1)
@@ -241,7 +241,7 @@ def _parts(value: str, levels: Sequence[str]) -> list[str]:
 
 def _place(name: str, levels: Sequence[str], of: str) -> int:
     if name not in levels:
-        raise ValueError(f"the model knows no {of} {name!r}: it knows {listing(list(levels), 'levels')}")
+        raise ValueError(f"the model does not know {name!r} among its {of}: it knows {listing(list(levels), 'levels')}")
     return list(levels).index(name)
 
 
@@ -251,16 +251,16 @@ def _count(text: str) -> int:
     except ValueError:
         number = 0
     if not 1 <= number < 2**53 or math.isnan(number):
-        raise ValueError(f"total_count must be a whole number of words from 1; found {text!r}")
+        raise ValueError(f"total_count must be a whole number of words, at least 1; found {text!r}")
     return number
 
 
 def summary(kind: Any, rows: Any, levels: Sequence[str]) -> str:
-    """What a model is told of the rows that it trains on, in words."""
+    """Describes the labels, groups or lengths of training rows in words."""
     if not isinstance(rows, Mapping) or kind.told not in rows:
-        return "none: all rows have all steps"
+        return "all rows have all steps"
     values = rows[kind.told]
     if kind.told == "lengths":
         return f"{int(values.min())} to {int(values.max())} steps"
     there = int((values >= 0).sum())
-    return f"{listing(list(levels), 'levels')}; known of {there:,} of {len(values):,} rows"
+    return f"{listing(list(levels), 'levels')}; known for {there:,} of {len(values):,} rows"

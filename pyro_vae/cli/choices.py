@@ -1,4 +1,4 @@
-"""The names that the command line knows, and the parts they stand for."""
+"""The names that the command line accepts, and the parts that they stand for."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ __all__ = ["AGGREGATE", "LIKELIHOODS", "MODELS", "NETWORKS", "POSTERIORS", "PRIO
 
 _FULLY_CONNECTED = ("hidden_dims", "activation", "normalization")
 _CONVOLUTIONAL = ("channels", "upsample", "activation", "normalization")
-# What makes an encoder's network and a decoder's, and the options that it has.
+# The function that builds an encoder's and a decoder's network, and its options.
 NETWORKS: Mapping[str, tuple[Callable[..., Networks], tuple[str, ...]]] = {
     "mlp": (mlp_networks, _FULLY_CONNECTED),
     "gated": (partial(mlp_networks, block="gated"), ("hidden_dims", "normalization")),
@@ -50,7 +50,7 @@ POSTERIORS: Mapping[str, Callable[[], posteriors.Posterior]] = {
     "spline-flow": lambda: posteriors.FlowPosterior("spline"),
     "semi-amortized": lambda: posteriors.SemiAmortized(posteriors.DiagonalNormal()),
 }
-# By the number of draws of a row; the ELBO has settings of its own.
+# By the number of draws per row. The ELBO has settings of its own.
 WEIGHTED: Mapping[str, Callable[[int], Any]] = {
     "importance-weighted": ImportanceWeighted,
     "renyi": Renyi,
@@ -61,23 +61,23 @@ AGGREGATE: Mapping[str, Callable[[], Any]] = {"total-correlation": TotalCorrelat
 
 @dataclass(frozen=True)
 class Choice:
-    """What a likelihood may depend on: the data, and ``--scale``."""
+    """What a likelihood may depend on: the data and ``--scale``."""
 
     data: DataSet
     scale: Any
 
     @property
     def link(self) -> Any:
-        """Sigmoid where the data have bounds."""
+        """Sigmoid if the data have bounds, otherwise linear."""
         return "linear" if self.data.bounds is None else "sigmoid"
 
     @property
     def num_levels(self) -> int:
-        """Number of levels of data that have bounds."""
+        """Number of levels of data with bounds."""
         if self.data.bounds is None or self.data.bounds[0] != 0 or self.data.x_train.dtype.is_floating_point:
             raise ValueError(
-                f"this likelihood describes whole numbers from 0 to a known highest one, such as 8-bit grey levels, "
-                f"which {self.data.name} does not hold: use --likelihood normal"
+                f"this likelihood describes whole numbers from 0 to a known maximum, such as 8-bit grey levels, "
+                f"but {self.data.name} has none: use --likelihood normal"
             )
         return int(self.data.bounds[1]) + 1
 
@@ -110,21 +110,21 @@ LIKELIHOODS: Mapping[str, Callable[[Choice], Likelihood]] = {
 }
 
 
-# The likelihood by what the numbers are, and why.
+# The likelihood for each kind of values, and why.
 _BY_VALUES: Mapping[str | None, tuple[str, str]] = {
     BITS: ("bernoulli", "the data are 0 and 1"),
-    INTENSITIES: ("normal", "the data are grey levels or colours; bernoulli would draw black or white for each"),
+    INTENSITIES: ("normal", "the data are grey levels or colours; bernoulli would draw only black and white"),
     COUNTS: ("negative-binomial", "the data are counts"),
-    None: ("normal", "the data are taken for measurements"),
+    None: ("normal", "the data are treated as measurements"),
 }
-_INKED = 0.5  # share of levels at either end from which pictures are taken for black on white
+_INKED = 0.5  # share of entries at either bound from which images are treated as black and white
 
 
 def default_likelihood(data: DataSet) -> tuple[str, str]:
-    """The likelihood for data of which nothing else is said, and why.
+    """The default likelihood for the data, and why.
 
     Raises:
-        ValueError: if they may be two things.
+        ValueError: if the data are ambiguous.
     """
     if data.schema is not None:
         return "mixed", "the data are a table, and each column has its own"
@@ -139,26 +139,26 @@ def default_likelihood(data: DataSet) -> tuple[str, str]:
 
 
 def _inked(x: Any, bounds: tuple[float, float]) -> float:
-    """The share of entries that are at either bound, in a few of the rows; of colours none are said to be."""
+    """The share of entries at either bound, in the first rows; 0 for colour images."""
     few = as_tensor(x[:1000])
     return 0.0 if few.dim() == 4 else float(((few == bounds[0]) | (few == bounds[1])).double().mean())
 
 
 def choose(table: Mapping[str, Any], name: str, kind: str) -> Any:
-    """The entry of a table under a name that a person typed."""
+    """The entry of a table under a name that the user typed."""
     return table[lookup(name, table, kind)]
 
 
 def likelihood_and_transform(
     data: DataSet, name: str, scale: Any, *, dequantize: bool
 ) -> tuple[Likelihood, Transform, str]:
-    """The likelihood of this name, the transform that brings the data into its range, and why that one."""
+    """The likelihood of this name, the transform that brings the data into its range, and why that transform."""
     choice = Choice(data, scale)
     levels = [] if data.schema is None else [column.name for column in data.schema.columns if not column.is_number]
     if levels and name != "mixed":
         raise ValueError(
-            f"{data.name} has columns of levels, such as {levels[0]!r}, whose numbers {name} would take for amounts: "
-            f"leave --likelihood out, or drop them by --columns {quoted(levels[0])}=drop"
+            f"{data.name} has columns of levels, such as {levels[0]!r}, which {name} would treat as amounts: leave "
+            f"--likelihood out, or drop them with --columns {quoted(levels[0])}=drop"
         )
     likelihood = choose(LIKELIHOODS, name, "likelihood")(choice)
     x = data.x_train

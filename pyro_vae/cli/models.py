@@ -1,4 +1,4 @@
-"""The models that the command line knows: which function builds each, with which options, and what rows come with."""
+"""The models of the command line: the function that builds each, its options, and what it takes besides rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,24 +42,24 @@ class Kind:
     Args:
         builder: Called with the shape of a row and, by name, the options below, the number of levels, a likelihood, a
             transform, ``missing`` and networks.
-        options: The options of the command line that it has, beside those of every model.
-        told: The argument that its programs are told of each row: ``labels``, ``groups`` or ``lengths``.
-        tell: Makes what its programs take of rows, the numbers of their levels, and whether it is for training.
-        levels: What the builder calls the number of levels of ``told``.
-        networks: What the builder calls the networks that may be of any kind; where there are none it has its own.
+        options: Its options of the command line, in addition to those of every model.
+        told: The argument that its programs take for each row: ``labels``, ``groups`` or ``lengths``.
+        tell: Makes the programs' input from rows, the codes of their levels, and whether it is for training.
+        levels: The builder's name for the number of levels of ``told``.
+        networks: The builder's names for networks that can be of any kind; empty if the model has its own.
         has_gaps: Whether it takes ``missing``.
-        drawn_given: Arguments that new rows may be drawn given.
-        always_given: Whether they must be.
-        draw_given: Draws rows given these, or their means, where ``sample`` does not.
-        likelihood: By default, where it is not for the data to say, and why.
-        columns: The kind of a table's columns of which nothing is said, where it is not for their entries to say.
-        warmup: Share of the training over which the weight of the KL rises, unless something else is said.
-        priors: Priors that it has beside the usual ones.
-        finds: What it says of rows, by name: the result and, where there is one, the best guess.
-        latents: What it has for latents, in words.
-        each_alone: Whether it is trained on rows and on what they come with alone too.
-        start: Called before training: brings the model to where it starts; says whether it came to the end.
-        vocabulary: Whether columns are words, whose counts are no picture.
+        drawn_given: Arguments that new rows can be conditioned on.
+        always_given: Whether they are required.
+        draw_given: Draws rows given these, or their means, if ``sample`` does not.
+        likelihood: The default if it does not depend on the data, and why.
+        columns: The default kind of a table's columns, if it is not inferred from their entries.
+        warmup: Default share of the training over which the weight of the KL rises.
+        priors: Priors in addition to the usual ones.
+        finds: Its predictions for rows, by name: the result and, if there is one, the best guess.
+        latents: Describes its latents in words.
+        each_alone: Whether it is also trained on rows alone and on labels alone.
+        start: Called before training to initialise the model; returns whether it finished.
+        vocabulary: Whether columns are words, whose counts are not drawn as images.
     """
 
     builder: Callable[..., Any]
@@ -104,18 +104,18 @@ def _topics(
 ) -> TopicModel:
     if len(event_shape) != 1:
         raise ValueError(
-            f"--model topics describes counts of words, a row for each document and a column for each word; these rows "
-            f"are of shape {tuple(event_shape)}"
+            f"--model topics describes counts of words, a row for each document and a column for each word; found rows "
+            f"of shape {tuple(event_shape)}"
         )
     if (transform := options.pop("transform")).__class__.__name__ != "Identity":
-        raise ValueError(f"--model topics describes counts as they are, and these would need a {transform}")
+        raise ValueError(f"--model topics takes counts as they are, but these would need a {transform}")
     return topic_model(vocabulary or event_shape[0], num_topics, **options)
 
 
 def _sequences(event_shape: Sequence[int], latent_dim: int, **options: Any) -> Premade:
     if len(event_shape) < 2:
         raise ValueError(
-            f"--model sequences describes rows of shape (steps, numbers of a step); these are of shape "
+            f"--model sequences describes rows of shape (steps, numbers per step); found rows of shape "
             f"{tuple(event_shape)}: save a series of single numbers with shape (rows, steps, 1)"
         )
     return deep_markov_model(event_shape, latent_dim, **options)
@@ -134,7 +134,7 @@ def _clusters(model: Any, rows: Any) -> Found:
 
 
 def _labels_of_pictures(model: MultimodalVAE, rows: Any) -> Found:
-    """How often each label is drawn given the rest of a row, in draws that are the same each time."""
+    """How often each label is drawn given the rest of a row, with a fixed seed."""
     x = beside.rows_alone(rows)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -166,10 +166,10 @@ def _shares(model: TopicModel, rows: Any) -> Found:
 
 
 def _start_clusters(vae: Any, rows: Any, *, seed: int, **options: Any) -> bool:
-    """Trains the same networks with a standard normal prior, and lets clusters start where k-means finds them.
+    """Pretrains the same networks with a standard normal prior, then initialises the clusters by k-means.
 
     Returns:
-        False if that was interrupted.
+        False if training was interrupted.
     """
     plain = VAE(StandardNormal(vae.prior.latent_dim), vae.decoder, vae.encoder, vae.transform, vae.missing)
     history = fit(plain, rows, seed=seed, schedule="constant", **options)
@@ -280,7 +280,7 @@ def check_options(word: str, settings: Mapping[str, Any], usual: Mapping[str, An
     """Refuses an option that the model does not have.
 
     Raises:
-        ValueError: naming it, and those that it has.
+        ValueError: naming the option, and those that the model has.
     """
     kind = MODELS[word]
     others = [name for name in OPTIONS if name not in kind.options and settings[name] != usual[name]]
@@ -292,9 +292,9 @@ def check_options(word: str, settings: Mapping[str, Any], usual: Mapping[str, An
         others.append("normalization")
     if others:
         known = ", ".join(_flag(name) for name in kind.options)
-        raise ValueError(f"--model {word} has no {_flag(others[0])}: leave it out; of its own it has {known}")
+        raise ValueError(f"--model {word} has no {_flag(others[0])}: leave it out; its own options are {known}")
     if settings["missing"] and not kind.has_gaps:
-        raise ValueError(f"--model {word} takes rows with gaps as they are: leave out --missing")
+        raise ValueError(f"--model {word} takes rows with missing entries as they are: leave out --missing")
 
 
 def _flag(name: str) -> str:
@@ -302,14 +302,14 @@ def _flag(name: str) -> str:
 
 
 def of_builder(word: str) -> tuple[str, ...]:
-    """The options that a model's builder is given."""
+    """The options passed to a model's builder."""
     return tuple(name for name in MODELS[word].options if name not in _SETTINGS)
 
 
 def scores(kind: Kind, model: Any, rows: Any, y: Tensor | None) -> dict[str, float]:
-    """How often a model is right about rows whose labels ``y`` are known, -1 where one is not; none if it says nothing.
+    """A model's accuracy on rows with known labels ``y``, -1 where unknown; empty if it makes no predictions.
 
-    Clusters have no names: each is taken for a label, as well as can be.
+    Clusters have no names: each is matched to a label, by the best assignment.
     """
     if y is None or not bool((there := y >= 0).any()):
         return {}
@@ -325,7 +325,7 @@ def scores(kind: Kind, model: Any, rows: Any, y: Tensor | None) -> dict[str, flo
 
 
 def matched(clusters: Tensor, y: Tensor) -> tuple[float, Tensor]:
-    """The share of rows that are right when each cluster is named after a label as well as can be, and the names."""
+    """The share of rows that are right under the best assignment of clusters to labels, and the assignment."""
     from scipy.optimize import linear_sum_assignment
 
     num = int(max(clusters.max(), y.max())) + 1

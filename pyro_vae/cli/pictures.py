@@ -1,4 +1,4 @@
-"""The pictures that training leaves: what a model has learned, on held-out rows."""
+"""The figures that training writes: what a model has learned, on held-out rows."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +15,8 @@ from pyro_vae.cli.models import Kind
 from pyro_vae.data.sources import DataSet
 from pyro_vae.inference.predictive import latent_grid
 
-_COLUMNS = 10  # pictures of each level
-_LEVELS = 12  # of which there are pictures
+_COLUMNS = 10  # images of each level
+_LEVELS = 12  # levels that are drawn
 
 
 def draw_figures(
@@ -27,7 +27,7 @@ def draw_figures(
     shown = min(5000, max(10, 2**24 // math.prod(data.x_test.shape[1:])))
     rows = beside.first(beside.told(kind, data, "test", levels), shown)
     x = as_tensor(beside.rows_alone(rows))
-    alone = x if kind.each_alone else rows  # what is said of rows without their labels
+    alone = x if kind.each_alone else rows  # rows without their labels
     names = levels or beside.names_of(data)
     y = None if data.y_test is None else data.y_test[:shown]
     if y is not None and levels:
@@ -53,7 +53,7 @@ def draw_figures(
         plotting.save_figure(figure, folder / f"{name}.png")
 
 
-# The latent that is shown where there are several, and what it is where it is no mean.
+# Which latent is drawn if there are several, and the figure's title.
 _LATENTS: Mapping[str, Callable[[Any], tuple[str | None, str]]] = {
     "ladder": lambda model: (
         f"z_{len(model.latent_dims)}",
@@ -63,7 +63,7 @@ _LATENTS: Mapping[str, Callable[[Any], tuple[str | None, str]]] = {
         f"z_{model.num_steps}",
         f"latent means of held-out data: the state at step {model.num_steps}",
     ),
-    "vector-quantized": lambda model: (None, "the codes' vectors of held-out data"),
+    "vector-quantized": lambda model: (None, "vectors of the codes of held-out data"),
     "categorical": lambda model: (None, "probabilities of the codes of held-out data"),
 }
 
@@ -71,11 +71,11 @@ _LATENTS: Mapping[str, Callable[[Any], tuple[str | None, str]]] = {
 def draw_rows(
     model: Any, rows: Any, kind: Kind, bounds: plotting.Bounds, levels: Sequence[str], way: str = ""
 ) -> dict[str, Any]:
-    """Draws rows that are images, or vectors of one kind of element."""
+    """Draws rows that are images, or vectors with one kind of element."""
     figures = draw_reconstructions(model, rows, kind, bounds, levels)
     half = max(1, min(8, len(beside.rows_alone(rows)) // 2))
     ends = [_slice(rows, slice(half)), _slice(rows, slice(-half, None))]
-    title = f"from one row of data to another, through the latent space{way}"
+    title = f"interpolation between two rows, through the latent space{way}"
     between = model.interpolate(*ends, steps=11).movedim(0, 1)
     figures["interpolation"] = plotting.plot_grid(between, bounds=bounds, title=title)
     if getattr(model, "latent_dim", None) == 2:
@@ -88,7 +88,7 @@ def draw_rows(
 def draw_reconstructions(
     model: Any, rows: Any, kind: Kind, bounds: plotting.Bounds, levels: Sequence[str]
 ) -> dict[str, Any]:
-    """Draws new rows, and what the model makes of those that there are."""
+    """Draws new rows, and reconstructions of held-out ones."""
     shown = beside.first(rows, 10)
     x = as_tensor(beside.rows_alone(shown))
     figures = {}
@@ -97,9 +97,9 @@ def draw_reconstructions(
         given = {str(kind.told): torch.arange(len(few)).repeat_interleave(_COLUMNS)}
         drawn = _means(model, kind, given).unflatten(0, (len(few), _COLUMNS))
         one = str(kind.told)[:-1]
-        title = f"E[x|z, {one}] at z ~ p(z), a {one} in each row"
+        title = f"E[x|z, {one}] at z ~ p(z), one {one} per row"
         if kind.draw_given:
-            title = f"E[x|z] at z ~ q(z|{one}), a {one} in each row"
+            title = f"E[x|z] at z ~ q(z|{one}), one {one} per row"
         figures["by_" + str(kind.told)] = plotting.plot_grid(drawn, bounds=bounds, row_labels=few, title=title)
     if not kind.always_given and kind.told != "groups":
         means, draws = (_alike(model, mean=mean) for mean in (True, False))
@@ -113,7 +113,7 @@ def draw_reconstructions(
 
 
 def _alike(model: Any, *, mean: bool) -> Tensor:
-    """New rows, which are at the same latents each time."""
+    """New rows, at the same latents each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return model.sample(64, mean=mean)
@@ -136,7 +136,7 @@ def _nothing(*_: Any) -> dict[str, Any]:
     return {}
 
 
-# Where the usual pictures would mislead: between codes there is nothing, and words are no pictures.
+# Models that the usual figures do not fit: codes cannot be interpolated, and words are not images.
 _PICTURES: Mapping[str, Callable[..., dict[str, Any]]] = {
     "conditional": _way(";\nthe label is that of the nearer end"),
     "semi-supervised": _way(";\nthe label is that of the nearer end"),
@@ -156,7 +156,7 @@ def draw_clusters(model: Any, data: DataSet) -> Any:
         shares = model.prior.weights().probs[order].tolist()
     drawn = model.mean_at({"y": order.repeat_interleave(_COLUMNS), "z": z}).unflatten(0, (num, _COLUMNS))
     names = [f"{k}: {share:.0%}" for k, share in zip(order.tolist(), shares, strict=True)]
-    title = "E[x|z] at z ~ p(z|cluster), a cluster in each row, and how much of p(z) it is"
+    title = "E[x|z] at z ~ p(z|cluster), one cluster per row, with its share of p(z)"
     return plotting.plot_grid(drawn, bounds=data.bounds, row_labels=names, title=title)
 
 
@@ -175,17 +175,17 @@ def draw_topics(model: Any, data: DataSet) -> Any:
             axes.barh(words[k][::-1], sorted(weights[k].topk(num).values.tolist()), color=f"C{k % 10}")
             axes.set_title(f"topic {k}", fontsize=10)
             axes.tick_params(labelsize=8)
-    figure.suptitle("the most probable words in a document of one topic alone")
+    figure.suptitle("the most probable words in a document with a single topic")
     return figure
 
 
 def _as_lines(x: Tensor) -> bool:
-    """Whether sequences are of a few numbers over time, and no pictures."""
+    """Whether sequences are a few numbers over time, rather than images."""
     return x.shape[2:].numel() <= 3
 
 
 def draw_forecasts(model: Any, data: DataSet) -> Any:
-    """Shows the model the first half of rows, and draws how they may go on."""
+    """Gives the model the first half of each row, and draws forecasts of the rest."""
     from matplotlib.figure import Figure
 
     x, steps = as_tensor(data.x_test[:6]), model.num_steps
@@ -194,7 +194,7 @@ def draw_forecasts(model: Any, data: DataSet) -> Any:
     if not _as_lines(x):  # as pictures, time going down
         blank = torch.full_like(x[:, shown:].float(), float(data.bounds[0]) if data.bounds else float(x.min()))
         grid = torch.stack([x.float(), torch.cat([x[:, :shown].float(), blank], 1), drawn.mean(0).float()])
-        names = ("data", f"what is shown:\n{shown} of {steps} steps", "and how it goes on:\nmean of 100 draws")
+        names = ("data", f"observed:\n{shown} of {steps} steps", "forecast:\nmean of 100 draws")
         return plotting.plot_grid(grid, bounds=data.bounds, row_labels=names, title="forecasts of held-out rows")
     figure, ahead = Figure(figsize=(9, 4.5), layout="constrained"), range(shown, steps + 1)
     values, draws = x.reshape(len(x), steps, -1), drawn.reshape(len(drawn), len(x), steps, -1).double()
@@ -204,10 +204,10 @@ def draw_forecasts(model: Any, data: DataSet) -> Any:
         for c in range(values.shape[-1] if row < len(x) else 0):
             low, middle, high = draws[:, row, shown - 1 :, c].quantile(torch.tensor([0.05, 0.5, 0.95]).double(), 0)
             end = int(known[row])
-            axes.fill_between(ahead, low, high, color=f"C{c}", alpha=0.25, label="nine in ten draws")
-            axes.plot(ahead, middle, color=f"C{c}", label="their middle")
-            axes.plot(range(1, shown + 1), values[row, :shown, c], "k.-", label="what is shown")
-            axes.plot(range(shown + 1, end + 1), values[row, shown:end, c], "k.", alpha=0.4, label="how it went on")
+            axes.fill_between(ahead, low, high, color=f"C{c}", alpha=0.25, label="90% of draws")
+            axes.plot(ahead, middle, color=f"C{c}", label="median of draws")
+            axes.plot(range(1, shown + 1), values[row, :shown, c], "k.-", label="observed")
+            axes.plot(range(shown + 1, end + 1), values[row, shown:end, c], "k.", alpha=0.4, label="held back")
     handles, texts = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles[:4], texts[:4], loc="outside upper center", ncols=4, frameon=False)
     figure.supxlabel("time step")

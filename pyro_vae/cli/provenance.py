@@ -1,4 +1,4 @@
-"""What says where a run came from, and does it again."""
+"""Records where a run came from, and how to repeat it."""
 
 import datetime
 import subprocess
@@ -15,17 +15,17 @@ SETTINGS = "run.toml"
 
 
 def made(fingerprint: str | None) -> dict[str, str | None]:
-    """The day, the commit of the folder that the command was run in, if it has one, and the fingerprint of the rows."""
+    """The date, the commit of the working folder, if it has one, and the fingerprint of the rows."""
     return {"date": today(), "commit": commit(), "rows": fingerprint}
 
 
 def today() -> str:
-    """The day, as 2026-11-27."""
+    """The date, as 2026-11-27."""
     return datetime.date.today().isoformat()
 
 
 def commit() -> str | None:
-    """The commit that the working folder is at, with ``-dirty`` where something was changed since; None without one."""
+    """The commit of the working folder, with ``-dirty`` if it has changes; None if it is not a repository."""
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
@@ -34,7 +34,7 @@ def commit() -> str | None:
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
-    """Writes the options of a run that are not as usual, as a file for ``pyro-vae train --config`` that repeats it."""
+    """Writes a run's non-default options to a file for ``pyro-vae train --config``, which repeats it."""
     options = {name: settings[name] for name in usual if settings.get(name) not in (None, [], (), usual[name])}
     if options.get("data_root") == str(default_root().absolute()):
         del options["data_root"]

@@ -1,4 +1,4 @@
-"""The rows that a command is to work on: read, split, and with what comes beside them."""
+"""Reads the rows for a command, splits them, and adds their labels, groups or lengths."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,14 +16,14 @@ from pyro_vae.data.sources import DataSet, load_data
 from pyro_vae.data.tables import parse_kinds
 from pyro_vae.vae import load_config
 
-# Options of pyro-vae train that say how a file is to be read.
+# Options of pyro-vae train that say how to read a file.
 READING = ("resize", "separator", "decimal", "encoding", "header")
 
 
 def read_data(
     name: str, root: Path, *, header: str | None = None, resize: str | None = None, **options: Any
 ) -> DataSet:
-    """Data by a name or path, read as the command line says."""
+    """Data by a name or path, read with the command line's options."""
     if header is not None:
         lookup(header, ("yes", "no"), "--header")
     size = None if resize is None else integers(resize, "--resize")
@@ -33,24 +33,27 @@ def read_data(
 
 
 def kinds_of(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The kinds of a table's columns that a run was given; what holds labels or groups is kept aside."""
+    """The kinds of a table's columns that the user gave; columns of labels or groups are index columns."""
     kinds = parse_kinds(settings.get("columns") or ())
     for option in ("labels", "groups"):
         column = settings.get(option)
         if column is not None and kinds.setdefault(column, "index") != "index":
-            raise ValueError(f"--{option} keeps the column {column!r} aside, and --columns says it is {kinds[column]}")
+            raise ValueError(
+                f"--{option} takes the column {column!r} out of the model, but --columns says it is {kinds[column]}: "
+                f"give one of the two"
+            )
     return kinds
 
 
 def with_labels(data: DataSet, settings: Mapping[str, Any]) -> DataSet:
-    """The data with the column for labels that holds those, or groups, by the settings of a run."""
+    """The data with labels from the column that a run's settings name for labels or groups."""
     for option in ("labels", "groups"):
         data = beside.from_column(data, settings.get(option), f"--{option}")
     return data
 
 
 def part(data: DataSet, indices: torch.Tensor) -> DataSet:
-    """The data with some of the training rows, and what belongs to each."""
+    """The data with only some of the training rows."""
     fields = {name: getattr(data, f"{name}_train") for name in ("x", "y", "ids", "rows", "lengths")}
     return replace(
         data,
@@ -63,14 +66,14 @@ def part(data: DataSet, indices: torch.Tensor) -> DataSet:
 
 
 def data_for(run: Path, name: str | None, root: Path | None, *, whole: bool = False) -> DataSet:
-    """Data to use a model on: those it was trained on, or others, of which all rows are held out.
+    """Data to use a model on: those it was trained on, or others, all of whose rows count as held out.
 
-    Where the data that it was trained on are named, the same rows are held out, unless ``whole`` asks for all.
+    For the data that it was trained on, the same rows are held out, unless ``whole`` asks for all.
     """
     settings = load_config(run)["run"]
     trained_on = settings.get("data")
     if name is None and trained_on is None:
-        raise ValueError(f"{run} does not say what it was trained on: name the rows with --data")
+        raise ValueError(f"{run} does not say what it was trained on: name the data with --data")
     root = root or Path(settings.get("data_root", "data"))
     own = is_own(run, name)
     how = {option: settings.get(option) for option in READING} if own else {"resize": settings.get("resize")}
@@ -79,9 +82,9 @@ def data_for(run: Path, name: str | None, root: Path | None, *, whole: bool = Fa
 
 
 def all_rows(run: Path, name: str | None, root: Path | None, *, held_out: bool) -> DataSet:
-    """All rows of some data in their order, or those that a run held out of what it was trained on."""
+    """All rows of some data in their order, or the held-out rows of a run's own data."""
     if held_out and not is_own(run, name):
-        raise ValueError(f"--held-out is for what {run} was trained on; of {name} all rows are taken: leave it out")
+        raise ValueError(f"--held-out is for the data {run} was trained on; all rows of {name} are used: leave it out")
     return data_for(run, name, root, whole=not held_out)
 
 
@@ -91,6 +94,6 @@ def rows_of(run: Path, data: DataSet) -> Any:
 
 
 def labels_of(run: Path, data: DataSet) -> torch.Tensor | None:
-    """The labels of the held-out rows, by the numbers that the run's model has for them, if it has any."""
+    """The labels of the held-out rows, as the codes of the run's model if it has levels."""
     levels = levels_of(run)
     return beside.coded(data, "test", levels, new=True) if levels else data.y_test

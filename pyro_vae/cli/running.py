@@ -1,4 +1,4 @@
-"""Runs a command as a person expects: a mistake is one sentence, and an end from outside leaves nothing half done."""
+"""Runs a command: a user's mistake prints one sentence, and a signal leaves no half-written files."""
 
 import functools
 import signal
@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 
 class _Grouped(TyperCommand):
-    """A command whose help page has its options in groups."""
+    """A command whose help page groups its options."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -26,7 +26,7 @@ class _Grouped(TyperCommand):
 
 
 def command_of(main: Callable[..., None]) -> Any:
-    """A function as a command, with the examples of its file at the end of its help page."""
+    """Turns a function into a command, with its file's examples at the end of the help page."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)  # brackets are text
     examples = getattr(sys.modules[main.__module__], "EXAMPLES", ())
     lines = ["\b", "Examples:", *(f"  {example}" for example in examples)]  # \b: lines stay lines
@@ -40,9 +40,9 @@ def run_command(main: Callable[..., None]) -> None:
 
 
 def ending_in_order(command: Callable[[], Any]) -> None:
-    """Runs a command; a mistake ends it with one sentence and exit status 2.
+    """Runs a command; a user's mistake prints one sentence and exits with status 2.
 
-    A request to terminate ends it in order too, so that files half written go with it.
+    A signal to terminate is handled too, so half-written files are removed.
     """
     ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {end: signal.signal(end, lambda number, _: sys.exit(128 + number)) for end in ends}
@@ -52,7 +52,7 @@ def ending_in_order(command: Callable[[], Any]) -> None:
         print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
     except ImportError as error:
-        if "pip install" not in str(error):  # an extra that is not there says how it comes
+        if "pip install" not in str(error):  # messages about a missing extra say how to install it
             raise
         print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
@@ -67,25 +67,25 @@ def ending_in_order(command: Callable[[], Any]) -> None:
 
 
 def _within_64_bits(main: Callable[..., None]) -> Callable[..., None]:
-    """The same command, but whole numbers that no tensor can hold are refused."""
+    """The same command, but it refuses whole numbers too large for a tensor."""
 
     @functools.wraps(main)
     def checked(*args: Any, **options: Any) -> None:
         for name, value in options.items():
             if isinstance(value, int) and abs(value) >= 2**63:
-                raise ValueError(f"--{name.replace('_', '-')} must be below 2^63 in size, found {value}")
+                raise ValueError(f"--{name.replace('_', '-')} must be below 2^63 in magnitude, found {value}")
         main(*args, **options)
 
     return checked
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what PyTorch says."""
+    """The first line of PyTorch's message."""
     return str(error).splitlines()[0].rpartition("] ")[2]
 
 
 def sentence(error: BaseException) -> str:
-    """An error on one line, as a person would say it."""
+    """An error's message on one line."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Run folders: made by one process alone, taken back where nothing came of them, opened, asked what they hold."""
+"""Run folders: created by one process alone, removed if training did not start, opened and inspected."""
 
 import contextlib
 import itertools
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.safetensors"
 HISTORY = "history.csv"
-START = "start.safetensors"  # of what clusters start from
+START = "start.safetensors"  # the checkpoint of pretraining without clusters
 
 
 @contextlib.contextmanager
 def new_run(out: Path | None, name: str) -> Iterator[Path]:
-    """A folder for a run that no other process writes in: ``out``, or ``runs/name``, ``runs/name-2`` and so on.
+    """A folder for a run, locked against other processes: ``out``, or ``runs/name``, ``runs/name-2`` and so on.
 
-    It is taken back if the run does not come to a first checkpoint.
+    It is removed if the run does not reach its first checkpoint.
     """
     numbered = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
     with contextlib.ExitStack() as stack:
@@ -45,21 +45,21 @@ def new_run(out: Path | None, name: str) -> Iterator[Path]:
                     raise
                 continue
             if not _holds_run(folder):
-                stack.callback(_take_back, folder)  # while it is still ours
+                stack.callback(_take_back, folder)  # while it is still locked
                 yield folder
                 return
             if out is not None:
-                raise ValueError(f"{folder} already holds a run: go on with --resume {folder}, or name another --out")
+                raise ValueError(f"{folder} already holds a run: use --resume {folder}, or name another --out")
             stack.close()
 
 
 def _holds_run(folder: Path) -> bool:
-    """Whether there is something to go on with, or to use; a run that never came to a checkpoint is none."""
+    """Whether there is a run to resume or to use. One without a checkpoint does not count."""
     return any((folder / name).exists() for name in (CHECKPOINT, START, WEIGHTS))
 
 
 def _take_back(folder: Path) -> None:
-    """Removes what a run has written that did not come to a checkpoint."""
+    """Removes the files of a run that did not reach a checkpoint."""
     if not _holds_run(folder):
         with contextlib.suppress(OSError):
             for name in (CONFIG, SETTINGS):
@@ -73,42 +73,42 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def open_run(run: Path, device: str) -> Any:
-    """The model that a run folder holds, on a device."""
+    """The model in a run folder, on a device."""
     if (run / CONFIG).exists() and not (run / WEIGHTS).exists():
-        raise ValueError(f"{run} holds a run whose training has not ended: pyro-vae train --resume {run}")
+        raise ValueError(f"{run} holds a run whose training has not finished: pyro-vae train --resume {run}")
     return load(run).to(resolve_device(device))
 
 
 def schema_of(run: Path) -> Schema | None:
-    """The columns of the table that a run was trained on, if it was one."""
+    """The columns of the table that a run was trained on; None if it was not a table."""
     schema = load_config(run)["run"].get("schema")
     return None if schema is None else Schema.from_json(schema)
 
 
 def absolute(data: str) -> str:
-    """A path that still leads there from another folder; a name stays a name."""
+    """Makes a path absolute; a name stays a name."""
     return str(Path(data).absolute()) if Path(data).suffix or "/" in data else data
 
 
 def is_own(run: Path, name: str | None) -> bool:
-    """Whether these are the data that a run was trained on, which are meant where none are named."""
+    """Whether these are the data that a run was trained on, which are also the default."""
     return name is None or absolute(name) == load_config(run)["run"].get("data")
 
 
 def kind_of(run: Path) -> Kind:
-    """The kind of model that a run folder holds."""
+    """The kind of model in a run folder."""
     return MODELS[lookup(load_config(run)["run"].get("model", "vae"), MODELS, "model")]
 
 
 def history_of(run: Path) -> "pd.DataFrame | None":
-    """What a run's epochs came to, if it has been trained to its end."""
+    """The history of a run that has finished training."""
     import pandas as pd
 
     return pd.read_csv(run / HISTORY) if (run / HISTORY).exists() else None
 
 
 def settings_of(run: Path) -> dict[str, Any]:
-    """What a run was trained with where it is not as usual, and when."""
+    """The options of a run that differ from the defaults, and when and at which commit it was trained."""
     found = tomllib.loads((run / SETTINGS).read_text(encoding="utf-8")) if (run / SETTINGS).exists() else {}
     made = load_config(run)["run"].get("made", {})
     return found | {name: made[name] for name in ("date", "commit") if made.get(name)}
@@ -120,6 +120,6 @@ def levels_of(run: Path) -> list[str]:
 
 
 def given_of(run: Path, texts: Sequence[str], num: int) -> dict[str, torch.Tensor] | None:
-    """What so many new rows of a run's model are to be drawn given, by what was typed; None if it is nothing."""
+    """The values that ``num`` new rows are conditioned on, from what the user typed; None if there are none."""
     word = load_config(run)["run"].get("model", "vae")
     return beside.given(texts, kind_of(run), word, levels_of(run), num) or None

@@ -1,4 +1,4 @@
-"""Trains by the settings of a run: reads rows, builds what was asked for, fits it, and leaves its files."""
+"""Trains by the settings of a run: reads the data, builds the model, fits it, and writes its files."""
 
 import math
 import sys
@@ -27,18 +27,18 @@ COMPILE = {"auto": "auto", "yes": True, "no": False}
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be trained on what.
+    """A model and the data to train it on.
 
     Args:
-        settings: Those of the run, and what the data said.
-        kind: What kind of model it is.
-        data: The data, of whose training rows those that are watched are left out.
+        settings: The run's settings, with those that follow from the data.
+        kind: The kind of model.
+        data: The data, without the validation rows.
         levels: The labels or groups that the model knows.
-        rows: The rows to train on, with what comes beside them.
-        watched: Rows that are only watched.
+        rows: The rows to train on, with their labels, groups or lengths.
+        watched: The validation rows.
         vae: The model.
-        because: Why its likelihood.
-        why: Why its transform.
+        because: Why this likelihood.
+        why: Why this transform.
     """
 
     settings: dict[str, Any]
@@ -53,29 +53,29 @@ class Task:
 
     @property
     def at_once(self) -> int:
-        """Rows of a step, on each process."""
+        """Rows per step, on each process."""
         return self.settings["batch_size"] or min(128, len(self.data.x_train) // world_size())
 
     @property
     def epochs(self) -> int:
-        """As many as were asked for, or make six thousand steps."""
+        """As many as the user asked for, or as make six thousand steps."""
         steps = math.ceil(len(self.data.x_train) / max(1, self.at_once))
         epochs = self.settings["epochs"]
         return min(1000, max(20, math.ceil(6000 / steps))) if epochs is None else epochs
 
     @property
     def start_epochs(self) -> int:
-        """Of clusters, those without them."""
+        """For clusters: epochs of pretraining without them."""
         return self.epochs if self.settings["start_epochs"] is None else self.settings["start_epochs"]
 
 
 def train(settings: dict[str, Any], folder: Path, device: str, usual: Mapping[str, Any], *, resuming: bool) -> None:
-    """Trains in a run folder, by these settings, of which ``usual`` are what they are where nothing is said."""
+    """Trains in a run folder with these settings, whose defaults are ``usual``."""
     checkpoint = folder / runs.CHECKPOINT
     choices.choose(choices.MODELS, settings["model"], "model")
     models.check_options(settings["model"], settings, usual)
     if resuming and not checkpoint.exists() and (folder / runs.HISTORY).exists():
-        print(f"{folder} has been trained to its end: nothing is left to do.")
+        print(f"{folder} has finished training: there is nothing left to do.")
         return
     task = prepared(settings, resuming=resuming)
     settings, vae = task.settings, task.vae
@@ -85,7 +85,7 @@ def train(settings: dict[str, Any], folder: Path, device: str, usual: Mapping[st
             raise ValueError(f"{flag} must be at least {least}, found {getattr(task, name)}")
     objective = objective_of(settings, task.epochs, task.kind.warmup)
     fingerprint = None
-    if isinstance(task.data.x_train, Tensor):  # what streams is looked at once, by fit
+    if isinstance(task.data.x_train, Tensor):  # streamed data are read only once, by fit
         fingerprint = vae.check(task.rows, settings["data"], fingerprint=True).fingerprint()
     if resuming:
         check_same(vae, folder, load_config(folder), whose="the model that the run's settings ask for")
@@ -108,9 +108,7 @@ def train(settings: dict[str, Any], folder: Path, device: str, usual: Mapping[st
         return
     vae.to("cpu").save(folder, run=settings)
     if history.attrs["stopped"] == "interrupted":
-        print(
-            f"\nStopped after {len(history)} of {task.epochs} epochs; what it had learned is in {folder}. Go on with:"
-        )
+        print(f"\nStopped after {len(history)} of {task.epochs} epochs. The model so far is in {folder}. Resume with:")
         print(f"  pyro-vae train --resume {folder}")
         sys.exit(130)
     draw_figures(vae, settings["model"], task.kind, task.data, task.levels, history, folder / "figures")
@@ -122,7 +120,7 @@ def train(settings: dict[str, Any], folder: Path, device: str, usual: Mapping[st
 
 
 def prepared(settings: dict[str, Any], *, resuming: bool) -> Task:
-    """The rows that the settings name and the model that they ask for."""
+    """The data and the model that the settings ask for."""
     kind = choices.MODELS[settings["model"]]
     data = read(settings, kind, resuming=resuming)
     kept, of_watched = split(len(data.x_train), settings["validation_fraction"], settings["seed"])
@@ -146,7 +144,7 @@ def prepared(settings: dict[str, Any], *, resuming: bool) -> Task:
 
 
 def read(settings: Mapping[str, Any], kind: models.Kind, *, resuming: bool) -> DataSet:
-    """The data that the settings name, without gaps where none are taken."""
+    """The data that the settings name, checked for missing entries if none are allowed."""
     kinds: Mapping[str, str] = reading.kinds_of(settings)
     how = {option: settings[option] for option in reading.READING}
     known = None if settings.get("schema") is None else Schema.from_json(settings["schema"])
@@ -167,7 +165,7 @@ def read(settings: Mapping[str, Any], kind: models.Kind, *, resuming: bool) -> D
 
 
 def announce(task: Task, objective: Any) -> None:
-    """Says what is about to be trained on what, and why so."""
+    """Prints what is about to be trained on what, and why."""
     settings, kind, data, vae = task.settings, task.kind, task.data, task.vae
     if data.schema is not None:
         print(data.schema.describe().to_string(index=False), end="\n\n")
@@ -175,7 +173,7 @@ def announce(task: Task, objective: Any) -> None:
         print(f"note        {note}")
     num_weights = sum(p.numel() for p in vae.parameters())
     watched = len(beside.rows_alone(task.watched))
-    split_up = f"{len(data.x_train):,} to train on, {watched:,} to watch, {len(data.x_test):,} to test"
+    split_up = f"{len(data.x_train):,} to train on, {watched:,} to validate, {len(data.x_test):,} to test"
     print(f"data        {data.name}, rows: {split_up}")
     word = settings["network"] if kind.networks else "networks of its own"
     what = word if settings["model"] == "vae" else f"{settings['model']}, {word}"
@@ -185,24 +183,24 @@ def announce(task: Task, objective: Any) -> None:
     print(f"likelihood  {settings['likelihood']}: {task.because}")
     print(f"transform   {vae.transform}: {task.why}")
     few = task.at_once < 128 and settings["batch_size"] is None
-    print(f"training    {task.epochs:,} epochs of {task.at_once} rows a step{', for there are no more' if few else ''}")
+    print(f"training    {task.epochs:,} epochs, {task.at_once} rows per step{', as there are no more' if few else ''}")
     if isinstance(objective, Elbo) and objective.kl_warmup and settings["kl_warmup"] is None:
-        print(f"            whose KL counts in full after {round(objective.kl_warmup * task.epochs)}: see --kl-warmup")
+        print(f"            with the full KL after {round(objective.kl_warmup * task.epochs)}: see --kl-warmup")
     if kind.each_alone:
-        print("            of rows with their labels, and once again of rows and of labels alone")
+        print("            on rows with their labels, on rows alone and on labels alone")
 
 
 def fitted(task: Task, folder: Path, objective: Any, how: Mapping[str, Any], *, resuming: bool) -> Any:
-    """Fits the model, from where it had come to; returns its history."""
+    """Fits the model, from its checkpoint if there is one; returns the history."""
     settings, checkpoint, vae = task.settings, folder / runs.CHECKPOINT, task.vae
     going_on = resuming and ("learning_rate" if settings.get("other_rate") else True)
     rows = vae.each_alone(task.rows) if task.kind.each_alone else task.rows
     if task.kind.start is not None and task.start_epochs > 0 and not (resuming and checkpoint.exists()):
-        print(f"start       {task.start_epochs:,} epochs without clusters, which then start where k-means finds them")
+        print(f"start       {task.start_epochs:,} epochs without clusters, which k-means then initialises")
         start = folder / runs.START
         resume = start.exists() and going_on
         if not task.kind.start(vae, rows, epochs=task.start_epochs, checkpoint=start, resume=resume, **how):
-            print(f"\nStopped before there were clusters. Go on with:\n  pyro-vae train --resume {folder}")
+            print(f"\nStopped before there were clusters. Resume with:\n  pyro-vae train --resume {folder}")
             sys.exit(130)
     try:
         return fit(
@@ -224,18 +222,18 @@ def fitted(task: Task, folder: Path, objective: Any, how: Mapping[str, Any], *, 
         if rank() == 0:
             vae.to("cpu").save(folder, run=settings)
         raise FloatingPointError(
-            f"{error}. What it had learned by then is in {folder} and can be used; to go on with smaller steps: "
+            f"{error}. The model so far is in {folder} and can be used; to resume with smaller steps: "
             f"pyro-vae train --resume {folder} --learning-rate {settings['learning_rate'] / 10:g}"
         ) from error
 
 
 def say_what_next(task: Task, folder: Path, history: Any) -> None:
-    """Says how it went, and what can be done with a run."""
+    """Prints a summary of training, and commands to use the run with."""
     settings, data, attrs = task.settings, task.data, history.attrs
-    print(f"\nsteps ran {attrs['execution']}; an epoch took {history['seconds'].median():.3g} s")
+    print(f"\nsteps ran {attrs['execution']}; {history['seconds'].median():.3g} s per epoch")
     best = history["validation_elbo"].max()
     print(f"validation ELBO {best:.2f} nats per datum, at epoch {attrs['best_epoch']} of {len(history)}")
-    print(f"The run is in {folder}, its pictures in {folder / 'figures'}. To go on:")
+    print(f"The run is in {folder}, its figures in {folder / 'figures'}. What to do next:")
     print(f"  pyro-vae evaluate {folder} --out metrics.json")
     picture, numbers = ("png", "npy") if data.schema is None else ("csv", "csv")
     picture = "npy" if task.kind.vocabulary and data.schema is None else picture
@@ -248,24 +246,24 @@ def say_what_next(task: Task, folder: Path, history: Any) -> None:
         print(f"  pyro-vae impute {folder} --num-samples 5 --out imputed.{numbers}")
 
 
-# As they usually are.
+# Options of the ELBO alone, with their default values.
 ELBO_ALONE = {"kl": ("sampled",), "kl_weight": (1.0,), "kl_warmup": (None, 0), "kl_cycles": (1,), "free_nats": (0.0,)}
 
 
 def objective_of(settings: dict[str, Any], epochs: int, usual_warmup: float) -> Any:
-    """What is maximised. A warm-up is a share of a cycle there, and a number of epochs at the command line."""
+    """The objective. It takes the warm-up as a share of a cycle, the command line as a number of epochs."""
     name, num_particles = settings["objective"], settings["num_particles"]
     lookup(name, ["elbo", *choices.WEIGHTED, *choices.AGGREGATE], "objective")
     changed = [option for option, usual in ELBO_ALONE.items() if settings[option] not in usual]
     if name != "elbo" and changed:
-        raise ValueError(f"--{changed[0].replace('_', '-')} is of --objective elbo alone: leave it out")
+        raise ValueError(f"--{changed[0].replace('_', '-')} is only for --objective elbo: leave it out")
     if name in choices.AGGREGATE:
         if num_particles != 1:
-            raise ValueError(f"--objective {name} takes one draw of a row: leave --num-particles out")
+            raise ValueError(f"--objective {name} takes one draw per row: leave --num-particles out")
         return choices.AGGREGATE[name]()
     if name in choices.WEIGHTED:
         if num_particles < 2:
-            raise ValueError(f"--objective {name} weighs several draws of a row: give --num-particles 5")
+            raise ValueError(f"--objective {name} weights several draws per row: give --num-particles 5, for example")
         return choices.WEIGHTED[name](num_particles)
     warmup, cycles = settings["kl_warmup"], settings["kl_cycles"]
     if warmup is None:
@@ -277,24 +275,26 @@ def objective_of(settings: dict[str, Any], epochs: int, usual_warmup: float) -> 
 
 
 def check_same_columns(data: DataSet, kinds: Mapping[str, str], name: str) -> None:
-    """Refuses a table whose columns would now be taken for something else than when the run was begun."""
+    """Refuses a table whose inferred columns have changed since the run was started."""
     assert data.schema is not None
     if different := data.schema.differs(Schema.infer(data.table.frame, kinds)):
-        raise ValueError(f"{name} has changed since the run was begun (here) to now (there): {'; '.join(different)}")
+        raise ValueError(
+            f"{name} has changed since the run was started (here: then, there: now): {'; '.join(different)}"
+        )
 
 
 def check_no_gaps(schema: Schema) -> None:
-    """Refuses a table with missing entries where nothing was said of them."""
+    """Refuses a table with missing entries if ``--missing`` was not given."""
     gaps = [f"{column.name} ({column.num_missing})" for column in schema.columns if column.num_missing]
     if gaps:
         raise ValueError(
-            f"the table has missing entries, in {', '.join(gaps)}: give --missing nan to train on what is there, or "
-            f"fill them"
+            f"the table has missing entries, in {', '.join(gaps)}: give --missing nan to train on the observed ones, "
+            f"or fill them"
         )
 
 
 def build(settings: dict[str, Any], data: DataSet, kind: models.Kind, levels: list[str]) -> tuple[Any, str]:
-    """The model that the settings ask for, and why its transform."""
+    """The model that the settings ask for, and why it has its transform."""
     likelihood, transform, why = choices.likelihood_and_transform(
         data, settings["likelihood"], options.number_or_name(settings["scale"]), dequantize=settings["dequantize"]
     )

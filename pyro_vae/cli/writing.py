@@ -1,4 +1,4 @@
-"""What commands leave: tables, arrays and pictures, whole or not at all."""
+"""Writes the results of commands: tables, arrays and images, completely or not at all."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet")
 
 
 def writer(out: Path, by_suffix: Mapping[str, Callable[[Any, Path], None]]) -> Callable[[Any, Path], None]:
-    """What writes a file of this name, once it is known that one can be written there."""
+    """The function that writes a file of this type, after checks that the file can be written."""
     if out.suffix not in by_suffix:
         raise ValueError(f"--out must end in {' or '.join(by_suffix)}, found {out}")
     if out.is_dir():
@@ -30,11 +30,11 @@ def writer(out: Path, by_suffix: Mapping[str, Callable[[Any, Path], None]]) -> C
 
 
 def only_pictures(run: Path, out: Path) -> None:
-    """Refuses a picture of a table's rows: there is nothing to be seen in it."""
+    """Refuses to draw a table's rows as images."""
     if out.suffix == ".png" and load_config(run)["run"].get("schema") is not None:
         figure = run / "figures" / "columns.png"
         raise ValueError(
-            f"{run} was trained on a table, whose rows are no pictures: name a .csv; {figure} shows columns"
+            f"{run} was trained on a table, whose rows are not images: name a .csv; {figure} shows the columns"
         )
 
 
@@ -44,7 +44,7 @@ def write_tiles(x: torch.Tensor, out: Path) -> None:
 
 
 def write_reconstructions(arrays: Mapping[str, torch.Tensor], out: Path) -> None:
-    """Draws data, reconstructions and one draw for each."""
+    """Draws rows of data, their reconstructions and one draw for each."""
     figure = plotting.plot_reconstructions(arrays["x"], arrays["reconstructions"], arrays["posterior_predictive"][0])
     plotting.save_figure(figure, out)
 
@@ -64,9 +64,9 @@ def write_arrays(arrays: Mapping[str, torch.Tensor], out: Path) -> None:
 def table_writers(
     run: Path, given: Mapping[str, torch.Tensor] | None = None
 ) -> dict[str, Callable[[torch.Tensor, Path], None]]:
-    """What writes new rows ``(N, D)`` as the table that a run was trained on, by the end of the file's name.
+    """Functions that write new rows ``(N, D)`` as a table like the one that a run was trained on, by file suffix.
 
-    What labels or groups they were drawn given stands in the column that they come from.
+    Labels or groups that the rows were conditioned on go into the column that they come from.
     """
 
     def write(x: torch.Tensor, out: Path) -> None:
@@ -80,12 +80,12 @@ def table_writers(
 
 
 def seven_digits(number: float) -> float:
-    """As many digits as a float32 has."""
+    """Rounds to seven digits, as many as a float32 has."""
     return float(f"{number:.7g}")
 
 
 def drawn_table(schema: Schema, x: torch.Tensor) -> Any:
-    """Draws as a table, in which numbers have no more digits than the type of the draws."""
+    """Draws as a table, whose numbers have no more digits than the draws' type."""
     table = schema.decode(x)
     if x.dtype == torch.float32:
         numbers = table.select_dtypes("float64")
@@ -97,21 +97,21 @@ def table_schema(run: Path, out: Path) -> Schema:
     """The columns of the table that a run was trained on."""
     schema = schema_of(run)
     if schema is None:
-        raise ValueError(f"a {out.suffix} holds a table, and {run} was not trained on one: use another kind of file")
+        raise ValueError(f"a {out.suffix} holds a table, but {run} was not trained on one: use another kind of file")
     return schema
 
 
 def save_table(frame: Any, out: Path, like: Any = None) -> None:
-    """Writes a table, whole or not at all, in the format of the one that was read."""
+    """Writes a table, completely or not at all, in the format of the table that was read."""
     with files.replacing(out) as temporary:
         write_table(frame, temporary, like)
 
 
 def held_table(data: DataSet) -> Any:
-    """The rows of a table that are held out, as they were read."""
+    """The held-out rows of a table, as they were read."""
     rows, table = data.rows_test, data.table
     if table is None or rows is None:
-        raise ValueError(f"{data.name} is no table, so there is none to write its rows as: use another kind of file")
+        raise ValueError(f"{data.name} is not a table, so its rows cannot be written as one: use another kind of file")
     frame, text = (
         None if part is None else part.iloc[rows.numpy()].reset_index(drop=True) for part in (table.frame, table.text)
     )
@@ -119,7 +119,7 @@ def held_table(data: DataSet) -> Any:
 
 
 def with_index(schema: Schema, data: DataSet, drawn: Any) -> Any:
-    """A table of draws, one for each held-out row, with the columns that name the rows before it."""
+    """A table of draws, one for each held-out row, with the index columns first."""
     table = held_table(data)
     known = table.frame if table.text is None else table.text
     names = [name for name in schema.index if name in known]
@@ -127,7 +127,7 @@ def with_index(schema: Schema, data: DataSet, drawn: Any) -> Any:
 
 
 def named(run: Path, found: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """What a run's model says of rows, with the names of labels and the levels that probabilities are of."""
+    """A model's predictions with labels by name, and the levels that the probabilities refer to."""
     arrays: dict[str, Any] = dict(found)
     if "predicted_labels" in found:
         levels = np.array(levels_of(run))
@@ -136,12 +136,12 @@ def named(run: Path, found: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def free_name(name: str, table: Any) -> str:
-    """A name for a column that the table does not have: this one, or with underscores before it."""
+    """A column name that the table does not have yet: this one, with underscores in front if needed."""
     return next(free for count in itertools.count() if (free := "_" * count + name) not in table)
 
 
 def draws_of_table(tables: list[Any]) -> Any:
-    """Tables below one another, each row with the number of its table as ``draw``, or ``_draw`` where there is one."""
+    """Concatenates tables, with the number of each row's table as ``draw``, or ``_draw`` if that is taken."""
     import pandas as pd
 
     whole = pd.concat(tables, ignore_index=True)
@@ -150,7 +150,7 @@ def draws_of_table(tables: list[Any]) -> Any:
 
 
 def result_writers(run: Path, data: DataSet) -> dict[str, Callable[[Mapping[str, Any], Path], None]]:
-    """What writes numbers of each row, with what comes along with the rows, by the end of the file's name."""
+    """Functions that write results for each row, with its labels, id and row number, by file suffix."""
 
     def write(found: Mapping[str, Any], out: Path) -> None:
         import pandas as pd
@@ -172,7 +172,7 @@ def result_writers(run: Path, data: DataSet) -> dict[str, Callable[[Mapping[str,
 
 
 def what_comes_along(data: DataSet) -> dict[str, Any]:
-    """Labels, names and places of the held-out rows, as far as there are any, to be written beside the results."""
+    """Labels, ids and row numbers of the held-out rows, if there are any, to write next to the results."""
     labels = None if data.y_test is None else data.y_test.numpy()
     if labels is not None and data.labels is not None:
         names = np.asarray([*data.labels, ""] if min(labels, default=0) < 0 else data.labels)

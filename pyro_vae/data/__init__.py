@@ -1,1 +1,1 @@
-"""From names, arrays, tables and files to rows on their way to a model."""
+"""Data sets by name, arrays, tables and files, as rows for a model."""

@@ -18,7 +18,7 @@ __all__ = ["ARRAY_FILES", "describe", "read_array_file"]
 
 
 def read_array_file(path: Path, in_memory: int) -> DataSet:
-    """All rows of a file; those of an ``.npy`` of more than ``in_memory`` bytes stay in it.
+    """Reads all rows of a file; those of an ``.npy`` of more than ``in_memory`` bytes stay on disk.
 
     Raises:
         ValueError: if it cannot be read, or does not hold rows of numbers.
@@ -57,13 +57,13 @@ def _read_anndata(path: Path, in_memory: int) -> DataSet:
         raise ValueError(f"reading {path} needs anndata: pip install 'pyro-vae[anndata]'") from error
     data = _reading(path, lambda: anndata.read_h5ad(path), "an AnnData file")
     if data.X is None:
-        raise ValueError(f"{path} has no matrix X, whose rows are what is learned: put the numbers there")
+        raise ValueError(f"{path} has no matrix X, whose rows are the training data: put the numbers there")
     x: Any = data.X
     rows = SparseRows(x, str(path)) if hasattr(x, "tocsr") else _numbers(np.asarray(x), path)
     ids = np.asarray(data.obs_names, dtype=str)
     found = _data_set(path, [rows, rows[:0]], x.dtype.name, ids=[ids, None], counts=True)
     unused = [f"layers {', '.join(data.layers)}" if len(data.layers) else "", _columns("obs", data.obs)]
-    notes = [f"{path.name}: X is learned; not used: {' and '.join(filter(None, unused))}."] if any(unused) else []
+    notes = [f"{path.name}: X is used; not used: {' and '.join(filter(None, unused))}."] if any(unused) else []
     columns = tuple(np.asarray(data.var_names, dtype=str).tolist())
     return _with_notes(replace(found, about=data.obs, columns=columns), notes)
 
@@ -80,7 +80,7 @@ ARRAY_FILES: Mapping[str, Callable[[Path, int], DataSet]] = {
 
 
 def _reading(path: Path, read: Callable[[], Any], kind: str = "NumPy data") -> Any:
-    """What ``read`` returns; whatever it raises for a file that is damaged or not its own, as one sentence."""
+    """The result of ``read``; its errors for damaged or foreign files become one sentence."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -89,7 +89,7 @@ def _reading(path: Path, read: Callable[[], Any], kind: str = "NumPy data") -> A
         if isinstance(error, OSError) and error.strerror:
             raise ValueError(f"cannot read {path}: {error.strerror}") from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        if "pickle" in reason:  # NumPy would have them opened
+        if "pickle" in reason:  # NumPy suggests to allow them
             reason = "it holds Python objects, which could run code: save it again as an array of numbers"
         raise ValueError(f"cannot read {path} as {kind} ({reason})") from error
 
@@ -99,14 +99,14 @@ _PARTS = {"train": ("", "_train"), "test": ("_test",)}
 
 
 def _chosen(path: Path, files: Sequence[str], load: Callable[[str], np.ndarray]) -> tuple[dict[str, str], list[str]]:
-    """Names of a file's arrays by what they are, and a note on what was guessed or is left out."""
+    """The names of a file's arrays by their role, and notes on guesses and unused arrays."""
     names: dict[str, str] = {}
     notes = []
     for field, aliases in _FIELDS.items():
         for part, endings in _PARTS.items():
             found = [alias + ending for alias in aliases for ending in endings if alias + ending in files]
             if len(found) > 1:
-                raise ValueError(f"{path} holds {' and '.join(found)}, and each could be meant: keep one of them")
+                raise ValueError(f"{path} holds {' and '.join(found)}, which is ambiguous: keep one of them")
             names |= {f"{field}_{part}": name for name in found}
     if "x_train" not in names:
         others = [name for name in files if name not in names.values()]
@@ -116,14 +116,14 @@ def _chosen(path: Path, files: Sequence[str], load: Callable[[str], np.ndarray])
                 f"{path} holds {', '.join(shapes) or 'nothing'}; expected an array named x or x_train, or only one"
             )
         names["x_train"] = others[0]
-        notes.append(f"{path.name}: its array {others[0]} is taken for the rows; name it x to say so.")
+        notes.append(f"{path.name}: its array {others[0]} is used as the rows; name it x to say so.")
     if "x_test" not in names:
         names = {part: name for part, name in names.items() if not part.endswith("_test")}
     unused = [name for name in files if name not in names.values()]
     if unused:
         notes.append(
-            f"{path.name}: {', '.join(unused)} {'is' if len(unused) == 1 else 'are'} not used; what is, is named x, y, "
-            f"labels, ids or lengths, or one of these with _train or _test."
+            f"{path.name}: {', '.join(unused)} {'is' if len(unused) == 1 else 'are'} not used; the arrays that are "
+            f"used are x, y, labels, ids and lengths, also with _train or _test."
         )
     return names, notes
 
@@ -137,12 +137,12 @@ def _from_arrays(path: Path, arrays: Mapping[str, np.ndarray], notes: Sequence[s
     if x_test.shape[1:] != x_train.shape[1:]:
         raise ValueError(
             f"{path} has rows of shape {tuple(x_train.shape[1:])} to train on and {tuple(x_test.shape[1:])} to test: "
-            f"bring them to one shape"
+            f"give both the same shape"
         )
     if len(x_test) and x_test.dtype != x_train.dtype:
         raise ValueError(
             f"{path} has {first.dtype} rows to train on and {arrays['x_test'].dtype} rows to test, which may be in "
-            f"other units: save both in one type"
+            f"different units: save both in one type"
         )
     per_row = {}
     for field, what in (("y", "labels"), ("ids", "ids"), ("lengths", "lengths")):
@@ -156,12 +156,12 @@ def _from_arrays(path: Path, arrays: Mapping[str, np.ndarray], notes: Sequence[s
     return _with_notes(found, notes)
 
 
-# Of these torch has none, or hardly any arithmetic.
+# Types that torch lacks, or has hardly any arithmetic for.
 _TORCH_TYPES = {"uint16": np.int32, "uint32": np.int64, np.dtype(np.longdouble).name: np.float64}
 
 
 def _numbers(x: np.ndarray, path: Path) -> Tensor:
-    """Rows as they are, in a type of torch that holds each value."""
+    """Rows unchanged, in a torch type that holds every value."""
     if x.dtype.kind not in "biuf" or x.ndim == 0:
         raise ValueError(f"{path} holds {x.dtype} data of shape {x.shape}; expected rows of numbers")
     if len(x) and x.size == 0:
@@ -169,13 +169,13 @@ def _numbers(x: np.ndarray, path: Path) -> Tensor:
     with np.errstate(over="ignore"):
         known = np.ascontiguousarray(x.astype(_TORCH_TYPES.get(x.dtype.name, x.dtype.newbyteorder("=")), copy=False))
     if x.dtype.kind == "f" and known.dtype != x.dtype and (np.isinf(known) & ~np.isinf(x)).any():
-        raise ValueError(f"{path} holds {x.dtype} numbers beyond those of float64: rescale them")
+        raise ValueError(f"{path} holds {x.dtype} numbers beyond the range of float64: rescale them")
     tensor = check_uint64(as_tensor(known), str(path))
     return tensor.to(torch.int64) if tensor.dtype is torch.uint64 else tensor
 
 
 def _one_each(y: np.ndarray | None, x: Tensor, path: Path, what: str) -> np.ndarray | None:
-    """Labels or ids, which are numbers or words, one for each row."""
+    """Labels or ids, numbers or words, one for each row."""
     if y is None:
         return None
     if y.shape != (len(x),):
@@ -211,7 +211,7 @@ def _data_set(
     if math.prod(xs[0].shape[1:]) == 0:
         raise ValueError(f"{path} holds rows of shape {tuple(xs[0].shape[1:])}, which have no elements")
     if len({y.dtype.kind in "US" for y in ys if y is not None}) > 1:
-        raise ValueError(f"{path} has numbers as labels in one part and words in the other: bring them to one kind")
+        raise ValueError(f"{path} has numbers as labels in one part and words in the other: use one kind")
     bounds, values, notes = describe(xs, dtype, path.name, counts=counts)
     labels, (y_train, y_test) = coded(ys)
     return DataSet(
@@ -234,7 +234,7 @@ def _with_notes(data: DataSet, notes: Iterable[str]) -> DataSet:
 
 @dataclass(frozen=True)
 class _Extent:
-    """Lowest and highest value, and whether all are whole; NaN is left out of account."""
+    """Lowest and highest value, and whether all are whole; NaN is ignored."""
 
     low: float
     high: float
@@ -257,13 +257,13 @@ def _extent(xs: Iterable[Tensor | LazyRows]) -> _Extent:
 def describe(
     xs: Sequence[Tensor | LazyRows], dtype: str, name: str, *, counts: bool = False
 ) -> tuple[tuple[float, float] | None, str | None, tuple[str, ...]]:
-    """The bounds of rows, what their values are, and notes on what was guessed.
+    """The bounds of rows, the kind of their values, and notes on what was guessed.
 
     Args:
         xs: Rows ``(N, *E)``, in parts.
         dtype: NumPy's name of the type that they were stored in.
-        name: What they are called in notes.
-        counts: Whether the rows are of a kind that holds counts where they are whole.
+        name: The data's name in notes.
+        counts: Whether whole numbers in this kind of data are counts.
 
     Example:
         >>> describe([torch.tensor([[0, 7]])], "int64", "x")[:2]
@@ -276,10 +276,10 @@ def describe(
     notes = []
     if picture and xs[0].shape[-1] in (1, 3, 4) and len(xs[0].shape) == 4 and xs[0].shape[1] not in (1, 3, 4):
         notes.append(
-            f"{name}: rows of shape {tuple(xs[0].shape[1:])} are taken for channels, height and width; if the channels "
-            f"are last, bring them to the front with np.moveaxis(x, -1, 1)."
+            f"{name}: rows of shape {tuple(xs[0].shape[1:])} are read as channels, height and width; if the channels "
+            f"are last, move them to the front with np.moveaxis(x, -1, 1)."
         )
-    if found.low > found.high:  # nothing but NaN
+    if found.low > found.high:  # only NaN
         bounds, values = None, None
     elif unit and found.whole:
         bounds, values = (0.0, 1.0), BITS
@@ -287,32 +287,32 @@ def describe(
         bounds, values = None, COUNTS if whole_from_0 else None
         if not whole_from_0:
             notes.append(
-                f"{name}: X holds no counts but numbers from {found.low:g} to {found.high:g}; if a layer holds counts, "
-                f"put them in X to learn those."
+                f"{name}: X holds numbers from {found.low:g} to {found.high:g} rather than counts; if a layer holds "
+                f"counts, put them in X to train on them."
             )
     elif dtype == "uint8":
         bounds, values = (0.0, 255.0), INTENSITIES
         if not picture:
-            notes.append(f"{name}: uint8 numbers are taken for intensities from 0 to 255; save counts as int64.")
+            notes.append(f"{name}: uint8 numbers are treated as intensities from 0 to 255; save counts as int64.")
     elif dtype == "uint16" and picture:
         bounds, values = (0.0, 65535.0), INTENSITIES
-        notes.append(f"{name}: uint16 pictures are taken for intensities from 0 to 65535; save counts as int64.")
+        notes.append(f"{name}: uint16 images are treated as intensities from 0 to 65535; save counts as int64.")
     elif dtype.startswith(("int", "uint")):
         bounds, values = None, COUNTS_OR_LEVELS if whole_from_0 else None
     elif unit and picture:
         bounds, values = (0.0, 1.0), INTENSITIES
-        notes.append(f"{name}: pictures with values from 0 to 1 are taken for intensities between these bounds.")
+        notes.append(f"{name}: images with values from 0 to 1 are treated as intensities between these bounds.")
     elif unit:
         bounds, values = (0.0, 1.0), None
         notes.append(
-            f"{name}: all values lie from 0 to 1, which are taken for their bounds; if they are "
-            f"none, bring them to other units, such as percent."
+            f"{name}: all values lie between 0 and 1, which are treated as their bounds; if they are not, use other "
+            f"units, such as percent."
         )
     else:
         bounds, values = None, None
         if whole_from_0:
             notes.append(
-                f"{name}: whole numbers stored as {dtype} are taken for real numbers; save them as uint8 if they are "
+                f"{name}: whole numbers stored as {dtype} are treated as real numbers; save them as uint8 if they are "
                 f"levels from 0 to 255, as int64 if they are counts."
             )
     return bounds, values, tuple(notes)

@@ -1,4 +1,4 @@
-"""Checks on data before a model sees them: one clear sentence for each mistake."""
+"""Checks data before a model sees them, with one clear sentence for each mistake."""
 
 import math
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ __all__ = ["check_columns", "check_digits", "check_finite", "check_fit", "check_
 
 
 def check_fit(transform: Transform, data_range: Constraint, likelihood: str) -> None:
-    """Compares what a transform yields with what a likelihood describes.
+    """Compares the range of a transform with that of a likelihood.
 
-    A bounded range must be met exactly, for a mean that reaches [-1, 1] wastes half its range on data in [0, 1].
-    Bits are a special case of [0, 1]. A transform that yields what it is given is checked on the data instead.
+    Bounded ranges must agree exactly: a mean that reaches [-1, 1] wastes half its range on data in [0, 1]. Bits are a
+    special case of [0, 1]. If a transform's range depends on the data, the data are checked instead.
 
     Raises:
         ValueError: with the transform that would fit.
@@ -49,7 +49,7 @@ def check_fit(transform: Transform, data_range: Constraint, likelihood: str) -> 
 
 
 def _remedy(data_range: Constraint, low: float | None = None, high: float | None = None) -> str:
-    """What to do about data that do not fit a likelihood's range; ``low`` and ``high`` are what was found."""
+    """What to do about data that do not fit a likelihood's range; ``low`` and ``high`` are the bounds found."""
     between = "low, high" if low is None or high is None else f"{low:g}, {high:g}"
     if is_boolean(data_range):
         return f"use transform=Binarize({between}), or likelihood=Normal(link='sigmoid') with Scale({between})"
@@ -74,23 +74,23 @@ def check_rows(
     name: str = "x",
     rounding: Rounding | None = None,
 ) -> None:
-    """Looks at every row, a few at a time: shape, NaN and infinity, and what transform and likelihood take.
+    """Checks every row, a few at a time: shape, NaN and infinity, and the ranges of transform and likelihood.
 
     Args:
         x: Rows ``(N, *E)`` in the user's units.
-        event_shape: The model's shape of one row; None where it is not known beforehand.
+        event_shape: The model's shape of one row; None if not known beforehand.
         data_range: The values of one element that the likelihood describes, in the model's units, likewise.
         transform: The user's units to the model's.
         dtype: The model's floating-point type.
         device: The model's device.
-        mask: True where an entry is observed; the others are not looked at. None where all are.
-        missing: Whether NaN is a missing entry as well.
-        may_be_empty: Whether a row may have no observed entry, because more is observed of it elsewhere.
-        name: What the data are called in the message.
-        rounding: Is given what rounding to ``dtype`` makes of the rows, where they have more digits.
+        mask: True where an entry is observed; the others are not checked. None if all are observed.
+        missing: Whether NaN also counts as a missing entry.
+        may_be_empty: Whether a row may have no observed entry, because other parts of it are observed.
+        name: The data's name in the message.
+        rounding: Records the rows' rounding to ``dtype``, if they have more digits.
 
     Raises:
-        ValueError: for the first thing that is wrong, with what was found, what was expected and what to do.
+        ValueError: for the first problem: what was found, what was expected and what to do.
     """
     if x.dim() == 0 or len(x) == 0:
         raise ValueError(f"{name} has no rows; expected at least one")
@@ -142,7 +142,7 @@ def check_rows(
 
 
 def observed(x: Tensor, mask: Tensor | None, *, missing: bool) -> Tensor | None:
-    """True where an entry is observed, by a mask and, where NaN is ``missing``, by the rows; None where all are."""
+    """True where an entry is observed by the mask and, if NaN is ``missing``, by the rows; None if all are observed."""
     if not missing or not x.is_floating_point():
         return mask
     return ~x.isnan() if mask is None else mask & ~x.isnan()
@@ -158,10 +158,10 @@ def _check_mask(seen: Tensor, start: int, name: str) -> None:
 
 
 def check_columns(seen: Tensor | None, data_range: Constraint | None, name: str) -> None:
-    """Refuses elements of which no row has an observation: there is nothing to learn about them.
+    """Refuses elements without an observation in any row: nothing can be learned about them.
 
     Args:
-        seen: True where some row has one, ``E``; None where all entries are observed.
+        seen: True where some row has an observation, ``E``; None if all entries are observed.
         data_range: The likelihood's, which may know columns by name.
         name: What the data are called in the message.
 
@@ -171,7 +171,7 @@ def check_columns(seen: Tensor | None, data_range: Constraint | None, name: str)
     if seen is None or bool(seen.all()):
         return
     raise ValueError(
-        f"{name} has {int((~seen).sum())} elements that no row has an observation of, the first at "
+        f"{name} has {int((~seen).sum())} elements that are not observed in any row, the first at "
         f"{_first(~seen, data_range)}: leave them out"
     )
 
@@ -180,7 +180,7 @@ def check_digits(rounding: Rounding, data_range: Constraint | None, name: str) -
     """Refuses elements whose values the model's type cannot tell apart, in the model's units.
 
     Args:
-        rounding: What rounding makes of the rows.
+        rounding: The rows' rounding.
         data_range: The likelihood's, which may know columns by name.
         name: What the data are called in the message.
 
@@ -193,12 +193,12 @@ def check_digits(rounding: Rounding, data_range: Constraint | None, name: str) -
         raise ValueError(
             f"{name} has values that {rounding.dtype} cannot tell apart, at {_first(coarse, data_range)}: they are "
             f"{mean:.9g} ± {scale:.2g} in the model's units; use Standardize and a likelihood for real numbers, "
-            f"subtract a constant, or make the model float64 by .double()"
+            f"subtract a constant, or make the model float64 with .double()"
         )
 
 
 def _first(marked: Tensor, data_range: Constraint | None) -> str:
-    """The first marked element, by its column's name where it has one."""
+    """The first marked element, by its column's name if it has one."""
     first = tuple(int(i) for i in marked.nonzero()[0])
     expected = None if data_range is None else elementwise(data_range)
     return expected.called(first[0]) if isinstance(expected, Columns) else f"index {first}"
@@ -223,7 +223,7 @@ def _not_finite(x: Tensor, mask: Tensor | None, name: str, *, missing: bool) -> 
     seen = observed(x, mask, missing=missing)
     bad = ~torch.isfinite(x) if seen is None else ~torch.isfinite(x) & seen
     count, first = int(bad.sum()), tuple(int(i) for i in bad.nonzero()[0])
-    hint = ", or say missing='nan' if NaN is a missing entry" if not missing and bool(x.isnan().any()) else ""
+    hint = ", or give missing='nan' if NaN is a missing entry" if not missing and bool(x.isnan().any()) else ""
     return (
         f"{name} has {count} NaN or infinite value{'s' if count > 1 else ''}, the first at index {first}: "
         f"remove or fill those entries{hint}"
@@ -231,7 +231,7 @@ def _not_finite(x: Tensor, mask: Tensor | None, name: str, *, missing: bool) -> 
 
 
 def _fits(rows: Tensor, constraint: Constraint, seen: Tensor | None) -> Tensor:
-    """For each entry, or for all at once, whether it is in the set or not there at all."""
+    """For each entry, or for all at once, whether it is in the set or missing."""
     if constraint is constraints.real:
         return torch.ones((), dtype=torch.bool)
     fits = constraint.check(rows)
@@ -241,13 +241,13 @@ def _fits(rows: Tensor, constraint: Constraint, seen: Tensor | None) -> Tensor:
 def _extremes(x: Tensor, mask: Tensor | None, *, missing: bool) -> tuple[float, float]:
     seen = observed(x, mask, missing=missing)
     x = x if seen is None else x[seen]
-    return float(x.min()) + 0.0, float(x.max()) + 0.0  # and never minus zero
+    return float(x.min()) + 0.0, float(x.max()) + 0.0  # no minus zero
 
 
 def _outside(
     x: Tensor, mask: Tensor | None, rows: Tensor, fits: Tensor, expected: Constraint, name: str, *, missing: bool
 ) -> str:
-    """The sentence for ``rows``, a part of x, with entries that do not fit."""
+    """The message about ``rows``, a part of x, with entries that do not fit."""
     if isinstance(expected, constraints.stack):
         index = int((~fits).reshape(-1, fits.shape[-1]).any(0).nonzero()[0])
         column = expected.called(index) if isinstance(expected, Columns) else f"column {index}"

@@ -1,4 +1,4 @@
-"""What every reader of data gives: rows, and what is known of them."""
+"""The result of every reader of data: rows, and what is known about them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,50 +13,50 @@ if TYPE_CHECKING:
 
 __all__ = ["BITS", "COUNTS", "COUNTS_OR_LEVELS", "INTENSITIES", "DataSet", "coded", "split"]
 
-# What the numbers of a data set can be known to be: DataSet.values is one of these, or None.
+# Kinds of values: DataSet.values is one of these, or None if unknown.
 BITS = "bits"
 """Only 0 and 1. The bounds are (0, 1)."""
 INTENSITIES = "intensities"
 """Grey levels or colours, from the lower bound to the upper one."""
 COUNTS = "counts"
-"""Whole numbers from 0, of things that were counted. There are no bounds."""
+"""Counts: whole numbers from 0. There are no bounds."""
 COUNTS_OR_LEVELS = "counts or levels"
-"""Whole numbers from 0, and nothing says which of the two: whoever uses them has to. There are no bounds."""
+"""Whole numbers from 0 that may be counts or levels; the user has to say which. There are no bounds."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Rows to train on and rows held out, in the units they came in.
+    """Training rows and held-out rows, in their original units.
 
     Args:
-        name: What to call it.
-        x_train: Training rows ``(N, *E)``, in memory or, where they are many or sparse, read when they are needed.
+        name: Name of the data set.
+        x_train: Training rows ``(N, *E)``, in memory, or read when needed if they are many or sparse.
         x_test: Held-out rows ``(M, *E)``, likewise.
-        bounds: Lowest and highest value that an element can have (0 and 255 for 8-bit grey levels), or None where
-            there are no such bounds.
+        bounds: Lowest and highest value that an element can have (0 and 255 for 8-bit grey levels), or None if there
+            are no such bounds.
         y_train: Labels of the training rows as whole numbers ``(N,)``, or None.
         y_test: Labels of the held-out rows, likewise ``(M,)``.
-        schema: The columns of a table, or None where the rows are not one.
-        notes: What was guessed or left out, each as a sentence that says what would change it.
-        labels: What the whole numbers in ``y_train`` and ``y_test`` stand for: ``labels[code]`` is the label as it was
-            written, or the name of the subfolder. None where they stand for themselves.
-        ids_train: Names of the training rows ``(N,)``, as an array of strings or numbers, or None: those of the image
-            files within their folder, the array ``ids`` of an ``.npz``, the observations' names of an ``.h5ad``.
+        schema: The columns of a table, or None if the data are not a table.
+        notes: What was guessed or left out: sentences that say how to change it.
+        labels: Meaning of the whole numbers in ``y_train`` and ``y_test``: ``labels[code]`` is the original label, or
+            the name of the subfolder. None if the numbers are the labels.
+        ids_train: Names of the training rows ``(N,)``, as an array of strings or numbers, or None: the image files'
+            paths within their folder, the array ``ids`` of an ``.npz``, the observations' names of an ``.h5ad``.
         ids_test: Names of the held-out rows, likewise ``(M,)``.
-        rows_train: Where each training row is in the file, or its part, that it came from ``(N,)``, counted from 0.
-        rows_test: Where each held-out row is, likewise ``(M,)``.
-        lengths_train: Steps of each training row that are there, of sequences that are padded ``(N,)``, or None: the
+        rows_train: Row number of each training row in its file, or its part of the file ``(N,)``, counted from 0.
+        rows_test: Row number of each held-out row, likewise ``(M,)``.
+        lengths_train: For padded sequences, the number of observed steps of each training row ``(N,)``, or None: the
             array ``lengths`` of an ``.npz``.
         lengths_test: Those of the held-out rows, likewise ``(M,)``.
-        table: The table that was read, or None where it was none.
-        about: A table of what else is known of each row of the file: ``obs`` of an ``.h5ad``. None where there is none.
-        columns: Names of a row's elements: ``var_names`` of an ``.h5ad``. None where they have none, or a schema.
-        values: What the numbers are: :data:`BITS`, :data:`INTENSITIES`, :data:`COUNTS`, :data:`COUNTS_OR_LEVELS`, or
-            None where nothing is known but their bounds.
+        table: The table that was read, or None if the data are not a table.
+        about: A table of further information on each row of the file: ``obs`` of an ``.h5ad``. None if there is none.
+        columns: Names of a row's elements: ``var_names`` of an ``.h5ad``. None if they have none, or a schema.
+        values: The kind of values: :data:`BITS`, :data:`INTENSITIES`, :data:`COUNTS`, :data:`COUNTS_OR_LEVELS`, or
+            None if only their bounds are known.
     """
 
     name: str
-    x_train: Any  # Tensor | LazyRows, which most uses need not tell apart
+    x_train: Any  # Tensor | LazyRows; most uses need not distinguish them
     x_test: Any
     bounds: tuple[float, float] | None
     y_train: Tensor | None = None
@@ -77,7 +77,7 @@ class DataSet:
 
 
 def split(num_rows: int, fraction: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Indices of two disjoint parts, shuffled by ``seed``; the second has ``fraction`` of the rows, at least one.
+    """Indices of two disjoint parts, shuffled with ``seed``; the second has ``fraction`` of the rows, at least one.
 
     Example:
         >>> kept, held_out = split(10, 0.2)
@@ -94,7 +94,7 @@ def split(num_rows: int, fraction: float, seed: int = 0) -> tuple[Tensor, Tensor
 
 
 def coded(parts: Sequence[np.ndarray | None]) -> tuple[tuple[Any, ...] | None, list[Tensor | None]]:
-    """The labels that occur, in their order, and those of each part as whole numbers that count them.
+    """The distinct labels, sorted, and each part's labels as their indices.
 
     Example:
         >>> coded([np.array(["owl", "cat"]), None, np.array(["owl"])])
@@ -103,7 +103,7 @@ def coded(parts: Sequence[np.ndarray | None]) -> tuple[tuple[Any, ...] | None, l
     given = [y for y in parts if y is not None]
     if not given:
         return None, list(parts)  # type: ignore[arg-type]
-    if all(y.dtype.kind in "biu" for y in given):  # signed with unsigned ones would be rounded
+    if all(y.dtype.kind in "biu" for y in given):  # NumPy would round signed together with unsigned
         given = [y.astype(object) for y in given]
     kinds = np.unique(np.concatenate(given))
     return tuple(kinds.tolist()), [None if y is None else torch.as_tensor(np.searchsorted(kinds, y)) for y in parts]

@@ -22,14 +22,14 @@ __all__ = ["read_images", "stacked"]
 
 
 def read_images(folder: Path, resize: Sequence[int] | None = None) -> DataSet:
-    """All images in a folder and below it, in the order of their names.
+    """Reads all images in a folder and its subfolders, in the order of their names.
 
-    Subfolders are labels where there are fewer of them than images and no image lies beside them. Files and folders
-    whose names begin with a dot are left out; a folder that links lead to more than once is read once.
+    Subfolders are labels if there are fewer of them than images and no image is outside of them. Files and folders
+    whose names begin with a dot are skipped; a folder that several links point to is read once.
 
     Args:
         folder: The folder.
-        resize: Height and width that images are brought to.
+        resize: Height and width to resize images to.
 
     Raises:
         ValueError: naming all images that cannot be read or differ from the others, or if they do not fit in memory.
@@ -47,12 +47,12 @@ def read_images(folder: Path, resize: Sequence[int] | None = None) -> DataSet:
             with _opened(path) as image:
                 _refuse_frames(image)
                 found, remarks = pixels(image)
-            done["brought to another size, each new pixel the mean of those that it covers"] += (
+            done["resized, each new pixel the mean of those that it covers"] += (
                 size is not None and found.shape[:2] != size
             )
             pictures[path] = found if size is None else resized(found, size)
             done.update(remarks)
-        except Exception as error:  # Pillow raises many kinds for files that are damaged
+        except Exception as error:  # Pillow raises many kinds for damaged files
             unreadable[path] = _reason(error)
     notes += [f"{folder.name}: {count} of {len(paths)} images were {what}." for what, count in done.items() if count]
     _refuse(folder, unreadable, pictures)
@@ -77,20 +77,20 @@ def _reason(error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        return "it is no image, or damaged"
+        return "it is not an image, or damaged"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def stacked(
     images: list[np.ndarray], name: str
 ) -> tuple[Tensor, tuple[float, float] | None, str | None, tuple[str, ...]]:
-    """Images of one shape and type as ``(N, H, W)`` if grey, ``(N, C, H, W)`` if in colour, with what they are.
+    """Stacks images of one shape and type: ``(N, H, W)`` if grey, ``(N, C, H, W)`` if in colour.
 
-    The list is emptied on the way, so that there are never two copies of all.
+    The list is emptied on the way, so there are never two copies of all images. Also returns bounds, values and notes.
     """
     kind, in_colour = images[0].dtype, images[0].ndim == 3
     shape = np.moveaxis(images[0], -1, 0).shape if in_colour else images[0].shape
-    held = {"bool": np.uint8, "uint16": np.int32}.get(kind.name, kind)  # torch has hardly any arithmetic of uint16
+    held = {"bool": np.uint8, "uint16": np.int32}.get(kind.name, kind)  # torch has hardly any arithmetic for uint16
     out = np.empty((len(images), *shape), held)
     for place in reversed(range(len(images))):
         image = images.pop()
@@ -111,7 +111,7 @@ def _checked_size(resize: Sequence[int]) -> tuple[int, int]:
     return size
 
 
-# Formats that Pillow hands to other programs or only recognises, and those that hold no pixels.
+# Formats that Pillow passes to other programs or only recognises, and formats without pixels.
 _NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
@@ -124,11 +124,11 @@ def _formats() -> list[str]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """An open image; what is damaged in it raises, now or when it is loaded."""
+    """An open image. If it is damaged, this raises now or when the image is loaded."""
     from PIL import Image
 
     if not path.is_file():  # a pipe would never end
-        raise OSError("it is no file, or a link that leads to none")
+        raise OSError("it is not a file, or a broken link")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -137,13 +137,13 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _refuse_frames(image: Any) -> None:
-    # Photographs of telephones (MPO) hold previews beside the picture, drawings (PSD) their layers.
+    # Photographs from phones (MPO) also hold previews, drawings (PSD) their layers.
     if image.format not in ("MPO", "PSD") and getattr(image, "is_animated", False):
-        raise ValueError("it holds several frames: save each as an image of its own, or only the one that is meant")
+        raise ValueError("it holds several frames: save each as a separate image, or keep only one")
 
 
 def _image_files(folder: Path) -> tuple[list[Path], list[str]]:
-    """Paths that go by names of images, in their order, and a note on files that do not."""
+    """The sorted paths of files with an image's suffix, and a note on the other files."""
     from PIL import Image
 
     formats = set(_formats())
@@ -163,7 +163,7 @@ def _image_files(folder: Path) -> tuple[list[Path], list[str]]:
         return sorted(found), []
     kinds = sorted({path.suffix or path.name for path in others})
     said = _some(_printable(kind) for kind in kinds)
-    return sorted(found), [f"{folder.name}: {len(others)} files are left out, for they are no images by name: {said}."]
+    return sorted(found), [f"{folder.name}: {len(others)} files without an image's suffix are left out: {said}."]
 
 
 def _refuse_folder(error: OSError) -> None:
@@ -171,21 +171,21 @@ def _refuse_folder(error: OSError) -> None:
 
 
 def _check_memory(folder: Path, paths: Sequence[Path], size: tuple[int, int] | None) -> None:
-    """Refuses images that do not fit in memory, by what their first bytes say of their sizes."""
+    """Refuses images that do not fit in memory, by the sizes in their headers."""
     total = 0
     for path in paths:
-        with contextlib.suppress(Exception), _opened(path) as image:  # what cannot be read is told later
+        with contextlib.suppress(Exception), _opened(path) as image:  # unreadable images are reported later
             depth = {"1": 1, "L": 1, "I": 4, "F": 4}.get(image.mode, 4 if image.mode.startswith("I;16") else 3)
             total += math.prod(size or image.size) * depth
     check_memory(
         total,
         f"the {len(paths)} images in {folder}",
-        "take fewer or smaller ones, or bring them to a smaller size by resize",
+        "use fewer or smaller ones, or make them smaller with resize",
     )
 
 
 def _refuse(folder: Path, unreadable: Mapping[Path, str], pictures: Mapping[Path, np.ndarray]) -> None:
-    """Names all images that stand in the way, in one sentence."""
+    """Names all problematic images in one sentence."""
     problems = []
     if unreadable:
         problems.append(
@@ -193,17 +193,17 @@ def _refuse(folder: Path, unreadable: Mapping[Path, str], pictures: Mapping[Path
         )
     sizes = {path: f"{x.shape[0]}×{x.shape[1]}" for path, x in pictures.items()}
     kinds = {path: _KIND[x.dtype.name] for path, x in pictures.items()}
-    if set(kinds.values()) == {_KIND["bool"], _KIND["uint8"]}:  # which go together
+    if set(kinds.values()) == {_KIND["bool"], _KIND["uint8"]}:  # which can be mixed
         kinds = {}
     for what, of_each, way in (
-        ("size", sizes, "bring them to one size, or have that done by resize=(height, width)"),
-        ("depth", kinds, "save all in one kind"),
+        ("size", sizes, "save them in one size, or give resize=(height, width)"),
+        ("depth", kinds, "save all with one depth"),
     ):
         usual = Counter(of_each.values()).most_common(1)
         odd = [f"{_name(path, folder)} ({found})" for path, found in of_each.items() if found != usual[0][0]]
         if odd:
             problems.append(
-                f"{usual[0][1]} images are of {what} {usual[0][0]} and {len(odd)} of another, {_some(odd)}: {way}"
+                f"{usual[0][1]} images have the {what} {usual[0][0]} and {len(odd)} another, {_some(odd)}: {way}"
             )
     if problems:
         raise ValueError(f"{folder}: {'; '.join(problems)}")
@@ -213,34 +213,34 @@ _KIND = {"bool": "1 bit", "uint8": "8 bits", "uint16": "16 bits", "int32": "32 b
 
 
 def _one_kind(folder: Path, pictures: dict[Path, np.ndarray]) -> list[str]:
-    """Brings bits among grey levels, and grey images among coloured ones, to the larger kind; says so."""
+    """Converts bits among grey levels, and grey images among coloured ones, to the larger kind; returns notes."""
     notes = []
     bits = [path for path, x in pictures.items() if x.dtype == bool]
     if 0 < len(bits) < len(pictures):
         pictures |= {path: np.where(pictures[path], np.uint8(255), np.uint8(0)) for path in bits}
         notes.append(
-            f"{folder.name}: {len(bits)} of {len(pictures)} images are of bits, which became grey levels 0 and 255."
+            f"{folder.name}: {len(bits)} of {len(pictures)} images have 1 bit, which became the grey levels 0 and 255."
         )
     grey = [path for path, x in pictures.items() if x.ndim == 2]
     if 0 < len(grey) < len(pictures):
         pictures |= {path: np.repeat(pictures[path][..., None], 3, axis=-1) for path in grey}
         notes.append(
             f"{folder.name}: {len(grey)} of {len(pictures)} images are grey and the others in colour, so the grey ones "
-            f"became equal parts of red, green and blue; convert all to grey to learn grey levels."
+            f"became equal parts of red, green and blue; convert all to grey to train on grey levels."
         )
     return notes
 
 
 def _labels(folder: Path, paths: Sequence[Path]) -> tuple[tuple[str, ...] | None, Tensor | None, list[str]]:
-    """Names of subfolders, the one of each image as a number, and a note where they may be no labels."""
+    """Names of subfolders, each image's subfolder as a number, and a note if they may not be labels."""
     subfolders = [path.relative_to(folder).parts[0] for path in paths]
     if len(set(subfolders)) == len(paths) or any(path.parent == folder for path in paths):
         return None, None, []
     names, (y,) = coded([np.array(subfolders)])
     parts = set(subfolders) <= {"train", "test", "val", "valid", "validation"}
     said = (
-        f"{folder.name}: the subfolders {', '.join(sorted(set(subfolders)))} are taken for labels, and rows are held "
-        f"out of all of them; name one of them as the data if they are parts."
+        f"{folder.name}: the subfolders {', '.join(sorted(set(subfolders)))} are treated as labels, and rows are held "
+        f"out from all of them; if they are parts, give one of them as the data."
     )
     return names, y, [said] if parts else []
 

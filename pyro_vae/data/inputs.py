@@ -1,4 +1,4 @@
-"""What a user has in Python, as rows of numbers: arrays, tables, sparse matrices and lists, by what they share."""
+"""Converts Python objects to rows of numbers: arrays, tables, sparse matrices and lists, by their protocols."""
 
 import contextlib
 import warnings
@@ -13,7 +13,7 @@ from pyro_vae._support.arrays import FileRows, LazyRows, SparseRows, as_tensor, 
 
 __all__ = ["as_numbers"]
 
-# What tables and columns are exported by. Those of pandas, and arrays, have a number of dimensions and need it not.
+# The protocols that export tables and columns. Objects with ``ndim``, from pandas or NumPy, do not need them.
 _ARROW = ("__arrow_c_stream__", "__arrow_c_array__")
 _NUMBERS = {
     *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32),
@@ -22,15 +22,15 @@ _NUMBERS = {
 
 
 def as_numbers(value: Any, name: str) -> Tensor | LazyRows:
-    """A tensor of whatever holds numbers, or rows that are read when they are needed.
+    """Converts anything that holds numbers to a tensor, or to rows that are read when they are needed.
 
-    What it understands, in this order: tensors, and rows that are lazy already; memory maps; observations with a matrix
-    ``X`` (AnnData); sparse matrices (``tocsr``); tables and columns of pandas, and those of other libraries that export
-    them by Arrow's protocol; masked arrays; and all else that NumPy makes an array of.
+    Supported, in this order: tensors and lazy rows; memory maps; observations with a matrix ``X`` (AnnData); sparse
+    matrices (``tocsr``); tables and columns of pandas, and of other libraries that export them by Arrow's protocol;
+    masked arrays; and everything that NumPy can convert to an array.
 
     Args:
-        value: What was given.
-        name: What it is called in messages.
+        value: The data.
+        name: The data's name in messages.
 
     Raises:
         ValueError: if it does not hold numbers, saying what to do.
@@ -49,7 +49,7 @@ def as_numbers(value: Any, name: str) -> Tensor | LazyRows:
         return FileRows(value)
     if hasattr(value, "obs_names") and hasattr(value, "X"):
         if value.X is None:
-            raise ValueError(f"{name} has no matrix X, whose rows are what is learned: put the numbers there")
+            raise ValueError(f"{name} has no matrix X, whose rows are the training data: put the numbers there")
         return as_numbers(value.X, f"{name}.X")
     if hasattr(value, "tocsr"):
         return SparseRows(value, name)
@@ -60,7 +60,7 @@ def as_numbers(value: Any, name: str) -> Tensor | LazyRows:
         tensor = array if isinstance(array, Tensor) else as_tensor(array)
     except _Refused as error:
         raise ValueError(str(error)) from None
-    except Exception as error:  # whatever another library raises for what it cannot turn into numbers
+    except Exception as error:  # other libraries raise many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{name} is a {type(value).__name__} that cannot be read as rows of numbers ({reason}): give a tensor, an "
@@ -70,13 +70,13 @@ def as_numbers(value: Any, name: str) -> Tensor | LazyRows:
 
 
 class _Refused(ValueError):
-    """A sentence that stands as it is."""
+    """An error whose message is complete."""
 
 
 def _strided(value: Tensor, name: str) -> Tensor:
-    """A tensor of real numbers in memory, apart from any graph."""
+    """A strided tensor of real numbers, detached from any graph."""
     ways = [
-        (value.device.type == "meta", "is on the device meta and holds no numbers: make it on a real one"),
+        (value.device.type == "meta", "is on the device meta and holds no numbers: create it on a real device"),
         (value.is_quantized, f"is quantised: give {name}.dequantize()"),
         (value.is_nested, f"is a nested tensor, whose rows differ in length: pad them, and give {name} with a mask"),
         (value.is_complex(), f"holds complex numbers: give torch.view_as_real({name})"),
@@ -90,7 +90,7 @@ def _strided(value: Tensor, name: str) -> Tensor:
 
 
 def _array(value: Any, name: str) -> Any:
-    if hasattr(value, "collect") and not hasattr(value, "__array__"):  # a query that has not been run
+    if hasattr(value, "collect") and not hasattr(value, "__array__"):  # a lazy query
         value = value.collect()
     if any(hasattr(value, protocol) for protocol in _ARROW) and not hasattr(value, "ndim"):
         value = _from_arrow(value, name)
@@ -107,13 +107,13 @@ def _array(value: Any, name: str) -> Any:
     if array.dtype.kind not in "biuf":
         raise _Refused(_not_numbers(value, array, name))
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
-        raise _Refused(f"{name} holds {array.dtype} numbers, which torch has none of: give them as float64, rounded")
+        raise _Refused(f"{name} holds {array.dtype} numbers, which torch does not have: round them to float64")
     return array
 
 
 def _not_numbers(value: Any, array: np.ndarray, name: str) -> str:
     if array.dtype.kind == "c":
-        return f"{name} holds complex numbers: give their real and imaginary parts as elements of their own"
+        return f"{name} holds complex numbers: give their real and imaginary parts as separate elements"
     kinds = {"U": "text", "S": "bytes", "M": "dates", "m": "spans of time", "V": "records"}
     return (
         f"{name} is a {type(value).__name__} that cannot be read as rows of numbers: it holds "
@@ -122,17 +122,17 @@ def _not_numbers(value: Any, array: np.ndarray, name: str) -> str:
 
 
 def _from_arrow(value: Any, name: str) -> Any:
-    """A table or column as one of pandas, whole numbers with gaps among them kept exact."""
+    """Converts a table or column to pandas, keeping whole numbers with missing entries exact."""
     try:
         import pandas as pd
         import pyarrow as pa
     except ImportError as error:
         raise _Refused(
-            f"{name} is a {type(value).__name__}, for which pyarrow is needed: pip install 'pyro-vae[tables]', or give "
+            f"{name} is a {type(value).__name__}, which needs pyarrow: pip install 'pyro-vae[tables]', or give "
             f"{name}.to_numpy()"
         ) from error
 
-    def exact(kind: Any) -> Any:  # pandas' own types would round whole numbers with gaps among them
+    def exact(kind: Any) -> Any:  # pandas' own types would round whole numbers with missing entries
         numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
         return pd.ArrowDtype(kind) if any(is_one(kind) for is_one in numeric) else None
 
@@ -141,7 +141,7 @@ def _from_arrow(value: Any, name: str) -> Any:
 
 
 def _from_pandas(value: Any, name: str) -> np.ndarray:
-    """A column ``(N,)``, or a table ``(N, D)`` in the type that holds all its columns."""
+    """A column ``(N,)``, or a table ``(N, D)`` in a common type of its columns."""
     from pandas.api import types
 
     columns = [value] if value.ndim == 1 else [value.iloc[:, place] for place in range(value.shape[1])]
@@ -155,8 +155,8 @@ def _from_pandas(value: Any, name: str) -> np.ndarray:
     if wrong:
         raise _Refused(
             f"{name} is a {type(value).__name__} with columns that are not numbers, {', '.join(wrong[:5])}"
-            f"{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}: leave them out, or make rows of numbers of a "
-            f"table with columns of several kinds by pyro_vae.data.tables.Schema"
+            f"{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}: leave them out, or convert a table with "
+            f"columns of several kinds with pyro_vae.data.tables.Schema"
         )
     if value.ndim == 2 and len(set(value.dtypes)) == 1 and isinstance(value.dtypes.iloc[0], np.dtype):
         return value.to_numpy()
@@ -171,7 +171,7 @@ def _from_pandas(value: Any, name: str) -> np.ndarray:
 
 
 def _column(column: Any, name: str) -> np.ndarray:
-    """A column's numbers; NaN where entries of a type that allows for that are missing."""
+    """A column's numbers, with NaN for missing entries."""
     if isinstance(column.dtype, np.dtype):
         return column.to_numpy()
     missing = column.isna().to_numpy()
@@ -192,18 +192,18 @@ def _check_exact(array: np.ndarray, joint: np.dtype, column: str, name: str) -> 
     highest = 2 ** (np.finfo(joint).nmant + 1)
     if array.dtype.kind in "iu" and ((array > highest) | (array < -highest)).any():
         raise _Refused(
-            f"{name} has whole numbers beyond {highest} in the column {column!r}, which would be rounded beside the "
-            f"{joint} numbers of the others or to leave gaps: rescale it or give it as float64"
+            f"{name} has whole numbers beyond {highest} in the column {column!r}, which {joint}, the common type of "
+            f"columns with missing entries or of all columns, would round: rescale it or give it as float64"
         )
 
 
 def _unmasked(value: Any, name: str) -> np.ndarray:
-    """A masked array with NaN where it is masked, which is how the library writes a missing entry."""
+    """A masked array with NaN, the library's missing entry, where it is masked."""
     if not np.ma.is_masked(value):
         return value.data
     if value.dtype.kind != "f":
         raise _Refused(
-            f"{name} is a masked array of {value.dtype}, in which nothing can stand for a missing entry: give "
+            f"{name} is a masked array of {value.dtype}, a type without NaN for missing entries: give "
             f"{name}.astype(float).filled(np.nan), or {name}.data and the mask {name}.mask == False as arguments"
         )
     return value.filled(np.nan)

@@ -1,4 +1,4 @@
-"""Data sets by name: those bundled with scikit-learn, and any class of images in torchvision."""
+"""Data sets by name: one bundled with scikit-learn, and any class of images in torchvision."""
 
 import contextlib
 import gzip
@@ -54,13 +54,13 @@ def from_torchvision(name: str, root: Path) -> DataSet:
     chosen = next((chooser for chooser in _TRAIN if chooser in known), None)
     for argument, default in known.items():
         if default is inspect.Parameter.empty and argument not in ("root", chosen, *arguments):
-            raise ValueError(f"{class_name} needs to be told its {argument}: write {name},{argument}=VALUE")
+            raise ValueError(f"{class_name} needs the argument {argument}: write {name},{argument}=VALUE")
     data = _torchvision_rows(name, class_name, arguments, root, f"the files of {class_name}")
     return replace(data, name=class_name)
 
 
 def _torchvision_rows(name: str, class_name: str, arguments: Mapping[str, str], root: Path, expected: str) -> DataSet:
-    """Both parts of a torchvision set, or one where it has no test part."""
+    """Both parts of a torchvision set, or one if it has no test part."""
     cls = getattr(import_torchvision().datasets, class_name)
     before = {root, *root.rglob("*")} if root.exists() else set()
     with tempfile.TemporaryDirectory() as scratch:
@@ -69,9 +69,9 @@ def _torchvision_rows(name: str, class_name: str, arguments: Mapping[str, str], 
             source = Path(scratch) if found else root
             train = _torchvision_part(cls, arguments, source, _TRAIN, download=not found)
             test = _torchvision_part(cls, arguments, source, _TEST, download=not found)
-        except Exception as error:  # whatever the network, the disk or a damaged file raises
+        except Exception as error:  # from the network, the disk or a damaged file
             for path in sorted({root, *root.rglob("*")} - before, reverse=True):
-                with contextlib.suppress(OSError):  # what a failed download leaves empty
+                with contextlib.suppress(OSError):  # empty folders of a failed download
                     path.rmdir()
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
@@ -90,7 +90,7 @@ def _torchvision_rows(name: str, class_name: str, arguments: Mapping[str, str], 
 
 
 def _parameters(cls: Any) -> dict[str, Any]:
-    """Names and defaults of a class's arguments, with those that it hands on to its base class."""
+    """Names and defaults of a class's arguments, including those that it passes to its base class."""
     found: dict[str, Any] = {}
     for base in cls.__mro__:
         parameters = inspect.signature(base).parameters.values()
@@ -104,7 +104,7 @@ def _parameters(cls: Any) -> dict[str, Any]:
 def _torchvision_part(
     cls: Any, arguments: Mapping[str, str], root: Path, values: Mapping[str, Sequence[Any]], *, download: bool
 ) -> Any:
-    """One part of a set; None if it has only one. What the part is called, differs from class to class."""
+    """One part of a set; None if it has only one. The name of the part differs from class to class."""
     known = _parameters(cls)
     given: dict[str, Any] = dict(arguments)
     if "root" in known:
@@ -112,7 +112,7 @@ def _torchvision_part(
     chooser = next((n for n in values if n in known and n not in arguments), None)
     if chooser is None and values is _TEST:
         return None
-    # From files that are there, if they are, for their folder may be read-only and the network far away.
+    # Existing files first: their folder may be read-only and the network unavailable.
     ways = [{"download": False}, {"download": True}] if "download" in known and download else []
     ways = ways or [{"download": False} if "download" in known else {}]
     names = values[chooser] if chooser else (None,)
@@ -124,7 +124,7 @@ def _torchvision_part(
                 with contextlib.suppress(Exception):
                     return cls(**given, **choice, **way)
             return cls(**given, **choice, **ways[-1])
-        except ValueError as error:  # it may be another name that this part goes by
+        except ValueError as error:  # the part may have another name
             first = first or error
     if values is _TEST and len(names) > 1:
         return None
@@ -133,7 +133,7 @@ def _torchvision_part(
 
 
 def _rows_of_part(part: Any, name: str) -> tuple[Tensor, Tensor | None]:
-    """Images and labels, at once where the set keeps them so, else one by one."""
+    """Images and labels, all at once if the set stores them so, otherwise one by one."""
     x, y = getattr(part, "data", None), getattr(part, "targets", getattr(part, "labels", None))
     if isinstance(x, (np.ndarray, Tensor)) and x.ndim in (3, 4) and y is not None:
         x = x if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[-1] not in (1, 3) else _images(x)
@@ -156,7 +156,7 @@ def _rows_of_part(part: Any, name: str) -> tuple[Tensor, Tensor | None]:
 
 
 def _unpack(packed: Path, target: Path) -> bool:
-    """Unpacks the ``.gz`` files of an MNIST-like set elsewhere, for the data root may be read-only."""
+    """Unpacks the ``.gz`` files of an MNIST-like set to ``target``, because the data root may be read-only."""
     paths = sorted(packed.glob("*-ubyte.gz"))
     if len(paths) < 4:
         return False

@@ -1,4 +1,4 @@
-"""Batches of a user's data set, and its errors brought from the process that reads to the one that trains."""
+"""Reads batches of a user's data set, and passes its errors from the reading process to the training process."""
 
 import pickle
 from collections.abc import Mapping, Sequence
@@ -13,26 +13,27 @@ __all__ = ["Failure", "Reader"]
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong in reading a batch, in the place of that batch: an exception would come as a traceback's text.
+    """An error in reading a batch, returned in its place: an exception would arrive as the text of a traceback.
 
     Args:
-        sentence: What to say.
-        cause: The exception, where it could be brought along.
+        sentence: The message.
+        cause: The exception, if it can be pickled.
     """
 
     sentence: str
     cause: Exception | None
 
     def reraise(self) -> NoReturn:
-        """Raises it where the batch was wanted."""
+        """Raises the error in the process that asked for the batch."""
         raise ValueError(self.sentence) from self.cause
 
 
 class Reader(Dataset):
-    """Whole batches of a data set, put together from its items unless it makes them itself.
+    """Whole batches of a data set, collated from its items unless it makes batches itself.
 
     Args:
-        dataset: Items are rows, or mappings of them; with ``__getitems__`` it gives many at once, as a list or a batch.
+        dataset: Its items are rows, or mappings of them; ``__getitems__``, if it has that method, returns many at once,
+            as a list or a batch.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -61,13 +62,13 @@ class Reader(Dataset):
 def _sentence(error: Exception, data_set: type, which: str) -> str:
     reason = " ".join(str(error).split())
     if data_set.__module__.startswith("pyro_vae.") and isinstance(error, ValueError):
-        return reason  # our own, which says all
+        return reason  # our own, which is complete
     said = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
     return f"the data set, a {data_set.__name__}, could not give {which} ({said})"
 
 
 def _portable(error: Exception) -> Exception | None:
-    """The exception, if another process can be given it."""
+    """The exception, if it can be sent to another process."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

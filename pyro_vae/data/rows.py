@@ -1,6 +1,6 @@
-"""Rows on their way to the model: resident on its device, or streamed from disk by worker processes.
+"""Feeds rows to the model: resident on its device, or streamed from disk by worker processes.
 
-Every tool takes its rows in one type, :data:`Inputs`, and :func:`as_rows` makes :class:`Rows` of it.
+Every tool takes rows as :data:`Inputs`, and :func:`as_rows` converts them to :class:`Rows`.
 """
 
 import hashlib
@@ -21,24 +21,24 @@ Inputs = Any  # tensor, array, DataFrame, sparse matrix, memory map, Dataset, or
 
 
 class Rows:
-    """Base class: rows and the programs' keyword arguments that come with them, by index.
+    """Base class: rows, and the programs' keyword arguments for them, by index.
 
     Args:
-        constants: Arguments that are the same for all rows. Every batch has them too.
+        constants: Arguments that are the same for all rows. They are part of every batch.
     """
 
     num_rows: int
     constants: Mapping[str, Any]
     num_observed: int = 0
-    """Entries that are observed, once they have been counted."""
+    """Number of observed entries, once they have been counted."""
     _fingerprint: str | None = None
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Any]]:
-        """For each tensor of indices its rows as ``"x"``, with the keyword arguments, in the type they came in."""
+        """For each tensor of indices, its rows as ``"x"``, with the keyword arguments, in their original type."""
         raise NotImplementedError
 
     def references(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
-        """For each tensor of indices what :meth:`resolve` turns into its batch: for a step that gathers rows itself."""
+        """For each tensor of indices, a reference that :meth:`resolve` turns into the batch inside a training step."""
         for batch in self.batches(indices):
             yield {name: value for name, value in batch.items() if name not in self.constants}
 
@@ -51,7 +51,7 @@ class Rows:
         return self.batches(torch.arange(self.num_rows).split(size))
 
     def parts(self) -> Iterator[Tensor]:
-        """All rows in their order without what comes with them, a few megabytes at a time."""
+        """All rows in their order, without keyword arguments, a few megabytes at a time."""
         return (chunk["x"] for chunk in self.chunks(self.rows_at_once()))
 
     def rows_at_once(self) -> int:
@@ -64,11 +64,11 @@ class Rows:
         return next(self.batches([torch.zeros(1, dtype=torch.long)]))["x"][0].numel()
 
     def numbered(self, size: int, *, fingerprint: bool = False) -> Iterator[tuple[dict[str, Any], int]]:
-        """All rows in their order, ``size`` at a time, each part with the number of its first row.
+        """All rows in their order, ``size`` at a time, each part with the index of its first row.
 
         Args:
             size: Rows in a part.
-            fingerprint: Take the fingerprint on the way, so that rows in a file are not read again for it.
+            fingerprint: Compute the fingerprint in the same pass, so rows in a file are not read twice.
         """
         digests: dict[str, Any] = {}
         described: dict[str, Any] = {name: _described(value) for name, value in self.constants.items()}
@@ -85,7 +85,7 @@ class Rows:
     def fingerprint(self) -> str:
         """A digest of types, shapes and content of all rows and arguments, in the rows' order, as 32 hex digits.
 
-        It is the same for resident and streamed rows that are equal, and whatever the order of the arguments.
+        It is the same for equal rows, resident or streamed, and does not depend on the order of the arguments.
         """
         if self._fingerprint is None:
             for _ in self.numbered(self.rows_at_once(), fingerprint=True):
@@ -104,7 +104,7 @@ def _described(value: Any) -> Any:
 
 
 class Resident(Rows):
-    """Rows that live on a device, where batches are gathered."""
+    """Rows on a device, where batches are gathered."""
 
     def __init__(self, data: Mapping[str, Tensor], device: torch.device, constants: Mapping[str, Any]) -> None:
         self.data = {name: value.to(device) for name, value in data.items()}
@@ -116,7 +116,7 @@ class Resident(Rows):
     def references(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
         """Indices on the device."""
         if indices:
-            here = torch.cat(list(indices)).to(self.device)  # all at once: a GPU would wait for each
+            here = torch.cat(list(indices)).to(self.device)  # in one transfer: a GPU would wait for each
             yield from ({"index": index} for index in here.split([len(index) for index in indices]))
 
     def resolve(self, reference: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -131,13 +131,13 @@ class Resident(Rows):
 
 
 class Streamed(Rows):
-    """Rows that are read when they are needed, a few batches ahead, by worker processes.
+    """Rows that worker processes read when they are needed, a few batches ahead.
 
     Args:
-        dataset: Items are rows, or mappings of ``"x"`` and keyword arguments. With ``__getitems__`` it gives many at
-            once: a list of items, or a whole batch.
-        device: Where batches go.
-        num_workers: Processes that read; 0 reads in this one.
+        dataset: Its items are rows, or mappings of ``"x"`` and keyword arguments. ``__getitems__``, if it has that
+            method, returns many at once: a list of items, or a whole batch.
+        device: The device for batches.
+        num_workers: Number of processes that read; 0 reads in this one.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Streamed(Rows):
         self.num_workers, self.constants = num_workers, constants or {}
 
     def fingerprint(self) -> str:
-        """Of rows that are not the same each time they are read, as augmented ones, it tells their number alone."""
+        """For rows that differ each time they are read, such as augmented ones, it gives only their number."""
         first, again = self.batches([torch.arange(min(8, self.num_rows))] * 2)
         named = first.keys() - self.constants.keys()
         same = all(bytes(_content(first[name])) == bytes(_content(again[name])) for name in named)
@@ -159,7 +159,7 @@ class Streamed(Rows):
             batch_sampler=_Lists(indices),
             num_workers=min(self.num_workers, len(indices)),
             collate_fn=_as_it_is,
-            generator=torch.Generator(),  # its own, or it would take numbers from the noise of the training
+            generator=torch.Generator(),  # its own, so as not to change the random numbers of training
             pin_memory=self.device.type == "cuda",
         )
         for batch in _until_a_worker_dies(iter(loader)):
@@ -175,15 +175,15 @@ def _until_a_worker_dies(batches: Iterator[Any]) -> Iterator[Any]:
             batch = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:  # its own errors come as Failure
+        except RuntimeError as error:  # the data set's own errors come as Failure
             raise ValueError(
-                "a process that reads rows has died, perhaps for want of memory: use fewer by num_workers, such as 0"
+                "a process that reads rows has died, perhaps for lack of memory: lower num_workers, for example to 0"
             ) from error
         yield batch
 
 
 class _Lists:
-    """Indices as lists, each made when it is needed: all at once they would take as much memory as rows."""
+    """Indices as lists, each made when needed: together they would take a lot of memory."""
 
     def __init__(self, indices: Sequence[Tensor]) -> None:
         self.indices = indices
@@ -200,7 +200,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class _Together(Dataset):
-    """Rows with what comes with them, each in memory or in a file of its own."""
+    """Rows with their keyword arguments, each in memory or in its own file."""
 
     def __init__(self, parts: Mapping[str, Any]) -> None:
         self.parts = parts
@@ -225,8 +225,8 @@ def _named(batch: Any) -> Iterator[tuple[str, Any]]:
         yield "x", batch[0]
     else:
         raise ValueError(
-            f"the data set's items are tuples of {len(batch)}, and nothing says what each part is: let its items be "
-            f"mappings such as {{'x': row, 'labels': label}}, with the names of the programs' arguments"
+            f"the data set's items are tuples of {len(batch)}, which does not say what each part is: return mappings "
+            f"such as {{'x': row, 'labels': label}}, with the names of the programs' arguments"
         )
 
 
@@ -235,20 +235,20 @@ def _is_constant(value: Any) -> bool:
 
 
 def as_rows(data: Inputs, device: torch.device, *, num_workers: int = 2, name: str = "x") -> Rows:
-    """Rows from whatever a user has.
+    """Converts data of any supported type to :class:`Rows`.
 
     Args:
-        data: A tensor or array of rows, or lists of them; a table of numbers of pandas, polars or pyarrow; AnnData; a
-            SciPy sparse matrix; a memory-mapped array (``np.load(path, mmap_mode="r")``) or a
+        data: A tensor or array of rows, or a list of them; a table of numbers from pandas, polars or pyarrow; AnnData;
+            a SciPy sparse matrix; a memory-mapped array (``np.load(path, mmap_mode="r")``) or a
             ``torch.utils.data.Dataset``, which are streamed; or a mapping of ``"x"``, in one of these forms, and the
-            programs' keyword arguments. Those have one entry for each row, or are None, a number, a string or a tensor
-            without dimensions: the same for all rows. Masked entries of an array of floats are NaN.
+            programs' keyword arguments. A keyword argument has one entry for each row, or is the same for all rows:
+            None, a number, a string or a tensor without dimensions. Masked entries of an array of floats become NaN.
         device: The model's device.
-        num_workers: Processes that read what is streamed.
-        name: What the data are called in messages.
+        num_workers: Number of processes that read streamed data.
+        name: The data's name in messages.
 
     Raises:
-        ValueError: if there are not as many rows of each, or they cannot be read as rows of numbers.
+        ValueError: if the parts differ in their number of rows, or cannot be read as rows of numbers.
 
     Example:
         >>> rows = as_rows({"x": [[0.0], [1.0], [2.0]], "labels": [0, 1, 0]}, torch.device("cpu"))
@@ -258,7 +258,7 @@ def as_rows(data: Inputs, device: torch.device, *, num_workers: int = 2, name: s
     if isinstance(data, Rows):
         return data
     if isinstance(data, DataLoader):
-        raise ValueError(f"{name} is a DataLoader, and every tool makes its own batches: give its data set, x.dataset")
+        raise ValueError(f"{name} is a DataLoader, but every tool makes its own batches: give its data set, x.dataset")
     if isinstance(data, TensorDataset) and len(data.tensors) == 1:
         data = data.tensors[0]
     if isinstance(data, Dataset) and not isinstance(data, LazyRows):
@@ -283,7 +283,7 @@ def as_rows(data: Inputs, device: torch.device, *, num_workers: int = 2, name: s
         if len(value.shape) == 0 or len(value) != len(parts["x"]):
             raise ValueError(
                 f"{name} has {len(parts['x'])} rows in 'x' and {len(value) if value.shape else 'no'} in {key!r}: "
-                f"give as many in each"
+                f"give the same number in each"
             )
     resident = {key: part for key, part in parts.items() if isinstance(part, Tensor)}
     if len(resident) == len(parts):
@@ -298,6 +298,6 @@ def _check_data_set(data: Dataset, name: str) -> None:
         len(data)  # type: ignore[arg-type]
     except Exception as error:
         raise ValueError(
-            f"{name} is a {type(data).__name__} that does not say how many rows it has, such as a stream: rows are "
-            f"drawn by their numbers, so give a data set with __len__ and __getitem__"
+            f"{name} is a {type(data).__name__} without a length, such as a stream: rows are drawn by index, so give a "
+            f"data set with __len__ and __getitem__"
         ) from error

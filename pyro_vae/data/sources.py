@@ -1,4 +1,4 @@
-"""Data sets: by name, or from a file or folder; and splits of them."""
+"""Data sets by name, or from a file or folder, and splits of them."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = ["NAMED", "DataSet", "default_root", "import_torchvision", "load_data", "split"]
 
-_IN_MEMORY = 2**28  # bytes of an .npy file up to which it is read as a whole
+_IN_MEMORY = 2**28  # bytes up to which an .npy file is read into memory
 _TABLES = (".csv", ".tsv", ".txt", ".parquet", ".xlsx")
 _FILES = f"a .npy, .npz or .h5ad file, a table ({', '.join(_TABLES)})"
 
 
 def default_root() -> Path:
-    """Where downloaded data sets live: the environment variable ``PYRO_VAE_DATA``, or ``data``."""
+    """The folder for downloaded data sets: the environment variable ``PYRO_VAE_DATA``, or ``data``."""
     return Path(os.environ.get("PYRO_VAE_DATA") or "data")
 
 
@@ -45,25 +45,25 @@ def load_data(
 ) -> DataSet:
     """Loads a data set by its name, or from a file of arrays, a table or a folder of images.
 
-    The rows of an ``.npy`` file above 256 MiB stay in it and are read when they are needed; sparse rows stay sparse.
+    The rows of an ``.npy`` file above 256 MiB stay on disk and are read when they are needed; sparse rows stay sparse.
 
     Args:
         name: One of :data:`NAMED`; ``torchvision:CLASS`` for any class of images in ``torchvision.datasets``, with
-            further arguments after commas where it needs them (``torchvision:EMNIST,split=letters``); or a path. An
-            ``.npz`` holds ``x`` or ``x_train``, and may hold ``x_test``, and labels and names of the rows as ``y``,
-            ``labels`` and ``ids``, how many steps of a padded row are there as ``lengths``, or those with ``_train``
-            and ``_test``; or it is one of ``scipy.sparse.save_npz``.
-            Images lie in the folder or in one subfolder for each label.
+            further arguments after commas if it needs them (``torchvision:EMNIST,split=letters``); or a path. An
+            ``.npz`` holds ``x`` or ``x_train``, and optionally ``x_test``; labels as ``y`` or ``labels``, names of the
+            rows as ``ids``, and the number of observed steps of padded rows as ``lengths``, each also with ``_train``
+            and ``_test``. Or it was written by ``scipy.sparse.save_npz``. A folder holds images, directly or in one
+            subfolder for each label.
         root: Folder of downloaded data sets; :func:`default_root` by default.
-        hold_out: Where there is no test part, hold a fifth of the rows out, always the same ones; else all rows, in
+        hold_out: If there is no test part, hold out a fifth of the rows, always the same ones; otherwise all rows, in
             their order, are ``x_test``.
         kinds: Kinds of some columns of a table; those of the others are inferred.
-        schema: The columns that a table must have, such as those of the one that a model was trained on.
-        resize: Height and width that images are brought to.
-        separator: What separates the cells of a table, where that is not to be found out.
-        decimal: The decimal sign of a table, likewise.
-        encoding: The encoding of a table's text, likewise.
-        header: Whether a table's first line names its columns, likewise.
+        schema: The columns that a table must have, such as those of the table that a model was trained on.
+        resize: Height and width to resize images to.
+        separator: The separator between a table's cells; detected by default.
+        decimal: The decimal mark of a table; detected by default.
+        encoding: The encoding of a table's text; detected by default.
+        header: Whether a table's first line names its columns; detected by default.
 
     Raises:
         ValueError: if the name is unknown or the data cannot be read.
@@ -79,12 +79,12 @@ def load_data(
 
 
 def _parted(data: DataSet, train: slice | torch.Tensor, test: slice | torch.Tensor) -> DataSet:
-    """The training rows as two parts, with all that belongs to each row."""
+    """Splits the training rows into two parts, with labels, ids, row numbers and lengths."""
     parts = {}
     for field in ("x", "y", "ids", "rows", "lengths"):
         whole = getattr(data, f"{field}_train")
         for part, indices in (("train", train), ("test", test)):
-            if isinstance(whole, np.ndarray):  # for which a tensor of one index would be a number
+            if isinstance(whole, np.ndarray):  # NumPy would take a tensor with one index for a number
                 indices = np.arange(len(whole))[indices] if isinstance(indices, slice) else indices.numpy()
             parts[f"{field}_{part}"] = None if whole is None else whole[indices]
     return replace(data, **parts)
@@ -103,10 +103,13 @@ def _read(
     is_folder = not known and path.is_dir()
     suffix = path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
     if resize is not None and not is_folder:
-        raise ValueError(f"resize is for folders of images, which {name} is not: leave it out")
+        raise ValueError(f"resize is for folders of images, but {name} is not one: leave it out")
     given = [option for option, value in reading.items() if value is not None]
     if given and (known or is_folder or suffix not in _TABLES):
-        raise ValueError(f"{' and '.join(given)} says how a table is read, which {name} is not: leave it out")
+        options = f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'}"
+        raise ValueError(
+            f"{options} for tables, but {name} is not one: leave {'it' if len(given) == 1 else 'them'} out"
+        )
     if known:
         return NAMED[name](root) if name in NAMED else from_torchvision(name, root)
     if is_folder:
@@ -121,7 +124,7 @@ def _read(
 
 
 def _read_table(path: Path, kinds: Mapping[str, str], schema: "Schema | None", reading: Mapping[str, Any]) -> DataSet:
-    from pyro_vae.data.tables import Schema, read_table  # which brings in pandas
+    from pyro_vae.data.tables import Schema, read_table  # imports pandas
 
     table = read_table(path, **reading)
     notes = table.notes

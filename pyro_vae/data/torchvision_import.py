@@ -1,4 +1,4 @@
-"""torchvision, which a data set may need and the library does not."""
+"""Imports torchvision, which some data sets need but the library does not."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ __all__ = ["import_torchvision"]
 
 
 def import_torchvision() -> Any:
-    """Imports torchvision, or says why that fails.
+    """Imports torchvision, or explains why it cannot be imported.
 
     Raises:
-        ValueError: naming the two versions that disagree, where torchvision was built for another torch.
+        ValueError: naming both versions, as torchvision may have been built for another torch.
     """
     from importlib.metadata import PackageNotFoundError, version
 
@@ -24,8 +24,8 @@ def import_torchvision() -> Any:
         except PackageNotFoundError:
             found = "no torchvision"
         raise ValueError(
-            f"this data set needs torchvision, which does not import: found torch {torch.__version__} and {found}, "
-            f"which do not belong together; install a matching pair with `pip install torch torchvision`, or use "
-            f"the data set digits, a .npy file or a folder of images, which do without ({type(error).__name__})"
+            f"this data set needs torchvision, which cannot be imported: found torch {torch.__version__} and {found}, "
+            f"which do not match; install a matching pair with `pip install torch torchvision`, or use the data set "
+            f"digits, a .npy file or a folder of images, which do not need it ({type(error).__name__})"
         ) from error
     return torchvision

@@ -1,4 +1,4 @@
-"""A page to look around a trained pair: the plane of its latents, and what it answers there. Needs Bokeh."""
+"""A page to explore a trained pair: the plane of its latents, and the decoder's output there. Needs Bokeh."""
 
 from pyro_vae.explorer.neighbours import Neighbours
 from pyro_vae.explorer.page import Page

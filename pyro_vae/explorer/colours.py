@@ -1,4 +1,4 @@
-"""What rows are coloured by: kinds have a colour each, numbers a place on a scale."""
+"""Colours of rows: one colour per kind, or a colour scale for numbers."""
 
 import html
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from bokeh.palettes import Category10, Category20, Viridis256
 
 __all__ = ["colours_of"]
 
-_MOST = 20  # kinds that can be told apart
+_MOST = 20  # kinds with distinguishable colours
 _NONE = "#bbbbbb"
 
 
 def colours_of(values: Sequence[Any]) -> tuple[list[str], str]:
-    """A colour for each value, and a legend as HTML; what is missing is grey.
+    """A colour for each value, and a legend as HTML; missing values are grey.
 
     Example:
         >>> colours_of(["cat", "owl", None])[0]
@@ -32,7 +32,7 @@ def colours_of(values: Sequence[Any]) -> tuple[list[str], str]:
         return colours, " ".join(_swatch(colour, kind) for kind, colour in by_kind.items())
     try:
         numbers = np.array([np.nan if gone else float(value) for value, gone in zip(values, missing, strict=True)])
-    except (TypeError, ValueError):  # texts, of too many kinds
+    except (TypeError, ValueError):  # text of too many kinds
         return [_NONE] * len(values), f"{len(kinds)} kinds, too many to tell apart"
     low, high = np.nanmin(numbers), np.nanmax(numbers)
     places = np.nan_to_num((numbers - low) / ((high - low) or 1)) * 255

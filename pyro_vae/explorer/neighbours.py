@@ -1,4 +1,4 @@
-"""The latents in two dimensions by UMAP, in which near rows stay near."""
+"""Latents in two dimensions by UMAP, which keeps near rows near."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ __all__ = ["Neighbours"]
 
 @dataclass(frozen=True)
 class Neighbours:
-    r"""A map of latents by UMAP (McInnes et al., *UMAP*, 2018), which has no formula from the map to latents.
+    """A map of latents by UMAP (McInnes et al., *UMAP*, 2018). Points of the map lead to the nearest row.
 
     Args:
         z: Latents ``(N, L)``.
@@ -30,13 +30,13 @@ class Neighbours:
         try:
             import umap
         except ModuleNotFoundError as error:
-            raise ImportError("the map of neighbours is made by UMAP: pip install umap-learn") from error
+            raise ImportError("the map of neighbours needs UMAP: pip install umap-learn") from error
         found = umap.UMAP(random_state=seed, n_jobs=1, n_neighbors=min(15, len(z) - 1)).fit_transform(z.numpy())
         return cls(z, torch.as_tensor(found, dtype=z.dtype))
 
     @property
     def axes(self) -> tuple[str, str]:
-        """What is said at the two axes."""
+        """Labels of the two axes."""
         return "UMAP of the latents", "near rows are near; distances mean little"
 
     def points(self, z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The page: a plane of latents to point at, a row and what is believed of it, latents to move, two rows to blend."""
+"""The page: a plane of latents to point at, a row with its evidence, sliders for latents, and a blend of two rows."""
 
 import functools
 import html
@@ -29,22 +29,22 @@ _STEPS = 20  # of a blend
 
 
 class Page:
-    r"""A page on a trained pair and some rows; called with a document of Bokeh's, it fills it.
+    r"""A page on a trained pair and some rows. Call it with a Bokeh document to fill the document.
 
-    The plane has the rows' posterior means in their two principal directions. Pointing at it decodes the latents under
-    the pointer, tapping chooses a row: what is believed of it, a reconstruction, a draw like it, its evidence. Sliders
-    move the latents that vary most over rows, from those of the chosen row; the last two rows chosen are blended.
+    The plane shows the rows' posterior means in their two principal directions. Pointing at it decodes the latents
+    under the pointer. Tapping chooses a row and shows a reconstruction, a draw like it and its evidence. Sliders move
+    the latents that vary most over rows, starting from the chosen row. The last two chosen rows are blended.
 
     Args:
         pair: A trained pair.
-        x: The rows, with their keyword arguments if the programs take some; the chosen row's are those that latents are
-            decoded with.
-        colours: What rows can be coloured by: names and a value for each row.
-        schema: The columns, of rows of a table.
-        title: The page's.
-        site: The latent; by default the only one there is, or ``"z"``.
-        plane: Lays the posterior means ``(N, L)`` out in two dimensions; ``Neighbours.of`` does so by UMAP, and what is
-            decoded is then the mean of the row nearest to the pointer.
+        x: The rows, with their keyword arguments if the programs take any; latents are decoded with those of the chosen
+            row.
+        colours: Values to colour rows by: a name, and a value for each row.
+        schema: The schema, for rows of a table.
+        title: Title of the page.
+        site: The latent; by default the only one, or ``"z"``.
+        plane: Maps posterior means ``(N, L)`` to two dimensions. With ``Neighbours.of`` that is UMAP, and the pointer
+            decodes the latents of the nearest row.
 
     Raises:
         ValueError: if the latent is discrete.
@@ -70,9 +70,9 @@ class Page:
         q: Any = pair.encode(x, site=self.site)
         if q.support.is_discrete:
             raise ValueError(
-                f"the latents {self.site!r} are of kinds, and the explorer moves numbers: give another site"
+                f"the latent {self.site!r} is discrete, but the explorer needs continuous ones: give another site"
             )
-        once = functools.lru_cache(maxsize=2)  # what neither the pointer nor a slider changes
+        once = functools.lru_cache(maxsize=2)  # does not depend on the pointer or a slider
         self._middle = once(lambda number: pair.middle(pair.batch(self.row(number)), self.structure))
         self._way = once(lambda a, b: pair.interpolate(self.row(a), self.row(b), _STEPS + 1))
         self.shape = q.mean.shape[1:]
@@ -85,35 +85,35 @@ class Page:
         self.moved = [int(place) for place in order if spread[place] > 0.01 * spread.max()]
 
     def row(self, number: int) -> dict[str, Tensor]:
-        """One row, and what comes with it."""
+        """One row, with its keyword arguments."""
         return {name: value[number : number + 1] if value.dim() else value for name, value in self.rows.items()}
 
     def mean_at(self, z: Tensor, number: int) -> Tensor:
-        """What is expected of a row at latents ``(L,)``, if all else is as in the row of this number."""
+        """The mean of x at latents ``(L,)``, with everything else as in row ``number``."""
         row, latents = self.row(number), self._middle(number)
         value = z.reshape(1, *self.shape).to(latents[self.site])
         given = {name: value for name, value in row.items() if name not in ("x", "mask")}
         return self.pair.mean_at(latents | {self.site: value.reshape(latents[self.site].shape)}, given=given)[0].cpu()
 
     def blend(self, a: int, b: int, share: float) -> Tensor:
-        """What is expected on the way from one row to another."""
+        """The mean of x between two rows."""
         return self._way(a, b)[round(_STEPS * share), 0].cpu()
 
     def beliefs(self, number: int) -> str:
-        """The evidence of a row, and whether to believe it, as HTML."""
+        """The evidence of a row, and whether it is reliable, as HTML."""
         found = log_evidence(self.pair, self.row(number), num_particles=_PARTICLES)
         value, error, shape = (float(x[0]) for x in (found.log_evidence, found.standard_error, found.k_hat))
-        trust = "to be believed" if bool(found.reliable[0]) else "not to be believed: too few draws carry the weight"
+        trust = "reliable" if bool(found.reliable[0]) else "not reliable: too few draws carry the weight"
         text = f"log evidence {value:.2f} ± {error:.2f} nats; k̂ {shape:.2f}, {trust}".replace("-", "−")
         said = [f"{name}: {values[number]}" for name, values in self.colours.items() if name != "nothing"]
         return f"<b>row {number}</b> {html.escape(', '.join(said[:6]))}<br>{text}"
 
     def __call__(self, document: Any) -> None:
-        """Fills a document of Bokeh's."""
+        """Fills a Bokeh document."""
         x = self.rows["x"]
         seen = view_of(("row", "reconstruction", "a draw like it"), x, self.schema)
-        answers = view_of(("at the pointer", "by the sliders", "the blend"), x, self.schema)
-        shown: list[Tensor | None] = [None, None, None]  # at the pointer, by the sliders, the blend
+        answers = view_of(("at the pointer", "at the sliders", "the blend"), x, self.schema)
+        shown: list[Tensor | None] = [None, None, None]  # at the pointer, at the sliders, the blend
         chosen = [0, 0]  # the row, and the one before it
 
         points = self.plane.points(self.means).numpy()
@@ -182,7 +182,7 @@ class Page:
         )
 
     def _slider(self, place: int) -> Slider:
-        """A slider over what a latent is like in rows, and a little further."""
+        """A slider over a latent's range in the rows, and a little further."""
         values, scale = self.means[:, place], float(self.scales[:, place].mean())
         low, high = float(values.min()) - 2 * scale, float(values.max()) + 2 * scale
         return Slider(

@@ -1,4 +1,4 @@
-"""The plane in which latents spread most, there and back."""
+"""The plane in which latents vary most, with maps to it and back."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ class Plane:
     r"""A plane through latents: :math:`z = c + p D`, with a point p of the plane.
 
     Args:
-        centre: Of all latents, ``(L,)``.
-        directions: Two that are orthonormal, ``(2, L)``; of a single latent the second is zero.
-        share: How much of the latents' variance lies in the plane, from 0 to 1.
+        centre: Mean of all latents, ``(L,)``.
+        directions: Two orthonormal directions, ``(2, L)``; for a single latent the second is zero.
+        share: Share of the latents' variance that lies in the plane, from 0 to 1.
     """
 
     centre: Tensor
@@ -48,7 +48,7 @@ class Plane:
         return "first principal direction of the latents", f"second; the plane has {self.share:.0%} of their variance"
 
     def points(self, z: Tensor) -> Tensor:
-        """Where latents ``(N, L)`` are in the plane: ``(N, 2)``."""
+        """Projects latents ``(N, L)`` onto the plane: ``(N, 2)``."""
         return (z - self.centre) @ self.directions.mT
 
     def latents(self, points: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Serves the page to this machine alone."""
+"""Serves the page to this machine only."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,17 +11,17 @@ __all__ = ["serve"]
 
 
 def serve(page: Callable[[Any], None], port: int = 5006) -> Server:
-    """A server of a page at http://localhost:PORT, which no other machine can reach.
+    """Serves a page at http://localhost:PORT, which no other machine can reach.
 
     Args:
-        page: Fills a document of Bokeh's, one for each window.
-        port: Where it listens; 0 for any that is free, which ``server.port`` then is.
+        page: Fills a Bokeh document, one for each window.
+        port: The port to listen on; 0 chooses a free one, given by ``server.port``.
 
     Returns:
-        The server, which has been started; ``server.run_until_shutdown()`` waits for it.
+        The running server; ``server.run_until_shutdown()`` waits for it to stop.
 
     Raises:
-        OSError: if something else listens there.
+        OSError: if the port is already in use.
     """
     app = Application(FunctionHandler(page))
     server = Server({"/": app}, port=port, address="localhost", allow_websocket_origin=[f"localhost:{port}"])

@@ -1,4 +1,4 @@
-"""Rows side by side on a page: as pictures, as curves, or as columns of a table."""
+"""Rows side by side on a page: as images, as curves, or as columns of a table."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -16,21 +16,21 @@ WIDTH = 480  # pixels
 
 
 class View(Protocol):
-    """What shows a row under each of its titles.
+    """Shows a row under each of its titles.
 
     Args:
-        model: What Bokeh puts on the page.
+        model: The Bokeh model for the page.
     """
 
     model: Any
 
     def show(self, rows: Sequence[Tensor | None]) -> None:
-        """Shows rows, one for each title, in the units of the data; None leaves a place empty."""
+        """Shows rows, one for each title, in the units of the data; None leaves one out."""
         ...
 
 
 class Pictures:
-    """Rows as pictures."""
+    """Rows as images."""
 
     def __init__(self, titles: Sequence[str], bounds: tuple[float, float]) -> None:
         self.bounds = bounds
@@ -65,11 +65,11 @@ class Pictures:
 
 
 def rgba(row: Tensor, bounds: tuple[float, float]) -> np.ndarray:
-    """A row as Bokeh's pictures, ``(H, W)`` of packed colours from the bottom up; what is missing is pale red."""
+    """A row as a Bokeh image, ``(H, W)`` of packed colours from the bottom up; missing pixels are pale red."""
     low, high = bounds
     levels = ((row.detach().cpu().double() - low) / ((high - low) or 1)).clamp(0, 1)
     colours = levels.movedim(0, -1) if row.dim() == 3 and row.shape[0] == 3 else levels.reshape(-1, *row.shape[-2:])
-    if colours.shape[-1] != 3 or row.dim() != 3 or row.shape[0] != 3:  # channels that are no colours, side by side
+    if colours.shape[-1] != 3 or row.dim() != 3 or row.shape[0] != 3:  # channels that are not colours, side by side
         colours = colours.movedim(0, 1).flatten(1)[..., None].expand(-1, -1, 3)
     missing = colours.isnan().any(-1, keepdim=True)
     colours = torch.where(missing, torch.tensor([1.0, 0.8, 0.8], dtype=colours.dtype), colours)
@@ -79,7 +79,7 @@ def rgba(row: Tensor, bounds: tuple[float, float]) -> np.ndarray:
 
 
 class Curves:
-    """Rows of numbers as curves over their places."""
+    """Rows of numbers as curves over their indices."""
 
     def __init__(self, titles: Sequence[str], bounds: tuple[float, float]) -> None:
         self.titles = titles
@@ -109,7 +109,7 @@ class Curves:
 
 
 class Table:
-    """Rows of a table as columns beside its columns' names."""
+    """Rows of a table, transposed, next to the names of its columns."""
 
     def __init__(self, titles: Sequence[str], schema: Any) -> None:
         self.titles, self.schema = titles, schema
@@ -132,14 +132,14 @@ class Table:
 
 
 def as_text(value: Any) -> str:
-    """An entry as a person would write it."""
+    """An entry as readable text."""
     if value is None or value != value:  # NaN is not itself
         return "missing"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def view_of(titles: Sequence[str], x: Tensor, schema: Any = None) -> View:
-    """The view that fits rows ``(N, *E)``: a table where they have a schema, pictures, or curves."""
+    """The view for rows ``(N, *E)``: a table if they have a schema, otherwise images or curves."""
     if schema is not None:
         return Table(titles, schema)
     there = x[x.isfinite()] if x.is_floating_point() else x

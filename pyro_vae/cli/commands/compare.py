@@ -1,4 +1,4 @@
-"""Compares two models by the evidence of the same rows."""
+"""Compares two models by their evidence on the same rows."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +22,10 @@ def main(
     device: options.Device = "auto",
     seed: options.Seed = 0,
 ) -> None:
-    """Says by how many nats a row one model is more probable than another, and in which rows they differ most.
+    """Compares two models: by how many nats per row one is more probable, and in which rows they differ most.
 
-    Differences are of the log evidence log p(x) of the same rows, so their standard error is that of pairs: much below
-    the errors of the two means.
+    The difference in log evidence log p(x) is taken row by row, so its standard error is that of paired differences:
+    much smaller than the errors of the two means.
     """
     write = writing.writer(out, {".json": files.write_json})
     a, b = (runs.open_run(one, device) for one in (run, other))
@@ -34,8 +34,8 @@ def main(
     mine, theirs = what_comes_with(rows), what_comes_with(of_other)
     if mine != theirs:
         raise ValueError(
-            f"two runs are compared on the same rows, but {run} takes {mine} and {other} {theirs}: their evidence is "
-            f"of different things"
+            f"runs can only be compared on the same rows, but {run} takes {mine} and {other} takes {theirs}: their "
+            f"evidence is not comparable"
         )
     found = compare(a, b, rows, seed=seed)
     most = found.table()
@@ -47,5 +47,5 @@ def main(
 
 
 def what_comes_with(rows: Any) -> str:
-    """What a model takes of rows, in words."""
+    """What a model takes as input for each row, in words."""
     return ", ".join(rows) if isinstance(rows, Mapping) else "x"

@@ -1,4 +1,4 @@
-"""Writes what a trained model believes of the latents of each row."""
+"""Writes a trained model's approximate posterior of each row."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +8,7 @@ import typer
 
 from pyro_vae.cli import beside, options, reading, runs, writing
 
-ROWS = 1024  # that are in memory at a time
+ROWS = 1024  # in memory at a time
 
 EXAMPLES = (
     "pyro-vae encode runs/digits-mlp --out latents.csv",
@@ -18,7 +18,7 @@ EXAMPLES = (
 
 def main(
     run: options.Run,
-    out: Annotated[Path, typer.Option(help="What to write: .npz, or .csv, .tsv, .xlsx or .parquet for a table.")],
+    out: Annotated[Path, typer.Option(help="Output file: .npz, or .csv, .tsv, .xlsx or .parquet for a table.")],
     data: options.AllData = None,
     held_out: options.HeldOut = False,
     data_root: options.DataRoot = None,
@@ -29,9 +29,9 @@ def main(
 ) -> None:
     """Writes the approximate posterior q(z|x) of each row, in the order of the file.
 
-    An .npz holds mean and scale (N, L), or, of a latent that is one of several kinds, probability (N, K). A table has a
-    column for each, mean_1 and so on. The rows' labels, ids and numbers in the file come along, and the columns of a
-    table that are an index.
+    An .npz holds mean and scale (N, L), or, for a categorical latent, probability (N, K). A table has a column for
+    each: mean_1 and so on. The rows' labels, ids and row numbers in the file are written too, and a table's index
+    columns.
     """
     vae = runs.open_run(run, device)
     rows = reading.all_rows(run, data, data_root, held_out=held_out)
@@ -44,7 +44,7 @@ def main(
 
 
 def beliefs(q: Any) -> dict[str, np.ndarray]:
-    """The numbers that say what a posterior is, a row of them for each row."""
+    """The parameters of a posterior, one row for each row of data."""
     if q.support.is_discrete:
         return {"probability": q.probs.flatten(1).cpu().numpy()}
     return {"mean": q.mean.flatten(1).cpu().numpy(), "scale": q.stddev.flatten(1).cpu().numpy()}

@@ -25,20 +25,20 @@ def main(
     run: options.Run,
     other: Annotated[
         Path | None,
-        typer.Argument(help="Another, to compare with it on the same rows by their evidence.", metavar="OTHER"),
+        typer.Argument(help="A second run, to compare with the first by evidence on the same rows.", metavar="OTHER"),
     ] = None,
     out: Annotated[Path, typer.Option(help="The file to write, JSON.")] = Path("metrics.json"),
     suite: Annotated[
         str | None,
         typer.Option(
-            help="Also check everything there is to check and write report.html beside --out: quick (some of the rows, "
-            "a minute or a few) or full (all rows; for MNIST most of an hour on two cores). "
-            "[default: the ELBO and its parts alone]"
+            help="Also run all checks and write report.html next to --out: quick (some of the rows, one to a few "
+            "minutes) or full (all rows; for MNIST most of an hour on two cores). "
+            "[default: only the ELBO and its terms]"
         ),
     ] = None,
     parts: Annotated[
         str | None,
-        typer.Option(help=f"Only these parts of the suite, with commas between: {', '.join(PARTS)}. [default: all]"),
+        typer.Option(help=f"Only these parts of the suite, separated by commas: {', '.join(PARTS)}. [default: all]"),
     ] = None,
     data: options.HeldOutData = None,
     data_root: options.DataRoot = None,
@@ -47,17 +47,17 @@ def main(
 ) -> None:
     """Evaluates a trained model: ELBO, rate (KL) and distortion in nats per datum, bits per dimension, active units.
 
-    With a second run: by how many nats a row one is more probable than the other, and in which rows they differ most.
-    Names that end in _se hold the standard error over rows. Units are those of the data. With --suite, the report says
-    in its first lines what is wrong, what is worth a look and what is fine, and by which thresholds.
+    With a second run: by how many nats per row one is more probable than the other, and in which rows they differ most.
+    Names that end in _se hold the standard error over rows. Units are those of the data. With --suite, the report opens
+    with a list of what is wrong, what is worth a look and what is fine, with the thresholds used.
     """
     if suite is not None:
         lookup(suite, ("quick", "full"), "suite")
     elif parts is not None:
-        raise ValueError("--parts chooses among those of a suite: add --suite quick or --suite full")
+        raise ValueError("--parts selects parts of a suite: add --suite quick or --suite full")
     chosen = None if parts is None else [lookup(name.strip(), PARTS, "part") for name in parts.split(",")]
     if other is not None and suite is not None:
-        raise ValueError("two runs are compared by their evidence alone: give either OTHER or --suite")
+        raise ValueError("two runs are compared only by their evidence: give either OTHER or --suite")
     if other is not None:
         compare_runs(run, other, out, data, data_root, device, seed)
         return

@@ -1,4 +1,4 @@
-"""A page to look around a trained model."""
+"""A page to explore a trained model in the browser."""
 
 from typing import Annotated, Any
 
@@ -15,27 +15,26 @@ def main(
     run: options.Run,
     data: options.HeldOutData = None,
     data_root: options.DataRoot = None,
-    num_rows: Annotated[int, typer.Option(help="Rows that are shown, from the first on.")] = 2000,
+    num_rows: Annotated[int, typer.Option(help="Number of rows to show, from the first on.")] = 2000,
     site: Annotated[
         str | None, typer.Option(help="The latent, by its name in the programs. [default: the only one, or z]")
     ] = None,
     umap: Annotated[
-        bool,
-        typer.Option("--umap", help="Show near rows near, by UMAP, in the place of the latents' principal directions."),
+        bool, typer.Option("--umap", help="Lay rows out by UMAP instead of the principal directions of the latents.")
     ] = False,
-    port: Annotated[int, typer.Option(help="Where the page is: http://localhost:PORT.")] = 5006,
+    port: Annotated[int, typer.Option(help="Port of the page: http://localhost:PORT.")] = 5006,
     device: options.Device = "auto",
 ) -> None:
-    """Opens a page to look around a trained model.
+    """Serves a page to explore a trained model in the browser.
 
-    It has the plane of the latents, with what the decoder answers under the pointer; rows beside their reconstructions,
-    draws like them and their evidence; sliders for latents; and blends of two rows. It takes pip install
-    'pyro-vae[explore]', ends with Ctrl-C, and cannot be seen from other machines.
+    It shows the plane of the latents, with the decoder's output under the pointer; rows next to their reconstructions,
+    draws like them and their evidence; sliders for latents; and blends of two rows. It needs pip install
+    'pyro-vae[explore]'. Press Ctrl-C to stop it. Other machines cannot reach it.
     """
     try:
         from pyro_vae.explorer import Neighbours, Page, Plane, serve
     except ModuleNotFoundError as error:
-        raise ImportError("the page is made by Bokeh: pip install 'pyro-vae[explore]'") from error
+        raise ImportError("the page needs Bokeh: pip install 'pyro-vae[explore]'") from error
 
     model = runs.open_run(run, device)
     held = reading.data_for(run, data, data_root)
@@ -50,12 +49,12 @@ def main(
         plane=Neighbours.of if umap else Plane.through,
     )
     server = serve(page, port)
-    print(f"http://localhost:{port} shows {len(page.means):,} rows of {held.name}; Ctrl-C ends it")
+    print(f"http://localhost:{port} shows {len(page.means):,} rows of {held.name}; press Ctrl-C to stop")
     server.run_until_shutdown()
 
 
 def colours(data: DataSet, num_rows: int) -> dict[str, list[Any]]:
-    """What held-out rows can be coloured by: their labels, and the columns of their table."""
+    """What held-out rows can be coloured by: their labels and the columns of their table."""
     found: dict[str, list[Any]] = {}
     if data.table is not None and data.rows_test is not None:
         frame = data.table.frame.iloc[np.asarray(data.rows_test)[:num_rows]]

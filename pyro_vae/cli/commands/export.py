@@ -1,4 +1,4 @@
-"""Writes a model as files that run without this library."""
+"""Exports a model to files that run without this library."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,18 +18,19 @@ def main(
     run: options.Run,
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     onnx: Annotated[
-        bool, typer.Option("--onnx/--no-onnx", help="ONNX files too, which takes pip install 'pyro-vae[export]'.")
+        bool,
+        typer.Option("--onnx/--no-onnx", help="Also write ONNX files, which needs pip install 'pyro-vae[export]'."),
     ] = True,
     data: Annotated[
         str | None,
-        typer.Option(help="Rows to compare files and model by, as for train. [default: the run's held-out rows]"),
+        typer.Option(help="Rows to check the files on, as for train. [default: the run's held-out rows]"),
     ] = None,
     data_root: options.DataRoot = None,
 ) -> None:
-    """Writes the encoder and the decoder as torch.export programs and as ONNX, with an example that runs them.
+    """Exports the encoder and the decoder as torch.export programs and as ONNX, with an example that runs them.
 
     The encoder maps rows, in the units of the data, to the mean and the scale of q(z|x); the decoder maps latents to
-    E[x|z], in the units of the data. Each file is opened again and compared with the model before it is left there.
+    E[x|z], in the units of the data. Each file is loaded again and its output compared with the model's.
     """
     vae = runs.open_run(run, "cpu")
     rows = reading.rows_of(run, reading.data_for(run, data, data_root))

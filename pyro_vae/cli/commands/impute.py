@@ -1,4 +1,4 @@
-"""Fills in what is missing, by draws from a trained model."""
+"""Fills in missing entries with draws from a trained model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,28 +17,28 @@ EXAMPLES = (
 
 def main(
     run: Annotated[
-        Path, typer.Argument(help="A run folder that pyro-vae train left, with --missing nan.", metavar="RUN")
+        Path, typer.Argument(help="A run folder written by pyro-vae train with --missing nan.", metavar="RUN")
     ],
     out: Annotated[
-        Path, typer.Option(help="What to write: .npy for the numbers, .csv, .tsv, .xlsx or .parquet for a table.")
+        Path, typer.Option(help="Output file: .npy for the numbers, .csv, .tsv, .xlsx or .parquet for a table.")
     ],
     data: options.AllData = None,
     held_out: options.HeldOut = False,
     data_root: options.DataRoot = None,
-    num_samples: Annotated[int, typer.Option(help="Times that each missing entry is drawn.")] = 5,
-    num_particles: Annotated[int, typer.Option(help="Draws from the guide that importance weights choose from.")] = 100,
+    num_samples: Annotated[int, typer.Option(help="Number of draws for each missing entry.")] = 5,
+    num_particles: Annotated[int, typer.Option(help="Draws from the guide to resample by importance weights.")] = 100,
     device: options.Device = "auto",
     seed: options.Seed = 0,
 ) -> None:
     """Draws missing entries given the observed ones of their row, several times, for multiple imputation.
 
-    All rows are written, in their order, with all the columns they came with. Observed entries stay as they are, to the
-    last digit. Draws are weighted by importance, so that they are right for the model even where its encoder is not.
-    A table has a column draw with the number of the draw; an .npy is (draws, rows, columns).
+    All rows are written, in their original order, with all their columns. Observed entries are kept to the last digit.
+    Draws are importance-weighted, which corrects for an encoder that is off. A table has a column draw with the number
+    of the draw; an .npy has shape (draws, rows, columns).
     """
     vae = runs.open_run(run, device)
     if vae.missing is None:
-        raise ValueError(f"{run} was trained on whole rows: train with --missing nan, then impute by that run")
+        raise ValueError(f"{run} was trained on complete rows: train with --missing nan, then impute with that run")
     rows = reading.all_rows(run, data, data_root, held_out=held_out)
     known = reading.rows_of(run, rows)
     x = as_tensor(rows.x_test)

@@ -1,4 +1,4 @@
-"""Draws from the posterior predictive of a trained model, and reconstructs."""
+"""Reconstructs rows and draws from the posterior predictive of a trained model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ def main(
     out: Annotated[
         Path,
         typer.Option(
-            help="What to write: .npz for the numbers, .png for a picture of ten rows, .csv, .tsv, .xlsx or .parquet "
+            help="Output file: .npz for the numbers, .png for a picture of ten rows, .csv, .tsv, .xlsx or .parquet "
             "for the draws as a table."
         ),
     ],
@@ -34,9 +34,9 @@ def main(
     """Draws new data like each row: z ~ q(z|x), then x' ~ p(x'|z), in the units of the data.
 
     An .npz holds x (N, ...), reconstructions (N, ...), the mean of x' at the mean of q(z|x), and
-    posterior_predictive (S, N, ...), the draws; and the rows' labels and ids, where they have them, and their numbers
-    in the file, from 0. Of a model that finds labels, clusters, codes or topics it holds those too. A table has the
-    draws, each with its number as draw, and labels or clusters that were found.
+    posterior_predictive (S, N, ...), the draws; also the rows' labels and ids, if there are any, their row numbers in
+    the file, counted from 0, and the labels, clusters, codes or topics that the model predicts. A table has the draws,
+    with the number of the draw in the column draw, and predicted labels or clusters.
     """
     vae = runs.open_run(run, device)
     writing.only_pictures(run, out)

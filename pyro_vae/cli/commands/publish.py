@@ -1,4 +1,4 @@
-"""Puts a trained model on the Hugging Face hub."""
+"""Uploads a trained model to the Hugging Face hub."""
 
 import json
 from pathlib import Path
@@ -17,20 +17,21 @@ EXAMPLES = (
 
 def main(
     run: options.Run,
-    name: Annotated[str, typer.Argument(help="What it is called on the hub.", metavar="OWNER/NAME")],
+    name: Annotated[str, typer.Argument(help="The model's name on the hub.", metavar="OWNER/NAME")],
     report: Annotated[
         Path | None,
-        typer.Option(help="What pyro-vae evaluate --suite wrote, to be told on the card. [default: not told]"),
+        typer.Option(help="A JSON file from pyro-vae evaluate --suite, to summarise on the card. [default: none]"),
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Let nobody else see it, if it is new.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="If the repository is new, make it private.")] = False,
 ) -> None:
-    """Puts a model on the hub: its configuration, weights, history, curves, draws and a card.
+    """Uploads a model to the hub: its configuration, weights, history, curves, draws and a model card.
 
-    No row of the data goes with it, nor where they lie; the names of columns, labels and kinds do. A README.md that is
-    in the run folder already is the card; else one is written there. It takes pip install 'pyro-vae[hub]', and who you
-    are by hf auth login.
+    No data and no paths to data are uploaded; the names of columns, labels and levels are. If the run folder has a
+    README.md, that is the card; otherwise one is written there. Needs pip install 'pyro-vae[hub]' and hf auth login.
     """
     found = None if report is None else json.loads(report.read_text(encoding="utf-8"))
     if found is not None and "findings" not in found:
-        raise ValueError(f"{report} has no findings: write one by pyro-vae evaluate {run} --suite quick --out {report}")
+        raise ValueError(
+            f"{report} has no findings: write it with pyro-vae evaluate {run} --suite quick --out {report}"
+        )
     print(hub.push_to_hub(run, name, report=found, private=private))

@@ -20,14 +20,14 @@ def main(
     out: Annotated[
         Path,
         typer.Option(
-            help="What to write: .png for a picture, .npy for numbers, .csv, .tsv, .xlsx or .parquet for a table."
+            help="Output file: .png for a picture, .npy for numbers, .csv, .tsv, .xlsx or .parquet for a table."
         ),
     ],
     given: Annotated[
         list[str] | None,
         typer.Option(
-            help="What rows are drawn given, such as labels=7, or labels=cat,owl for one after the other: labels, or "
-            "groups of a pooled model, or the total_count of a document's words."
+            help="Condition on labels, a pooled model's groups, or the total_count of words in a document: labels=7, "
+            "or labels=cat,owl to take them in turn."
         ),
     ] = None,
     num_samples: Annotated[int, typer.Option(help="Number of rows to draw.")] = 64,
@@ -35,8 +35,8 @@ def main(
         bool | None,
         typer.Option(
             "--mean/--draws",
-            help="The mean of x at z ~ p(z), or draws x ~ p(x), which have the noise of every pixel. "
-            "[default: means for a picture, else draws]",
+            help="Means E[x|z] at z ~ p(z), or draws x ~ p(x), with noise in every pixel. "
+            "[default: means for a picture, otherwise draws]",
         ),
     ] = None,
     device: options.Device = "auto",
@@ -44,7 +44,7 @@ def main(
 ) -> None:
     """Draws new rows x ~ p(x) from a trained model, in the units of its data.
 
-    An .npy is written as the rows are drawn, so there may be more of them than memory holds.
+    An .npy is written as rows are drawn, so they need not fit in memory.
     """
     vae = runs.open_run(run, device)
     writing.only_pictures(run, out)

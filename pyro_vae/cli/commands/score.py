@@ -1,4 +1,4 @@
-"""Writes how probable a trained model finds each row, and which of its entries are least expected."""
+"""Writes each row's log evidence under a trained model, and its least expected entries."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,25 +25,24 @@ def main(
     out: Annotated[
         Path,
         typer.Option(
-            help="What to write: .npz, or .csv, .tsv, .xlsx or .parquet for a table; .png draws the least probable "
-            "rows."
+            help="Output file: .npz, or .csv, .tsv, .xlsx or .parquet for a table; .png draws the least probable rows."
         ),
     ],
     data: options.HeldOutData = None,
     whole: Annotated[
-        bool, typer.Option("--whole", help="All rows of what the run was trained on, and not those held out alone.")
+        bool, typer.Option("--whole", help="All rows of the run's data, not only the held-out ones.")
     ] = False,
     data_root: options.DataRoot = None,
-    num_particles: Annotated[int, typer.Option(help="Draws of the guide for each row.")] = 500,
-    entries: Annotated[int, typer.Option(help="How many of a row's least expected entries to name; 0 for none.")] = 3,
+    num_particles: Annotated[int, typer.Option(help="Draws from the guide for each row.")] = 500,
+    entries: Annotated[int, typer.Option(help="Number of least expected entries to name per row; 0 for none.")] = 3,
     device: options.Device = "auto",
     seed: options.Seed = 0,
 ) -> None:
     """Writes the log evidence log p(x) of each row, in nats: the lower, the stranger.
 
-    Beside it stand its standard error and the row's least expected entries given the rest of it, with how many nats
-    less probable each is than a draw of the model's in its place would be. An .npz holds that number of all entries, as
-    unexpected (N, ...). The rows' labels, ids and numbers in the file come along.
+    Also writes its standard error and the entries that are least expected given the rest of the row. For each: by how
+    many nats it is less probable than a draw from the model in its place. An .npz holds that number for all entries, as
+    unexpected (N, ...). The rows' labels, ids and row numbers in the file are written too.
     """
     vae = runs.open_run(run, device)
     writing.only_pictures(run, out)
@@ -70,7 +69,7 @@ def main(
     place = place if rows.rows_test is None else rows.rows_test[place]
     print(
         f"{out}: the log evidence of {len(evidence.log_evidence):,} rows, {evidence.mean:.2f} nats on average, "
-        f"the least of row {int(place)}"
+        f"lowest in row {int(place)}"
     )
 
 
@@ -83,7 +82,7 @@ def columns_of(run: Path, shape: torch.Size) -> list[str]:
 
 
 def least_expected(nats: np.ndarray, names: list[str], count: int) -> dict[str, np.ndarray]:
-    """The entries of each row that are least expected, by name and in nats; missing ones are not among them."""
+    """The least expected entries of each row, by name and in nats. Missing entries are left out."""
     order = np.argsort(-np.nan_to_num(nats, nan=-np.inf), axis=1, kind="stable")[:, :count]
     found: dict[str, np.ndarray] = {}
     for place in range(count):
@@ -95,7 +94,7 @@ def least_expected(nats: np.ndarray, names: list[str], count: int) -> dict[str, 
 
 
 def draw(x: Any, found: dict[str, Any], out: Path) -> None:
-    """The least probable rows, above what in them is unexpected."""
+    """Draws the least probable rows, and below each how unexpected its entries are."""
     order = np.argsort(found["log_evidence"], kind="stable")[:SHOWN]
     rows = [as_tensor(x[torch.as_tensor(order)]).float()]
     if "unexpected" in found:

@@ -1,10 +1,10 @@
 """Tables: columns of several kinds as rows of numbers, with NaN where an entry is missing, and back.
 
-A :class:`Schema` says what each column holds. It is inferred from the table that a model is trained on and saved with
-the model, so that draws come out as the same table: its columns, in their order, with their levels and types.
+A :class:`Schema` says what each column holds. It is inferred from the training table and saved with the model, so draws
+come out as the same table: its columns, in their order, with their levels and types.
 
-The files, from the bottom to the top: ``names`` (names and kinds as people write them), ``columns`` (what one column
-is), ``dates`` (dates as days and as text), ``entries`` (entries ↔ numbers), ``guessing`` (entries → a column),
+The files, from the bottom up: ``names`` (names and kinds as people write them), ``columns`` (the description of one
+column), ``dates`` (dates as days and as text), ``entries`` (entries ↔ numbers), ``guessing`` (entries → a column),
 ``cells`` (text → entries), ``delimited`` (bytes → text), ``reading``, ``filling`` and ``writing``, ``schema`` (all
 columns).
 """

@@ -1,4 +1,4 @@
-"""From cells of text to entries: missing ones, numbers with their separators, true and false."""
+"""Converts cells of text to entries: missing ones, numbers with their separators, true and false."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from pyro_vae.data.tables.names import listing
 
 __all__ = ["MISSING", "find_decimal", "is_number", "typed"]
 
-# Cells that pandas takes for missing as well.
+# Cells that are missing entries, as in pandas.
 MISSING = frozenset(
     ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
      "NULL", "NaN", "None", "n/a", "nan", "null"]
@@ -46,7 +46,7 @@ def is_number(cell: str, decimal: str) -> bool:
 
 
 def typed(name: str, cells: Sequence[str], decimal: str) -> tuple[pd.Series, list[tuple[str, str]]]:
-    """A column of cells as numbers, as true and false, or as the text it is; with notes by topic."""
+    """A column of cells as numbers, as true and false, or as text; with notes by topic."""
     stripped = [cell.strip() for cell in cells]
     present = [cell for cell in stripped if cell not in MISSING]
     notes = []
@@ -55,7 +55,7 @@ def typed(name: str, cells: Sequence[str], decimal: str) -> tuple[pd.Series, lis
         grouped = next((cell for cell in present if not _patterns(decimal)[0].fullmatch(cell)), None)
         if grouped:
             value = f"{float(_number(grouped, decimal) or 'nan'):.15g}"
-            notes.append(("thousands", f"column {name!r} has separators of thousands: {grouped!r} is read as {value}"))
+            notes.append(("thousands", f"column {name!r} has thousands separators: {grouped!r} is read as {value}"))
         return _with_gaps(values, stripped), notes
     if present and all(cell in _TRUTHS for cell in present):
         return _with_gaps(np.array([_TRUTHS[cell] for cell in present]), stripped), notes
@@ -63,18 +63,18 @@ def typed(name: str, cells: Sequence[str], decimal: str) -> tuple[pd.Series, lis
     if words and present:
         number = sum(map(bool, stripped)) - len(present)
         found = f"{listing(words, 'words')} in {number} entries"
-        said = f"column {name!r} has {found}: taken as missing; rename what is a level"
+        said = f"column {name!r} has {found}: treated as missing; if it is a level, rename it"
         notes.append(("missing", said))
     return pd.Series(
         [None if text in MISSING else cell for text, cell in zip(stripped, cells, strict=True)], dtype=_TEXT
     ), notes
 
 
-_TEXT: Any = pd.Series(["text"]).dtype  # pandas' own choice: objects before its version 3
+_TEXT: Any = pd.Series(["text"]).dtype  # pandas' default: objects before version 3
 
 
 def _as_numbers(cells: Sequence[str], decimal: str) -> np.ndarray | None:
-    """Numbers exactly as they are written, in the smallest of int64, uint64 and float64; None where some are not."""
+    """Numbers exactly as written, in the first of int64, uint64 and float64 that fits; None if some are not numbers."""
     read = [_number(cell, decimal) for cell in cells]
     if not read or None in read:
         return np.full(0, np.nan) if not read else None
@@ -110,7 +110,7 @@ def _with_gaps(values: np.ndarray, cells: Sequence[str]) -> pd.Series:
     return pd.Series(whole(spread, ~seen))
 
 
-# --- which mark is the decimal one
+# --- the decimal mark
 
 _THOUSANDS = {  # numbers that show which mark separates thousands, by the other one
     ".": re.compile(r"[+-]?[0-9]{1,3}(?:,[0-9]{3}){2,}|[+-]?[0-9]{1,3}(?:,[0-9]{3})+\.[0-9]*"),
@@ -121,7 +121,7 @@ _ONE_MARK = re.compile(r"[+-]?[0-9]*([.,])[0-9]*(?:[eE][+-]?[0-9]+)?")
 
 
 def _reading(cell: str) -> str:
-    """``.`` or ``,`` where a number shows its decimal mark, ``?.`` or ``?,`` where it may or not, else nothing."""
+    """``.`` or ``,`` if a number shows its decimal mark, ``?.`` or ``?,`` if it is ambiguous, otherwise empty."""
     for decimal, pattern in _THOUSANDS.items():
         if pattern.fullmatch(cell):
             return decimal
@@ -133,10 +133,10 @@ def _reading(cell: str) -> str:
 
 
 def find_decimal(columns: Mapping[str, Sequence[str]], separator: str) -> tuple[str, list[str]]:
-    """The decimal mark of a table's numbers, and a note where it is a comma.
+    """The decimal mark of a table's numbers, and a note if it is a comma.
 
     Raises:
-        ValueError: if some columns show a point and others a comma, or all numbers can be read in two ways.
+        ValueError: if some columns show a point and others a comma, or all numbers are ambiguous.
     """
     shown: dict[str, dict[str, str]] = {}  # reading -> column -> a number in it
     if separator == "," and not any("," in cell for cells in columns.values() for cell in cells):
@@ -158,17 +158,17 @@ def find_decimal(columns: Mapping[str, Sequence[str]], separator: str) -> tuple[
 
     if "," in shown and "." in shown:
         raise ValueError(
-            f"some numbers have decimal commas ({such(',')}) and others decimal points ({such('.')}): write all in one "
-            f"way, or give the mark that is meant as decimal, , or ."
+            f"some numbers have decimal commas ({such(',')}) and others decimal points ({such('.')}): write all in "
+            f"one way, or give decimal , or ."
         )
     if "," in shown:
-        return ",", [f"numbers have decimal commas, such as {such(',')}: with decimal . they would be text"]
+        return ",", [f"numbers have decimal commas, such as {such(',')}; with decimal . they would be text"]
     if "." in shown or not shown or (separator == "," and "?," not in shown):
         return ".", []
     unclear = next(reading for reading in ("?,", "?.") if reading in shown)
     cell = next(iter(shown[unclear].values()))
     readings = cell.replace(unclear[1], ""), cell.replace(unclear[1], ".")
     raise ValueError(
-        f"numbers such as {such(unclear)} may be {readings[0]} or {readings[1]}: give decimal . or , to say which mark "
-        f"stands before the decimals"
+        f"numbers such as {such(unclear)} may be {readings[0]} or {readings[1]}: give decimal . or , to say which is "
+        f"the decimal mark"
     )

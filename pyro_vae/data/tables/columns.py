@@ -1,4 +1,4 @@
-"""What one column of a table is."""
+"""The description of one column of a table."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from pyro_vae.data.tables.names import KINDS, listing
 
 __all__ = ["KINDS", "NUMBERS", "Column", "type_name", "type_named"]
 
-# The kinds whose entries are numbers, with the numbers that they may be; entries of the others are levels.
+# The kinds whose entries are numbers, with their ranges; entries of other kinds are levels.
 NUMBERS: Mapping[str, Constraint] = {
     "count": constraints.nonnegative_integer,
     "positive": constraints.positive,
@@ -26,7 +26,7 @@ NUMBERS: Mapping[str, Constraint] = {
 
 
 def type_name(dtype: Any) -> str:
-    """A pandas type by a name that :func:`type_named` finds it by."""
+    """The name of a pandas type, for :func:`type_named`."""
     if isinstance(dtype, pd.StringDtype) and dtype.na_value is pd.NA:
         return f"string[{dtype.storage}]"
     if isinstance(dtype, pd.ArrowDtype) and str(dtype) == "string[pyarrow]":  # to pandas, that names the type above
@@ -54,15 +54,15 @@ class Column:
             0, ``positive`` entries numbers above 0, ``real`` entries any numbers, ``date`` entries dates or times.
         categories: The levels of a binary or category column, in their order: numbers, text or true and false.
         dtype: Name of the pandas type of its entries.
-        ordered: Whether the levels have an order, where the column is categorical to pandas; None where it is not.
-        low: Lowest number in the table it was inferred from; None where that is not known, and for levels. Dates are
-            counted in days from ``origin``.
+        ordered: Whether the levels of a pandas categorical have an order; None if it is not a pandas categorical.
+        low: Lowest number in the table it was inferred from; None if unknown, and for levels. Dates are counted in days
+            from ``origin``.
         high: Highest number, likewise.
-        num_missing: Missing entries in that table.
-        whole: Whether all its numbers are whole, and those that a model draws are rounded.
+        num_missing: Number of missing entries in that table.
+        whole: Whether all its numbers are whole, and draws are rounded.
         origin: The earliest date, in ISO format; None for other kinds.
-        unit: What dates are whole multiples of: ``D``, ``s``, ``ms``, ``us`` or ``ns``.
-        format: How dates are written where they are text, in the codes of ``strftime``; None where they are no text.
+        unit: The unit of dates: ``D``, ``s``, ``ms``, ``us`` or ``ns``.
+        format: The format of dates that are text, in the codes of ``strftime``; None if they are not text.
 
     Raises:
         ValueError: if these do not describe a column.
@@ -87,7 +87,7 @@ class Column:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
-            raise ValueError(f"column names are text, found {self.name!r}: rename the column")
+            raise ValueError(f"column names must be text, found {self.name!r}: rename the column")
         lookup(self.kind, KINDS, "kind")
         _check_categories(self)
         for value in (self.low or 0, self.high or 0, self.num_missing):
@@ -97,7 +97,7 @@ class Column:
             raise ValueError(f"column {self.name!r} has {self.ordered!r} for ordered; expected true, false or nothing")
         if not _fits_its_type(self):
             raise ValueError(f"column {self.name!r} of kind {self.kind} cannot have the type {self.dtype!r}")
-        # Counts and integers are whole whatever was said; descriptions from before there was ``whole`` say nothing.
+        # Counts and integers are always whole; descriptions from before ``whole`` existed lack it.
         is_whole = self.kind == "count" or (self.kind in ("positive", "real") and type_named(self.dtype).kind in "iu")
         object.__setattr__(self, "whole", bool(self.whole) or is_whole)
         if self.kind == "date":
@@ -105,7 +105,7 @@ class Column:
 
     @property
     def is_number(self) -> bool:
-        """Whether the entries are numbers or dates, and not levels."""
+        """Whether the entries are numbers or dates rather than levels."""
         return self.kind in NUMBERS
 
     @property

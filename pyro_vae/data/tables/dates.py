@@ -1,4 +1,4 @@
-"""Dates as days since the first of them, and as the text that they are written in."""
+"""Converts dates to days since the earliest one, and to and from text."""
 
 import itertools
 import re
@@ -43,9 +43,9 @@ def look_like_dates(texts: Sequence[str]) -> np.ndarray:
 
 
 def formats(texts: Sequence[str]) -> list[str]:
-    """The formats, in the codes of ``strftime``, that read all texts and write them again as they stand.
+    """The formats, in the codes of ``strftime``, that read all texts and reproduce them exactly.
 
-    There are two where day and month could be either way round. ``%-d`` is a day without a leading zero, ``%3f`` a
+    There are two if the order of day and month is ambiguous. ``%-d`` is a day without a leading zero, ``%3f`` a
     fraction of three digits.
 
     Example:
@@ -59,7 +59,7 @@ def formats(texts: Sequence[str]) -> list[str]:
         return []
     found = [f"{date}{_time(match)}" for date in _date_formats(match)]
     fitting = [each for each in found if _reproduces(each, texts)]
-    # The same day order with and without leading zeros, where no entry tells the two apart, is one format.
+    # The same order with and without leading zeros is one format if no entry distinguishes the two.
     return [each for each in fitting if each.replace("%-", "%") not in fitting or "%-" not in each]
 
 
@@ -94,7 +94,7 @@ def _read(texts: Sequence[Any], form: str) -> np.ndarray:
 
 
 def write(values: np.ndarray, form: str) -> list[str | None]:
-    """Dates as text, None for those that are missing."""
+    """Dates as text, None for missing ones."""
     index = pd.DatetimeIndex(values)
     template = form
     for code, field in (
@@ -115,7 +115,7 @@ def read_one(text: str, form: str) -> str:
 
 
 def is_day_first(form: str) -> bool:
-    """Whether the day stands before the month."""
+    """Whether the day comes before the month."""
     return form.replace("%-", "%").find("%d") < form.replace("%-", "%").find("%m")
 
 
@@ -123,7 +123,7 @@ def is_day_first(form: str) -> bool:
 
 
 def instants(series: pd.Series, form: str | None) -> np.ndarray:
-    """The entries as NumPy's dates, in UTC where they have a zone, NaT where they are missing or cannot be read."""
+    """The entries as NumPy dates, in UTC if they have a zone, NaT where they are missing or cannot be read."""
     if form is not None:
         present = series.notna().to_numpy()
         read = np.full(len(series), np.datetime64("NaT"), dtype="datetime64[us]")
@@ -138,7 +138,7 @@ def instants(series: pd.Series, form: str | None) -> np.ndarray:
 
 
 def as_days(*columns: pd.Series) -> list[np.ndarray] | None:
-    """Columns of dates, as dates or as text in one format, in days since 1970; None where they are something else.
+    """Columns of dates, stored as dates or as text in one format, in days since 1970; None for other columns.
 
     Example:
         >>> as_days(pd.Series(["1970-01-02", "1970-02-01"]))
@@ -172,7 +172,7 @@ def days(values: np.ndarray, origin: str) -> np.ndarray:
 
 
 def from_days(column: Column, values: np.ndarray) -> np.ndarray:
-    """The dates, rounded to the column's unit, that are so many days after its first.
+    """The dates, rounded to the column's unit, from numbers of days after its first.
 
     Raises:
         ValueError: if there is no such date in the years from 1 to 9999.

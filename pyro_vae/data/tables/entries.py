@@ -1,4 +1,4 @@
-"""From the entries of one column to numbers, and back."""
+"""Converts the entries of one column to numbers, and back."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from pyro_vae.data.tables.names import advice, listing, shortened
 
 __all__ = ["check_kind", "check_numbers", "decode", "dense", "encode", "holding", "numbers", "plain"]
 
-# What pandas.api.types.infer_dtype says of entries that a column may hold. Everything else is refused.
+# Supported results of pandas.api.types.infer_dtype. Everything else is refused.
 _HOLDINGS = {
     "boolean": "truth",
     "integer": "integer",
@@ -33,10 +33,10 @@ _EXACT = 2**53  # float64 tells whole numbers apart up to here
 
 
 def holding(series: pd.Series) -> str:
-    """What the entries are, in the words of ``_HOLDINGS``.
+    """The type of the entries, as a value of ``_HOLDINGS``.
 
     Raises:
-        ValueError: if they are something that is not modelled.
+        ValueError: if the type is not supported.
     """
     found = infer_dtype(series, skipna=True)
     within = infer_dtype(series.cat.categories, skipna=True) if found == "categorical" else found
@@ -66,7 +66,7 @@ def encode(column: Column, series: pd.Series) -> np.ndarray:
     """Entries as float64, NaN where they are missing.
 
     Raises:
-        ValueError: if they are not of the column's kind, or are levels that it does not have.
+        ValueError: if they are not of the column's kind, or are unknown levels.
     """
     series = dense(series)
     if column.kind == "date":
@@ -110,7 +110,7 @@ def numbers(series: pd.Series) -> np.ndarray:
     if beyond:
         entry = next(e for e in series.dropna() if not _is_float(e) and abs(int(e)) > _EXACT)
         raise ValueError(
-            f"column {series.name!r} has {shortened(plain(entry))}, and whole numbers beyond 2^53 = {_EXACT} lose "
+            f"column {series.name!r} has {shortened(plain(entry))}, but whole numbers beyond 2^53 = {_EXACT} lose "
             f"their last digits as floating-point numbers: rescale it, or {advice(str(series.name), 'index', 'drop')}"
         )
     return values if values.flags.writeable else values.copy()
@@ -121,7 +121,7 @@ def _is_float(entry: Any) -> bool:
 
 
 def _first_not_a_number(series: pd.Series) -> int:
-    """The row of the first entry that cannot be read as a number, or else of one that is not a number."""
+    """The row of the first entry that cannot be converted to a number, or else of the first non-number."""
 
     def reads(entry: Any) -> bool:
         try:
@@ -137,7 +137,7 @@ def _first_not_a_number(series: pd.Series) -> int:
 
 
 def check_numbers(column: Column, x: Tensor, values: np.ndarray, complaint: str) -> None:
-    """Refuses ``x`` if it has numbers that the column cannot have; the message speaks of ``values``."""
+    """Refuses ``x`` if it has numbers that the column cannot have; the message quotes ``values``."""
     fits = torch.isnan(x) | (torch.isfinite(x) & NUMBERS[column.kind].check(x))
     if not bool(fits.all()):
         row = int(fits.int().argmin())
@@ -155,8 +155,8 @@ def _encode_levels(column: Column, series: pd.Series) -> np.ndarray:
     if unknown:
         are = "which is" if len(unknown) == 1 else "which are"
         raise ValueError(
-            f"column {column.name!r} has {listing(unknown, 'such levels')}, {are} not among the levels that it had in "
-            f"training: {listing(column.categories, 'levels')}"
+            f"column {column.name!r} has {listing(unknown, 'such levels')}, {are} not among its levels in training: "
+            f"{listing(column.categories, 'levels')}"
         )
     return np.array([*(indices[level] for level in found), np.nan])[codes]  # a missing entry has code -1
 
@@ -187,8 +187,8 @@ def _encode_dates(column: Column, series: pd.Series) -> np.ndarray:
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
-            f"column {column.name!r} has {plain(series.iloc[row])!s} in row {row}, finer than a number of days since "
-            f"{column.origin} can tell, with units of one {column.unit}: round it"
+            f"column {column.name!r} has {plain(series.iloc[row])!s} in row {row}, which a number of days since "
+            f"{column.origin} in units of one {column.unit} cannot represent exactly: round it"
         )
     return counted
 
@@ -197,10 +197,10 @@ def _encode_dates(column: Column, series: pd.Series) -> np.ndarray:
 
 
 def decode(column: Column, values: np.ndarray, *, rounding: bool = True) -> Any:
-    """Numbers as entries in the column's own type, missing where there is NaN.
+    """Numbers as entries in the column's own type; NaN becomes missing.
 
     Raises:
-        ValueError: if they are beyond what such entries can be.
+        ValueError: if they are out of range for the column's type.
     """
     if column.kind == "date":
         return dates.as_column(column, dates.from_days(column, values))
@@ -222,7 +222,7 @@ def _decode_numbers(column: Column, values: np.ndarray, *, rounding: bool) -> An
     dtype = type_named(column.dtype)
     if column.whole and rounding:
         whole = np.rint(values)
-        whole[(whole == 0) & (values != 0)] = 1.0 if column.kind == "positive" else 0.0  # and never minus zero
+        whole[(whole == 0) & (values != 0)] = 1.0 if column.kind == "positive" else 0.0  # no minus zero
         values = whole
     if dtype.kind in "iu":
         if not rounding:
@@ -232,7 +232,7 @@ def _decode_numbers(column: Column, values: np.ndarray, *, rounding: bool) -> An
 
 
 def _integer_type(column: Column, values: np.ndarray) -> Any:
-    """The column's type, or a wider one, that has room for these whole numbers."""
+    """The column's type, or a wider one, that can hold these whole numbers."""
     present = values[~np.isnan(values)]
     low, high = present.min(initial=0), present.max(initial=0)
     for dtype in (type_named(column.dtype), np.dtype(np.int64)):
@@ -243,7 +243,7 @@ def _integer_type(column: Column, values: np.ndarray) -> Any:
 
 
 def _with_room(dtype: Any) -> Any:
-    """The type of the same values that has room for missing entries."""
+    """The nullable type of the same values."""
     if not isinstance(dtype, np.dtype) or dtype.kind not in "biu":
         return dtype
     return "boolean" if dtype.kind == "b" else dtype.newbyteorder("=").name.replace("int", "Int").replace("u", "U")

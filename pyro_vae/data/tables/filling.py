@@ -1,4 +1,4 @@
-"""Gaps filled with what was drawn, in the type or the text of the entries around them."""
+"""Fills missing entries from draws, in the type or the text style of the other entries."""
 
 import re
 from typing import Any
@@ -12,7 +12,7 @@ __all__ = ["entries_filled", "text_filled", "written"]
 
 
 def entries_filled(series: pd.Series, drawn: pd.Series) -> pd.Series:
-    """A column with the missing entries taken from another."""
+    """A column with its missing entries taken from ``drawn``."""
     gaps = series.isna().to_numpy()
     if not gaps.any():
         return series
@@ -28,13 +28,13 @@ def entries_filled(series: pd.Series, drawn: pd.Series) -> pd.Series:
 
 
 def text_filled(column: Column, series: pd.Series, text: pd.Series, drawn: pd.Series, decimal: str) -> pd.Series:
-    """A column of text with the missing entries written as the others are.
+    """A column of text with its missing entries filled in the style of the others.
 
     Args:
-        column: What it holds.
+        column: Its description.
         series: Its entries.
-        text: The same as text.
-        drawn: What the gaps are filled from.
+        text: Its entries as text.
+        drawn: The draws that fill missing entries.
         decimal: The decimal mark.
     """
     gaps = series.isna().to_numpy()
@@ -53,7 +53,7 @@ def text_filled(column: Column, series: pd.Series, text: pd.Series, drawn: pd.Se
 
 
 def _decimals(cells: list[str], decimal: str) -> int | None:
-    """The most decimals that a column's numbers are written with; None where some have an exponent."""
+    """The largest number of decimals in a column's numbers; None if some have an exponent."""
     if any("e" in cell.lower() for cell in cells):
         return None
     tails = [re.sub(r"[^0-9]", "", cell.rpartition(decimal)[2]) if decimal in cell else "" for cell in cells]
@@ -61,7 +61,7 @@ def _decimals(cells: list[str], decimal: str) -> int | None:
 
 
 def written(value: Any, decimal: str, places: int | None = None) -> str:
-    """One entry as text; nothing where it is missing.
+    """One entry as text; empty if it is missing.
 
     Example:
         >>> written(1.5, ","), written(3.0, "."), written(2.345678, ".", 2), written(True, ".")

@@ -1,4 +1,4 @@
-"""What a column holds, told from its entries; what is guessed is noted, and what is unclear is refused."""
+"""Infers the kind of a column from its entries. Guesses are noted, and ambiguous columns are refused."""
 
 import math
 import re
@@ -15,10 +15,10 @@ from pyro_vae.data.tables.names import advice, quoted, shortened
 
 __all__ = ["Guess", "guess", "is_row_number"]
 
-_MAX_LEVELS = 50  # of text, before it looks like something else
-_FEW_LEVELS = 10  # of whole numbers, that might be levels
-_MIN_ROWS = 10  # before whole numbers that never repeat look like identifiers
-_LARGE = 10**8  # from here on, whole numbers that never repeat do
+_MAX_LEVELS = 50  # text with more is not a category
+_FEW_LEVELS = 10  # up to so many distinct whole numbers might be levels
+_MIN_ROWS = 10  # rows from which whole numbers that never repeat can look like identifiers
+_LARGE = 10**8  # whole numbers that never repeat look like identifiers from here on
 _WHOLE_UNTIL = 2.0**53
 
 _ID_NAME = re.compile(
@@ -48,7 +48,7 @@ _SURVEY_CODES = (-1.0, -7.0, -8.0, -9.0, -88.0, -99.0, -999.0, -9999.0, 99.0, 99
 
 @dataclass(frozen=True)
 class Guess:
-    """A column, and sentences on what was guessed of it, by topic."""
+    """A column, and sentences on what was guessed about it, by topic."""
 
     column: Column
     notes: tuple[tuple[str, str], ...] = ()
@@ -56,7 +56,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class _Numbers:
-    """The numbers of a column: each once, how often, and how many entries there are, missing ones too."""
+    """The distinct numbers of a column, their counts, and the number of rows, including missing entries."""
 
     values: np.ndarray
     counts: np.ndarray
@@ -77,7 +77,7 @@ class _Numbers:
 
 
 def is_row_number(series: pd.Series) -> bool:
-    """Whether a column is the count of rows that pandas writes beside a table."""
+    """Whether a column is the row number that pandas writes with a table."""
     if not _ROW_NUMBERS.fullmatch(str(series.name)) or series.dtype.kind not in "iu" or series.isna().any():
         return False
     steps = series.to_numpy(dtype=np.int64) - np.arange(len(series))
@@ -85,20 +85,20 @@ def is_row_number(series: pd.Series) -> bool:
 
 
 def guess(series: pd.Series, kind: str | None) -> Guess:
-    """What a column holds.
+    """Infers a column's description.
 
     Args:
         series: The column, with its name.
-        kind: What was said of it, or None.
+        kind: The kind given by the user, or None.
 
     Raises:
-        ValueError: of one clause, if that is unclear or does not fit ``kind``.
+        ValueError: with one clause, if the column is ambiguous or does not fit ``kind``.
     """
     series = entries.dense(series)
     found, num_missing = entries.holding(series), int(series.isna().to_numpy().sum())
     name: Any = series.name
     if num_missing == len(series):
-        raise ValueError(f"column {name!r} has no entries at all: drop it ({advice(name, 'drop')})")
+        raise ValueError(f"column {name!r} has no entries: drop it ({advice(name, 'drop')})")
     if kind is not None and kind.startswith("date"):
         return _dates(series, found, kind, num_missing)
     if found == "date":
@@ -111,7 +111,7 @@ def guess(series: pd.Series, kind: str | None) -> Guess:
     if found in ("integer", "float"):
         return _of_numbers(series, found, kind, num_missing)
     if kind in NUMBERS:
-        entries.encode(Column(name, kind or "real"), series)  # which says what does not fit
+        entries.encode(Column(name, kind or "real"), series)  # raises for entries that do not fit
     num_levels = len(series.cat.categories) if found == "categorical" else 2 if found == "truth" else series.nunique()
     return _levels(series, found, kind or ("binary" if num_levels == 2 else "category"), num_missing)
 
@@ -131,13 +131,13 @@ def _levels(series: pd.Series, found: str, kind: str, num_missing: int) -> Guess
     num_present = len(series) - num_missing
     if kind == "category" and len(levels) == num_present > _MIN_ROWS:
         ways = advice(name, "index", "drop")
-        sentence = f"column {name!r} has another level in every row, of which nothing can be learned: {ways}"
+        sentence = f"column {name!r} has a different level in every row, so nothing can be learned from it: {ways}"
         return Guess(column, (("distinct", sentence),))
     return Guess(column)
 
 
 def _check_text(series: pd.Series) -> None:
-    """Refuses text that is dates, numbers with some words among them, an identifier, or prose."""
+    """Refuses text that is dates, numbers mixed with words, an identifier, or prose."""
     name: Any = series.name
     counted = Counter(series.dropna().tolist()).most_common()
     texts, counts = [text for text, _ in counted], np.array([count for _, count in counted])
@@ -177,7 +177,7 @@ def _is_number(text: str) -> bool:
 
 
 def _but_for_a_few(name: str, words: list[tuple[str, int]], kind: str) -> str:
-    """The sentence on a column that is text for the sake of some entries."""
+    """The sentence on a column that is text because of some entries."""
     shown = ", ".join(f"{shortened(word)} ({count})" for word, count in words[:5])
     more = f", … ({len(words)} in all)" if len(words) > 5 else ""
     customary = all(str(word).strip().lower() in _WORDS_FOR_MISSING for word, _ in words)
@@ -223,7 +223,7 @@ def _dates(series: pd.Series, found: str, kind: str, num_missing: int) -> Guess:
             readable = "day before month" if dates.is_day_first(form) else "month before day"
             other = "date-mdy" if dates.is_day_first(form) else "date-dmy"
             notes = (
-                ("order", f"column {name!r} is read with the {readable}, as its entries show; {other} would not fit"),
+                ("order", f"column {name!r} is read with the {readable}, as its entries require; {other} does not fit"),
             )
     elif found != "date":
         raise ValueError(f"column {name!r} holds {found} entries, but kind date takes dates: give another kind")
@@ -269,7 +269,7 @@ def _of_numbers(series: pd.Series, found: str, kind: str | None, num_missing: in
             return guessed
         low, high = guessed.column.categories
         as_numbers = f"{quoted(name)}=real"
-        said = f"column {name!r} has two values, {low:g} and {high:g}: taken as binary; as numbers, {as_numbers}"
+        said = f"column {name!r} has two values, {low:g} and {high:g}: treated as binary; for numbers, {as_numbers}"
         return Guess(guessed.column, (("two", said),))
     low, high = float(numbers.values[0]), float(numbers.values[-1])
     column = Column(name, chosen, (), dtype, None, low, high, num_missing, numbers.are_whole)
@@ -284,16 +284,18 @@ def _kind_of(numbers: _Numbers, found: str) -> str:
         return "real"
     lowest = numbers.values[0]
     if not np.isfinite(numbers.values).all():
-        return "positive" if lowest > 0 else "real"  # both of which refuse it
-    could_be_integers = found == "integer" or numbers.num_present < numbers.num_rows  # gaps turn integers into floats
+        return "positive" if lowest > 0 else "real"  # both refuse it
+    could_be_integers = (
+        found == "integer" or numbers.num_present < numbers.num_rows
+    )  # missing entries turn integers into floats
     if could_be_integers and lowest >= 0 and numbers.are_whole:
         return "count"
     return "positive" if found == "float" and lowest > 0 and not _is_far_from_0(numbers) else "real"
 
 
 def _is_far_from_0(numbers: _Numbers) -> bool:
-    """Whether the logarithms of these positive numbers would lose the digits in which they differ."""
-    values = numbers.values / numbers.values.max()  # whose squares cannot overflow
+    """Whether logarithms of these positive numbers would lose the digits in which they differ."""
+    values = numbers.values / numbers.values.max()  # so squares cannot overflow
     mean = np.average(values, weights=numbers.counts)
     variance = np.average((values - mean) ** 2, weights=numbers.counts)
     return bool(variance < (0.01 * mean) ** 2)
@@ -317,11 +319,11 @@ def _check_not_identifiers(series: pd.Series, found: str) -> None:
     if not (named or consecutive or (never_repeat and low >= _LARGE)):
         return
     looks = (
-        "has whole numbers one after another"
+        "has consecutive whole numbers"
         if consecutive
-        else "has another whole number in every row"
+        else "has a different whole number in every row"
         if never_repeat
-        else "is called like an identifier"
+        else "has the name of an identifier"
     )
     numbers = ("count",) if low >= 0 and high <= _WHOLE_UNTIL else ("real",) if high <= _WHOLE_UNTIL else ()
     levels = ("category",) if num_levels <= min(_MAX_LEVELS, len(present) / 2) else ()
@@ -335,16 +337,16 @@ def _notes(column: Column, numbers: _Numbers, found: str, *, given: bool) -> lis
     name, low, high = column.name, column.low, column.high
     is_, notes = quoted(column.name), []
     if len(numbers.values) == 1:
-        said = f"column {name!r} is always {low:g}, of which nothing can be learned; {is_}=drop leaves it out"
+        said = f"column {name!r} is always {low:g}, so nothing can be learned from it; {is_}=drop leaves it out"
         return [("constant", said)]
     if not given and column.kind == "count" and len(numbers.values) <= _FEW_LEVELS:
         span = f"whole numbers from {low:g} to {high:g}"
-        said = f"column {name!r} has {span}: taken as a count; as levels it would be {is_}=category"
+        said = f"column {name!r} has {span}: treated as a count; for levels, {is_}=category"
         notes.append(("count", said))
     if not given and found == "float" and column.kind == "real" and numbers.values[0] > 0:
         said = (
-            f"column {name!r} differs by less than a hundredth of its mean: taken as real, for the logarithms of kind "
-            f"positive would lose digits; {is_}=positive takes it so"
+            f"column {name!r} varies by less than a hundredth of its mean: treated as real, as the logarithms of kind "
+            f"positive would lose digits; for that kind, {is_}=positive"
         )
         notes.append(("offset", said))
     most = int(numbers.counts.argmax())
@@ -352,8 +354,8 @@ def _notes(column: Column, numbers: _Numbers, found: str, *, given: bool) -> lis
         share = numbers.counts[most] / numbers.num_present
         if share > 0.5:
             said = (
-                f"column {name!r} is {numbers.values[most]:g} in {share:.0%} of its entries, where a density grows "
-                f"without bound and the ELBO with it: give {is_}=category if it has few levels, {is_}=count once it is "
+                f"column {name!r} is {numbers.values[most]:g} in {share:.0%} of its entries, where its density, and so "
+                f"the ELBO, can grow without bound: give {is_}=category if it has few levels, {is_}=count once it is "
                 f"rounded to whole units, or {is_}=drop"
             )
             notes.append(("ties", said))
@@ -361,14 +363,14 @@ def _notes(column: Column, numbers: _Numbers, found: str, *, given: bool) -> lis
     if code is not None:
         said = (
             f"column {name!r} is {code:g} in {int(numbers.counts[numbers.values == code][0])} entries, far from the "
-            f"others: taken as a number; if it stands for a missing entry, leave these empty"
+            f"others: treated as a number; if it stands for a missing entry, leave these empty"
         )
         notes.append(("code", said))
     return notes
 
 
 def _survey_code(numbers: _Numbers) -> float | None:
-    """A customary code for missing entries that is repeated, and the only number on its side."""
+    """A common code for missing entries that repeats and is far from all other numbers."""
     values, counts = numbers.values, numbers.counts
     if len(values) < 3:
         return None

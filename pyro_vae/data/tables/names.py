@@ -1,4 +1,4 @@
-"""Names and kinds of columns as people write them: ``name=kind``, in advice and on the command line."""
+"""Names and kinds of columns as users write them: ``name=kind``, in messages and on the command line."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from pyro_vae._support.names import lookup
 __all__ = ["GIVEN", "KINDS", "advice", "check_unique", "gathered", "listing", "parse_kinds", "quoted", "shortened"]
 
 KINDS: tuple[str, ...] = ("binary", "category", "count", "positive", "real", "date")
-# What may be said of a column: a kind, the order of day and month in its dates, or that it stays outside of the model.
+# What a user can give for a column: a kind, the order of day and month in its dates, or that it is not modelled.
 GIVEN: tuple[str, ...] = (*KINDS, "date-dmy", "date-mdy", "index", "drop")
 
 _PLAIN = re.compile(r"[^\s,=\"'\\]+")
@@ -20,7 +20,7 @@ _MAX_NOTES = 5  # on one topic
 
 
 def quoted(name: str) -> str:
-    """A name as :func:`parse_kinds` takes it: between quotes where it has to be.
+    """A name as :func:`parse_kinds` takes it, quoted if necessary.
 
     Example:
         >>> quoted("age"), quoted("patient id")
@@ -30,7 +30,7 @@ def quoted(name: str) -> str:
 
 
 def advice(name: str, *kinds: str) -> str:
-    """The ways out of what is unclear.
+    """Advice on which kinds to give for a column.
 
     Example:
         >>> advice("patient id", "index", "drop")
@@ -41,13 +41,13 @@ def advice(name: str, *kinds: str) -> str:
 
 
 def shortened(entry: object) -> str:
-    """An entry to show in a sentence, cut where it is long."""
+    """An entry to show in a sentence, shortened if it is long."""
     text = repr(entry)
     return text if len(text) <= 60 else f"{text[:40]}…{text[-1]} ({len(str(entry))} characters)"
 
 
 def listing(entries: Sequence[object], noun: str) -> str:
-    """Entries to show in a sentence: the first few of many, and how many there are.
+    """Entries to show in a sentence: if there are many, the first few and their number.
 
     Example:
         >>> listing(["a", "b"], "levels")
@@ -58,14 +58,14 @@ def listing(entries: Sequence[object], noun: str) -> str:
 
 
 def check_unique(names: Iterable[Any]) -> None:
-    """Refuses columns that share a name, all at once."""
+    """Refuses columns that share a name, naming all of them."""
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"the table has two columns named {listing(twice, 'names')}: rename or drop one")
 
 
 def gathered(notes: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """Sentences that come with their topics; of many on one topic, the first few and how many more there are."""
+    """The sentences, grouped by topic; of many on one topic, the first few and the number of the others."""
     topics: dict[str, list[str]] = {}
     for topic, sentence in notes:
         topics.setdefault(topic, []).append(sentence)
@@ -81,11 +81,11 @@ def parse_kinds(texts: Sequence[str]) -> dict[str, str]:
     """Reads kinds by column from the command line.
 
     Args:
-        texts: Items ``name=kind``, or several with commas between them. A name with a comma, an equals sign or a quote
-            in it goes between double quotes, as a string in JSON does.
+        texts: Items ``name=kind``, or several separated by commas. A name with a comma, an equals sign or a quote in it
+            goes in double quotes, as a JSON string.
 
     Raises:
-        ValueError: if items have another form, kinds are unknown, or a column is given two kinds.
+        ValueError: if items have another form, kinds are unknown, or a column has two kinds.
 
     Example:
         >>> parse_kinds(["stage=category", "age=count,weight=positive"])
@@ -97,7 +97,7 @@ def parse_kinds(texts: Sequence[str]) -> dict[str, str]:
     for name, kind in (pair for text in texts for pair in _pairs(text)):
         lookup(kind, GIVEN, "kind")
         if kinds.setdefault(name, kind) != kind:
-            raise ValueError(f"column {name!r} is given two kinds, {kinds[name]} and {kind}: give one")
+            raise ValueError(f"column {name!r} has two kinds, {kinds[name]} and {kind}: give one")
     return kinds
 
 
@@ -111,8 +111,8 @@ def _pairs(text: str) -> list[tuple[str, str]]:
         if name is None or not kind or (not name and not end):
             if rest[:end] + item.strip():
                 raise ValueError(
-                    f"kinds are given as name=kind, such as age=count,stage=category, with names that have commas or "
-                    f"equals signs in double quotes; found {(rest[:end] + item).strip()!r}"
+                    f"kinds have the form name=kind, such as age=count,stage=category, with names that contain commas "
+                    f"or equals signs in double quotes; found {(rest[:end] + item).strip()!r}"
                 )
         else:
             pairs.append((name, kind))
@@ -124,4 +124,4 @@ def _quoted_name(text: str) -> tuple[str, int]:
     try:
         return json.JSONDecoder(strict=False).raw_decode(text)
     except ValueError as error:
-        raise ValueError(f"the quotes in {text!r} do not end, or hold a backslash that means nothing") from error
+        raise ValueError(f"the quotes in {text!r} are not closed, or contain an invalid backslash") from error

@@ -1,4 +1,4 @@
-"""Tables from files."""
+"""Reads tables from files."""
 
 import gzip
 import io
@@ -25,14 +25,14 @@ class Table:
     """A table as it was read.
 
     Args:
-        frame: Its entries, in the types that they were read as.
-        text: The same cells as they stand in a delimited file; None where the file holds no text.
-        notes: Sentences on what was guessed, with what would change it.
-        separator: What stands between the fields of a delimited file.
+        frame: The entries, in the types that they were read as.
+        text: The original cells of a delimited file; None for other files.
+        notes: Sentences on what was guessed and how to change it.
+        separator: The separator between the fields of a delimited file.
         decimal: The decimal mark of its numbers.
         encoding: Its encoding.
-        header: Whether its first row is names.
-        newline: What ends its lines.
+        header: Whether its first row holds names.
+        newline: Its line ending.
     """
 
     frame: pd.DataFrame
@@ -46,10 +46,10 @@ class Table:
 
 
 def suffix_of(path: Path) -> str:
-    """The end of a file's name by which it is read and written.
+    """The suffix of a file's name, which determines its format.
 
     Raises:
-        ValueError: if there is no such way.
+        ValueError: if the format is not supported.
     """
     ends = [suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)]
     if not ends:
@@ -67,19 +67,19 @@ def read_table(
 ) -> Table:
     r"""Reads a table of delimited text (``.csv``, ``.tsv``, ``.txt``, also gzipped), ``.parquet`` or ``.xlsx``.
 
-    Empty fields, ``NA`` and the like are missing entries; numbers are read to their last digit. How a delimited file is
-    written is found from its content; what is found so is in ``notes``.
+    Empty fields, ``NA`` and the like are missing entries; numbers are read to their last digit. The dialect of a
+    delimited file is detected from its content; guesses are in ``notes``.
 
     Args:
         path: The file.
-        separator: What stands between fields.
+        separator: The separator between fields; detected by default.
         decimal: The decimal mark of numbers, ``.`` or ``,``; the other one may separate thousands.
-        encoding: Such as ``utf-8`` or ``cp1252``.
-        header: Whether the first row holds the columns' names. Without them columns are ``column 1``, ``column 2``, ….
+        encoding: The encoding, such as ``utf-8`` or ``cp1252``.
+        header: Whether the first row holds column names. Without names, columns are ``column 1``, ``column 2``, ….
 
     Raises:
-        ValueError: if the file cannot be read as what its name says, has no rows or has two columns of one name, if its
-            content has two readings, or if what reads it is not installed.
+        ValueError: if the file is not of the format that its name says, has no rows, has two columns with one name, is
+            ambiguous, or needs a package that is not installed.
 
     Example:
         >>> import tempfile
@@ -97,7 +97,7 @@ def read_table(
     path = Path(path)
     suffix = suffix_of(path)
     if decimal not in (None, ".", ","):
-        raise ValueError(f"the decimal mark is . or , and not {decimal!r}")
+        raise ValueError(f"the decimal mark must be . or , and not {decimal!r}")
     try:
         with open(path, "rb") as file:
             if suffix == ".parquet":
@@ -113,12 +113,12 @@ def read_table(
             f"reading {path} needs {_NEEDED.get(suffix, error.name)}: pip install 'pyro-vae[tables]'"
         ) from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"cannot read {path} as a table (it is no whole gzip file)") from error
+        raise ValueError(f"cannot read {path} as a table (it is not a complete gzip file)") from error
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or ' '.join(str(error).split())}") from error
     except _EmptyError as error:
         raise ValueError(f"{path} is empty; expected a row of column names, and rows below it") from error
-    except Exception as error:  # pandas, pyarrow and openpyxl raise many kinds for a file that is not theirs
+    except Exception as error:  # pandas, pyarrow and openpyxl raise many kinds
         raise ValueError(f"cannot read {path} as a table ({' '.join(str(error).split())})") from error
     if len(table.frame) == 0:
         raise ValueError(f"{path} has no rows")
@@ -170,28 +170,28 @@ def _read_delimited(
 
 
 def _without_empty_columns(names: list[str], rows: list[list[Any]]) -> tuple[list[str], list[str]]:
-    """The names, and the rows in place, without what spreadsheets leave at the right and at the bottom of a table."""
+    """Removes the empty columns and rows that spreadsheets leave at the right and at the bottom, in place for rows."""
     notes, width = [], len(names)
     while width > 1 and names[width - 1] == "" and not any(row[width - 1] for row in rows):
         width -= 1
     if width < len(names):
-        notes.append(f"{len(names) - width} columns at the right without names and entries are left out")
+        notes.append(f"{len(names) - width} columns at the right without names or entries are left out")
     height = len(rows)
     while width > 1 and height and not any(rows[height - 1]):
         height -= 1
     if height < len(rows):
-        notes.append(f"{len(rows) - height} rows at the end without any entries are left out")
+        notes.append(f"{len(rows) - height} rows at the end without entries are left out")
         del rows[height:]
     return names[:width], notes
 
 
 def _check_is_header(names: Mapping[str, bool], columns: Mapping[str, pd.Series]) -> None:
-    """Refuses a first row that might be data: names that are numbers, above columns of numbers or all of them."""
+    """Refuses a first row that might be data: if all names, or all above columns of numbers, are numbers."""
     numbers = [name for name, column in columns.items() if column.dtype.kind in "iuf" and column.notna().any()]
     if all(names.values()) or (numbers and all(names[name] for name in numbers)):
         raise ValueError(
-            f"its first row may be names or may be data: {listing(list(names), 'fields')}; say by header whether it "
-            f"holds the names of the columns (yes, True) or data (no, False)"
+            f"its first row may be names or data: {listing(list(names), 'fields')}; say with header whether it holds "
+            f"the names of the columns (yes, True) or data (no, False)"
         )
 
 
@@ -203,15 +203,15 @@ def _read_parquet(file: BinaryIO) -> Table:
     nested = [field.name for field in schema if pyarrow.types.is_nested(field.type)]
     if nested:
         raise ValueError(
-            f"columns {listing(nested, 'columns')} hold lists or structures; a table has one value in an entry: spread "
-            f"them over columns of their own, or leave them out of the file"
+            f"columns {listing(nested, 'columns')} hold lists or structures, but an entry must be a single value: "
+            f"split them into several columns, or leave them out of the file"
         )
     file.seek(0)
     frame = pd.read_parquet(file, engine="pyarrow")
     notes = []
     if any(name is not None for name in frame.index.names):
         notes.append(
-            f"the index {listing(list(frame.index.names), 'names')} that was stored with the table is a column"
+            f"the index {listing(list(frame.index.names), 'names')} that was stored with the table is read as a column"
         )
         frame = frame.reset_index()
     elif not isinstance(frame.index, pd.RangeIndex):
@@ -221,13 +221,13 @@ def _read_parquet(file: BinaryIO) -> Table:
 
 def _read_excel(file: BinaryIO, *, header: bool | None) -> Table:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of formats and rules for input, which do not touch the entries
+        warnings.simplefilter("ignore")  # about formats and validation rules, which do not affect entries
         book = pd.ExcelFile(io.BytesIO(file.read()), engine="openpyxl")
         grid: Any = book.parse(0, header=None, dtype=object)
     notes = []
     if len(book.sheet_names) > 1:
         others = listing(book.sheet_names[1:], "sheets")
-        notes.append(f"the first sheet, {book.sheet_names[0]!r}, is read, and not {others}: move another to the front")
+        notes.append(f"only the first sheet, {book.sheet_names[0]!r}, is read, not {others}: move another to the front")
     if not len(grid):
         raise _EmptyError
     has_header = header is not False

@@ -1,4 +1,4 @@
-"""All columns of a table, and the way from the table to numbers and back."""
+"""The schema of a table: all its columns, and the conversion to numbers and back."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,17 +24,17 @@ _MAX_CLAUSES = 20
 
 @dataclass(frozen=True)
 class Schema:
-    """What the columns of a table hold, and the way from the table to numbers and back.
+    """Describes the columns of a table, and converts the table to numbers and back.
 
     Args:
-        columns: One for each column that is modelled, in their order.
-        index: Names of columns that are kept aside and written back, such as identifiers.
+        columns: The modelled columns, in their order.
+        index: Names of columns that are not modelled but written back, such as identifiers.
         dropped: Names of columns that are left out.
         order: All names in the table's order; by default the index, then the columns.
-        notes: Sentences on what was guessed, with what would change it. Two schemas may differ in them and be equal.
+        notes: Sentences on what was guessed and how to change it. Schemas that differ only in notes are equal.
 
     Raises:
-        ValueError: if no column is modelled, or two have one name.
+        ValueError: if no column is modelled, or two columns share a name.
 
     Example:
         >>> frame = pd.DataFrame({"dose": [0.5, 2.0, 1.5], "visits": [0, 3, 1], "cured": [True, None, False]})
@@ -64,7 +64,7 @@ class Schema:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.columns:
             aside = len(self.index) + len(self.dropped)
-            raise ValueError("the table has no columns" + (" but those that are set aside" if aside else ""))
+            raise ValueError("the table has no columns" + (" except those that are set aside" if aside else ""))
         known = [*self.index, *self.names, *self.dropped]
         check_unique(known)
         if not self.order:
@@ -79,29 +79,29 @@ class Schema:
 
     @property
     def aside(self) -> tuple[str, ...]:
-        """The names of the columns that are not modelled: the index, and what is left out."""
+        """The names of the columns that are not modelled: the index, and those that are left out."""
         return (*self.index, *self.dropped)
 
     @classmethod
     def infer(cls, frame: pd.DataFrame, kinds: Mapping[str, str] | None = None) -> Self:
-        """Tells what each column holds from its entries.
+        """Infers the kind of each column from its entries.
 
         True and false, and any two distinct values, are ``binary``. Text and pandas categoricals are ``category``.
-        Whole numbers from 0 are ``count``, integers or floats that missing entries made of them; other floats
-        are ``positive`` if they are all above 0 and differ by more than a hundredth of their mean; everything else, and
-        a number that never changes, is ``real``. Row numbers that pandas wrote beside a table are set aside. Dates,
-        identifiers and free text are refused until something is said of them. What was guessed is in ``notes``.
+        Whole numbers from 0 are ``count``: integers, or floats if missing entries turned integers into floats. Other
+        floats are ``positive`` if they are all above 0 and vary by more than a hundredth of their mean. Everything
+        else, including a constant number, is ``real``. Row numbers that pandas wrote with a table are set aside. Dates,
+        identifiers and free text are refused until their kind is given. Guesses are in ``notes``.
 
         Args:
-            frame: The table that a model is to be trained on. Its index is ignored.
-            kinds: Kinds by column, where the above is not what is meant: a number that stands for a level, say. Besides
-                the kinds of :class:`Column` there are ``index`` for a column that is kept aside and written back,
-                ``drop`` for one that is left out, and ``date-dmy`` and ``date-mdy`` for dates whose day and month could
-                be either way round.
+            frame: The table to train on. Its index is ignored.
+            kinds: Kinds by column, to override the rules above, such as for a number that stands for a level. Besides
+                the kinds of :class:`Column` there are ``index`` for a column that is not modelled but written back,
+                ``drop`` for one that is left out, and ``date-dmy`` and ``date-mdy`` for dates with an ambiguous order
+                of day and month.
 
         Raises:
-            ValueError: naming all columns that are unknown, hold something else or nothing at all, do not fit the kind
-                asked for, or look like dates, identifiers or free text.
+            ValueError: naming all columns that are unknown, empty or of an unsupported type, do not fit the given kind,
+                or look like dates, identifiers or free text.
 
         Example:
             >>> frame = pd.DataFrame({"stage": [1, 2, 4, 2], "weight": [61.5, 80.0, 72.25, 90.0]})
@@ -110,7 +110,7 @@ class Schema:
             >>> Schema.infer(frame, {"stage": "category"}).columns[0].categories
             (1, 2, 4)
             >>> Schema.infer(frame).notes
-            ("column 'stage' has whole numbers from 1 to 4: taken as a count; as levels it would be stage=category",)
+            ("column 'stage' has whole numbers from 1 to 4: treated as a count; for levels, stage=category",)
         """
         kinds = dict(kinds or {})
         names = list(frame.columns)
@@ -126,7 +126,7 @@ class Schema:
             kind = kinds.get(str(name))
             if kind is None and is_row_number(series):
                 aside[str(name)] = "index"
-                said = f"column {name!r} counts the rows: kept aside as an index; {quoted(str(name))}=count models it"
+                said = f"column {name!r} counts the rows: treated as an index; {quoted(str(name))}=count models it"
                 notes.append(("row numbers", said))
             elif kind not in ("index", "drop"):
                 try:
@@ -142,9 +142,9 @@ class Schema:
         return cls(tuple(columns), tuple(index), tuple(dropped), tuple(names), gathered(notes))
 
     def describe(self) -> pd.DataFrame:
-        """The columns as a table to print: name, kind, levels or extent, and how many entries were missing.
+        """The columns as a table to print: name, kind, levels or range, and number of missing entries.
 
-        Extents and missing entries are those of the table that the schema was inferred from.
+        Ranges and missing entries are those of the table that the schema was inferred from.
         """
         return pd.DataFrame(
             {
@@ -156,21 +156,21 @@ class Schema:
         )
 
     def encode(self, frame: pd.DataFrame, dtype: torch.dtype = torch.float64) -> Tensor:
-        """A table as numbers: the indices of levels, numbers as they are, NaN where an entry is missing.
+        """Converts a table to numbers: levels become their indices, missing entries NaN, numbers stay as they are.
 
-        Dates are days since the first one that the schema was inferred from.
+        Dates are days since the first date in the table that the schema was inferred from.
 
         Args:
-            frame: A table with these columns, in any order. Those that are set aside may be there or not.
+            frame: A table with these columns, in any order. Columns that are not modelled are optional.
             dtype: Floating-point type. ``torch.float32`` tells whole numbers apart up to 16,777,216, ``torch.float64``
-                up to 2⁵³; :meth:`decode` gives back what was encoded in the latter to the last bit.
+                up to 2⁵³; with ``torch.float64``, :meth:`decode` restores the table to the last bit.
 
         Shape:
             Returns ``(N, D)``, the modelled columns in the schema's order.
 
         Raises:
-            ValueError: naming all columns that are missing or unexpected, or have entries that are not of their kind or
-                levels that the schema does not have; or the rows without entries.
+            ValueError: naming all columns that are missing or unexpected, or have entries of another kind or unknown
+                levels; or the rows without entries.
 
         Example:
             >>> schema = Schema((Column("smoker", "binary", ("no", "yes"), "object"), Column("age", "count")))
@@ -194,7 +194,7 @@ class Schema:
                 if len(empty) == 1
                 else "rows {} of the table, counted from 0, have"
             )
-            raise ValueError(f"{have.format(listing(empty.tolist(), 'rows'))} no entries at all: drop such rows")
+            raise ValueError(f"{have.format(listing(empty.tolist(), 'rows'))} no entries: drop such rows")
         x = torch.from_numpy(np.ascontiguousarray(values)).to(dtype)
         if dtype != torch.float64:
             cannot = f"which {x.dtype} cannot hold: rescale the column"
@@ -222,18 +222,18 @@ class Schema:
             raise ValueError("the table has no rows")
 
     def decode(self, x: Tensor, *, rounding: bool = True) -> pd.DataFrame:
-        """Numbers as a table: its columns in their order, with their levels and types, missing where there is NaN.
+        """Converts numbers to a table: the columns in their order, with their levels and types; NaN is missing.
 
-        Where a type has no room for missing entries, the column comes in pandas' own type that has; where it has no
-        room for a number that a model has drawn, in 64 bits. Columns that are set aside are not there.
+        If a column's type cannot hold missing entries, the column gets pandas' nullable type. If it cannot hold a
+        drawn number, the column gets 64 bits. Columns that are not modelled are left out.
 
         Args:
-            x: Rows ``(N, D)``: data or draws; or means, which give the level with the nearest index.
-            rounding: Round the numbers of columns that hold whole ones. False leaves means as floats.
+            x: Rows ``(N, D)``: data, draws or means. A mean of levels becomes the level with the nearest index.
+            rounding: Round the numbers of columns of whole numbers. False leaves means as floats.
 
         Raises:
-            ValueError: if ``x`` has another shape, or numbers beyond 64 bits in columns of whole numbers or beyond the
-                calendar in columns of dates.
+            ValueError: if ``x`` has another shape, numbers beyond 64 bits in columns of whole numbers, or numbers
+                outside of the calendar in columns of dates.
 
         Example:
             >>> smoker = Column("smoker", "binary", ("no", "yes"), "object")
@@ -258,15 +258,15 @@ class Schema:
         return pd.DataFrame(decoded, index=pd.RangeIndex(len(values)))
 
     def fill(self, table: Table | pd.DataFrame, x: Tensor) -> pd.DataFrame:
-        """A table with its gaps filled from draws, and everything else as it came.
+        """Fills the missing entries of a table from draws, and leaves everything else unchanged.
 
         Args:
-            table: The rows that were encoded. Of a table with text, every entry comes back as it stands in the file,
-                and what fills the gaps is written as the column's entries are.
-            x: A row ``(N, D)`` for each of them, such as ``vae.impute`` gives.
+            table: The rows that were encoded. If the table has text, every entry stays as in the file, and the filled
+                entries are written in the column's style.
+            x: A row ``(N, D)`` for each of them, such as from ``vae.impute``.
 
         Returns:
-            The columns in the table's order, without those that are left out.
+            The columns in the table's order, without the dropped ones.
 
         Raises:
             ValueError: if the table has other columns, or another number of rows than ``x``.
@@ -301,9 +301,9 @@ class Schema:
         return pd.DataFrame(filled)
 
     def differs(self, other: "Schema") -> list[str]:
-        """What sets another schema apart from this one, in sentences; nothing where rows of one are rows of the other.
+        """The differences from another schema, as sentences; empty if rows of one are rows of the other.
 
-        Extents and numbers of missing entries may differ.
+        Ranges and numbers of missing entries are not compared.
 
         Example:
             >>> ours, theirs = Schema((Column("age", "count"),)), Schema((Column("age", "real"),))
@@ -321,15 +321,15 @@ class Schema:
                     found.append(f"column {name!r} {what} {here} here and {there} there")
         if not found and self.names != other.names:
             found.append(
-                f"the columns stand in another order: {', '.join(self.names)} here, {', '.join(other.names)} there"
+                f"the columns are in another order: {', '.join(self.names)} here, {', '.join(other.names)} there"
             )
         return found
 
     def likelihood(self) -> Mixed:
-        """A likelihood of the whole table, with the customary one for each kind of column.
+        """A likelihood of the whole table, with the usual one for each kind of column.
 
         It is Bernoulli for ``binary``, categorical for ``category``, negative binomial for ``count``, log-normal for
-        ``positive`` and normal for ``real`` and ``date``. The last two want to be standardised, which
+        ``positive`` and normal for ``real`` and ``date``. The last two kinds should be standardised, which
         ``transform="auto"`` does.
 
         Example:
@@ -397,8 +397,8 @@ def _check_names(names: Sequence[Any]) -> None:
     others = [name for name in names if not isinstance(name, str)]
     if others:
         raise ValueError(
-            f"column names are text, found {listing(others, 'names')}: rename the column{'s' * (len(others) > 1)}, "
-            f"such as by frame.columns = [str(name) for name in frame.columns]"
+            f"column names must be text, found {listing(others, 'names')}: rename the column{'s' * (len(others) > 1)}, "
+            f"such as with frame.columns = [str(name) for name in frame.columns]"
         )
     check_unique(names)
 
@@ -409,4 +409,4 @@ def _check_all(problems: Sequence[str]) -> None:
         raise ValueError(problems[0])
     if problems:
         more = f"; and {len(problems) - _MAX_CLAUSES} more columns" if len(problems) > _MAX_CLAUSES else ""
-        raise ValueError(f"{len(problems)} columns are in need of a word: {'; '.join(problems[:_MAX_CLAUSES])}{more}")
+        raise ValueError(f"{len(problems)} columns need attention: {'; '.join(problems[:_MAX_CLAUSES])}{more}")

@@ -1,4 +1,4 @@
-"""Tables to files."""
+"""Writes tables to files."""
 
 import csv
 import gzip
@@ -17,17 +17,17 @@ __all__ = ["write_table"]
 def write_table(frame: pd.DataFrame, path: str | os.PathLike[str], like: Table | None = None) -> None:
     """Writes a table as delimited text (``.csv``, ``.tsv``, ``.txt``, also gzipped), ``.parquet`` or ``.xlsx``.
 
-    Text is written as it is, numbers with all their digits, missing entries as nothing.
+    Text is written as it is, numbers with all their digits, missing entries as empty cells.
 
     Args:
-        frame: Typed columns or text, such as :meth:`Schema.decode` and :meth:`Schema.fill` give. Its index is left out.
+        frame: Typed columns or text, such as from :meth:`Schema.decode` and :meth:`Schema.fill`. Its index is left out.
         path: The file.
-        like: A table whose separator, decimal mark, encoding, line ends and header a delimited file is to have. A
-            ``.tsv`` has tabs in any case.
+        like: A table whose separator, decimal mark, encoding, line ending and header a delimited file takes over. A
+            ``.tsv`` always has tabs.
 
     Raises:
-        ValueError: if the file's name ends in something else, what writes it is not installed, or an entry cannot be
-            written in it.
+        ValueError: if the file's suffix is not supported, a required package is not installed, or the format cannot
+            hold an entry.
 
     Example:
         >>> import tempfile
@@ -54,7 +54,7 @@ def write_table(frame: pd.DataFrame, path: str | os.PathLike[str], like: Table |
         raise ValueError(f"cannot write {letters!r} in {like.encoding}: read the table with encoding utf-8") from error
     except OSError:
         raise
-    except Exception as error:  # pyarrow and openpyxl raise many kinds for entries that are not theirs
+    except Exception as error:  # pyarrow and openpyxl raise many kinds
         raise ValueError(f"cannot write {path} ({' '.join(str(error).split())})") from error
 
 
@@ -84,6 +84,6 @@ def _cells(column: Any, decimal: str) -> list[str]:
 
 
 def _without_zones(frame: pd.DataFrame) -> pd.DataFrame:
-    """Times with zones as text, for which a workbook has no type."""
+    """Times with zones as text, because a workbook has no type for them."""
     zoned = [name for name, column in frame.items() if getattr(column.dtype, "tz", None) is not None]
     return frame.assign(**{str(name): pd.Series(_cells(frame[name], "."), index=frame.index) for name in zoned})

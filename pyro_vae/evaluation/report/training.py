@@ -30,8 +30,8 @@ def curves(job: Job, section: Section) -> None:
         rise = float(bound[-tenth:].mean() - bound[-2 * tenth : -tenth].mean())
         section.numbers["rise"] = rise
         section.about += (
-            f" Between the last two tenths of the epochs it rose by {rise:z.2f} nats on average; if that matters, train "
-            f"longer."
+            f" Between the last two tenths of the epochs it rose by {rise:z.2f} nats on average; if that matters, "
+            f"train longer."
         )
     section.figures["ELBO and its parts, by epoch"] = plot_curves(history)
 
