@@ -384,11 +384,11 @@ MISTAKES = {
     ),
     "blocks of two widths": (
         lambda: mlp_vae((4,), 2, likelihood=Normal(), block="residual", hidden_dims=(4, 5)),
-        r"of one width, found hidden_dims=\(4, 5\)",
+        r"have the same width, found hidden_dims=\(4, 5\)",
     ),
     "an activation of gates": (
         lambda: conv_vae((4, 4), 2, likelihood=Normal(), block="gated", activation="Tanh"),
-        "have no activation but their gates, found activation='Tanh'",
+        "take no activation, found activation='Tanh'",
     ),
 }
 
