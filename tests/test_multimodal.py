@@ -172,7 +172,7 @@ def test_where_nothing_is_seen_values_that_fit_stand_in_the_gaps():
         (lambda: multimodal_vae({"y": ((2,), Normal()), "x": ((2,), Normal())}, 2), "the first of them x: found y, x"),
         (lambda: multimodal_vae({"x": ((2,), Normal()), "z": ((2,), Normal())}, 2), "cannot be called 'z'"),
         (lambda: multimodal_vae({"x": ((2,), Bernoulli()), "y": ((2,), Normal())}, 2, transform=Scale(0, 1)), "yields"),
-        (lambda: labelled().draw_given({}), "give some of x, label, and not all: found none"),
+        (lambda: labelled().draw_given({}), "give some of x, label, but not all: found none"),
         (lambda: labelled().draw_given({"x": torch.ones(2, 2), "label": torch.ones(2)}), "found x, label"),
         (lambda: evaluate(labelled(), {"x": torch.ones(2, 2), "label": torch.tensor([0, 3])}), "label has values"),
         (lambda: evaluate(labelled(), {"x": torch.ones(2, 2), "label": torch.ones(2, 1)}), r"rows of shape \(1,\)"),

@@ -222,7 +222,7 @@ def test_counts_that_were_not_made_are_left_out_with_a_likelihood_of_single_coun
                 Decoder(MLP((2,), (1, 5)), Multinomial(), (5,)),
                 Encoder(MLP((5,), (2, 2)), topic_model(5, 2).encoder.posterior, 2),
             ),
-            "has a TopicDecoder, found MLP",
+            "must be a TopicDecoder, found MLP",
         ),
         (
             lambda: TopicModel(
