@@ -168,8 +168,8 @@ def test_where_nothing_is_seen_values_that_fit_stand_in_the_gaps():
     ("make", "words"),
     [
         (lambda: labelled("sum"), "unknown joint posterior 'sum'"),
-        (lambda: multimodal_vae({"x": ((2,), Normal())}, 2), "at least two, of different names"),
-        (lambda: multimodal_vae({"y": ((2,), Normal()), "x": ((2,), Normal())}, 2), "the first of them x: found y, x"),
+        (lambda: multimodal_vae({"x": ((2,), Normal())}, 2), "at least two modalities, with different names"),
+        (lambda: multimodal_vae({"y": ((2,), Normal()), "x": ((2,), Normal())}, 2), "the first called x: found y, x"),
         (lambda: multimodal_vae({"x": ((2,), Normal()), "z": ((2,), Normal())}, 2), "cannot be called 'z'"),
         (lambda: multimodal_vae({"x": ((2,), Bernoulli()), "y": ((2,), Normal())}, 2, transform=Scale(0, 1)), "yields"),
         (lambda: labelled().draw_given({}), "give some of x, label, but not all: found none"),

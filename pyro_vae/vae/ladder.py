@@ -275,7 +275,9 @@ def ladder_vae(
     """
     event_shape, hidden_dims, sizes = tuple(event_shape), tuple(hidden_dims), tuple(latent_dims)
     if len(sizes) < 2 or min(sizes) < 1:
-        raise ValueError(f"latent_dims must have at least two levels; found {sizes}: for one level use mlp_vae")
+        raise ValueError(
+            f"latent_dims must be positive, for at least two levels; found {sizes}: for one level use mlp_vae"
+        )
     context_dim = hidden_dims[-1] if hidden_dims else sizes[0]
     encoding = encoding_of(likelihood, event_shape, missing)
 

@@ -120,7 +120,8 @@ class JointEncoder(nn.Module):
     def __init__(self, names: Sequence[str], encoders: Sequence[Encoder], gaps: nn.ModuleDict, joint: Joint) -> None:
         super().__init__()
         self.experts = nn.ModuleDict(dict(zip(names, encoders, strict=True)))
-        self._gaps = [gaps]  # in a list, as they are the model's and have no parameters self.joint = joint
+        self._gaps = [gaps]  # in a list, as they are the model's and have no parameters
+        self.joint = joint
 
     @property
     def arguments(self) -> tuple[str, ...]:
