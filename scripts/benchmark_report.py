@@ -1,4 +1,4 @@
-"""What ``scripts/benchmark.py`` measured, in numbers, words and a picture."""
+"""Numbers, tables and a picture of what ``scripts/benchmark.py`` measured."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def section(unit: str, found: Numbers, left_out: Mapping[str, str], references: Sequence[str]) -> Numbers:
-    """What was measured, with every contender's ratios to each reference, taken round by round."""
+    """The measurements, with every contender's ratios to each reference, round by round."""
     ratios = {}
     for reference in references:
         if reference in found:
@@ -47,7 +47,7 @@ def summary(values: Sequence[float]) -> Numbers:
 
 
 def joined(before: Numbers, now: Numbers) -> Numbers:
-    """Sections measured now, with those measured before on the same machine with the same versions and settings."""
+    """The new sections, together with earlier ones from the same machine, versions and settings."""
     same = all(before.get(key) == now[key] for key in ("machine", "versions", "settings"))
     return now | {"sections": {**before["sections"], **now["sections"]}} if same else now
 
@@ -60,8 +60,8 @@ def document(results: Sequence[Numbers]) -> str:
     parts = [part for each in results for part in machine_tables(each)]
     if not any("gpu" in each["machine"] for each in results):
         parts.append(
-            "## On a GPU\n\nNot yet measured by this command, which does so where there is one. What was seen on one "
-            "is in [gpu.md](../gpu.md)."
+            "## On a GPU\n\nNot yet measured by this command, which also runs on a GPU. Earlier measurements on one "
+            "are in [gpu.md](../gpu.md)."
         )
     return "\n\n".join(parts) + "\n"
 
@@ -73,7 +73,7 @@ def machine_tables(results: Numbers) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     parts = [
         f"## On {machine['gpu'] + ' (' + cpu + ')' if 'gpu' in machine else cpu}\n\n"
-        f"{results['date']}; {versions}. Float32 where nothing else is said; {settings['data']}, batches of "
+        f"{results['date']}; {versions}. Float32 unless stated otherwise; {settings['data']}, batches of "
         f"{settings['batch_size']}. Medians of {settings['rounds']} rounds, with the lowest and highest in brackets."
     ]
     for name, found in results["sections"].items():
@@ -86,7 +86,7 @@ def machine_tables(results: Numbers) -> list[str]:
 
 
 def details(name: str, found: Numbers) -> str:
-    """How much work there was."""
+    """The amount of work."""
     if name in ("mlp", "conv"):
         return f", {found['num_rows']:,} rows an epoch"
     if name == "whole":
@@ -144,7 +144,7 @@ def whole_table(found: Numbers) -> str:
 
 
 def growth_table(found: Numbers) -> str:
-    """Milliseconds a step at every size."""
+    """Milliseconds per step at every size."""
     labels = list(dict.fromkeys(label for sizes in found["sizes"].values() for label in sizes))
     rows = []
     for name, by_label in found["sizes"].items():
@@ -159,28 +159,29 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
 
 
-INTRODUCTION = """# How fast it is
+INTRODUCTION = """# Speed
 
-Made by `python scripts/benchmark.py --data-root … --out docs/benchmarks/NAME`; its numbers are in `NAME.json`.
+`python scripts/benchmark.py --data-root … --out docs/benchmarks/NAME` measures all of this; the numbers are in
+`NAME.json`.
 
-All train the same model on the same binarised rows: every epoch shuffles them, draws the bits of each batch again and
-takes a step of Adam (1e-3) with it; rows that do not fill a batch are left out for all. Each contender is a process of
-its own, started from cold; it waits idle while another has its turn. A turn trains fresh weights for a few epochs, of
-which the last counts. A ratio is that of two contenders in the same round. The ELBO is that of the last epoch's rows:
-it says that they train alike, with a few nats' lead in the first epochs where the KL is in closed form. Peak memory is
-of one training, data and compiler included; the first step is taken on one batch, so it holds imports (from start) and
-compilation, and not the time for looking at all rows.
+All contenders train the same model on the same binarised rows. Every epoch shuffles them, draws the bits of each batch
+again and takes a step of Adam (1e-3) with it; rows that do not fill a batch are left out for all. Each contender is a
+separate process, started cold, which is idle while another has its turn. A turn trains fresh weights for a few epochs
+and counts the last. A ratio compares two contenders in the same round. The ELBO is that of the last epoch's rows. It
+shows that all train alike, with a lead of a few nats in the first epochs where the KL is in closed form. Peak memory is
+that of one training, including data and compiler. The first step is taken on one batch, so it includes imports (from
+start) and compilation, but not a pass over all rows.
 
-The whole training is timed from the start of the process, imports and compilation included, to its end, and to the end
-of the epoch after which the ELBO of test rows, whose bits are drawn once, was first as high as the goal; all look at
-the test rows after every epoch. Cold, nothing was compiled before on the machine; warm, the same was.
+The whole training is timed from the start of the process, including imports and compilation, to its end, and to the end
+of the epoch after which the ELBO of test rows, with bits drawn once, first reached the goal; all evaluate the test rows
+after every epoch. Cold: nothing was compiled on the machine before. Warm: the same graph had been compiled.
 
 - **Pyro example**: a `DataLoader` over tensors, `SVI.step` with `Trace_ELBO` and `pyro.optim.Adam`, with
-  Pyro's validation as it is by default. The example decodes every image again; that is left out.
-- **PyTorch**: by hand; rows on the device, the KL in closed form, fused Adam; its loss compiled, or its step as one
-  CUDA graph.
-- **NumPyro**: as its example; the epoch is one jitted loop on the device, with `SVI.update` and `Trace_ELBO`.
-- **products**: the five large ones of a step of the MLP, forward and backward, and nothing else.
+  Pyro's default validation. The example decodes every image again; that is left out.
+- **PyTorch**: hand-written; rows on the device, the KL in closed form, fused Adam; its loss compiled, or its step as
+  one CUDA graph.
+- **NumPyro**: as in its example; the epoch is one jitted loop on the device, with `SVI.update` and `Trace_ELBO`.
+- **products**: only the five large matrix products of a step of the MLP, forward and backward.
 """
 
 
