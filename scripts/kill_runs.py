@@ -1,4 +1,4 @@
-"""Kills training runs at random times, lets them go on, and compares them with one that was left alone."""
+"""Kills training runs at random times, resumes them, and compares them with an undisturbed run."""
 
 import os
 import random
@@ -32,7 +32,7 @@ FILES = {"config.json", "model.safetensors", "history.csv", "figures"}
 
 
 def command(ranks: int, *arguments: str) -> list[str]:
-    """What starts a training run, on some processes."""
+    """The command that starts a training run on a number of processes."""
     if ranks == 1:
         return [sys.executable, str(TRAIN), *arguments]
     together = ["--standalone", f"--nproc-per-node={ranks}"]
@@ -40,7 +40,7 @@ def command(ranks: int, *arguments: str) -> list[str]:
 
 
 def begin(ranks: int, *arguments: str) -> subprocess.Popen[str]:
-    """Starts one, in a group of its own, for which Ctrl-C works as at a terminal."""
+    """Starts a run in its own process group, where Ctrl-C works as in a terminal."""
     return subprocess.Popen(
         command(ranks, *arguments),
         stdout=subprocess.DEVNULL,
@@ -53,17 +53,17 @@ def begin(ranks: int, *arguments: str) -> subprocess.Popen[str]:
 
 
 def left_alone(ranks: int, folder: Path) -> float:
-    """Trains without a disturbance; returns the seconds that it takes."""
+    """Trains without disturbance; returns the seconds that it takes."""
     began = time.monotonic()
     process = begin(ranks, *OPTIONS, "--out", str(folder))
     err = process.communicate()[1]
     if process.returncode:
-        raise ValueError(f"the run that was left alone ended with status {process.returncode}: {err[-500:]}")
+        raise ValueError(f"the undisturbed run ended with status {process.returncode}: {err[-500:]}")
     return time.monotonic() - began
 
 
 def differences(folder: Path, whole: Path) -> list[str]:
-    """What a run has other than the one that was left alone."""
+    """The differences of a run to the undisturbed one."""
     found = [f"files {sorted(names)}" for names in [{path.name for path in folder.iterdir()}] if names != FILES]
     own, other = (pd.read_csv(place / "history.csv") for place in (folder, whole))
     times = ["seconds", "rows_per_second"]
