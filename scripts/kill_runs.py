@@ -79,10 +79,10 @@ def main(
     ranks: Annotated[int, typer.Option(help="Processes of each run, by torchrun.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Seeds times and signals.")] = 0,
 ) -> None:
-    """Kills runs, as often as asked for, also while they import and draw, and says what came of it in one line.
+    """Kills runs at random times, also during imports and drawing, and reports the result in one line.
 
-    A run that was killed is resumed, or begun again where it had nothing to go on from, until it ends; then its files
-    must be those of a run that was left alone, and no others.
+    A killed run is resumed, or started again if it left no checkpoint, until it ends. Then its files must be exactly
+    those of an undisturbed run.
     """
     draws = random.Random(seed)
     counts: Counter[str] = Counter()

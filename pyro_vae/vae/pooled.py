@@ -1,4 +1,4 @@
-r"""Rows that come in groups, each with an effect of its own: partial pooling.
+r"""Rows that come in groups, each with its own effect: partial pooling.
 
 .. math::
     u_g &\sim \mathcal{N}(0, s^2 I) && \text{once for each group } g = 1, \dots, G \\

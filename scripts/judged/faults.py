@@ -1,4 +1,4 @@
-"""What can be wrong with a pair or its data: each fault at three strengths, beside a sound pair that it is done to."""
+"""Faults of a pair or its data: each at three strengths, applied to a sound pair."""
 
 import math
 from collections.abc import Callable
@@ -86,24 +86,24 @@ _RATES = torch.tensor([[1.0, 4.0, 8.0, 2.0], [5.0, 1.0, 3.0, 6.0], [3.0, 9.0, 1.
 
 
 def two_modes(share: float) -> System:
-    """Two modes that the rows hardly tell apart; the first has this share."""
+    """Two modes that the rows hardly distinguish; the first has this share."""
     slopes = torch.tensor([[0.0], [0.1]])
     return mixture_prior(torch.tensor([share, 1 - share]), torch.tensor([[2.0], [-2.0]]), 0.5, slopes, 1.0)
 
 
 def with_guide(system: System, change: Callable[[Any, Tensor], Any]) -> Case:
-    """The system with another guide, made of its own distribution and the rows."""
+    """The system with another guide, computed from its own distribution and the rows."""
     return system.but(posterior=lambda x: change(system.posterior(x), x)).case(_ROWS)
 
 
 def moved(q: Any, shift: Tensor | float = 0.0, width: float = 1.0) -> Any:
-    """A normal moved by so many of its standard deviations, and scaled."""
+    """A normal moved by a number of its standard deviations, and scaled."""
     deviation = q.covariance_matrix.diagonal(dim1=-2, dim2=-1).sqrt()
     return dist.MultivariateNormal(q.mean + shift * deviation, scale_tril=width * q.scale_tril)
 
 
 def some_rows(x: Tensor, share: float) -> Tensor:
-    """A share of the rows, the same wherever they come: ``(N, 1)``."""
+    """A share of the rows, independent of their position: ``(N, 1)``."""
     return (x.reshape(len(x), -1).sum(1, keepdim=True) * 1e3).frac().abs() < share
 
 
@@ -135,7 +135,7 @@ def narrow_in_one_entry(width: float) -> Case:
 
 @fault("independent entries in the guide, correlated by 0.5, 0.8, 0.97 in the posterior", GUIDE, 0.5, 0.8, 0.97)
 def independent_entries(correlation: float) -> Case:
-    # Of two columns of weights that are alike the posterior's entries are correlated.
+    # Two similar columns of weights correlate the posterior's entries.
     angle = math.acos(correlation * 1.02) if correlation < 0.97 else 0.15
     weight = torch.stack([_WEIGHT[:, 0], math.cos(angle) * _WEIGHT[:, 0] + math.sin(angle) * _WEIGHT[:, 1]], 1)
     system = linear_gaussian(weight, torch.full((6,), 0.3))
@@ -282,7 +282,7 @@ def shifted_beta(by: float) -> Case:
 
 
 def _two_sites(guide_of: Callable[[Tensor, Tensor, Tensor], tuple[Any, Any]]) -> Case:
-    """A ~ N(0, 1), b ~ N(a, ½), x ~ N(b, ½): the guide is told x, draws b and then a."""
+    """A ~ N(0, 1), b ~ N(a, ½), x ~ N(b, ½): the guide takes x, draws b and then a."""
 
     def model(x: Tensor | None = None, *, batch_size: int | None = None) -> Tensor:
         with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
@@ -391,7 +391,7 @@ def gaps_ignored(share: float) -> Case:
 
 
 class Offset(dist.Normal):
-    """A normal whose log-density has a constant too much, as without a Jacobian."""
+    """A normal whose log-density is off by a constant, as without a Jacobian."""
 
     nats = 0.0
 
@@ -458,7 +458,7 @@ def prior_not_as_drawn(by: float) -> Case:
     return gaussian().but(prior=prior).case(_ROWS, gaussian())
 
 
-# The model is wrong: its guide is right for it, and the rows are others
+# The model is wrong: its guide is right for it, but the rows are from another
 
 
 @fault("noise of the likelihood 0.85, 0.6, 0.3 times that of the rows", MODEL, 0.85, 0.6, 0.3)
@@ -472,7 +472,7 @@ def much_noise(by: float) -> Case:
 
 
 def rows_changed(change: Callable[[Tensor], Tensor], system: System | None = None) -> Case:
-    """A sound pair beside rows of its own to which something was done."""
+    """A sound pair with its own rows, which were changed."""
     system = gaussian() if system is None else system
     return Case(system.pair(), change(system.draw(_ROWS)))
 
@@ -500,7 +500,7 @@ def columns_permuted(count: float) -> Case:
 
 
 def noisy(noise: Callable[[Tensor], Tensor]) -> Case:
-    """The linear-Gaussian pair beside rows with other noise; it is given the rows' means without any."""
+    """The linear-Gaussian pair with rows with other noise; ``noise`` takes the rows' means without any."""
     z = torch.randn(_ROWS, 2)
     return Case(gaussian().pair(), noise(z @ _WEIGHT.T + _LOC))
 
@@ -590,7 +590,7 @@ def _shares(data: Tensor, model: Tensor) -> Case:
     return of(model).case(_ROWS, of(data))
 
 
-@fault("the model draws nothing of a cluster with 5%, 20%, 60% of the rows", MODEL, 0.05, 0.2, 0.6)
+@fault("the model lacks a cluster with 5%, 20%, 60% of the rows", MODEL, 0.05, 0.2, 0.6)
 def lacks_a_cluster(share: float) -> Case:
     rest = (1 - share) / 3
     return _shares(torch.tensor([rest, rest, rest, share]), torch.tensor([1.0, 1.0, 1.0, 1e-6]) / 3)
@@ -722,7 +722,7 @@ def collapsed(by: float) -> Case:
     return system.case(_ROWS, linear_gaussian(by * _WEIGHT, torch.full((6,), 0.6), _LOC))
 
 
-# The data are wrong, or known already
+# The data are wrong, or already known
 
 
 @fault("a model of other data than the rows, which come sorted, 1.5, 3, 10 apart", MODEL, 1.5, 3.0, 10.0)

@@ -24,7 +24,7 @@ DIGITS = 4
 
 
 def rows(*, short: bool, root: Path) -> list[Row]:
-    """Training, evidence, posterior and imputation beside their closed forms."""
+    """Training, evidence, posterior and imputation compared with their closed forms."""
     irises: Any = load_iris()
     x = torch.tensor(irises.data, dtype=torch.float64)
     x = ((x - x.mean(0)) / x.std(0, correction=0)).float()
