@@ -230,7 +230,7 @@ def test_what_is_saved_opens_as_the_same_numbers(tmp_path, prior):
     [
         (lambda: small(num_codes=0), "num_codes and num_values must be at least 1, found 0 and 3"),
         (lambda: small("gumbel"), "unknown estimator 'gumbel'"),
-        (lambda: small(num_codes=9), "9 codes of 3 values have more than 4096 together"),
+        (lambda: small(num_codes=9), "9 codes of 3 values have more than 4096 combinations"),
         (lambda: small(temperature=0.0), "temperature must be positive, found 0.0"),
         (
             lambda: mlp_vae((6,), 7, likelihood=Bernoulli(), posterior=Codes(3)),

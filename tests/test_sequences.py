@@ -216,7 +216,7 @@ def test_wrong_arguments_are_sentences(data, words):
 
 
 def test_parts_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"rows of shape \(T, ...\)"):
+    with pytest.raises(ValueError, match=r"rows of a sequence have shape \(T, ...\)"):
         deep_markov_model((), 2, likelihood=Normal())
     model = small()
     parts = (model.transition_network, model.decoder, model.encoder)

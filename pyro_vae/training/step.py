@@ -76,7 +76,7 @@ class Gradients:
             objective = self.objective(draws, progress)
             if sites := draws.without_score_function:
                 raise ContractError(
-                    f"draws at {sites[0]!r} have no derivatives, and the objective does not add "
+                    f"draws at {sites[0]!r} cannot be differentiated through, and the objective does not add "
                     f"draws.score_function(...), which the guide needs to learn there: use Elbo(...)"
                 )
             gradients = torch.autograd.grad(
