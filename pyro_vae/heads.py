@@ -1,7 +1,7 @@
 r"""Heads: modules that turn a network's raw output into a distribution.
 
-A likelihood :math:`p(x \mid z)` and a posterior family :math:`q(z \mid x)` are the same kind of thing. A head says how
-large the raw output must be and how it is read; it does not know the network that made it.
+Likelihoods :math:`p(x \mid z)` and posterior families :math:`q(z \mid x)` are both heads. A head defines the shape of
+the raw output and how it is read; it does not depend on the network.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ class Head(nn.Module):
     To write a new head:
 
     - set ``num_params``, the number of raw outputs for each element of the event;
-    - write ``distribution(*params)``: as many tensors as ``num_params``, each ``(*B, *E)``, to a
-      ``pyro.distributions`` distribution, elementwise or of the event. The base class makes it one event;
-    - keep each constructor argument under its own name, for that is what gets saved;
+    - write ``distribution(*params)``: as many tensors as ``num_params``, each ``(*B, *E)``, to a ``pyro.distributions``
+      distribution, over elements or over the event. The base class makes it one event;
+    - store each constructor argument under its own name, as these are saved;
     - if it owns parameters that depend on the event's shape, create them in ``add_parameters``;
     - if its raw output is not ``num_params`` blocks of the event's shape, override ``raw_shape`` and ``read``.
 
     Shape:
         raw: ``(*B, num_params, *E)``. Returns a distribution with batch ``(*B,)`` and event ``E``.
-        A head that was not told its event shape takes events of one dimension.
+        A head without an event shape takes events of one dimension.
     """
 
     num_params: int = 1
@@ -50,7 +50,7 @@ class Head(nn.Module):
         return (self.num_params, *event_shape)
 
     def for_event(self, event_shape: Sequence[int]) -> Self:
-        """Returns a copy made for events of this shape, so that two models never share a head's parameters."""
+        """Returns a copy for events of this shape; as a copy, it shares no parameters with other models."""
         head = copy.deepcopy(self)
         head.event_shape = tuple(event_shape)
         head.add_parameters(head.event_shape)
@@ -60,7 +60,7 @@ class Head(nn.Module):
         """Creates the parameters that depend on the event's shape; by default there are none."""
 
     def distribution(self, *params: Tensor) -> TorchDistribution:
-        """The distribution with these raw parameters, of elements or of the event."""
+        """The distribution with these raw parameters, over elements or over the event."""
         raise NotImplementedError(f"{type(self).__name__} must define distribution(*params)")
 
     def read(self, raw: Tensor) -> tuple[Sequence[Tensor], int]:
@@ -75,7 +75,7 @@ class Head(nn.Module):
         return raw.unbind(-1 - event_dim), event_dim
 
     def forward(self, raw: Tensor) -> TorchDistribution:
-        """The distribution over one event that the raw output stands for."""
+        """The distribution over one event with this raw output."""
         params, event_dim = self.read(raw)
         with _unchecked() if torch.compiler.is_exporting() else contextlib.nullcontext():
             made = self.distribution(*params)
@@ -84,7 +84,7 @@ class Head(nn.Module):
 
 @contextlib.contextmanager
 def _unchecked() -> Iterator[None]:
-    """Distributions without their checks of values, which an exported program cannot make."""
+    """Turns off distributions' checks of values, which an exported program cannot run."""
     before = torch.distributions.Distribution._validate_args
     torch.distributions.Distribution.set_default_validate_args(False)
     try:

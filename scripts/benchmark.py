@@ -1,4 +1,4 @@
-"""Times training, draws and evidence against Pyro, PyTorch and NumPyro, in turn, in processes of their own."""
+"""Times training, draws and evidence against Pyro, PyTorch and NumPyro, in turns and separate processes."""
 
 import contextlib
 import json
@@ -32,13 +32,13 @@ SCRIPTS = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Contender:
-    """One way of doing the work: a module of ``peers`` and what it is told besides the task."""
+    """One way of doing the work: a module of ``peers`` and its arguments in addition to the task."""
 
     label: str
     module: str
     arguments: Numbers = field(default_factory=dict)
     only_on: str | None = None  # a kind of device, if it needs one
-    cache: str | None = None  # a folder for compiled code that lasts, by its name; else it is compiled in each process
+    cache: str | None = None  # name of a lasting folder for compiled code; else each process compiles
 
 
 FLOOR = [
@@ -59,7 +59,7 @@ OURS = [
     Contender("pyro_vae bfloat16", "pyro_vae_fit", {"compile": True, "precision": "bfloat16"}),
     Contender("pyro_vae captured", "pyro_vae_fit", {"compile": "auto"}, only_on="cuda"),  # too few steps to compile
 ]
-LIBRARY = Contender("pyro_vae", "pyro_vae_fit")  # which compiles where it repays
+LIBRARY = Contender("pyro_vae", "pyro_vae_fit")  # compiles if that repays
 WHOLE = [
     NUMPYRO,
     PYRO,
@@ -74,9 +74,9 @@ GROWTH: dict[str, tuple[int, ...]] = {
     "num_particles": (1, 4, 16),
 }
 
-Data = Annotated[str, typer.Option(help="mnist; or a .npy file of grey images.")]
+Data = Annotated[str, typer.Option(help="mnist, or a .npy file of grey images.")]
 DataRoot = Annotated[
-    Path | None, typer.Option(help="Where downloaded data sets live. [default: $PYRO_VAE_DATA, or data]")
+    Path | None, typer.Option(help="Folder of downloaded data sets. [default: $PYRO_VAE_DATA, or data]")
 ]
 
 
@@ -90,10 +90,10 @@ def main(
         ),
     ] = None,
     only: Annotated[
-        str, typer.Option(help="Sections to run, with commas between; a turn of whole takes minutes.")
+        str, typer.Option(help="Sections to run, separated by commas; a turn of whole takes minutes.")
     ] = ",".join(SECTIONS),
     contenders: Annotated[
-        str | None, typer.Option(help="Only these, by their names in the tables, with commas between. [default: all]")
+        str | None, typer.Option(help="Only these, by their names in the tables, separated by commas. [default: all]")
     ] = None,
     rounds: Annotated[int, typer.Option(help="Rounds; in each, every contender has its turn.")] = 5,
     epochs: Annotated[int, typer.Option(help="Epochs in a turn; the last one counts.")] = 2,
@@ -101,15 +101,15 @@ def main(
     conv_rows: Annotated[int, typer.Option(help="Rows to train the convolutional VAE on.")] = 2560,
     num_samples: Annotated[int, typer.Option(help="Draws from the prior in a turn.")] = 20_000,
     evidence_rows: Annotated[int, typer.Option(help="Rows whose evidence is estimated in a turn.")] = 64,
-    num_particles: Annotated[int, typer.Option(help="Draws of the guide for the evidence of a row.")] = 1000,
+    num_particles: Annotated[int, typer.Option(help="Draws from the guide for the evidence of a row.")] = 1000,
     whole_epochs: Annotated[int, typer.Option(help="Epochs of a whole training, from the start of its process.")] = 20,
-    goal: Annotated[float, typer.Option(help="The ELBO of test rows that it is to reach, in nats.")] = -100.0,
-    device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu or cuda.")] = "auto",
+    goal: Annotated[float, typer.Option(help="The ELBO of test rows to reach, in nats.")] = -100.0,
+    device: Annotated[str, typer.Option(help="auto (CUDA if available), cpu or cuda.")] = "auto",
 ) -> None:
     """Times training, draws and evidence against Pyro, PyTorch and NumPyro.
 
-    Every contender has a process of its own, which waits without work while another has its turn. Every turn trains
-    fresh weights, and its last epoch counts. Ratios are taken round by round.
+    Every contender is a separate process, which is idle while another has its turn. Every turn trains fresh weights,
+    and its last epoch counts. Ratios are taken round by round.
     """
     sections = chosen(only, SECTIONS, "--only")
     names = list(dict.fromkeys(c.label for c in (PYRO, *PYTORCH, NUMPYRO, *OURS, *FLOOR, LIBRARY, *WHOLE)))
@@ -170,7 +170,7 @@ def main(
 
 
 def chosen(text: str, known: Sequence[str], option: str) -> list[str]:
-    """Reads names with commas between."""
+    """Reads names separated by commas."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names or (unknown := [name for name in names if name not in known]):
         raise ValueError(f"{option} knows {', '.join(known)}; found {', '.join(unknown) if names else 'nothing'}")
@@ -179,7 +179,7 @@ def chosen(text: str, known: Sequence[str], option: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where the data lie, and how often every contender has its turn."""
+    """The data, and the number of turns for every contender."""
 
     folder: Path
     x: np.ndarray

@@ -1,4 +1,4 @@
-"""What ``scripts/benchmark.py`` measured, in numbers, words and a picture."""
+"""Numbers, tables and a picture of what ``scripts/benchmark.py`` measured."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def section(unit: str, found: Numbers, left_out: Mapping[str, str], references: Sequence[str]) -> Numbers:
-    """What was measured, with every contender's ratios to each reference, taken round by round."""
+    """The measurements, with every contender's ratios to each reference, round by round."""
     ratios = {}
     for reference in references:
         if reference in found:
@@ -47,7 +47,7 @@ def summary(values: Sequence[float]) -> Numbers:
 
 
 def joined(before: Numbers, now: Numbers) -> Numbers:
-    """Sections measured now, with those measured before on the same machine with the same versions and settings."""
+    """The new sections, together with earlier ones from the same machine, versions and settings."""
     same = all(before.get(key) == now[key] for key in ("machine", "versions", "settings"))
     return now | {"sections": {**before["sections"], **now["sections"]}} if same else now
 
@@ -86,7 +86,7 @@ def machine_tables(results: Numbers) -> list[str]:
 
 
 def details(name: str, found: Numbers) -> str:
-    """How much work there was."""
+    """The amount of work."""
     if name in ("mlp", "conv"):
         return f", {found['num_rows']:,} rows per epoch"
     if name == "whole":
@@ -144,7 +144,7 @@ def whole_table(found: Numbers) -> str:
 
 
 def growth_table(found: Numbers) -> str:
-    """Milliseconds a step at every size."""
+    """Milliseconds per step at every size."""
     labels = list(dict.fromkeys(label for sizes in found["sizes"].values() for label in sizes))
     rows = []
     for name, by_label in found["sizes"].items():

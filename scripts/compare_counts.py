@@ -1,4 +1,4 @@
-"""Trains VAEs with likelihoods of counts on single cells, and compares the evidence of cells held out."""
+"""Trains VAEs with likelihoods for counts on single cells, and compares the evidence of held-out cells."""
 
 import math
 import warnings
@@ -21,7 +21,7 @@ from pyro_vae.evaluation import log_evidence
 from pyro_vae.likelihoods import Likelihood
 
 LATENTS, WIDTH = 10, 64
-EFFECTS = 4  # draws of what was learned of the batches
+EFFECTS = 4  # draws from the posterior of the batches' effects
 LIKELIHOODS: Mapping[str, Callable[[], Likelihood]] = {
     "Poisson": likelihoods.Poisson,
     "zero-inflated Poisson": likelihoods.ZeroInflatedPoisson,
@@ -38,18 +38,18 @@ def main(
             "10x_pbmc68k_reduced.h5ad that comes with scanpy (BSD-3)."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The file to write, JSON; a table in Markdown lies beside it.")] = Path(
+    out: Annotated[Path, typer.Option(help="The JSON file to write; a table in Markdown goes next to it.")] = Path(
         "counts.json"
     ),
-    epochs: Annotated[int, typer.Option(help="Times every cell is seen, at most.")] = 400,
-    seeds: Annotated[int, typer.Option(help="Times that all is done, each with other cells held out.")] = 5,
-    num_particles: Annotated[int, typer.Option(help="Draws of the guide for the evidence of a cell.")] = 1000,
+    epochs: Annotated[int, typer.Option(help="Maximum number of passes over all cells.")] = 400,
+    seeds: Annotated[int, typer.Option(help="Number of repetitions, each with other cells held out.")] = 5,
+    num_particles: Annotated[int, typer.Option(help="Draws from the guide for the evidence of a cell.")] = 1000,
 ) -> None:
-    """Compares likelihoods of counts by the evidence of cells held out, with batches pooled and without.
+    """Compares likelihoods for counts by the evidence of held-out cells, with and without pooled batches.
 
-    The mean of a gene is multiplied by the cell's total, over the median one. Where batches are pooled, each has an
-    effect on every gene, partially pooled, and the evidence is averaged over draws of what was learned of them.
-    Differences are paired, cell by cell, to the first model.
+    The mean of a gene is multiplied by the cell's total, relative to the median. With pooled batches, each batch has an
+    effect on every gene, partially pooled, and the evidence is averaged over draws from the effects' posterior.
+    Differences to the first model are paired by cell.
     """
     write = writing.writer(out, {".json": files.write_json})
     rows = read_cells(data)
@@ -68,25 +68,25 @@ def main(
 
 
 def read_cells(path: Path) -> dict[str, Tensor]:
-    """The counts of each cell, its total over the median one, and its batch.
+    """The counts of each cell, its total relative to the median, and its batch.
 
     Log-normalised values are logarithms of 1 + c·(count), with a factor c for each cell; its smallest count is 1.
-    Batches are told by the numbers at the end of the cells' names, as 10x Genomics writes them.
+    Batches are the numbers at the end of the cells' names, as 10x Genomics writes them.
     """
     try:
         import anndata  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise ModuleNotFoundError("reading .h5ad files needs anndata: pip install 'pyro-vae[anndata]'") from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of where older files keep what is not read here
+        warnings.simplefilter("ignore")  # about parts of older files that are not read here
         cells: Any = anndata.read_h5ad(path)
     if cells.raw is None:
-        raise ValueError(f"{path} has no raw part, which should hold log-normalised counts")
+        raise ValueError(f"{path} has no raw part; expected log-normalised counts there")
     values = cells.raw.X
     scaled = np.expm1((values.toarray() if hasattr(values, "toarray") else np.asarray(values)).astype(np.float64))
     counts = scaled / np.where(scaled > 0, scaled, np.inf).min(1, keepdims=True)
     if not np.isfinite(counts).all() or np.abs(counts - counts.round()).max() > 0.2:
-        raise ValueError(f"the values of {path} are not log-normalised counts: they are no multiples of their smallest")
+        raise ValueError(f"the values of {path} are not log-normalised counts: they are not multiples of their minimum")
     totals = torch.as_tensor(counts.round().sum(1))
     batches = np.unique([name.rpartition("-")[2] for name in cells.obs_names], return_inverse=True)[1]
     return {

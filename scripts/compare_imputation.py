@@ -1,4 +1,4 @@
-"""Imputes tables from scikit-learn with a fifth of their entries removed, and compares with other ways."""
+"""Imputes tables from scikit-learn with a fifth of their entries removed, and compares with other methods."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -43,14 +43,14 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {"diabetes": diabetes, "wine": w
 
 def main(
     out: Annotated[Path, typer.Option(help="The file to write, JSON.")] = Path("imputation.json"),
-    share: Annotated[float, typer.Option(help="Share of the entries that is removed.")] = 0.2,
-    epochs: Annotated[int, typer.Option(help="Times every row is seen.")] = 600,
-    seeds: Annotated[int, typer.Option(help="Times that all is done, each with other gaps and weights.")] = 3,
+    share: Annotated[float, typer.Option(help="Share of removed entries.")] = 0.2,
+    epochs: Annotated[int, typer.Option(help="Number of passes over all rows.")] = 600,
+    seeds: Annotated[int, typer.Option(help="Number of repetitions, each with other gaps and weights.")] = 3,
 ) -> None:
     """Compares a VAE with mean imputation and scikit-learn's IterativeImputer on tables with gaps.
 
-    Errors of numbers are root mean squares over the gaps, in standard deviations of the column; errors of kinds are
-    shares of gaps filled with a wrong one; coverage is the share of removed numbers inside the VAE's 90% intervals.
+    Errors of numbers are root mean squares over the gaps, in standard deviations of the column; errors of categories
+    are shares of gaps filled with a wrong one; coverage is the share of removed numbers inside the VAE's 90% intervals.
     """
     write = writing.writer(out, {".json": files.write_json})
     results = []
@@ -66,7 +66,7 @@ def main(
 
 
 def compare(frame: pd.DataFrame, share: float, epochs: int, seed: int) -> dict[str, float]:
-    """Errors of each way on one table with one set of gaps."""
+    """Errors of each method on one table with one set of gaps."""
     schema = Schema.infer(frame)
     whole = schema.encode(frame)
     gaps = torch.rand(whole.shape, generator=torch.Generator().manual_seed(seed)) < share

@@ -18,10 +18,10 @@ from pyro_vae.data.sources import DataSet, default_root, load_data
 from pyro_vae.evaluation import log_evidence
 from pyro_vae.networks import GatedMLP
 
-# What differs from the first: the words of the command line, the objective, the network.
+# Differences to the first: the command line's options, the objective, the network.
 PARTS: Mapping[str, dict[str, Any]] = {
     "standard": {},
-    "standard, KL of draws": {"objective": Elbo()},  # as of parts that have no KL in closed form
+    "standard, KL of draws": {"objective": Elbo()},  # as for parts without a KL in closed form
     "normal mixture prior": {"prior": "normal-mixture"},
     "VampPrior": {"prior": "vamp"},
     "flow prior": {"prior": "flow"},
@@ -45,24 +45,24 @@ PARTS: Mapping[str, dict[str, Any]] = {
 def main(
     data: Annotated[str, typer.Option(help="mnist, or another set of grey images.")] = "mnist",
     data_root: Annotated[
-        Path | None, typer.Option(help="Where downloaded data sets live. [default: $PYRO_VAE_DATA, or data]")
+        Path | None, typer.Option(help="Folder of downloaded data sets. [default: $PYRO_VAE_DATA, or data]")
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help=f"Only these, with semicolons between: {'; '.join(PARTS)}. [default: all]")
+        str | None, typer.Option(help=f"Only these, separated by semicolons: {'; '.join(PARTS)}. [default: all]")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Times every row is seen.")] = 20,
+    epochs: Annotated[int, typer.Option(help="Number of passes over all rows.")] = 20,
     num_rows: Annotated[int | None, typer.Option(help="Rows to train on. [default: all]")] = None,
     test_rows: Annotated[int, typer.Option(help="Test rows whose evidence is estimated.")] = 1000,
-    num_particles: Annotated[int, typer.Option(help="Draws of the guide for the evidence of a row.")] = 1000,
+    num_particles: Annotated[int, typer.Option(help="Draws from the guide for the evidence of a row.")] = 1000,
     latent_dim: Annotated[int, typer.Option(help="Number of latents.")] = 40,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    out: Annotated[Path, typer.Option(help="The file to write, JSON; a table in Markdown lies beside it.")] = Path(
+    out: Annotated[Path, typer.Option(help="The JSON file to write; a table in Markdown goes next to it.")] = Path(
         "parts.json"
     ),
 ) -> None:
     """Compares priors, posteriors and objectives: one network, one budget, the same test rows.
 
-    Differences are paired: of each row's evidence to that by the first model, with the standard error of their mean.
+    Differences are paired: each row's evidence minus that of the first model, with the standard error of the mean.
     """
     write = writing.writer(out, {".json": files.write_json})
     loaded = load_data(data, data_root or default_root())
@@ -96,7 +96,7 @@ def trained(
     test_rows: int,
     num_particles: int,
 ) -> tuple[dict[str, Any], torch.Tensor]:
-    """What a model comes to, and the evidence of each test row."""
+    """A model's metrics, and the evidence of each test row."""
     likelihood, transform, _ = choices.likelihood_and_transform(data, "bernoulli", "shared", dequantize=False)
     torch.manual_seed(0)
     common: dict[str, Any] = {

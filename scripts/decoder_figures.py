@@ -1,4 +1,4 @@
-"""Makes every figure and number of docs/decoders.md: trains small models, right ones and wrong ones, and compares."""
+"""Makes every figure and number of docs/decoders.md: trains small models, right and wrong ones, and compares them."""
 
 import io
 import math
@@ -32,7 +32,7 @@ Numbers = dict[str, Any]
 
 
 class GreyBernoulli(Bernoulli):
-    """A mistake that the guide warns of, made on purpose: cross-entropy on grey levels, as if they were bits."""
+    """A deliberate mistake that the guide warns of: cross-entropy on grey levels, as if they were bits."""
 
     @property
     def data_range(self) -> Constraint:
@@ -40,7 +40,7 @@ class GreyBernoulli(Bernoulli):
         return constraints.unit_interval
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
-        """Bernoulli that does not look at what it is given."""
+        """Bernoulli that does not check its values."""
         return dist.Bernoulli(logits=params[0], validate_args=False)
 
 
@@ -49,11 +49,11 @@ def main(
         str, typer.Option(help="mnist, which the guide is about; or digits, which takes seconds.")
     ] = "mnist",
     data_root: Annotated[
-        Path | None, typer.Option(help="Where downloaded data sets live. [default: $PYRO_VAE_DATA, or data]")
+        Path | None, typer.Option(help="Folder of downloaded data sets. [default: $PYRO_VAE_DATA, or data]")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Times that every model sees every row.")] = 5,
+    epochs: Annotated[int, typer.Option(help="Number of passes over all rows for every model.")] = 5,
     out: Annotated[Path, typer.Option(help="Folder for decoders-figures.json and images/decoders/.")] = Path("docs"),
-    device: Annotated[str, typer.Option(help="auto (CUDA or XPU where there is one), cpu, cuda or xpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto (CUDA or XPU if available), cpu, cuda or xpu.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seeds the weights, the order of rows and the noise.")] = 0,
 ) -> None:
     """Makes the figures and numbers of the guide to decoders."""
@@ -61,9 +61,7 @@ def main(
     started = time.perf_counter()
     loaded = load_data(data, data_root or default_root())
     if loaded.bounds is None or loaded.x_train.dim() != 3 or loaded.y_test is None:
-        raise ValueError(
-            f"the guide is about grey images with labels, and {loaded.name} holds others: use --data mnist"
-        )
+        raise ValueError(f"the guide needs grey images with labels, and {loaded.name} has other data: use --data mnist")
     files.check_writable(out / "images" / "decoders")
     rows = unit_interval(loaded, seed)
     torch.manual_seed(seed)
@@ -117,7 +115,7 @@ def main(
 
 
 def unit_interval(data: DataSet, seed: int) -> DataSet:
-    """The images with their grey levels from 0 to 1, in random order: files may have the hard ones at their end."""
+    """The images with grey levels from 0 to 1, in random order, as files may have hard images at the end."""
     low, high = data.bounds or (0.0, 1.0)
     generator = torch.Generator().manual_seed(seed)
     parts = []
@@ -144,7 +142,7 @@ BUILDERS: Mapping[str, Callable[[int], Mapping[str, Any]]] = {
     # Mean squared error plus KL, up to a factor and a constant.
     "averaged": lambda num_dims: {"likelihood": Normal(math.sqrt(num_dims / 2), link="sigmoid")},
 }
-# How the guide calls those that it compares last layers by.
+# The guide's names for the compared last layers.
 LAST_LAYERS = {
     "sigmoid": "sigmoid, σ learned",
     "tanh_scaled": "tanh on [−1, 1], σ learned",
@@ -163,7 +161,7 @@ def build(title: str, data: DataSet, seed: int) -> VAE:
 def train_convolutions(
     data: DataSet, z: Tensor, *, epochs: int, seed: int, device: str
 ) -> tuple[dict[str, dict[str, Tensor]], Numbers]:
-    """Trains the two convolutional decoders, and looks at their grid from time to time.
+    """Trains the two convolutional decoders, and measures their grid during training.
 
     Returns:
         For each the means at the latents ``z`` of the initialised, early and trained decoder; and the numbers.
@@ -216,7 +214,7 @@ def build_convolutional(data: DataSet, upsample: Any, seed: int) -> VAE:
 
 
 def train_classifier(data: DataSet, seed: int, epochs: int = 3) -> nn.Sequential:
-    """A small classifier, whose last hidden layer is a space in which distances mean more than in pixels."""
+    """A small classifier, for distances in its last hidden layer, which mean more than those of pixels."""
     begun = time.perf_counter()
     assert data.y_train is not None
     assert data.y_test is not None
@@ -239,14 +237,14 @@ def train_classifier(data: DataSet, seed: int, epochs: int = 3) -> nn.Sequential
 
 
 def constants(num_dims: int) -> Numbers:
-    """What the formulas come to."""
+    """The values of the formulas."""
     hidden = math.sqrt(num_dims / 2)
     return {
         "normal_constant_at_scale_1": num_dims / 2 * math.log(2 * math.pi),
         "normal_constant_at_scale_0.1": num_dims / 2 * math.log(2 * math.pi * 0.1**2),
         "scale_that_averaging_means": hidden,
         "beta_that_averaging_means": num_dims / 2,
-        # A KL of weight 0.00025 beside squared error averaged over 3 × 64 × 64 numbers.
+        # A KL with weight 0.00025 next to squared error averaged over 3 × 64 × 64 numbers.
         "scale_of_weight_0.00025_at_3x64x64": math.sqrt(0.00025 * 3 * 64 * 64 / 2),
         "bernoulli_mass_at_0.5": mass(0.5),
         "bernoulli_mass_at_0.01": mass(0.01),
@@ -259,10 +257,10 @@ def mass(p: float) -> float:
 
 
 def last_layers(models: Mapping[str, VAE], data: DataSet, z: Tensor) -> Numbers:
-    """One likelihood of another kind or width beside the other, on the same grey pixels."""
+    """Likelihoods with several links and widths, compared on the same grey pixels."""
     x = data.x_test
     numbers: Numbers = {
-        # The best that a sigmoid can do for pixels brought to [-1, 1]: exact where they are positive, 0 elsewhere.
+        # The best possible sigmoid for pixels scaled to [-1, 1]: exact where they are positive, 0 elsewhere.
         "least_error_of_sigmoid_on_minus_one_to_one": float((2 * x - 1).clamp(max=0).square().mean().sqrt()),
         "error_of_the_mean_image": float((x - data.x_train.mean(0)).square().mean().sqrt()),
     }
@@ -298,7 +296,7 @@ def sharpness(x: Tensor) -> float:
 
 
 def grey_pixels(models: Mapping[str, VAE], data: DataSet) -> Numbers:
-    """What cross-entropy on grey pixels says, and what it leaves out."""
+    """Cross-entropy on grey pixels, and the missing constants."""
     x, vae = data.x_test, models["grey"]
     metrics, on_bits = evaluate(vae, x), evaluate(models["bits"], x)
     with torch.no_grad():
@@ -327,7 +325,7 @@ def share_of_grey(x: Tensor) -> float:
 
 
 def variances(models: Mapping[str, VAE], seed: int) -> Numbers:
-    """The variance of draws from p(x), and the part of it that the means have."""
+    """The variance of draws from p(x), and the part that comes from the means."""
     numbers: Numbers = {}
     for title in ("bits", "sigmoid"):
         torch.manual_seed(seed)
@@ -345,7 +343,7 @@ def qualities(
     classifier: nn.Sequential,
     seed: int,
 ) -> Numbers:
-    """Samples of each model against images that none was trained on, in pixels and in a classifier's features."""
+    """Samples of each model compared with held-out images, in pixels and in a classifier's features."""
     assert data.y_test is not None
     rows = min(MOST_ROWS, len(data.x_test))
     torch.manual_seed(seed)
@@ -381,7 +379,7 @@ def qualities(
 
 
 def interpolations(vae: VAE, data: DataSet, classifier: nn.Sequential, seed: int) -> Numbers:
-    """Halfway points between digits of different kinds: how far out they are, and how much like data they look."""
+    """Halfway points between different digits: their distance from the origin, and their similarity to data."""
     rows = min(MOST_ROWS, len(data.x_test) // 2)
     a, b = data.x_test[:rows], data.x_test[rows : 2 * rows]
     assert data.y_test is not None
@@ -419,7 +417,7 @@ def interpolations(vae: VAE, data: DataSet, classifier: nn.Sequential, seed: int
 
 
 def share_sure(classifier: nn.Sequential, x: Tensor) -> float:
-    """Share of the images of which the classifier gives one digit more than 0.9."""
+    """Share of the images for which the classifier gives a digit a probability above 0.9."""
     return float((classifier(x).softmax(1).amax(1) > 0.9).double().mean())
 
 
@@ -494,7 +492,7 @@ def draw_decoder(models: Mapping[str, VAE], data: DataSet, path: Path) -> None:
 
 
 def draw_functions(path: Path) -> None:
-    """Links, and minus the logarithm of the densities that losses stand for."""
+    """Links, and minus the logarithm of the densities behind common losses."""
     figure = Figure(figsize=(11, 3.1), layout="constrained")
     links, squared, entropy, masses = figure.subplots(1, 4)
 
@@ -597,7 +595,7 @@ def draw_samples(
     quality: Numbers,
     path: Path,
 ) -> None:
-    """Means at draws from the prior, and what sample_quality says of them in the classifier's features."""
+    """Means at draws from the prior, with their sample_quality in the classifier's features."""
     z = z[:30]
     sets = {
         "training_images": ("training images", data.x_train),

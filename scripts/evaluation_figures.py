@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parents[1] / "docs" / "images" / "evaluation"
 
 
 def counts_pair(*, normal: bool) -> Pair:
-    """Two kinds of rows of counts, 35% of them zero whatever their rate; the normal has their mean and variance."""
+    """Two kinds of rows of counts, 35% of them zero at any rate; the normal has their mean and variance."""
 
     def p_x(z: torch.Tensor) -> dist.TorchDistribution:
         right: Any = dist.ZeroInflatedPoisson(torch.where(z > 0, 9.0, 2.0), gate=torch.tensor(0.35))

@@ -22,12 +22,12 @@ COLOURS = {"wrong": "#b3261e", "look": "#8a5a00", "fine": "#2e6b34"}
 
 def main(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("docs/images/first-screen.png"),
-    epochs: Annotated[int, typer.Option(help="Times every digit is seen.")] = 20,
+    epochs: Annotated[int, typer.Option(help="Number of passes over the digits.")] = 20,
     data_root: Annotated[
-        Path | None, typer.Option(help="Where downloaded data sets live. [default: $PYRO_VAE_DATA, or data]")
+        Path | None, typer.Option(help="Folder of downloaded data sets. [default: $PYRO_VAE_DATA, or data]")
     ] = None,
 ) -> None:
-    """Trains a VAE on MNIST and draws what there is to see of it, side by side."""
+    """Trains a VAE on MNIST and draws samples, a walk, its latents and its report side by side."""
     data: Any = load_data("mnist", data_root)
     x_train, x_test = data.x_train[:20000], data.x_test[:2000]
     torch.manual_seed(0)

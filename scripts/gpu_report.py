@@ -1,4 +1,4 @@
-"""What a GPU adds: runs the tests that need one, times everything there, trains MNIST to a goal, and writes it down."""
+"""Runs the tests that need a GPU, times everything there, trains MNIST to a goal, and writes a report."""
 
 import re
 import subprocess
@@ -42,18 +42,20 @@ def main(
             show_default="docs/benchmarks/gpu",
         ),
     ] = ROOT / "docs" / "benchmarks" / "gpu",
-    device: Annotated[str, typer.Option(help="cuda, or cpu to see that this script works.")] = "cuda",
+    device: Annotated[str, typer.Option(help="cuda, or cpu to check that this script works.")] = "cuda",
     goal: Annotated[float, typer.Option(help="The ELBO of test rows to train to, in nats.")] = -100.0,
-    epochs: Annotated[int, typer.Option(help="Epochs in which it is to be reached.")] = 20,
+    epochs: Annotated[int, typer.Option(help="Maximum number of epochs to reach it.")] = 20,
     *,
-    short: Annotated[bool, typer.Option("--short", help="A little of each thing, in about a minute.")] = False,
+    short: Annotated[bool, typer.Option("--short", help="A little of everything, in about a minute.")] = False,
 ) -> None:
     """Runs the tests that need a GPU, times training, draws and evidence, and trains MNIST to a test ELBO.
 
-    Where there is no GPU it says so, with exit status 2, and writes nothing.
+    Without a GPU it fails with exit status 2 and writes nothing.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("there is no GPU here, so nothing was measured: --device cpu --short shows how it is done")
+        raise ValueError(
+            "there is no GPU here, so nothing was measured: --device cpu --short shows what this script does"
+        )
     where, root = resolve_device(device), data_root or default_root()
     loaded = load_data(data, root)
     tests = run_tests(short=short)
@@ -83,7 +85,7 @@ def main(
 
 
 def run_tests(*, short: bool) -> Numbers:
-    """The tests marked ``gpu``: how many passed, failed and were skipped, in a process of their own."""
+    """Runs the tests marked ``gpu`` in a separate process: how many passed, failed and were skipped."""
     folder = ["tests/test_staging.py"] if short else ["tests"]
     workers = [] if short else ["-n", "auto", "--dist", "worksteal"]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *workers, *folder]
@@ -97,11 +99,11 @@ def run_tests(*, short: bool) -> Numbers:
 
 
 def train_to(goal: float, data: DataSet, device: torch.device, *, num_epochs: int, num_rows: int | None) -> Numbers:
-    """Trains until the ELBO of the test rows is as high, looking after each epoch.
+    """Trains until the ELBO of the test rows reaches the goal, evaluated after each epoch.
 
     Returns:
-        Whether it was reached, after which epoch, and the seconds until then, from the call that trains on; those that
-        looking at the test rows took are left out.
+        Whether it was reached, after which epoch, and the seconds until then, from the start of training and without
+        those for evaluating the test rows.
     """
     x_train, x_test = data.x_train[:num_rows], data.x_test[:num_rows]
     assert data.bounds is not None
@@ -119,7 +121,7 @@ def train_to(goal: float, data: DataSet, device: torch.device, *, num_epochs: in
 
 
 def document(results: Numbers) -> str:
-    """Everything in Markdown."""
+    """The report in Markdown."""
     tests, goal = results["tests"], results["goal"]
     end = "reached" if goal["reached"] else "not reached"
     rows = [
@@ -132,10 +134,10 @@ def document(results: Numbers) -> str:
     ]
     return "\n\n".join(
         [
-            "# What was measured with `scripts/gpu_report.py`",
+            "# Measurements by `scripts/gpu_report.py`",
             f"Tests that need a GPU: {tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped.",
-            "An MLP, 784-400-50, trained until the ELBO of the test rows reached a goal; compilation is in the\n"
-            "seconds, and looking at the test rows is not:",
+            "An MLP, 784-400-50, trained until the ELBO of the test rows reached a goal. The seconds include\n"
+            "compilation, but not evaluating the test rows:",
             report.markdown(["goal", "", "test ELBO, nats", "seconds"], rows),
             report.document([results]),
         ]

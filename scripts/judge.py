@@ -1,8 +1,8 @@
-"""Judges the verdicts of `evaluate_suite`: how often they are false of sound models, and which faults they name.
+"""Judges the verdicts of `evaluate_suite`: how often they are false for sound models, and which faults they find.
 
-Sound models and wrong ones (`scripts/judged/`) are put through the quick suite. What each finding compared with its
-threshold is kept, one JSON line for each model, so that a run that was stopped goes on where it was, and the page is
-made by the thresholds as they are.
+Sound models and wrong ones (`scripts/judged/`) go through the quick suite. The numbers that each finding compared with
+its threshold are stored, one JSON line for each model. So an interrupted run continues where it stopped, and the page
+uses the current thresholds.
 """
 
 import json
@@ -27,9 +27,9 @@ from pyro_vae.evaluation import evaluate_suite
 from pyro_vae.evaluation.report import PARTS
 from pyro_vae.evaluation.report.job import SIZES
 
-_LEFT_OUT = ("bounds", "nuts")  # they take as long as all others together
+_LEFT_OUT = ("bounds", "nuts")  # they take as long as all other parts together
 
-_LESS: dict[str, Any] = {  # than the quick suite does: hundreds of them are run
+_LESS: dict[str, Any] = {  # than the quick suite, as it runs hundreds of times
     "evidence_rows": 50,
     "guide_rows": 50,
     "modes": (6, 12),
@@ -41,7 +41,7 @@ _LESS: dict[str, Any] = {  # than the quick suite does: hundreds of them are run
 
 
 def tried(case: Case, *, show: bool = False) -> dict[str, Any]:
-    """What the findings of a suite compared with their thresholds."""
+    """The numbers that the findings of a suite compared with their thresholds."""
     started = time.perf_counter()
     report = evaluate_suite(
         case.pair, case.x, train=case.train, parts=[part for part in PARTS if part not in _LEFT_OUT]
@@ -59,7 +59,7 @@ def tried(case: Case, *, show: bool = False) -> dict[str, Any]:
 
 
 def plan(copies: int, strengths: tuple[str, ...], held_out: int) -> dict[str, tuple[str, str | int]]:
-    """Every case by its key: the family and the copy, or the fault and its strength."""
+    """Every case by key: the family and the copy, or the fault and its strength."""
     sound = {f"sound/{name}/{copy}": (name, copy) for copy in range(copies) for name in SOUND}
     wrong = {f"wrong/{name}/{strength}": (name, strength) for strength in strengths for name in FAULTS}
     new_sound = {f"{HELD_OUT}sound/{name}/{copy}": (name, copy) for copy in range(held_out) for name in SOUND}
@@ -68,7 +68,7 @@ def plan(copies: int, strengths: tuple[str, ...], held_out: int) -> dict[str, tu
 
 
 def made(key: str, of: tuple[str, str | int]) -> Case:
-    """The case of a key, the same at every call."""
+    """The case for a key, the same in every call."""
     pyro.clear_param_store()
     pyro.set_rng_seed(zlib.crc32(key.encode()) % 2**31)
     name, which = of
@@ -76,17 +76,19 @@ def made(key: str, of: tuple[str, str | int]) -> Case:
 
 
 def main(
-    results: Annotated[Path, typer.Option(help="Results by case, one JSON line each; those there are kept.")] = Path(
-        "docs/judge.jsonl"
-    ),
-    page: Annotated[Path | None, typer.Option(help="The page to write of what there is when all are done.")] = None,
-    copies: Annotated[int, typer.Option(help="Models of each sound family.")] = 6,
+    results: Annotated[
+        Path, typer.Option(help="File of results, one JSON line per case; results in it are kept.")
+    ] = Path("docs/judge.jsonl"),
+    page: Annotated[Path | None, typer.Option(help="The page to write when all cases are done.")] = None,
+    copies: Annotated[int, typer.Option(help="Number of models in each sound family.")] = 6,
     held_out: Annotated[
         int,
-        typer.Option(help="Models of each sound family, and all gross faults, that thresholds were not set on."),
+        typer.Option(
+            help="Number of models in each sound family, next to all gross faults, that thresholds were not set on."
+        ),
     ] = 2,
-    strengths: Annotated[str, typer.Option(help="Of the faults, with commas between.")] = ",".join(STRENGTHS),
-    only: Annotated[str, typer.Option(help="Cases whose key has one of these in it, with commas between.")] = "",
+    strengths: Annotated[str, typer.Option(help="Strengths of the faults, separated by commas.")] = ",".join(STRENGTHS),
+    only: Annotated[str, typer.Option(help="Only cases whose key contains one of these, separated by commas.")] = "",
     show: Annotated[bool, typer.Option(help="Print every finding that is not fine.")] = False,
 ) -> None:
     """Runs the suite on every sound model and every fault, and writes the table."""

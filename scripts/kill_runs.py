@@ -1,4 +1,4 @@
-"""Kills training runs at random times, lets them go on, and compares them with one that was left alone."""
+"""Kills training runs at random times, resumes them, and compares them with an undisturbed run."""
 
 import os
 import random
@@ -32,7 +32,7 @@ FILES = {"config.json", "model.safetensors", "history.csv", "figures"}
 
 
 def command(ranks: int, *arguments: str) -> list[str]:
-    """What starts a training run, on some processes."""
+    """The command that starts a training run on a number of processes."""
     if ranks == 1:
         return [sys.executable, str(TRAIN), *arguments]
     together = ["--standalone", f"--nproc-per-node={ranks}"]
@@ -40,7 +40,7 @@ def command(ranks: int, *arguments: str) -> list[str]:
 
 
 def begin(ranks: int, *arguments: str) -> subprocess.Popen[str]:
-    """Starts one, in a group of its own, for which Ctrl-C works as at a terminal."""
+    """Starts a run in its own process group, where Ctrl-C works as in a terminal."""
     return subprocess.Popen(
         command(ranks, *arguments),
         stdout=subprocess.DEVNULL,
@@ -53,17 +53,17 @@ def begin(ranks: int, *arguments: str) -> subprocess.Popen[str]:
 
 
 def left_alone(ranks: int, folder: Path) -> float:
-    """Trains without a disturbance; returns the seconds that it takes."""
+    """Trains without disturbance; returns the seconds that it takes."""
     began = time.monotonic()
     process = begin(ranks, *OPTIONS, "--out", str(folder))
     err = process.communicate()[1]
     if process.returncode:
-        raise ValueError(f"the run that was left alone ended with status {process.returncode}: {err[-500:]}")
+        raise ValueError(f"the undisturbed run ended with status {process.returncode}: {err[-500:]}")
     return time.monotonic() - began
 
 
 def differences(folder: Path, whole: Path) -> list[str]:
-    """What a run has other than the one that was left alone."""
+    """The differences of a run to the undisturbed one."""
     found = [f"files {sorted(names)}" for names in [{path.name for path in folder.iterdir()}] if names != FILES]
     own, other = (pd.read_csv(place / "history.csv") for place in (folder, whole))
     times = ["seconds", "rows_per_second"]
@@ -79,10 +79,10 @@ def main(
     ranks: Annotated[int, typer.Option(help="Processes of each run, by torchrun.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Seeds times and signals.")] = 0,
 ) -> None:
-    """Kills runs, as often as asked for, also while they import and draw, and says what came of it in one line.
+    """Kills runs at random times, also during imports and drawing, and reports the result in one line.
 
-    A run that was killed is resumed, or begun again where it had nothing to go on from, until it ends; then its files
-    must be those of a run that was left alone, and no others.
+    A killed run is resumed, or started again if it left no checkpoint, until it ends. Then its files must be exactly
+    those of an undisturbed run.
     """
     draws = random.Random(seed)
     counts: Counter[str] = Counter()

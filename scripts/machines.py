@@ -1,4 +1,4 @@
-"""What numbers were made on: hardware and versions, by their names."""
+"""The hardware and versions that numbers were made with."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ __all__ = ["machine", "versions"]
 
 
 def machine(device: str) -> dict[str, object]:
-    """What it was measured on, by the names of the hardware."""
+    """The names of the hardware."""
     found: dict[str, object] = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "system": platform.system()}
     found["vectors"] = torch.backends.cpu.get_cpu_capability()
     return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
@@ -29,7 +29,7 @@ def cpu_model() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what was measured."""
+    """Versions of the measured libraries."""
     found = {"python": platform.python_version()}
     for name in ("torch", "pyro-ppl", "jax", "numpyro"):
         with contextlib.suppress(PackageNotFoundError):

@@ -1,7 +1,7 @@
-"""Tries every tool on every program of the zoo, compares each number with a second way of computing it, writes a table.
+"""Runs every tool on every program of the zoo, checks each number by a second computation, and writes a table.
 
-A cell says that the tool works and that the second way agrees, or the sentence by which the tool refuses. Anything
-else is a fault: it is printed, and the exit status is 1.
+A cell says that the tool works and agrees with the second computation, or gives the sentence by which the tool refuses.
+All other outcomes are faults: they are printed, and the exit status is 1.
 """
 
 import re
@@ -47,7 +47,7 @@ _SLOW = ("fit compiled", "annealing", "NUTS")
 
 @dataclass
 class Cell:
-    """What a tool did with a program: ``"works"``, ``"refuses"`` or ``"fault"``, and what there is to say of it."""
+    """The outcome of a tool on a program: ``"works"``, ``"refuses"`` or ``"fault"``, with a text."""
 
     kind: str
     text: str = ""
@@ -56,7 +56,7 @@ class Cell:
 
 
 def attempt(tool: str, trial: Trial, cells: Mapping[str, Cell]) -> Cell:
-    """Tries one tool, after those in ``cells``."""
+    """Runs one tool, after those in ``cells``."""
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -66,7 +66,7 @@ def attempt(tool: str, trial: Trial, cells: Mapping[str, Cell]) -> Cell:
             cell = Cell("fault", str(error))
         except (ValueError, TypeError, NotImplementedError) as error:
             cell = Cell("refuses", str(error)) if clean(error) else Cell("fault", described(error))
-        except Exception as error:  # whatever it is, the table says so
+        except Exception as error:  # the table reports all errors
             cell = Cell("fault", described(error))
     cell.seconds = time.perf_counter() - started
     cell.warned = sorted({str(w.message) for w in caught if issubclass(w.category, UserWarning)})
@@ -74,7 +74,7 @@ def attempt(tool: str, trial: Trial, cells: Mapping[str, Cell]) -> Cell:
 
 
 def as_promised(trial: Trial, cells: Mapping[str, Cell]) -> Cell:
-    """Whether ``check_pair`` says of each tool what the tool then did."""
+    """Whether ``check_pair`` predicts the outcome of each tool."""
     contract = evaluation.check_pair(trial.pair, trial.data)
     for tool, name in _PROMISES.items():
         promise = contract.tools.get(name) or contract.tools["every tool that runs the guide"]
@@ -85,26 +85,26 @@ def as_promised(trial: Trial, cells: Mapping[str, Cell]) -> Cell:
 
 
 def clean(error: Exception) -> bool:
-    """Whether an error is a sentence that the library itself says."""
+    """Whether an error is a sentence raised by the library itself."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = bool(frames) and "/pyro_vae/" in frames[-1].filename.replace("\\", "/")
     return ours and "\n" not in str(error) and 20 < len(str(error)) < 500
 
 
 def described(error: Exception) -> str:
-    """An error with the place where it came from."""
+    """An error with the place where it was raised."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/pyro_vae/" in f.filename]
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}" if frames else ""
     return f"{type(error).__name__}{place}: {' '.join(str(error).split())[:300]}"
 
 
 def generic(sentence: str) -> str:
-    """A refusal with the names of sites and numbers taken out, so that equal ones share a footnote."""
+    """A refusal without names of sites and numbers, so that equal ones share a footnote."""
     return re.sub(r"\b\d[\d,.]*\b", "…", re.sub(r"'[^']*'", "'…'", sentence))
 
 
 def markdown(cells: Mapping[str, Mapping[str, Cell]], tools: Sequence[str], trials: Mapping[str, Trial]) -> str:
-    """The page: what the cells mean, the table, the footnotes, the numbers."""
+    """The page: the meaning of the cells, the table, the footnotes, the numbers."""
     notes: dict[str, tuple[int, str]] = {}
 
     def shown(cell: Cell | None) -> str:
@@ -125,12 +125,12 @@ def markdown(cells: Mapping[str, Mapping[str, Cell]], tools: Sequence[str], tria
     lines = [
         "# Programs and tools",
         "",
-        f"{len(cells)} Pyro programs of the kinds that Pyro's examples and tutorials show, from `scripts/zoo/`, and "
-        f"every tool of the library on each of them. This page is made by `python scripts/programs_table.py`, which "
-        f"fails if a cell is a traceback, or a number that a second way of computing it does not give.",
+        f"Every tool of the library on {len(cells)} Pyro programs like those in Pyro's examples and tutorials, from "
+        f"`scripts/zoo/`. `python scripts/programs_table.py` writes this page, and fails if a cell is a traceback or a "
+        f"number that a second computation contradicts.",
         "",
-        f"✓: works, and a second way of computing it agrees ({counts['works']} cells with those marked ·). ·: works; "
-        f"there is nothing to compare it with. A number: refused, by the sentence below ({counts['refuses']} cells).",
+        f"✓: works, and a second computation agrees ({counts['works']} cells, with those marked ·). ·: works, with "
+        f"nothing to compare it with. A number: refused, with the sentence below ({counts['refuses']} cells).",
         "",
         f"| program | {' | '.join(tools)} |",
         f"|---|{'---|' * len(tools)}",
@@ -167,10 +167,10 @@ def _numbers(trials: Mapping[str, Trial]) -> list[str]:
     return [
         "## Numbers",
         "",
-        "After a short training, in nats a row: the ELBO of all rows by Pyro's own objective at unit scale and by "
-        "`evaluate`; the exact evidence, by a closed form, a sum or quadrature; how far the tools are from it on the "
-        "first rows; the largest difference of an epoch's ELBO between compiled training and the programs, and how "
-        "the former was run.",
+        "After a short training, in nats per row: the ELBO of all rows by Pyro's own objective at unit scale and by "
+        "`evaluate`; the exact evidence, by a closed form, a sum or quadrature; the error of the tools on the first "
+        "rows; the largest difference of an epoch's ELBO between compiled training and the programs; and how compiled "
+        "training was run.",
         "",
         f"| program | {' | '.join(columns.values())} | execution |",
         f"|---|{'---:|' * len(columns)}---|",
@@ -179,15 +179,15 @@ def _numbers(trials: Mapping[str, Trial]) -> list[str]:
 
 
 def main(
-    only: Annotated[str | None, typer.Option(help="Only these programs, with commas between. [default: all]")] = None,
-    tools: Annotated[str | None, typer.Option(help="Only these tools, with commas between. [default: all]")] = None,
-    short: Annotated[bool, typer.Option(help="Leave out what is slow: compiling, annealing, NUTS.")] = False,
+    only: Annotated[str | None, typer.Option(help="Only these programs, separated by commas. [default: all]")] = None,
+    tools: Annotated[str | None, typer.Option(help="Only these tools, separated by commas. [default: all]")] = None,
+    short: Annotated[bool, typer.Option(help="Leave out the slow tools: compiling, annealing, NUTS.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="The page to write. [default: docs/programs.md if all is tried, else none]")
+        Path | None, typer.Option(help="The page to write. [default: docs/programs.md if everything runs, else none]")
     ] = None,
-    verbose: Annotated[bool, typer.Option(help="Say what agreed in each cell, and the warnings.")] = False,
+    verbose: Annotated[bool, typer.Option(help="Print what agreed in each cell, and the warnings.")] = False,
 ) -> None:
-    """Tries every tool on every program of the zoo and writes the table of what works."""
+    """Runs every tool on every program of the zoo and writes the table of what works."""
     torch.set_num_threads(1)
     names = list(ZOO) if only is None else [lookup(n.strip(), list(ZOO), "program") for n in only.split(",")]
     every = [*TOOLS, _CHECK]
@@ -201,7 +201,7 @@ def main(
         started = time.perf_counter()
         trials[name] = trial = Trial(ZOO[name])
         cells[name] = {}
-        needed = [t for t in every if t in chosen or t == "fit as programs"]  # what follows is of a trained pair
+        needed = [t for t in every if t in chosen or t == "fit as programs"]  # the other tools need a trained pair
         for tool in needed:
             cell = attempt(tool, trial, cells[name])
             if tool in chosen:

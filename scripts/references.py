@@ -1,14 +1,14 @@
 """Eight frozen pairs of programs with their posteriors and evidence, to compare an estimator with.
 
-    python scripts/references.py                  # what there is
-    python scripts/references.py --make           # computes all again and writes tests/references/
+    python scripts/references.py                  # lists them
+    python scripts/references.py --make           # recomputes all and writes tests/references/
     >>> from references import load               # with scripts/ on the path
     >>> schools = load("schools")                 # schools.pair, schools.rows, schools.log_evidence, schools.posterior
 
-The guides are near the posteriors and none is exact, so that an estimator has something to correct. The numbers use
-nothing of pyro_vae: closed forms, sums, and where there are none quadrature, in NumPy and SciPy. The latents of those
-have few enough dimensions for it to be exact, which draws of another sampler would not be. This is a script and no
-part of the library, for the pairs are of use to those who change an estimator, and nobody else needs their data.
+The guides are close to the posteriors but not exact, so an estimator has something to correct. The numbers are computed
+without pyro_vae: closed forms, sums, and otherwise quadrature, in NumPy and SciPy. Latents with quadrature have few
+enough dimensions for exact results, unlike draws from another sampler. This is a script and not part of the library, as
+only those who change an estimator need the pairs and their data.
 """
 
 # ruff: noqa: ANN001, ANN202, D102  (programs as users write them; each class is the same three methods)

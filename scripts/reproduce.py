@@ -1,4 +1,4 @@
-"""Makes the tables of docs/results.md, each by one command, and says whether they come out as before."""
+"""Computes the tables of docs/results.md, each with one command, and checks whether they come out as before."""
 
 import math
 import time
@@ -20,29 +20,30 @@ from pyro_vae.data.sources import default_root
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results.json"
 FORMS = ("short", "full")
-INTRODUCTION = """# What it reaches
+INTRODUCTION = """# Results
 
-Each table is made by `python scripts/reproduce.py NAME`: in a short form, for which two cores take at most half an
-hour, or with `--full` as published. `--check` makes it again and compares it with what is kept in `results.json`.
-Behind ± is a standard error over rows or, where a range stands behind it, the standard deviation over seeds. Forms that
-were not run say so. How long it takes from the command to a test ELBO of −100 nats on MNIST is in
-[benchmarks](benchmarks/README.md).
+`python scripts/reproduce.py NAME` computes a table: in a short form, which takes two cores at most half an hour, or
+with `--full` as published. `--check` computes it again and compares it with `results.json`. A number after ± is a
+standard error over rows, or, if a range follows, the standard deviation over seeds. Forms that were not run are marked.
+The time from the command to a test ELBO of −100 nats on MNIST is in [benchmarks](benchmarks/README.md).
 """
-MOST = 4.0  # standard errors that a number may be off where it is made again
+MOST = 4.0  # standard errors that a repeated number may be off
 
 
 def main(
     name: Annotated[str, typer.Argument(help=f"all, page, or one of {', '.join(TABLES)}.")],
-    short: Annotated[bool, typer.Option("--short/--full", help="Within half an hour on two cores, or in full.")] = True,
+    short: Annotated[
+        bool, typer.Option("--short/--full", help="At most half an hour on two cores, or in full.")
+    ] = True,
     check: Annotated[
-        bool, typer.Option("--check", help="Compare with what is kept, and fail where it is not the same.")
+        bool, typer.Option("--check", help="Compare with the stored results, and fail if they differ.")
     ] = False,
     data_root: Annotated[
-        Path | None, typer.Option(help="Where downloaded data sets live. [default: $PYRO_VAE_DATA, or data]")
+        Path | None, typer.Option(help="Folder of downloaded data sets. [default: $PYRO_VAE_DATA, or data]")
     ] = None,
-    results: Annotated[Path, typer.Option(help="What is kept, JSON; a page in Markdown lies beside it.")] = RESULTS,
+    results: Annotated[Path, typer.Option(help="JSON file of results; the page in Markdown is next to it.")] = RESULTS,
 ) -> None:
-    """Makes a table and keeps it, or compares it with what is kept; page writes the page again."""
+    """Computes a table and stores it, or compares it with the stored one; page rewrites the page."""
     kept = read(results)
     names = list(TABLES) if name == "all" else [] if name == "page" else [lookup(name, TABLES, "table")]
     form, faults = "short" if short else "full", []
@@ -52,34 +53,34 @@ def main(
         seconds = round(time.perf_counter() - started)
         print(f"\n{TABLES[one].TITLE}, {form}, in {seconds:,} s\n\n{table(rows, TABLES[one].DIGITS)}\n", flush=True)
         if check and form not in kept.get(one, {}):
-            raise ValueError(f"{results} has no {form} form of {one} to compare with: make it without --check")
+            raise ValueError(f"{results} has no {form} form of {one} to compare with: run without --check first")
         if check:
             faults += [f"{one}: {fault}" for fault in differences(kept[one][form]["rows"], rows)]
             continue
         made = {"date": date.today().isoformat(), "seconds": seconds, "machine": machine("cpu"), "versions": versions()}
-        kept = read(results)  # which another process may have written meanwhile
+        kept = read(results)  # another process may have written it meanwhile
         kept.setdefault(one, {})[form] = {**made, "rows": rows}
         files.write_json(kept, results)
     if faults:
-        raise ValueError(f"not as they were: {'; '.join(faults)}")
+        raise ValueError(f"results differ: {'; '.join(faults)}")
     if not check:
         with files.replacing(results.with_suffix(".md")) as temporary:
             temporary.write_text(page(kept), encoding="utf-8")
 
 
 def read(results: Path) -> dict[str, Any]:
-    """What is kept, by table and form."""
+    """The stored results, by table and form."""
     return files.read_json(results) if results.exists() else {}
 
 
 def table(rows: list[Row], digits: int) -> str:
-    """Rows in Markdown, with all columns that any of them has."""
+    """Rows in Markdown, with the columns of all rows."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     return report.markdown(columns, [[text(row.get(column), digits) for column in columns] for row in rows])
 
 
 def differences(before: list[Row], now: list[Row]) -> list[str]:
-    """Numbers that have an error and are further off than that lets expect, in words."""
+    """Descriptions of numbers that differ by more than their errors allow."""
     found = []
     for old, new in zip(before, now, strict=True):
         for column, cell in old.items():
@@ -88,18 +89,18 @@ def differences(before: list[Row], now: list[Row]) -> list[str]:
                 allowed = MOST * math.hypot(*errors)
                 off = abs(cell["value"] - new[column]["value"])
                 if off > allowed:
-                    found.append(f"{old['']}, {column}: {new[column]['value']:.4g}, and it was {cell['value']:.4g}")
+                    found.append(f"{old['']}, {column}: {new[column]['value']:.4g}, was {cell['value']:.4g}")
     return found
 
 
 def error_of(cell: Mapping[str, float]) -> float:
-    """The standard error of a number, where it has one."""
+    """The standard error of a number, or 0."""
     error = cell["error"] if "error" in cell else cell["sd"] / math.sqrt(cell["count"])
     return 0.0 if math.isnan(error) else error
 
 
 def page(kept: Mapping[str, Any]) -> str:
-    """The document: every table, what is missing said."""
+    """The page: every table, with a note on what was not run."""
     lines = [INTRODUCTION]
     for name, module in TABLES.items():
         lines += [f"## {module.TITLE}", "", module.ABOUT, ""]

@@ -1,8 +1,8 @@
-"""Trains by plain Pyro, from top to bottom: SVI with Trace_ELBO on the two programs of a VAE. Half a minute."""
+"""Trains with plain Pyro, from top to bottom: SVI with Trace_ELBO on the two programs of a VAE. Half a minute."""
 
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO
-from pyro.optim import Adam  # pyright: ignore[reportAttributeAccessIssue] # made when it is imported
+from pyro.optim import Adam  # pyright: ignore[reportAttributeAccessIssue] # created at import
 from sklearn.datasets import load_digits
 
 from pyro_vae import mlp_vae

@@ -1,6 +1,6 @@
-"""Puts data of many kinds through train, sample, predict and impute, and writes docs/ways-in.md.
+"""Runs train, sample, predict and impute on data of many kinds, and writes docs/ways-in.md.
 
-Each is made here, trained on, sampled, and written out again; what was observed has to come back as it came.
+Each data set is made here, trained on, sampled, and written out again; observed values must come back unchanged.
 """
 
 import contextlib
@@ -37,13 +37,13 @@ class Way:
     """One kind of data.
 
     Args:
-        title: What it is.
+        title: Name of the data.
         make: Writes it into a folder and returns its path.
-        options: Of ``pyro-vae train``.
-        refused: Words of the sentence by which it refuses it without ``options``, where it does.
-        trains: Whether there is a way to train on it.
-        returns: Checks that what was observed has come back; of the path that was made, and the written file.
-        out: What is written.
+        options: Options of ``pyro-vae train``.
+        refused: Words of the error without ``options``, if there is one.
+        trains: Whether training on it is possible.
+        returns: Checks that observed values come back; takes the original path and the written file.
+        out: Name of the written file.
     """
 
     title: str
@@ -56,7 +56,7 @@ class Way:
 
 
 def run(command: str, *arguments: str) -> tuple[int, str, str]:
-    """Exit status, what was printed, and what was complained of."""
+    """Exit status, standard output and standard error."""
     before, out, err = sys.argv, io.StringIO(), io.StringIO()
     sys.argv = [f"pyro-vae {command}", *arguments]
     try:
@@ -121,7 +121,7 @@ def nested(folder: Path) -> Path:
 
 
 def with_index(folder: Path) -> Path:
-    """What ``frame.to_csv(path)`` writes, with a large id."""
+    """The output of ``frame.to_csv(path)``, with a large id."""
     frame = patients()
     frame["Konto"] = 1_700_000_001 + RNG.integers(0, 10**6, len(frame)) * 3
     path = folder / "frame.csv"
@@ -147,7 +147,7 @@ def survey(folder: Path) -> Path:
 
 
 def utf16(folder: Path) -> Path:
-    """What Excel calls Unicode text."""
+    """Excel's “Unicode text”."""
     path = folder / "unicode.txt"
     patients().to_csv(path, sep="\t", index=False, encoding="utf-16")
     return path
@@ -184,7 +184,7 @@ def named_arrays(folder: Path) -> Path:
 
 
 def saved(name: str, x: np.ndarray) -> Callable[[Path], Path]:
-    """An array in a file of its own."""
+    """An array in its own file."""
 
     def make(folder: Path) -> Path:
         np.save(folder / name, x)
@@ -217,7 +217,7 @@ def images(mode: str, suffix: str, draw: Callable[[int], Any], **options: Any) -
 
 
 def photograph(number: int) -> np.ndarray:
-    """Colours that flow, in two sizes."""
+    """Smooth colours, in two sizes."""
     height, width = (24, 32) if number % 3 else (48, 64)
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     waves = np.sin(6 * (RNG.random() * x + RNG.random() * y)[..., None] + 6 * RNG.random(3))
@@ -262,7 +262,7 @@ def cells_of(path: Path) -> list[list[str]]:
 
 
 def observed_cells(made: Path, written: Path) -> None:
-    """Every observed field stands in the written file as in the one that was made; every gap is filled."""
+    """Every observed field is the same in the written file as in the original; every gap is filled."""
     before, after = cells_of(made), cells_of(written)
     if after[0][0] == "draw":  # names of columns
         assert after.pop(0)[1:] == before.pop(0)
@@ -275,7 +275,7 @@ def observed_cells(made: Path, written: Path) -> None:
 
 
 def observed_entries(read: Callable[..., pd.DataFrame]) -> Callable[[Path, Path], None]:
-    """The same of typed columns."""
+    """The same check for typed columns."""
 
     def check(made: Path, written: Path) -> None:
         before, after = read(made), read(written)
@@ -387,7 +387,7 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one."""
+    """The result for one way in."""
 
     way: Way
     command: str
@@ -400,7 +400,7 @@ def go_through(way: Way, folder: Path) -> Result:
     """Makes the data, trains, samples, and writes them out again.
 
     Raises:
-        AssertionError: if something is not as it should be.
+        AssertionError: if a check fails.
     """
     made, trained = way.make(folder), folder / "run"
     refusal = ""
@@ -430,7 +430,7 @@ def go_through(way: Way, folder: Path) -> Result:
 
 
 def page(results: list[Result]) -> str:
-    """The results as a document."""
+    """The results as a page."""
     lines = [
         "# Reading your data, and writing it back",
         "",
@@ -453,9 +453,9 @@ def page(results: list[Result]) -> str:
 
 def main(
     out: Annotated[Path | None, typer.Option(help="The page to write. [default: docs/ways-in.md]")] = None,
-    only: Annotated[str, typer.Option(help="Those whose title has these words.")] = "",
+    only: Annotated[str, typer.Option(help="Only those whose title contains these words.")] = "",
 ) -> None:
-    """Puts data of many kinds through the commands, and writes a page of what became of each."""
+    """Runs the commands on data of many kinds, and writes a page with the results."""
     chosen = [way for way in WAYS if only in way.title]
     results, failed = [], []
     for way in chosen:
@@ -466,9 +466,9 @@ def main(
             except AssertionError as error:
                 failed.append(way.title)
                 print(f"✗ {way.title}: {error}")
-    print(f"{len(results)} of {len(chosen)} ways in are as they should be")
+    print(f"{len(results)} of {len(chosen)} ways in work")
     if failed:
-        raise ValueError(f"not so: {', '.join(failed)}")
+        raise ValueError(f"failed: {', '.join(failed)}")
     if not only:
         (out or PAGE).write_text(page(results), encoding="utf-8")
 

@@ -126,7 +126,7 @@ def test_where_training_diverges_the_averages_of_the_last_whole_epoch_are_put_ba
             return (draws.reconstruction - draws.rate).mean(0) * (math.nan if self.calls > 2 * 3 else 1.0)
 
     vae, shown = small_vae(), []
-    with pytest.raises(FloatingPointError, match="weights are those of epoch 2"):
+    with pytest.raises(FloatingPointError, match="weights of epoch 2 are restored"):
         shown.extend(
             weights_of(vae) for _ in epochs(vae, rows(), objective=Diverging(), average_weights=0.9, **SETTINGS)
         )

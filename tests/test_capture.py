@@ -134,7 +134,7 @@ def test_training_goes_back_to_where_the_graph_held(graphs, monkeypatch):
         return same(self, *args) and len(checks) < 4
 
     monkeypatch.setattr(execution.Execution, "_are_the_same", failing)
-    with pytest.warns(UserWarning, match="goes on with the programs, after .* steps of their graph"):
+    with pytest.warns(UserWarning, match="continues with the programs, after .* steps of their graph"):
         gone_back = trained(build, x)
     assert checks[-1] - checks[-2] > 4  # steps that were taken again
     assert_alike(gone_back, alone, rtol=1e-6, atol=1e-8)

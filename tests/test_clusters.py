@@ -250,7 +250,7 @@ def test_what_is_saved_opens_as_the_same_numbers(tmp_path):
     [
         (lambda: cluster_vae((6,), 2, 1, likelihood=Bernoulli()), "num_clusters must be at least 2, found 1"),
         (lambda: small(transform=Standardize((6,))), "use transform="),
-        (lambda: small().start_at(bits(2)), "2 rows cannot make 3 clusters"),
+        (lambda: small().start_at(bits(2)), "3 clusters need at least as many rows, found 2"),
     ],
 )
 def test_mistakes_are_sentences(make, words):

@@ -230,11 +230,11 @@ def test_what_is_saved_opens_as_the_same_numbers(tmp_path, prior):
     [
         (lambda: small(num_codes=0), "num_codes and num_values must be at least 1, found 0 and 3"),
         (lambda: small("gumbel"), "unknown estimator 'gumbel'"),
-        (lambda: small(num_codes=9), "9 codes of 3 values have more than 4096 together"),
+        (lambda: small(num_codes=9), "9 codes of 3 values have more than 4096 combinations"),
         (lambda: small(temperature=0.0), "temperature must be positive, found 0.0"),
         (
             lambda: mlp_vae((6,), 7, likelihood=Bernoulli(), posterior=Codes(3)),
-            "a multiple of that in latents, found 7",
+            "a multiple of num_values=3, found 7",
         ),
         (lambda: small(prior=IndependentCodes(3, 3)), "the prior has 9 latents and the encoder 6"),
         (lambda: AutoregressiveCodes(2, 2, 0), "hidden_dim must be at least 1, found 0"),

@@ -27,7 +27,7 @@ def test_counts_totals_and_batches_are_recovered(tmp_path):
     assert rows["groups"].tolist() == [i % 2 for i in range(40)]
 
 
-NO_COUNTS = {"noise": ({"noise": 0.3}, "no multiples of their smallest"), "raw": ({"raw": False}, "no raw part")}
+NO_COUNTS = {"noise": ({"noise": 0.3}, "not multiples of their minimum"), "raw": ({"raw": False}, "no raw part")}
 
 
 @pytest.mark.parametrize(("options", "message"), NO_COUNTS.values(), ids=NO_COUNTS)

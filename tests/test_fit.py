@@ -209,7 +209,7 @@ def test_a_run_goes_on_with_its_optimiser_where_it_was_stopped(name, schedule, t
 @pytest.mark.parametrize(
     ("optimizer", "sentence"),
     [
-        (torch.optim.LBFGS, "LBFGS evaluates the objective several times in a step"),
+        (torch.optim.LBFGS, "LBFGS evaluates the objective several times per step"),
         (pyro.optim.Adam({"lr": 0.01}), "expected a class of torch.optim"),
         (torch.optim.Adam([torch.zeros(1, requires_grad=True)]), "expected a class of torch.optim"),
         ("adam", "expected a class of torch.optim"),

@@ -951,7 +951,7 @@ class EnvironmentBetweenEpochs(Program):
         return ramp(int(os.environ["LEVEL_NOW"]))
 
 
-@kind("depends on more than their tensors", between=lambda pair, number: sys.setrecursionlimit(1000 + 100 * number))
+@kind("depend on more than their tensors", between=lambda pair, number: sys.setrecursionlimit(1000 + 100 * number))
 class OutOfSight(Program):
     """State that no look at objects finds, but that shows in the numbers."""
 

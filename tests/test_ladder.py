@@ -181,11 +181,11 @@ def test_what_is_saved_opens_as_the_same_numbers(tmp_path, prior):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: small((3,)), r"two levels or more; found \(3,\): for one use mlp_vae"),
-        (lambda: small((3, 0)), r"two levels or more; found \(3, 0\)"),
+        (lambda: small((3,)), r"at least two levels; found \(3,\): for one level use mlp_vae"),
+        (lambda: small((3, 0)), r"at least two levels; found \(3, 0\)"),
         (
             lambda: small(prior=NormalMixture(4)),
-            r"the model's levels have \(3, 4\) latents, from below, and the encoder's",
+            r"the model's levels have \(3, 4\) latents and the encoder's",
         ),
         (lambda: small(transform=Standardize((6,))), "use transform="),
         (lambda: small().encode(bits(2)), "name one of them with site="),

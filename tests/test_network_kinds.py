@@ -367,7 +367,7 @@ MISTAKES = {
         lambda: MLP((4,), (2,), (8,), "Tanh", "batch"),  # pyright: ignore[reportArgumentType]
         "unknown normalization 'batch'",
     ),
-    "a norm of one number": (lambda: MLP((4,), (2,), (1,), "Tanh", "layer"), "of a layer with one number"),
+    "a norm of one number": (lambda: MLP((4,), (2,), (1,), "Tanh", "layer"), "of a single number always gives zero"),
     "no grid": (lambda: ConvEncoder((), (2,), num_dims=1), r"\(T,\) or \(C, T\), found \(\)"),
     "three dimensions": (
         lambda: GatedConvDecoder((2,), (4, 4, 4), num_dims=3),
@@ -384,11 +384,11 @@ MISTAKES = {
     ),
     "blocks of two widths": (
         lambda: mlp_vae((4,), 2, likelihood=Normal(), block="residual", hidden_dims=(4, 5)),
-        r"of one width, found hidden_dims=\(4, 5\)",
+        r"have the same width, found hidden_dims=\(4, 5\)",
     ),
     "an activation of gates": (
         lambda: conv_vae((4, 4), 2, likelihood=Normal(), block="gated", activation="Tanh"),
-        "have no activation but their gates, found activation='Tanh'",
+        "take no activation, found activation='Tanh'",
     ),
 }
 

@@ -39,7 +39,7 @@ def test_a_number_that_comes_out_otherwise_is_told():
     near = [{"": "ours", "nats": {"value": -80.5, "error": 0.1, "count": 100}, "rate": 9.0}]
     far = [{"": "ours", "nats": {"value": -81.0, "error": 0.1, "count": 100}}]
     assert reproduce.differences(before, near) == []
-    assert reproduce.differences(before, far) == ["ours, nats: -81, and it was -80"]
+    assert reproduce.differences(before, far) == ["ours, nats: -81, was -80"]
 
 
 def test_the_evidence_of_the_best_linear_model_is_scikit_learns():

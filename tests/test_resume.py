@@ -69,7 +69,7 @@ def test_other_training_rows_are_refused_by_name(tmp_path, change):
     path = tmp_path / "checkpoint.safetensors"
     stopped(path)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="is of a run on other training rows"):
+    with pytest.raises(ValueError, match="is from a run on other training rows"):
         resumed(path, CHANGES[change](rows()))
     assert path.read_bytes() == before
 
@@ -127,7 +127,7 @@ def test_the_best_weights_by_then_are_kept_where_training_diverges(tmp_path):
             return objective * (float("nan") if self.calls > 3 * 4 else 1.0)
 
     vae = small_vae()
-    with pytest.raises(FloatingPointError, match="weights are those of epoch"):
+    with pytest.raises(FloatingPointError, match="weights of epoch"):
         fit(vae, rows(), objective=Diverging(), checkpoint=path, **ARGUMENTS)
     assert all(bool(p.isfinite().all()) for p in vae.parameters())
     kept = files.read_tensors(path)[0]
@@ -206,7 +206,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     stopped(path)
     other = mlp_vae((3,), 1, hidden_dims=(5,), likelihood=Normal())
-    with pytest.raises(ValueError, match="is of another model"):
+    with pytest.raises(ValueError, match="is from another model"):
         resumed(path, vae=other)
 
 
@@ -216,5 +216,5 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path):
     whole = path.read_bytes()
     for place in torch.randint(0, len(whole), (60,), generator=torch.Generator().manual_seed(0)).tolist():
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
-        with pytest.raises(ValueError, match=r"is damaged|is not a checkpoint|is of another|is of a run"):
+        with pytest.raises(ValueError, match=r"is damaged|is not a checkpoint|is from another|is from a run"):
             resumed(path)

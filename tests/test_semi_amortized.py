@@ -188,14 +188,17 @@ def test_what_is_saved_opens_as_the_same_numbers(tmp_path):
         (lambda: SemiAmortized(DiagonalNormal(), steps=0), "steps and num_draws must be at least 1, found 0 and 4"),
         (lambda: SemiAmortized(DiagonalNormal(), num_draws=3), "num_draws must be even"),
         (lambda: SemiAmortized(DiagonalNormal(), step_size=0.0), "step_size must be positive, found 0.0"),
-        (lambda: small(prior=VampPrior(2, 3)), "a VampPrior asks the encoder about inputs that are no rows"),
+        (
+            lambda: small(prior=VampPrior(2, 3)),
+            "does not work with a VampPrior, which calls the encoder on inputs that are not rows",
+        ),
         (
             lambda: mlp_vae((6,), 6, likelihood=Bernoulli(), posterior=SemiAmortized(Codes(3))).encode(bits(2)),
-            "gradients through draws, which Codes does not have",
+            "needs draws with derivatives, and those of Codes have none",
         ),
         (
             lambda: Encoder(torch.nn.Linear(3, 4), SemiAmortized(DiagonalNormal()), 2, None, (3,))(torch.zeros(2, 3)),
-            "of which it must be a part: give it to mlp_vae",
+            "must be part of a VAE, whose ELBO it uses: pass it to mlp_vae",
         ),
     ],
     ids=["no steps", "odd", "no step", "VampPrior", "no derivatives", "alone"],

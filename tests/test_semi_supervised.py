@@ -229,7 +229,7 @@ def test_it_takes_any_likelihood_and_rows_with_gaps(name):
         return semi_supervised_vae(shape, 2, 3, likelihood=case.make(), hidden_dims=(6,), missing="nan")
 
     if "optimal" in name:
-        with pytest.raises(ValueError, match="scale='optimal' is that of residuals"):
+        with pytest.raises(ValueError, match="scale='optimal' is computed from residuals"):
             build()
         return
     vae, data = build(), {**rows_of(case, shape, gaps=True), "labels": torch.arange(12) % 4 - 1}

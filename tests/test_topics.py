@@ -98,7 +98,7 @@ def test_the_captured_step_of_a_multinomial_never_touches_the_host():
     ("make", "words"),
     [
         (lambda: Multinomial().for_event((2, 3)).raw_shape((2, 3)), r"rows of one dimension, found .*\(2, 3\)"),
-        (lambda: Multinomial()(torch.zeros(2, 1, 3), mask=torch.ones(2, 3)), "so that none of them can be missing"),
+        (lambda: Multinomial()(torch.zeros(2, 1, 3), mask=torch.ones(2, 3)), "so none of them can be missing"),
         (lambda: Multinomial()(torch.zeros(2, 1, 3), total_count=torch.ones(3)), "one number for each of 2 rows"),
         (lambda: Multinomial().check_arguments(total_count=torch.tensor([3.0, -1.0])), "for each row; found -1"),
         (lambda: Multinomial().check_arguments(total_count=2.5), "found 2.5"),
@@ -211,18 +211,24 @@ def test_counts_that_were_not_made_are_left_out_with_a_likelihood_of_single_coun
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: topic_model(5, 1), "shares are of at least 2 topics, found 1"),
+        (lambda: topic_model(5, 1), "latent_dim must be at least 2 topics, found 1"),
         (lambda: topic_model(5, 2, concentration=0.0), "concentration must be a positive number, found 0"),
         (lambda: topic_model(5, 2).topics(6), "num_words must be from 1 to 5, found 6"),
-        (lambda: topic_model(5, 2, likelihood=Bernoulli()), "Bernoulli does not describe counts"),
-        (lambda: topic_model(5, 2, likelihood=Normal()), "Normal does not describe counts"),
+        (
+            lambda: topic_model(5, 2, likelihood=Bernoulli()),
+            "needs a likelihood for counts, such as Multinomial, found Bernoulli",
+        ),
+        (
+            lambda: topic_model(5, 2, likelihood=Normal()),
+            "needs a likelihood for counts, such as Multinomial, found Normal",
+        ),
         (
             lambda: TopicModel(
                 SoftmaxDirichlet(2),
                 Decoder(MLP((2,), (1, 5)), Multinomial(), (5,)),
                 Encoder(MLP((5,), (2, 2)), topic_model(5, 2).encoder.posterior, 2),
             ),
-            "has a TopicDecoder, found MLP",
+            "must be a TopicDecoder, found MLP",
         ),
         (
             lambda: TopicModel(

@@ -167,7 +167,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="batch_size=16, found batch_size=32"):
         fit(small_vae(), grey_levels(), epochs=1, batch_size=32, checkpoint=path, resume=True, progress=False)
     other = mlp_vae((4, 4), 3, likelihood=Bernoulli(), transform=Binarize(0, 16))
-    with pytest.raises(ValueError, match="of another model"):
+    with pytest.raises(ValueError, match="from another model"):
         fit(other, grey_levels(), epochs=1, batch_size=16, checkpoint=path, resume=True, progress=False)
     with pytest.raises(ValueError, match="needs checkpoint"):
         fit(small_vae(), grey_levels(), resume=True)
@@ -287,7 +287,7 @@ def test_an_elbo_that_is_no_number_stops_the_run_with_the_last_whole_epochs_weig
             return x * (float("nan") if type(self).calls > 5 else 1.0)
 
     vae = mlp_vae((2,), 1, hidden_dims=(), likelihood=Normal(), transform=Breaks())
-    with pytest.raises(FloatingPointError, match=r"became nan in epoch 2 .* those of epoch 1"):
+    with pytest.raises(FloatingPointError, match=r"became nan in epoch 2 .* the weights of epoch 1"):
         fit(vae, torch.randn(24, 2), epochs=5, batch_size=8, progress=False)
     assert all(torch.isfinite(p).all() for p in vae.parameters())
 
@@ -429,6 +429,6 @@ def test_a_last_step_that_diverges_is_an_error_and_leaves_the_weights_before(wat
     vae, x = small_vae(), grey_levels()
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     options = {"epochs": 1, "batch_size": 64, "progress": False, "compile": False}
-    with pytest.raises(FloatingPointError, match="in epoch 1; the weights are those of epoch 0"):
+    with pytest.raises(FloatingPointError, match="in epoch 1; the weights of epoch 0 are restored"):
         fit(vae, x, validation_data=x if watched else None, learning_rate=1e39 if not watched else 1e30, **options)
     assert all(torch.equal(vae.state_dict()[name], before[name]) for name in before)

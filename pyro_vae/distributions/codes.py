@@ -16,7 +16,7 @@ __all__ = ["AutoregressiveOneHots", "OneHots", "Quantized", "nearest_codes"]
 
 
 class _Blocks(constraints.Constraint):
-    """Categories as one-hot blocks side by side; what is relaxed lies between them, and passes."""
+    """Categories as one-hot blocks side by side, or relaxed values between these."""
 
     is_discrete = True
     event_dim = 1
@@ -33,18 +33,17 @@ class _Blocks(constraints.Constraint):
 class OneHots(TorchDistribution):
     r"""M independent categories, each a one-hot block of K: one vector of M K entries.
 
-    With a ``temperature`` draws have gradients: they are Gumbel-softmax ones,
-    :math:`\mathrm{softmax}((\text{logits} + g) / \tau)`; where ``hard``, they are rounded to the nearest one-hot, and
-    only their gradient is that of the former (straight-through). The log-probability of a relaxed value is
-    :math:`\sum_{mk} z_{mk} \log \pi_{mk}`.
+    With a ``temperature`` draws have gradients: they are Gumbel-softmax draws, :math:`\mathrm{softmax}((\text{logits} +
+    g) / \tau)`. If ``hard``, they are rounded to the nearest one-hot vector and keep the gradient of the unrounded draw
+    (straight-through). The log-probability of a relaxed value is :math:`\sum_{mk} z_{mk} \log \pi_{mk}`.
 
     Source: Jang et al., *Categorical Reparameterization with Gumbel-Softmax*, 2017; Maddison et al., *The Concrete
     Distribution*, 2017.
 
     Args:
         logits: ``(*B, M, K)``.
-        temperature: :math:`\tau`; without one draws have no gradient.
-        hard: Round draws.
+        temperature: :math:`\tau`; without it draws have no gradient.
+        hard: Whether to round draws.
 
     Shape:
         Batch ``(*B,)``, event ``(M K,)``.
@@ -119,7 +118,7 @@ class OneHots(TorchDistribution):
 
     @property
     def variance(self) -> Tensor:
-        """That of each entry."""
+        """The variance of each entry."""
         return self.mean * (1 - self.mean)
 
     @property
@@ -138,9 +137,9 @@ class AutoregressiveOneHots(TorchDistribution):
     r"""M categories one after another, each given those before: :math:`\prod_m p(z_m \mid z_1, \ldots, z_{m-1})`.
 
     Args:
-        network: Maps one-hot blocks ``(*B, M, K)`` to the logits of each, ``(*B, M, K)``, of which the m-th depend on
-            the blocks before alone.
-        zeros: ``(M, K)``, in the type and on the device of the network.
+        network: Maps one-hot blocks ``(*B, M, K)`` to the logits of each, ``(*B, M, K)``, the m-th of which depend only
+            on the blocks before.
+        zeros: ``(M, K)``, with the type and device of the network.
 
     Shape:
         Batch ``()``, event ``(M K,)``.
@@ -178,11 +177,11 @@ class AutoregressiveOneHots(TorchDistribution):
 
 
 class Quantized(TorchDistribution):
-    r"""Codes by their vectors: M of K vectors of D entries, side by side.
+    r"""Codes represented by vectors: M of K codebook vectors of D entries, side by side.
 
     Args:
-        codes: Of the codes, as one-hot blocks: batch ``(*B,)``, event ``(M K,)``.
-        codebook: The vectors, ``(K, D)``. A value is known by the vectors that it is nearest to.
+        codes: Distribution of the codes as one-hot blocks: batch ``(*B,)``, event ``(M K,)``.
+        codebook: The vectors, ``(K, D)``. A value is identified by the vectors nearest to it.
 
     Shape:
         Batch ``(*B,)``, event ``(M D,)``.
@@ -222,6 +221,6 @@ class _Discrete(constraints.Constraint):
 
 
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """The number of the vector of a codebook ``(K, D)`` that each of ``(*B, D)`` is nearest to, ``(*B,)``."""
+    """The index of the vector of a codebook ``(K, D)`` nearest to each of ``(*B, D)``, ``(*B,)``."""
     vectors, codebook = vectors.detach(), codebook.detach()
     return (codebook.square().sum(-1) - 2 * vectors @ codebook.T).argmin(-1)

@@ -45,10 +45,10 @@ class Columns(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """Each column's mean; kinds without an order have their most probable one."""
+        """Each column's mean; for kinds without an order, the most probable one."""
         return torch.stack([column.mean for column in self.columns], dim=-1)
 
     @property
     def variance(self) -> Tensor:
-        """Each column's variance; not a number for kinds without an order."""
+        """Each column's variance; NaN for kinds without an order."""
         return torch.stack([column.variance for column in self.columns], dim=-1)

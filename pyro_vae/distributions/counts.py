@@ -15,10 +15,10 @@ __all__ = ["Multinomial", "ZeroInflated"]
 
 
 class ZeroInflated(dist.ZeroInflatedDistribution):
-    """Zero with a probability given by ``gate_logits``, else a draw of ``base_dist``.
+    """Zero with a probability given by ``gate_logits``, else a draw from ``base_dist``.
 
-    Its log-probability comes from the logits throughout. Pyro's switches to the probability, and loses digits, once a
-    moment or a draw has been asked for.
+    Its log-probability is always computed from the logits. Pyro's is computed from the probability, and loses digits,
+    after the first moment or draw.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
@@ -31,16 +31,16 @@ class ZeroInflated(dist.ZeroInflatedDistribution):
 
 
 class Multinomial(TorchDistribution):
-    r"""Counts of V kinds among so many draws, a number of draws for each row.
+    r"""Counts of V kinds among a number of draws that may differ by row.
 
     .. math:: P(x) = \frac{(\sum_v x_v)!}{\prod_v x_v!} \prod_v p_v^{x_v}
 
-    The log-probability is PyTorch's, of counts given their own total. ``total_count`` is that of draws and moments, and
-    may be another for each row, which neither PyTorch's nor Pyro's own can draw.
+    The log-probability is PyTorch's, of counts given their own total. ``total_count`` is used for draws and moments and
+    may differ by row, which the multinomials of PyTorch and Pyro do not support.
 
     Args:
-        logits: ``(*B, V)``, of the kinds.
-        total_count: ``(*B,)``, or what broadcasts to it.
+        logits: Logits of the kinds, ``(*B, V)``.
+        total_count: ``(*B,)``, or a shape that broadcasts to it.
 
     Example:
         >>> fn = Multinomial(torch.zeros(2, 3), torch.tensor([3.0, 6.0]))
@@ -73,7 +73,7 @@ class Multinomial(TorchDistribution):
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008, D102
         shape = self._extended_shape(sample_shape)
         with torch.no_grad():
-            # A total is split in two, and each part again, all by binomials, so that no value has to be read.
+            # Totals are split in two by binomials, and the parts again, so no value has to be read.
             leaves = F.pad(self.probs.expand(shape).double(), (0, 2 ** (shape[-1] - 1).bit_length() - shape[-1]))
             levels = [leaves]
             while levels[-1].shape[-1] > 1:

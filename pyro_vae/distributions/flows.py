@@ -1,4 +1,4 @@
-"""Normalising flows of zuko's, as Pyro's distributions."""
+"""Zuko's normalising flows as Pyro distributions."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ __all__ = ["Flow"]
 
 
 class Flow(ZukoToPyro):
-    """A normalising flow of zuko's, with draws as of any distribution and with moments.
+    """A normalising flow from zuko, with the usual draws and with moments.
 
-    The moments are those of 512 draws, always the same ones: a flow knows none.
+    A flow has no moments in closed form, so they are those of 512 draws, the same in each call.
 
     Args:
         dist: A ``zuko.distributions.NormalizingFlow``.
@@ -29,7 +29,7 @@ class Flow(ZukoToPyro):
         return Flow(self.dist.expand(torch.Size(batch_shape)))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws through which gradients go."""
+        """Draws with gradients."""
         return self.dist.rsample(torch.Size(sample_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:

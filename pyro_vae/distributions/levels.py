@@ -14,7 +14,7 @@ __all__ = ["DiscretizedLogistic", "Kinds", "Levels"]
 
 
 class DiscretizedLogistic(TorchDistribution):
-    r"""A logistic distribution cut into ``num_levels`` levels 0, 1, …; what lies beyond goes to the ends.
+    r"""A logistic distribution cut into ``num_levels`` levels 0, 1, …; the tails belong to the ends.
 
     .. math:: P(k) = F\left(\frac{b_{k+1} - \mu}{s}\right) - F\left(\frac{b_k - \mu}{s}\right), \qquad
         F = \mathrm{sigmoid}, \quad b_k = \frac{2k - 1}{K - 1} - 1, \quad b_0 = -\infty,\ b_K = \infty
@@ -58,7 +58,7 @@ class DiscretizedLogistic(TorchDistribution):
         return new
 
     def _edge(self, level: Tensor | float) -> Tensor:
-        """Where the edge below a level lies, from the location, in scales."""
+        """The edge below a level, relative to the location, in units of the scale."""
         return ((2 * level - 1) / (self.num_levels - 1) - 1 - self.loc) / self.scale
 
     def log_prob(self, value: Tensor) -> Tensor:  # noqa: D102
@@ -117,7 +117,7 @@ class Levels(dist.Categorical):
 
 
 class Kinds(dist.Categorical):
-    """Categorical over kinds without an order; the most probable one stands in for the mean, which they lack."""
+    """Categorical over kinds without an order; the most probable kind replaces the mean."""
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008, D102
         return super().sample(sample_shape).to(self.probs.dtype)

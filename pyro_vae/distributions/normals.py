@@ -1,4 +1,4 @@
-"""Mixtures and products of normals, and the KL from independent ones."""
+"""Mixtures and products of normals, and the KL divergence to independent normals."""
 
 import math
 from typing import Any, ClassVar
@@ -20,10 +20,10 @@ class MixtureOfNormals(TorchDistribution):
 
     .. math:: q(z) = \sum_k \pi_k \prod_j \mathcal{N}(z_j \mid \mu_{kj}, \sigma_{kj}^2)
 
-    Each entry's distribution function given those before it, :math:`F_j(z_j \mid z_{<j})`, is that of uniform noise,
-    whatever the parameters. So a draw moves with them by :math:`\dot z = -(\partial F / \partial z)^{-1} \dot F`, the
-    solution of a triangular system. Weights of components are kept as logarithms, so that many entries or small scales
-    do not overflow, as they do in Pyro's ``MixtureOfDiagNormals``.
+    Each entry's distribution function given those before it, :math:`F_j(z_j \mid z_{<j})`, is uniform for all
+    parameters. So a draw moves with the parameters by :math:`\dot z = -(\partial F / \partial z)^{-1} \dot F`, the
+    solution of a triangular system. Weights of components are kept as logarithms, which avoids the overflow of Pyro's
+    ``MixtureOfDiagNormals`` with many entries or small scales.
 
     Source: Figurnov, Mohamed & Mnih, *Implicit Reparameterization Gradients*, 2018; Graves, *Stochastic Backpropagation
     through Mixture Density Distributions*, 2016.
@@ -63,7 +63,7 @@ class MixtureOfNormals(TorchDistribution):
         return (self.logits + self._log_densities(value).sum(-1)).logsumexp(-1)
 
     def _log_densities(self, value: Tensor) -> Tensor:
-        """Of each entry under each component: ``(*S, *B, K, L)``."""
+        """Log-density of each entry under each component: ``(*S, *B, K, L)``."""
         return dist.Normal(self.locs, self.scales, validate_args=False).log_prob(value[..., None, :])
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -77,7 +77,7 @@ class MixtureOfNormals(TorchDistribution):
             return loc + scale * torch.randn_like(loc)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws through which gradients go."""
+        """Draws with gradients."""
         z = self.sample(sample_shape)
         if not torch.is_grad_enabled():
             return z
@@ -96,12 +96,12 @@ class MixtureOfNormals(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of the components' means."""
+        """The weighted mean of the components' means."""
         return (self._weights * self.locs).sum(-2)
 
     @property
     def variance(self) -> Tensor:
-        """The mean of the components' second moments, less the square of the mean."""
+        """The weighted mean of the components' second moments, minus the square of the mean."""
         second = (self._weights * (self.locs.square() + self.scales.square())).sum(-2)
         return second - self.mean.square()
 
@@ -111,11 +111,11 @@ class MixtureOfNormals(TorchDistribution):
 
 
 def product_of_normals(locs: Tensor, precisions: Tensor) -> dist.TorchDistribution:
-    r"""The normal in proportion to a product of M of them, with independent entries: precisions add up.
+    r"""The normal proportional to a product of M normals with independent entries: precisions add up.
 
     Args:
         locs: Means, ``(*B, M, L)``.
-        precisions: One over their variances, the same shape; 0 leaves one out.
+        precisions: One over their variances, the same shape; 0 leaves a normal out.
 
     Example:
         >>> both = product_of_normals(torch.tensor([[0.0], [1.0]]), torch.ones(2, 1))
@@ -129,7 +129,7 @@ def product_of_normals(locs: Tensor, precisions: Tensor) -> dist.TorchDistributi
 @register_kl(dist.MultivariateNormal, dist.Independent)
 @register_kl(dist.LowRankMultivariateNormal, dist.Independent)
 def _kl_normal_independent(q: Any, p: Any) -> Tensor:
-    """KL(q || p) of a normal of any covariance from independent ones: less q's entropy and p's mean log-density."""
+    """KL(q || p) from a normal with any covariance to independent ones: minus q's entropy and p's mean log-density."""
     base = p.base_dist
     if not isinstance(base, torch.distributions.Normal) or len(p.event_shape) != 1:
         raise NotImplementedError

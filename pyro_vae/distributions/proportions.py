@@ -1,4 +1,4 @@
-"""What Pyro lacks for proportions."""
+"""Distributions of proportions."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ __all__ = ["ContinuousBernoulli"]
 
 
 class ContinuousBernoulli(dist.ContinuousBernoulli):
-    r"""The continuous Bernoulli distribution from its logits, right where its probability rounds to 0 or 1.
+    r"""The continuous Bernoulli distribution from its logits, accurate where the probability rounds to 0 or 1.
 
     With logits :math:`l`, the log-density is :math:`l x - \mathrm{softplus}(l) + \log \frac{l}{\tanh(l / 2)}`. PyTorch
-    computes the constant and the moments from the probability, which in float32 ends at logits of 16.
+    computes the constant and the moments from the probability, which in float32 rounds to 1 at logits of about 16.
 
     Source: Loaiza-Ganem & Cunningham, *The Continuous Bernoulli*, 2019.
     """
@@ -45,7 +45,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
     def icdf(self, value: Tensor) -> Tensor:
         """The quantile, log(1 + u (exp(l) - 1)) / l."""
         logits = self.logits
-        # From the end that holds the mass, so that nothing overflows.
+        # From the end with the mass, to avoid overflow.
         size = logits.abs()
         from_end = torch.where(logits > 0, 1 - value, value)
         safe = size.clamp(min=1e-6)

@@ -1,6 +1,6 @@
-r"""Likelihoods :math:`p(x \mid z)`: what kind of data the decoder describes.
+r"""Likelihoods :math:`p(x \mid z)`: the distribution of the data given the decoder's output.
 
-One class for each kind; :class:`Likelihood`'s docstring says how to add one.
+One class for each kind of data. The docstring of :class:`Likelihood` says how to add one.
 """
 
 from pyro_vae.likelihoods.base import Anchored, Dispersed, Likelihood

@@ -1,4 +1,4 @@
-"""What all likelihoods share."""
+"""Base classes of likelihoods."""
 
 import math
 from collections.abc import Sequence
@@ -25,46 +25,46 @@ class Likelihood(Head):
     - define ``data_range``: the constraint that one element must meet, in the model's units. Data and transforms are
       checked against it before training;
     - override ``encoding`` if a network should see such data in another form;
-    - take densities from ``pyro.distributions``, with their constants, so that ELBOs compare;
-    - if rows come with something that it needs, name that in ``arguments``, take it as a keyword argument of
-      ``distribution``, and look at its values in ``check_arguments``.
+    - take densities from ``pyro.distributions``, with their constants, to make ELBOs comparable;
+    - if it needs more than the rows, name that in ``arguments``, take it as a keyword argument of ``distribution``, and
+      check its values in ``check_arguments``.
 
-    Then give it a row in the table of ``cli/choices.py``, where the command line finds it, and one in the table
-    of ``tests/test_likelihoods.py``.
+    Then add it to the table in ``cli/choices.py``, for the command line, and to the table in
+    ``tests/test_likelihoods.py``.
     """
 
     arguments: tuple[str, ...] = ()
 
     @property
     def data_range(self) -> Constraint:
-        """The values of one element, in the model's units, that this likelihood is for."""
+        """The constraint on one element, in the model's units."""
         raise NotImplementedError(f"{type(self).__name__} must define data_range")
 
     def encoding(self, event_shape: Sequence[int]) -> Encoding:
-        """How an encoder's network is shown such data."""
+        """How such data are encoded for the encoder's network."""
         return Plain()
 
     def check_arguments(self, **arguments: Any) -> None:
-        """Looks at the values of the ``arguments`` that rows come with, before any program runs.
+        """Checks the values of the ``arguments`` that rows come with, before any program runs.
 
         Raises:
-            ValueError: saying what is wrong with them.
+            ValueError: if a value is invalid, with the reason.
         """
 
     def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> None:
-        """Told of each training batch before its log-probability is taken; by default it has no use for it."""
+        """Called with each training batch before its log-probability is computed; by default does nothing."""
 
     def forward(self, raw: Tensor, *, mask: Tensor | None = None, **arguments: Any) -> TorchDistribution:
-        """The distribution over one event that the raw output stands for.
+        """The distribution over one event with this raw output.
 
         Args:
             raw: The network's output.
-            mask: ``(*B, *E)``, true where an entry is observed: others are ignored in the log-probability.
-            arguments: What rows come with, such as size factors.
+            mask: ``(*B, *E)``, true where an entry is observed; others are ignored in the log-probability.
+            arguments: Keyword arguments that rows come with, such as size factors.
 
         Raises:
-            TypeError: if it does not take one of them.
-            ValueError: if there is a mask, and it describes all entries of a row together.
+            TypeError: if the likelihood does not take one of them.
+            ValueError: if there is a mask and the likelihood describes all entries of a row jointly.
         """
         check_taken(arguments, self.arguments, "the likelihood")
         params, event_dim = self.read(raw)
@@ -72,22 +72,22 @@ class Likelihood(Head):
         if mask is not None:
             if made.event_dim:
                 raise ValueError(
-                    f"{type(self).__name__} describes all entries of a row together, so that none of them can be "
-                    f"missing: choose a likelihood of single entries, or fill them"
+                    f"{type(self).__name__} describes all entries of a row jointly, so none of them can be missing: "
+                    f"choose a likelihood with independent entries, or fill the gaps"
                 )
             made = made.mask(mask)
         return made.to_event(event_dim - made.event_dim)
 
     def distribution(self, *params: Tensor, **arguments: Any) -> TorchDistribution:
-        """The distribution with these raw parameters, of elements or of the event."""
+        """The distribution with these raw parameters, over elements or over the event."""
         raise NotImplementedError(f"{type(self).__name__} must define distribution(*params)")
 
 
 class Anchored(Likelihood):
     """Base class of likelihoods whose first raw output is the logarithm of a mean.
 
-    Amounts may lie anywhere, and a network would take long to climb to a logarithm of 7. So the raw output counts from
-    an anchor for each element: the logarithm of its mean in the first training batch, kept from then on.
+    Amounts may have any size, and a network would take long to reach a logarithm of 7. So the raw output is relative to
+    an anchor for each element: the logarithm of its mean in the first training batch, fixed from then on.
     """
 
     anchor: Tensor
@@ -100,11 +100,11 @@ class Anchored(Likelihood):
         self.register_buffer("has_anchor", torch.tensor(False))  # noqa: FBT003
 
     def exposure(self, x: Tensor, **arguments: Any) -> Tensor | float:
-        """What multiplies the mean in each row, as :func:`~pyro_vae.encodings.by_row` has it."""
+        """The factor on the mean in each row, shaped by :func:`~pyro_vae.encodings.by_row`."""
         return 1.0
 
     def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> None:
-        """Takes the anchor from the first batch."""
+        """Sets the anchor from the first batch."""
         with torch.no_grad():
             seen = torch.ones_like(x) if mask is None else mask.to(x.dtype).expand_as(x)
             exposed = seen * self.exposure(x, **arguments)
@@ -116,7 +116,7 @@ class Anchored(Likelihood):
             self.has_anchor.fill_(True)  # noqa: FBT003
 
     def log_mean(self, raw: Tensor) -> Tensor:
-        """The mean's logarithm."""
+        """The logarithm of the mean."""
         return raw if self.event_shape is None else raw + self.anchor
 
 
@@ -124,7 +124,7 @@ KINDS = ("shared", "element", "network")
 
 
 def positive_parameter(name: str, value: float | str) -> float | str:
-    """Checks an argument that is a positive number, or says how one is learned."""
+    """Checks an argument that is a positive number, or the way in which one is learned."""
     if isinstance(value, str):
         return lookup(value, KINDS, name)
     if not 0 < value < math.inf:
@@ -133,19 +133,19 @@ def positive_parameter(name: str, value: float | str) -> float | str:
 
 
 class Dispersed(Likelihood):
-    """Base class of likelihoods with one positive parameter beside what the network's first outputs say.
+    """Base class of likelihoods with one positive parameter in addition to the network's first outputs.
 
-    A leaf keeps that argument under its own name, calls :meth:`set_dispersion` in its constructor, and asks
-    :meth:`dispersion` for the value in force. It is a number, or ``"shared"`` (one, learned), ``"element"`` (one for
-    each element, learned) or ``"network"`` (one more raw output for each element).
+    A subclass stores that argument under its own name, calls :meth:`set_dispersion` in its constructor, and gets the
+    current value from :meth:`dispersion`. The argument is a number, or ``"shared"`` (one, learned), ``"element"`` (one
+    for each element, learned) or ``"network"`` (one more raw output for each element).
     """
 
     base_params: int = 1
 
     def set_dispersion(self, name: str, value: float | str, *, floor: float, start: float) -> None:
-        """Notes the argument ``name``; learned values start at ``start`` and stay above ``floor``."""
+        """Stores the argument ``name``; learned values start at ``start`` and stay above ``floor``."""
         if not 0 < floor < math.inf:
-            raise ValueError(f"min_{name} must be a positive number, for it bounds the density; found {floor}")
+            raise ValueError(f"min_{name} must be a positive number, because it bounds the density; found {floor}")
         self._name, self._floor = name, floor
         setattr(self, name, positive_parameter(name, value))
         start = max(start - floor, floor)
@@ -155,13 +155,13 @@ class Dispersed(Likelihood):
             self.raw_dispersion = nn.Parameter(torch.tensor(self._start))
 
     def add_parameters(self, event_shape: tuple[int, ...]) -> None:
-        """One raw value for each element, where that is asked for."""
+        """One raw value for each element, with ``"element"``."""
         super().add_parameters(event_shape)
         if getattr(self, self._name) == "element":
             self.raw_dispersion = nn.Parameter(torch.full(event_shape, self._start))
 
     def dispersion(self, params: Sequence[Tensor]) -> Tensor:
-        """The positive parameter in force, broadcastable to the elements."""
+        """The current positive parameter, broadcastable to the elements."""
         value = getattr(self, self._name)
         if not isinstance(value, str):
             return torch.as_tensor(value, dtype=params[0].dtype, device=params[0].device)

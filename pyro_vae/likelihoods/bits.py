@@ -45,8 +45,8 @@ class ContinuousBernoulli(Likelihood):
     .. math:: p(x \mid z) = \prod_i C(\lambda_i)\, \lambda_i^{x_i} (1 - \lambda_i)^{1 - x_i}, \qquad
         \lambda = \mathrm{sigmoid}(\text{raw})
 
-    A density on the interval: what cross-entropy on grey levels becomes with its constant :math:`C`.
-    Note that :math:`\lambda` is not the mean.
+    A density on the interval: cross-entropy on grey levels with its missing constant :math:`C`. Note that
+    :math:`\lambda` is not the mean.
 
     Source: Loaiza-Ganem & Cunningham, *The Continuous Bernoulli*, 2019.
 

@@ -1,9 +1,8 @@
-r"""Counts: whole numbers from 0, without a highest one.
+r"""Counts: whole numbers from 0, without an upper bound.
 
-All but the multinomial take, as a keyword argument of the programs, a ``size_factor`` for each row, ``(N,)``, or one
-number for all: how much was looked at, such as the depth of sequencing. It multiplies the mean, and the encoder sees
-the counts divided by it. In the formulas :math:`\eta` is the first raw output, counted from the anchor of
-:class:`Anchored`.
+All except the multinomial take, as a keyword argument of the programs, a ``size_factor`` for each row, ``(N,)``, or one
+number for all rows: the exposure, such as the depth of sequencing. It multiplies the mean, and the encoder sees the
+counts divided by it. In the formulas :math:`\eta` is the first raw output plus the anchor of :class:`Anchored`.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ __all__ = ["Multinomial", "NegativeBinomial", "Poisson", "ZeroInflatedNegativeBi
 
 
 class _Counts(Anchored):
-    """Data are counts; the first raw output is the mean's logarithm."""
+    """Likelihoods of counts; the first raw output is the logarithm of the mean."""
 
     arguments = ("size_factor",)
 
@@ -50,7 +49,7 @@ class _Counts(Anchored):
         if not bool(good.all()):
             where = (~good).nonzero()[0].tolist()
             raise ValueError(
-                "size_factor must be a positive number for each row, for it multiplies the mean; "
+                "size_factor must be a positive number for each row, because it multiplies the mean; "
                 f"found {factors[tuple(where)].item():g}{f' in row {where[0]}' if where else ''}"
             )
 
@@ -60,13 +59,13 @@ class _Counts(Anchored):
         return 1.0 if size_factor is None else by_row(size_factor, x, event_dim, "size_factor")
 
     def log_rate(self, raw: Tensor, size_factor: Tensor | float | None) -> Tensor:
-        """The mean's logarithm, the size factor's included."""
+        """The logarithm of the mean, including the size factor."""
         exposure = self.exposure(raw, size_factor=size_factor)
         return self.log_mean(raw) + exposure.log() if isinstance(exposure, Tensor) else self.log_mean(raw)
 
 
 class Poisson(_Counts):
-    r"""Factorised Poisson likelihood, for counts whose variance is their mean.
+    r"""Factorised Poisson likelihood, for counts whose variance equals their mean.
 
     .. math:: p(x \mid z) = \prod_i \mathrm{Poisson}(x_i \mid \ell\, \exp(\eta_i)), \quad \ell: \text{size factor}
 
@@ -109,13 +108,13 @@ class ZeroInflatedPoisson(_Counts):
 
 
 class NegativeBinomial(Dispersed, _Counts):
-    r"""Factorised negative binomial likelihood, for counts that vary more than their mean.
+    r"""Factorised negative binomial likelihood, for counts whose variance exceeds their mean.
 
     .. math:: \mathrm{E}(x_i \mid z) = m_i = \ell\, \exp(\eta_i), \quad \mathrm{Var}(x_i \mid z) = m_i + m_i^2/r_i
 
     Args:
         total_count: The inverse dispersion :math:`r`: a number, ``"shared"``, ``"element"`` or ``"network"``.
-        min_total_count: Floor of a learned one.
+        min_total_count: Floor of a learned ``total_count``.
 
     Shape:
         raw: ``(*B, 2, *E)`` with ``total_count="network"``, else ``(*B, 1, *E)``. Returns a distribution with batch
@@ -133,13 +132,13 @@ class NegativeBinomial(Dispersed, _Counts):
         self.set_dispersion("total_count", total_count, floor=min_total_count, start=1.0)
 
     def distribution(self, *params: Tensor, size_factor: Tensor | float | None = None) -> dist.TorchDistribution:
-        """Negative binomial with the raw output as the mean's logarithm."""
+        """Negative binomial with the raw output as the logarithm of the mean."""
         total_count = self.dispersion(params)
         return dist.NegativeBinomial(total_count, logits=self.log_rate(params[0], size_factor) - total_count.log())
 
 
 class ZeroInflatedNegativeBinomial(Dispersed, _Counts):
-    r"""Factorised zero-inflated negative binomial likelihood, for counts with more zeros than even that allows.
+    r"""Factorised zero-inflated negative binomial likelihood, for counts with still more zeros.
 
     .. math:: p(x_i \mid z) = g_i\, [x_i = 0] + (1 - g_i)\, \mathrm{NB}(x_i \mid m_i, r_i), \qquad
         m_i = \ell\, \exp(\eta_i), \quad g_i = \mathrm{sigmoid}(\text{raw}_{i2})
@@ -148,7 +147,7 @@ class ZeroInflatedNegativeBinomial(Dispersed, _Counts):
 
     Args:
         total_count: The inverse dispersion :math:`r`: a number, ``"shared"``, ``"element"`` or ``"network"``.
-        min_total_count: Floor of a learned one.
+        min_total_count: Floor of a learned ``total_count``.
 
     Shape:
         raw: ``(*B, 3, *E)`` with ``total_count="network"``, else ``(*B, 2, *E)``. Returns a distribution with batch
@@ -175,14 +174,14 @@ class ZeroInflatedNegativeBinomial(Dispersed, _Counts):
 
 
 class Multinomial(Likelihood):
-    r"""Multinomial likelihood, for counts of words or other kinds whose total is known, and says nothing of z.
+    r"""Multinomial likelihood, for counts of words or other kinds whose total is known and independent of z.
 
     .. math:: P(x \mid z) = \frac{n!}{\prod_v x_v!} \prod_v \pi_v(z)^{x_v}, \qquad \pi = \mathrm{softmax}(\text{raw}),
         \quad n = \sum_v x_v
 
-    The log-probability needs no more than the counts. To draw rows, give their totals by the keyword argument
-    ``total_count``, ``(N,)``, or one number for all; without it they have the mean total of the first training batch.
-    All counts of a row are one event, so none can be missing.
+    The log-probability needs only the counts. To draw rows, give their totals by the keyword argument ``total_count``,
+    ``(N,)``, or one number for all rows; the default is the mean total of the first training batch. All counts of a row
+    are one event, so none can be missing.
 
     Shape:
         raw: ``(*B, 1, V)``. Returns a distribution with batch ``(*B,)`` and event ``(V,)``.
@@ -198,7 +197,7 @@ class Multinomial(Likelihood):
     has_total: Tensor
 
     def add_parameters(self, event_shape: tuple[int, ...]) -> None:
-        """The total of rows of which none is given."""
+        """The default total of rows."""
         super().add_parameters(event_shape)
         self.register_buffer("typical_total", torch.ones(()))
         self.register_buffer("has_total", torch.tensor(False))  # noqa: FBT003
@@ -226,7 +225,7 @@ class Multinomial(Likelihood):
             raise ValueError(f"total_count must be a whole number from 0 for each row; found {found}")
 
     def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> None:
-        """Takes the typical total from the first batch."""
+        """Sets the default total from the first batch."""
         with torch.no_grad():
             total = x.sum(-1).mean().round()
             self.typical_total.copy_(torch.where(self.has_total, self.typical_total, total))

@@ -1,4 +1,4 @@
-"""Levels: whole numbers from 0 to a known highest one, such as 8-bit grey levels, and categories."""
+"""Levels: whole numbers from 0 to a known maximum, such as 8-bit grey levels, and categories."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ __all__ = ["Categorical", "DiscretizedLogistic", "DiscretizedLogisticMixture"]
 
 
 class _Levelled(Likelihood):
-    """Data are whole numbers from 0 to ``num_levels - 1``."""
+    """Likelihoods of whole numbers from 0 to ``num_levels - 1``."""
 
     num_levels: int
 
@@ -33,7 +33,7 @@ class _Levelled(Likelihood):
         return constraints.integer_interval(0, self.num_levels - 1)
 
     def encoding(self, event_shape: Sequence[int]) -> Encoding:
-        """Levels brought to [-1, 1]."""
+        """Levels scaled to [-1, 1]."""
         return Centred(self.num_levels - 1)
 
 
@@ -52,7 +52,8 @@ class DiscretizedLogistic(_Levelled):
 
     Args:
         num_levels: Number of levels; 256 for 8-bit data.
-        min_scale: Floor of :math:`s`, where levels fill [-1, 1]; far below their distance it changes nothing.
+        min_scale: Floor of :math:`s`, in units in which the levels fill [-1, 1]. Far below the distance of levels it
+            has no effect.
 
     Shape:
         raw: ``(*B, 2, *E)``. Returns a distribution with batch ``(*B,)`` and event ``E``.
@@ -108,9 +109,9 @@ class DiscretizedLogisticMixture(_Levelled):
         self.num_params = 3 * num_components
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
-        """A mixture with everything from the network."""
+        """A mixture with all parameters from the network."""
         logits, raw_loc, raw_scale = torch.stack(params, dim=-1).unflatten(-1, (3, self.num_components)).unbind(-2)
-        # Components start apart, or their gradients would be the same for ever.
+        # Components start apart: with equal starts their gradients would stay equal.
         spread = torch.linspace(-1, 1, self.num_components, dtype=raw_loc.dtype, device=raw_loc.device)
         spread = spread - spread.mean()
         components = DiscretizedLogisticDistribution(
@@ -126,7 +127,8 @@ class Categorical(_Levelled):
 
     Args:
         num_levels: Number of levels.
-        ordered: Whether levels are amounts, which have a mean, or kinds, where the most probable one takes its place.
+        ordered: Whether levels are amounts, which have a mean, or kinds, for which the most probable one replaces the
+            mean.
 
     Shape:
         raw: ``(*B, num_levels, *E)``. Returns a distribution with batch ``(*B,)`` and event ``E``.
@@ -143,7 +145,7 @@ class Categorical(_Levelled):
         self.num_params = num_levels
 
     def encoding(self, event_shape: Sequence[int]) -> Encoding:
-        """Amounts brought to [-1, 1]; kinds one-hot."""
+        """Amounts scaled to [-1, 1]; kinds one-hot."""
         return super().encoding(event_shape) if self.ordered else OneHot(self.num_levels, len(event_shape))
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:

@@ -1,4 +1,4 @@
-"""Tables whose columns are of several kinds."""
+"""Tables with several kinds of columns."""
 
 import math
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ class Mixed(Likelihood):
 
     Args:
         columns: One likelihood for each column.
-        names: What the columns are called in messages, where they have names.
+        names: Names of the columns for messages.
 
     Shape:
-        raw: ``(*B, R)`` with R the sum of what the columns need. Returns a distribution with batch ``(*B,)`` and event
-        ``(D,)``.
+        raw: ``(*B, R)`` with R the sum of the columns' raw outputs. Returns a distribution with batch ``(*B,)`` and
+        event ``(D,)``.
 
     Example:
         >>> import torch
@@ -62,7 +62,7 @@ class Mixed(Likelihood):
         return ByColumn([column.encoding(()) for column in self.columns])
 
     def check_arguments(self, **arguments: Any) -> None:
-        """Has each column look at those that it takes."""
+        """Lets each column check the arguments that it takes."""
         for column in self.columns:
             column.check_arguments(**_taken(column, arguments))
 
@@ -87,13 +87,13 @@ class Mixed(Likelihood):
         return raw.split(self._sizes(), dim=-1), 1
 
     def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> None:
-        """Tells each column of its part."""
+        """Passes each column its part."""
         masks = [None] * len(self.columns) if mask is None else mask.expand_as(x).unbind(-1)
         for column, part, rows, seen in zip(self.columns, self.read(raw)[0], x.unbind(-1), masks, strict=True):
             column.observe(part, rows, seen, **_taken(column, arguments))
 
     def distribution(self, *params: Tensor, **arguments: Any) -> TorchDistribution:
-        """Each column's distribution, side by side."""
+        """The columns' distributions side by side."""
         parts = zip(self.columns, params, strict=True)
         return Columns([column(raw, **_taken(column, arguments)) for column, raw in parts])
 

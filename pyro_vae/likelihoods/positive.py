@@ -50,7 +50,7 @@ class LogNormal(Dispersed, Anchored):
         return Log(event_shape)
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
-        """Log-normal with the raw output as the logarithm's mean."""
+        """Log-normal with the raw output as the mean of the logarithm."""
         return dist.LogNormal(self.log_mean(params[0]), self.dispersion(params))
 
 
@@ -62,7 +62,7 @@ class Gamma(Dispersed, Anchored):
 
     Args:
         concentration: The concentration :math:`a`: a number, ``"shared"``, ``"element"`` or ``"network"``.
-        min_concentration: Floor of a learned one.
+        min_concentration: Floor of a learned ``concentration``.
 
     Shape:
         raw: ``(*B, 2, *E)`` with ``concentration="network"``, else ``(*B, 1, *E)``. Returns a distribution with batch
@@ -88,7 +88,7 @@ class Gamma(Dispersed, Anchored):
         return Log(event_shape)
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
-        """Gamma with the raw output as the mean's logarithm."""
+        """Gamma with the raw output as the logarithm of the mean."""
         concentration = self.dispersion(params)
         return dist.Gamma(concentration, concentration * torch.exp(-self.log_mean(params[0])))
 
@@ -100,11 +100,11 @@ class Beta(Dispersed):
         m = \epsilon + (1 - 2 \epsilon)\, \mathrm{sigmoid}(\text{raw}), \ \epsilon = 10^{-4}
 
     The density is zero or infinite at 0 and 1, so data must keep ``margin`` away from them:
-    ``Scale(low, high, onto=(margin, 1 - margin))`` brings them there.
+    ``Scale(low, high, onto=(margin, 1 - margin))`` does so.
 
     Args:
         concentration: The concentration :math:`c`: a number, ``"shared"``, ``"element"`` or ``"network"``.
-        min_concentration: Floor of a learned one.
+        min_concentration: Floor of a learned ``concentration``.
         margin: Distance from 0 and 1 that data must keep.
 
     Shape:
@@ -129,7 +129,7 @@ class Beta(Dispersed):
         return interval(self.margin, 1 - self.margin)
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
-        """Beta with the raw output as the mean's logit."""
+        """Beta with the raw output as the logit of the mean."""
         concentration, low = self.dispersion(params), 1e-4
         # Each from its own sigmoid: one minus the other would round to zero.
         above, below = (low + (1 - 2 * low) * torch.sigmoid(sign * params[0]) for sign in (1, -1))

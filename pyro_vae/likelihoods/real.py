@@ -16,8 +16,8 @@ __all__ = ["Laplace", "Normal", "StudentT"]
 Link = Literal["linear", "sigmoid", "tanh"]
 Scale = float | Literal["shared", "element", "network"]
 
-# Name, range of the data, the map from raw output to the mean, and where a learned scale starts: about the standard
-# deviation that data of that range have around a fair prediction.
+# Name, range of the data, the map from raw output to the mean, and the start of a learned scale: about the standard
+# deviation of such data around a rough prediction.
 _LINKS = {
     "linear": (constraints.real, lambda raw: raw, 1.0),
     "sigmoid": (constraints.unit_interval, torch.sigmoid, 0.25),
@@ -48,18 +48,17 @@ class Normal(_LocationScale):
 
     .. math:: p(x \mid z) = \prod_i \mathcal{N}(x_i \mid \mu_i(z), \sigma_i^2)
 
-    Squared error is this with a fixed scale; learning one shared scale instead lets the data say how much
-    reconstruction is worth against the KL (Rybkin et al., *Simple and Effective VAE Training with Calibrated
-    Decoders*, 2021).
+    Squared error is this with a fixed scale. A learned shared scale lets the data decide the weight of reconstruction
+    relative to the KL (Rybkin et al., *Simple and Effective VAE Training with Calibrated Decoders*, 2021).
 
     Args:
-        scale: The standard deviation :math:`\sigma` in the model's units: a positive number keeps it fixed;
-            ``"shared"`` learns one; ``"element"`` learns one for each element; ``"network"`` has the decoder give it;
-            ``"optimal"`` sets one, at each training step, to the root mean square of that batch's residuals, where the
-            likelihood is highest (σ-VAE, same source). Outside of training it is the running average of those.
-        link: How the mean follows from the raw output, by the range of the data: ``"sigmoid"`` for [0, 1],
-            ``"tanh"`` for [-1, 1], ``"linear"`` for standardised or unbounded data.
-        min_scale: Floor of a learned scale; it bounds the density, which has no upper bound without it.
+        scale: The standard deviation :math:`\sigma` in the model's units: a positive number fixes it;
+            ``"shared"`` learns one; ``"element"`` learns one for each element; ``"network"`` takes it from the decoder;
+            ``"optimal"`` sets one, at each training step, to the root mean square of that batch's residuals, which
+            maximises the likelihood (σ-VAE, same source). Outside training it is the running average of those.
+        link: The map from raw output to mean, by the range of the data: ``"sigmoid"`` for [0, 1], ``"tanh"`` for [-1,
+            1], ``"linear"`` for standardised or unbounded data.
+        min_scale: Floor of a learned scale. Without it the density has no upper bound.
 
     Shape:
         raw: ``(*B, 2, *E)`` with ``scale="network"``, else ``(*B, 1, *E)``. Returns a distribution with batch
@@ -95,7 +94,7 @@ class Normal(_LocationScale):
             self.register_buffer("variance_weight", torch.zeros(()))
 
     def observe(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> None:
-        """With ``scale="optimal"``, takes the batch's mean squared residual."""
+        """With ``scale="optimal"``, stores the batch's mean squared residual."""
         if self.scale != "optimal":
             return
         with torch.no_grad():
@@ -106,7 +105,7 @@ class Normal(_LocationScale):
             self.variance_weight.lerp_(torch.ones_like(self.variance_weight), 1 - self._MOMENTUM)
 
     def dispersion(self, params: Any) -> Tensor:
-        """The scale in force."""
+        """The current scale."""
         if self.scale != "optimal":
             return super().dispersion(params)
         average = torch.where(
@@ -115,11 +114,11 @@ class Normal(_LocationScale):
             self.batch_variance,
         )
         variance = self.batch_variance if self.training else average
-        # A copy, for the next batch overwrites the buffer before this one's gradient is taken.
+        # A copy, because the next batch overwrites the buffer before this one's gradient is computed.
         return variance.clone().sqrt().clamp(min=self.min_scale)
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
-        """Normal with the linked mean and the scale in force."""
+        """Normal with the linked mean and the current scale."""
         return dist.Normal(self.location(params[0]), self.dispersion(params))
 
 
@@ -147,7 +146,7 @@ class Laplace(_LocationScale):
         super().__init__(scale, link, min_scale)
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
-        """Laplace with the linked location and the scale in force."""
+        """Laplace with the linked location and the current scale."""
         return dist.Laplace(self.location(params[0]), self.dispersion(params))
 
 
@@ -157,7 +156,7 @@ class StudentT(_LocationScale):
     .. math:: p(x \mid z) = \prod_i \mathrm{St}(x_i \mid \nu, \mu_i(z), s_i)
 
     Args:
-        df: Degrees of freedom :math:`\nu > 1`, so that there is a mean; there is a variance above 2.
+        df: Degrees of freedom :math:`\nu > 1`. The mean exists above 1, the variance above 2.
         scale: The scale :math:`s`, as in :class:`Normal`. The standard deviation is
             :math:`s \sqrt{\nu / (\nu - 2)}`.
         link: As in :class:`Normal`.
@@ -180,9 +179,9 @@ class StudentT(_LocationScale):
     ) -> None:
         super().__init__(scale, link, min_scale)
         if not 1 < df < math.inf:
-            raise ValueError(f"df must be above 1, so that there is a mean; found {df}")
+            raise ValueError(f"df must be above 1, or there is no mean; found {df}")
         self.df = df
 
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
-        """Student's t with the linked location and the scale in force."""
+        """Student's t with the linked location and the current scale."""
         return dist.StudentT(self.df, self.location(params[0]), self.dispersion(params))

@@ -1,8 +1,8 @@
-"""Neural networks, tensor in and tensor out. Nothing here knows of probability.
+"""Neural networks, tensor in and tensor out. Nothing here depends on probability.
 
-Every network maps ``(*B, *in_shape)`` to ``(*B, *out_shape)`` for any number of batch dimensions ``B``, none included,
-so that Pyro may put plates (particles, posterior samples) on the left. What it says of a row never depends on the other
-rows: it normalises within a row, by layer or group, and has no statistics of a batch.
+Every network maps ``(*B, *in_shape)`` to ``(*B, *out_shape)`` for any number of batch dimensions ``B``, including none,
+so Pyro can add plates (particles, posterior samples) on the left. The output for a row never depends on the other rows:
+networks normalise within a row, by layer or group, and use no batch statistics.
 """
 
 from pyro_vae.networks.base import ACTIVATIONS, NORMALIZATIONS, Normalization

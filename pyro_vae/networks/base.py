@@ -1,4 +1,4 @@
-"""What all networks share: rows of any batch, and the layers that are chosen by name."""
+"""The base class of networks, for any batch shape, and the layers that are chosen by name."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,11 +16,11 @@ ACTIVATIONS = {a.__name__: a for a in (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Softpl
 Normalization = Literal["none", "layer", "group"]
 NORMALIZATIONS: tuple[Normalization, ...] = ("none", "layer", "group")
 
-_LEAST_IN_GROUP = 8  # channels: fewer leave little to normalise by where there is one position
+_LEAST_IN_GROUP = 8  # channels: with one position, fewer give poor statistics
 
 
 class Network(nn.Module, ABC):
-    """Maps ``(*B, *in_shape)`` to ``(*B, *out_shape)``: the batch dimensions are one while it works.
+    """Maps ``(*B, *in_shape)`` to ``(*B, *out_shape)``: the batch dimensions are flattened into one internally.
 
     Args:
         in_shape: Shape of one input.
@@ -39,12 +39,12 @@ class Network(nn.Module, ABC):
                 f"found {tuple(x.shape)}"
             )
         batch_shape = x.shape[:batch_dim]
-        rows = x.reshape(math.prod(batch_shape), *self.in_shape)  # whose number an export may leave open
+        rows = x.reshape(math.prod(batch_shape), *self.in_shape)  # an export may leave their number open
         return self.of_rows(rows).reshape(*batch_shape, *self.out_shape)
 
     @abstractmethod
     def of_rows(self, x: Tensor) -> Tensor:
-        """The outputs for ``(N, *in_shape)``, of the elements of ``out_shape`` for each row, in their order."""
+        """The outputs for ``(N, *in_shape)``: for each row the elements of ``out_shape``, in order."""
 
 
 def activation_named(name: str) -> type[nn.Module]:
@@ -56,11 +56,11 @@ def normalized(name: Normalization, channels: int, num_positions: int = 1) -> li
     r"""The layer that normalises ``(N, channels, *positions)``, with a scale and a shift for each channel; or none.
 
     ``"layer"`` takes mean and variance over all channels and positions of a row (Ba et al., *Layer Normalization*,
-    2016), ``"group"`` over groups of channels, as many as can have eight or more each (Wu & He, *Group Normalization*,
-    2018).
+    2016), ``"group"`` over groups of channels, as many as possible with at least eight each (Wu & He, *Group
+    Normalization*, 2018).
 
     Raises:
-        ValueError: if a mean would be that of one number, which leaves nothing of it.
+        ValueError: if a mean would be over a single number, which normalises to zero.
     """
     if lookup(name, NORMALIZATIONS, "normalization") == "none":
         return []
@@ -69,7 +69,7 @@ def normalized(name: Normalization, channels: int, num_positions: int = 1) -> li
         groups = max((g for g in range(1, channels // _LEAST_IN_GROUP + 1) if channels % g == 0), default=1)
     if channels // groups * num_positions < 2:
         raise ValueError(
-            f"normalization {name!r} of a layer with one number leaves nothing of it: widen the layer, or leave the "
+            f"normalization {name!r} of a single number always gives zero: widen the layer, or leave the "
             f"normalization out"
         )
     return [nn.GroupNorm(groups, channels)]

@@ -1,6 +1,6 @@
-"""Convolutional networks of rows on a grid, images or signals: encoders, and the decoders that mirror them.
+"""Convolutional networks for rows on a grid, images or signals: encoders, and the decoders that mirror them.
 
-An encoder halves the grid with each convolution, a decoder doubles it. Between two changes of size both have the same
+An encoder halves the grid with each convolution, a decoder doubles it. Between two changes of size, both have the same
 *stage*: an activation, a gate, or residual blocks.
 """
 
@@ -34,7 +34,7 @@ _CONVOLUTIONS = {1: (nn.Conv1d, nn.ConvTranspose1d), 2: (nn.Conv2d, nn.ConvTrans
 _GRIDS = {1: "(T,) or (C, T)", 2: "(H, W) or (C, H, W)"}
 
 _Size = tuple[int, ...]
-_Stage = Callable[[int, _Size], list[nn.Module]]  # of the channels that it is given, and their height and width
+_Stage = Callable[[int, _Size], list[nn.Module]]  # takes its input channels, and their height and width
 
 
 def as_grid(shape: Sequence[int], num_dims: int, role: str) -> tuple[int, _Size]:
@@ -75,7 +75,7 @@ class _Encoder(Network):
         _check_kernel(kernel_size)
 
     def _layers(self, stage: _Stage, expand: int = 1) -> nn.Sequential:
-        """The layers; a stage is given ``expand`` times the channels that it returns."""
+        """The layers; a stage has ``expand`` times as many input channels as output channels."""
         convolution, _ = _CONVOLUTIONS[self.num_dims]
         width, *size = self.image_shape
         sizes = _sizes(tuple(size), len(self.channels))
@@ -113,7 +113,7 @@ class _Decoder(Network):
         _check_kernel(kernel_size)
 
     def _build(self, stage: _Stage, expand: int = 1) -> None:
-        """Makes the layers; a stage is given ``expand`` times the channels that it returns."""
+        """Builds the layers; a stage has ``expand`` times as many input channels as output channels."""
         out_channels, size = as_grid(self.out_shape, self.num_dims, "outputs")
         depth, sizes = len(self.channels), _sizes(size, len(self.channels))
         returned = [out_channels, *self.channels]
@@ -134,15 +134,15 @@ class _Decoder(Network):
 class ConvEncoder(_Encoder):
     """Convolutions of stride 2, then an affine map: image or signal in, features out.
 
-    Each layer halves height and width, rounding up, so that any size works, odd ones and 1×1 included.
+    Each layer halves height and width, rounding up, so any size works, including odd ones and 1×1.
 
     Args:
-        in_shape: ``(H, W)`` or ``(C, H, W)``; of signals, ``(T,)`` or ``(C, T)``.
+        in_shape: ``(H, W)`` or ``(C, H, W)`` for images, ``(T,)`` or ``(C, T)`` for signals.
         out_shape: Shape of one output, of any rank.
         channels: Channels after each convolution, from input to output.
         kernel_size: Side of the kernels, odd.
         activation: Name of a ``torch.nn`` activation, as in :class:`MLP`.
-        normalization: Of each convolution, before its activation, as in :class:`MLP`.
+        normalization: Normalisation of each convolution, before its activation, as in :class:`MLP`.
         num_dims: 2 for images, 1 for signals.
 
     Shape:
@@ -174,18 +174,19 @@ class ConvEncoder(_Encoder):
 class ConvDecoder(_Decoder):
     """The mirror image of :class:`ConvEncoder`: an affine map, then layers that double height and width.
 
-    A layer undoes the encoder's rounding too, so the output has exactly the asked-for size. ``upsample`` says how:
-    ``"transposed"`` convolves with stride ½, and overlaps of the kernel can show as a checkerboard; ``"nearest"``
-    repeats pixels and then convolves, which cannot (Odena et al., *Deconvolution and Checkerboard Artifacts*, 2016).
+    A layer undoes the encoder's rounding too, so the output has exactly the requested size. ``upsample`` sets the
+    method: ``"transposed"`` convolves with stride ½, and overlaps of the kernel can leave a checkerboard; ``"nearest"``
+    repeats pixels and then convolves, which leaves none (Odena et al., *Deconvolution and Checkerboard Artifacts*,
+    2016).
 
     Args:
         in_shape: Shape of one input, of any rank.
-        out_shape: ``(..., H, W)``; of signals, ``(..., T)``. Everything left of that is a channel.
+        out_shape: ``(..., H, W)`` for images, ``(..., T)`` for signals. Dimensions further left are channels.
         channels: The encoder's ``channels``, in the encoder's order.
         upsample: ``"transposed"`` or ``"nearest"``.
         kernel_size: Side of the kernels, odd.
         activation: Name of a ``torch.nn`` activation, as in :class:`MLP`.
-        normalization: Of what each layer is given, before the activation, as in :class:`MLP`.
+        normalization: Normalisation of each layer's input, before the activation, as in :class:`MLP`.
         num_dims: 2 for images, 1 for signals.
 
     Shape:
@@ -223,7 +224,7 @@ class GatedConvEncoder(_Encoder):
         out_shape: Shape of one output, of any rank.
         channels: Channels after each gate, from input to output.
         kernel_size: Side of the kernels, odd.
-        normalization: Of values and gates together, before the gates, as in :class:`MLP`.
+        normalization: Normalisation of values and gates together, before the gates, as in :class:`MLP`.
         num_dims: 2 for images, 1 for signals.
 
     Shape:
@@ -258,7 +259,7 @@ class GatedConvDecoder(_Decoder):
         channels: The encoder's ``channels``, in the encoder's order.
         upsample: As in :class:`ConvDecoder`.
         kernel_size: Side of the kernels, odd.
-        normalization: Of values and gates together, before the gates, as in :class:`MLP`.
+        normalization: Normalisation of values and gates together, before the gates, as in :class:`MLP`.
         num_dims: 2 for images, 1 for signals.
 
     Shape:
@@ -296,10 +297,10 @@ class ResidualConvEncoder(_Encoder):
         in_shape: As in :class:`ConvEncoder`.
         out_shape: Shape of one output, of any rank.
         channels: Channels after each convolution of stride 2, from input to output.
-        num_blocks: Blocks at each size.
+        num_blocks: Number of blocks at each size.
         kernel_size: Side of the kernels, odd.
         activation: Name of a ``torch.nn`` activation, as in :class:`MLP`.
-        normalization: Before each activation, as in :class:`MLP`.
+        normalization: Normalisation before each activation, as in :class:`MLP`.
         num_dims: 2 for images, 1 for signals.
 
     Shape:
@@ -334,11 +335,11 @@ class ResidualConvDecoder(_Decoder):
         in_shape: Shape of one input, of any rank.
         out_shape: As in :class:`ConvDecoder`.
         channels: The encoder's ``channels``, in the encoder's order.
-        num_blocks: Blocks at each size.
+        num_blocks: Number of blocks at each size.
         upsample: As in :class:`ConvDecoder`.
         kernel_size: Side of the kernels, odd.
         activation: Name of a ``torch.nn`` activation, as in :class:`MLP`.
-        normalization: Before each activation, as in :class:`MLP`.
+        normalization: Normalisation before each activation, as in :class:`MLP`.
         num_dims: 2 for images, 1 for signals.
 
     Shape:
@@ -398,7 +399,7 @@ def _residual(activation: str, normalization: Normalization, num_blocks: int, ke
 
 
 class _Residual(nn.Sequential):
-    """Adds what its layers make of the input to it."""
+    """Adds the output of its layers to the input."""
 
     def forward(self, input: Tensor) -> Tensor:
         return input + super().forward(input)
@@ -406,12 +407,12 @@ class _Residual(nn.Sequential):
 
 def _check_kernel(kernel_size: int) -> None:
     if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd, so that a layer halves any size exactly; found {kernel_size}")
+        raise ValueError(f"kernel_size must be odd, so that layers halve any size; found {kernel_size}")
 
 
 def _transposed(in_channels: int, out_channels: int, size: _Size, kernel_size: int) -> nn.Module:
     _, transposed = _CONVOLUTIONS[len(size)]
-    # Without output padding the result is 2 * ceil(n / 2) - 1 wide, one short where n is even.
+    # Without output padding the result is 2 * ceil(n / 2) - 1 wide, one too few for even n.
     output_padding = tuple(1 - side % 2 for side in size)
     return transposed(in_channels, out_channels, kernel_size, 2, kernel_size // 2, output_padding)  # pyright: ignore[reportArgumentType]
 

@@ -1,4 +1,4 @@
-"""Fully connected networks, in which every number of a row is joined to every other."""
+"""Fully connected networks."""
 
 import math
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ class MLP(Network):
         out_shape: Shape of one output, of any rank.
         hidden_dims: Widths of the hidden layers, from input to output.
         activation: Name of a ``torch.nn`` activation: ReLU, LeakyReLU, Tanh, Softplus, SiLU or GELU.
-        normalization: Of each hidden layer, before its activation: ``"layer"`` (Ba et al., *Layer Normalization*,
-            2016), ``"group"`` (Wu & He, *Group Normalization*, 2018) or ``"none"``.
+        normalization: Normalisation of each hidden layer, before its activation: ``"layer"`` (Ba et al., *Layer
+            Normalization*, 2016), ``"group"`` (Wu & He, *Group Normalization*, 2018) or ``"none"``.
 
     Shape:
         ``(*B, *in_shape)`` to ``(*B, *out_shape)``.
@@ -55,14 +55,14 @@ class MLP(Network):
 class GatedMLP(Network):
     r"""Fully connected network of gated layers, :math:`h = (A x + a) \odot \sigma(B x + b)`, then an affine map.
 
-    Source: the layer is that of Dauphin et al., *Language Modeling with Gated Convolutional Networks*, 2017; networks
-    of such layers in a VAE are those of Tomczak & Welling, *VAE with a VampPrior*, 2018.
+    Source: the layer is that of Dauphin et al., *Language Modeling with Gated Convolutional Networks*, 2017; for VAEs
+    with such networks see Tomczak & Welling, *VAE with a VampPrior*, 2018.
 
     Args:
         in_shape: Shape of one input, of any rank.
         out_shape: Shape of one output, of any rank.
         hidden_dims: Widths of the gated layers, from input to output.
-        normalization: Of values and gates together, before the gates, as in :class:`MLP`.
+        normalization: Normalisation of values and gates together, before the gates, as in :class:`MLP`.
 
     Shape:
         ``(*B, *in_shape)`` to ``(*B, *out_shape)``.
@@ -94,7 +94,7 @@ class GatedMLP(Network):
 
 
 class ResidualMLP(Network):
-    r"""Fully connected network of one width, whose blocks add to what they are given.
+    r"""Fully connected residual network of constant width.
 
     .. math:: h \leftarrow h + W_2\, \phi\left(W_1\, \mathrm{norm}(h) + b_1\right) + b_2
 
@@ -104,9 +104,9 @@ class ResidualMLP(Network):
         in_shape: Shape of one input, of any rank.
         out_shape: Shape of one output, of any rank.
         hidden_dim: The width.
-        num_blocks: Blocks in a row.
+        num_blocks: Number of blocks.
         activation: Name of a ``torch.nn`` activation, as in :class:`MLP`.
-        normalization: As in :class:`MLP`, where a block starts and before the last affine map.
+        normalization: As in :class:`MLP`, at the start of a block and before the last affine map.
 
     Shape:
         ``(*B, *in_shape)`` to ``(*B, *out_shape)``.

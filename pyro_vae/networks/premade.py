@@ -1,4 +1,4 @@
-"""The networks of two papers whose figures are often compared with."""
+"""The networks of two papers whose results are common baselines."""
 
 import math
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ __all__ = ["VampPriorConvDecoder", "VampPriorConvEncoder", "iwae_network", "vamp
 def iwae_network(
     in_shape: Sequence[int], out_shape: Sequence[int], hidden_dim: int = 200, mean: Tensor | None = None
 ) -> MLP:
-    r"""Two tanh layers of one width, with the start of Burda et al., for binary data.
+    r"""Two tanh layers of equal width, with the initialisation of Burda et al., for binary data.
 
-    The model with one stochastic layer has 784–200–200–50 in the encoder and 50–200–200–784 in the decoder. That with
-    two has 784–200–200–100 and 100–100–100–50 (``hidden_dim=100``), and the same backwards.
+    The model with one stochastic layer has 784–200–200–50 in the encoder and 50–200–200–784 in the decoder. The one
+    with two has 784–200–200–100 and 100–100–100–50 (``hidden_dim=100``), and the reverse in the decoder.
 
     Weights are uniform on :math:`\pm\sqrt{6 / (n_\text{in} + n_\text{out})}` (Glorot & Bengio, *Understanding the
     Difficulty of Training Deep Feedforward Neural Networks*, 2010), where each of the ``out_shape[0]`` outputs, such as
-    means and scales, is a layer of its own. Biases are zero; those of the last layer are logit(``mean``) where that is
-    given, with means kept within [0.001, 0.999].
+    means and scales, counts as a separate layer. Biases are zero; those of the last layer are logit(``mean``) if that
+    is given, with means clamped to [0.001, 0.999].
 
     Source: Burda et al., *Importance Weighted Autoencoders*, 2016, and the authors' code.
 
@@ -32,10 +32,10 @@ def iwae_network(
         in_shape: Shape of one input, of any rank.
         out_shape: ``(K, *E)``: K numbers for each element.
         hidden_dim: Width of both layers.
-        mean: Of the training rows, ``E``, in the units of the model (bits): for the decoder of a Bernoulli likelihood.
+        mean: Mean of the training rows, ``E``, in the model's units (bits): for the decoder of a Bernoulli likelihood.
 
     Raises:
-        ValueError: if ``mean`` has not as many elements as there are outputs.
+        ValueError: if ``mean`` does not have one element for each output.
 
     Example:
         >>> encoder = iwae_network((28, 28), (2, 50))
@@ -62,12 +62,12 @@ def iwae_network(
 
 
 def vamp_prior_network(in_shape: Sequence[int], out_shape: Sequence[int]) -> GatedMLP:
-    r"""Two gated layers of 300, with the start of Tomczak & Welling: weights :math:`\mathcal{N}(0, 2/n_\text{in})`.
+    r"""Two gated layers of 300, initialised as by Tomczak & Welling: weights :math:`\mathcal{N}(0, 2/n_\text{in})`.
 
     The model with one stochastic layer has 784–300–300–40 in the encoder and 40–300–300–784 in the decoder.
 
-    Source: Tomczak & Welling, *VAE with a VampPrior*, 2018, and the authors' code; the start is that of He et al.,
-    *Delving Deep into Rectifiers*, 2015.
+    Source: Tomczak & Welling, *VAE with a VampPrior*, 2018, and the authors' code; the initialisation is that of He et
+    al., *Delving Deep into Rectifiers*, 2015.
 
     Args:
         in_shape: Shape of one input, of any rank.
@@ -95,9 +95,9 @@ class VampPriorConvEncoder(Network):
     5               6         3       1
     ==============  ========  ======  ======
 
-    Affine maps start with weights :math:`\mathcal{N}(0, 2/n_\text{in})`, convolutions as PyTorch starts them.
+    Affine maps start with weights :math:`\mathcal{N}(0, 2/n_\text{in})`, convolutions with PyTorch's defaults.
 
-    Source: Tomczak & Welling, *VAE with a VampPrior*, 2018; the table is that of the authors' code.
+    Source: Tomczak & Welling, *VAE with a VampPrior*, 2018; the table follows the authors' code.
 
     Args:
         in_shape: ``(H, W)`` or ``(C, H, W)``.
@@ -134,10 +134,10 @@ class VampPriorConvEncoder(Network):
 class VampPriorConvDecoder(Network):
     r"""Gated affine maps to an image, then gated convolutions: p(x | z₁, z₂) of the same model.
 
-    Each of the latents has a gated layer of 300 of its own; one more joins them to as many numbers as the image has.
-    Four gated convolutions with 64 channels and kernels of 3 work on that, at full size; the last has a kernel of 1.
+    Each of the latents has its own gated layer of 300; one more maps them jointly to the size of the image. Four gated
+    convolutions with 64 channels and kernels of 3 follow, at full size; the last has a kernel of 1.
 
-    Source: Tomczak & Welling, *VAE with a VampPrior*, 2018; the layers are those of the authors' code.
+    Source: Tomczak & Welling, *VAE with a VampPrior*, 2018; the layers follow the authors' code.
 
     Args:
         in_shape: ``(L,)`` for one latent, ``(2, L)`` for the two of the paper.

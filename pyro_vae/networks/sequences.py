@@ -1,4 +1,4 @@
-"""Recurrent networks of sequences: one that reads the steps one after another, and one that writes them."""
+"""Recurrent networks for sequences: an encoder and a decoder."""
 
 import itertools
 import math
@@ -18,9 +18,9 @@ class RecurrentEncoder(Network):
     2014.
 
     Args:
-        in_shape: ``(..., T, C)``: T steps of C numbers; what is left of T belongs to each step, too.
+        in_shape: ``(..., T, C)``: T steps of C numbers; dimensions left of T belong to each step, too.
         out_shape: Shape of one output, of any rank.
-        hidden_dims: Sizes of the states of the layers, each of which reads the one before.
+        hidden_dims: State sizes of the layers, each of which reads the one before.
 
     Shape:
         ``(*B, *in_shape)`` to ``(*B, *out_shape)``.
@@ -49,14 +49,14 @@ class RecurrentEncoder(Network):
 
 
 class RecurrentDecoder(Network):
-    """The counterpart of :class:`RecurrentEncoder`: gated recurrent units that are given the input at each of T steps.
+    """The counterpart of :class:`RecurrentEncoder`: gated recurrent units that get the input at each of T steps.
 
     Each step's output is an affine map of its state, which starts at zero. The steps are independent given the input:
-    none is shown what was drawn before it.
+    none depends on earlier draws.
 
     Args:
         in_shape: Shape of one input, of any rank.
-        out_shape: ``(..., T, C)``: T steps of C numbers; what is left of T belongs to each step, too.
+        out_shape: ``(..., T, C)``: T steps of C numbers; dimensions left of T belong to each step, too.
         hidden_dims: The encoder's ``hidden_dims``, in the encoder's order.
 
     Shape:
@@ -85,15 +85,15 @@ class RecurrentDecoder(Network):
 
 
 def _as_sequence(shape: tuple[int, ...], role: str) -> tuple[int, int, int]:
-    """Reads ``(..., T, C)`` as what is left of T, T and C."""
+    """Reads ``(..., T, C)`` as the size of the dimensions left of T, T and C."""
     if len(shape) < 2 or shape[-2] < 1:
-        raise ValueError(f"a recurrent network needs {role} of shape (T, C), of at least one step, found {shape}")
+        raise ValueError(f"a recurrent network needs {role} of shape (T, C), with at least one step, found {shape}")
     return math.prod(shape[:-2]), shape[-2], shape[-1]
 
 
 def _checked(hidden_dims: tuple[int, ...]) -> tuple[int, ...]:
     if not hidden_dims:
-        raise ValueError("a recurrent network needs a layer: hidden_dims is empty")
+        raise ValueError("a recurrent network needs at least one layer, and hidden_dims is empty")
     return hidden_dims
 
 

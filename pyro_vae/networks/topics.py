@@ -1,4 +1,4 @@
-"""From shares of topics to words."""
+"""The decoder network of a topic model."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ __all__ = ["TopicDecoder"]
 
 
 class TopicDecoder(nn.Module):
-    r"""Shares of K topics, and what they make of words: :math:`\theta = \mathrm{softmax}(z)`, then an affine map.
+    r"""Latents to shares of K topics to logits of words: :math:`\theta = \mathrm{softmax}(z)`, then an affine map.
 
-    Topics are experts whose opinions are multiplied: their logits are added up, :math:`B^\top \theta + b`.
+    The topics' distributions over words are multiplied, so their logits add up: :math:`B^\top \theta + b`.
 
     Source: Srivastava & Sutton, *Autoencoding Variational Inference for Topic Models*, 2017.
 

@@ -1,4 +1,4 @@
-"""From one state of a sequence to the next."""
+"""Networks from one state of a sequence to the next."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ __all__ = ["GatedTransition"]
 
 
 class GatedTransition(nn.Module):
-    r"""From one state of a sequence to the next: between an affine map and a network, as a gate has it.
+    r"""Maps one state of a sequence to the next: a gated mean of an affine map and a network.
 
     .. math:: \text{loc} = (1 - g) \odot (A z + a) + g \odot h(z), \qquad g = \sigma(\mathrm{MLP}(z)), \quad
         \text{raw scale} = B\, \mathrm{ReLU}(h(z)) + b
 
-    It starts near :math:`z` itself, so that states last.
+    It starts near the identity, so states persist.
 
     Source: Krishnan, Shalit & Sontag, *Structured Inference Networks for Nonlinear State Space Models*, 2017.
 

@@ -1,4 +1,4 @@
-r"""Posterior families :math:`q(z \mid x)`: what the encoder may believe about a row."""
+r"""Posterior families :math:`q(z \mid x)`: distributions of the latents given a row."""
 
 from pyro_vae.posteriors.base import Posterior
 from pyro_vae.posteriors.codes import Codes

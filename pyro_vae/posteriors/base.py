@@ -1,4 +1,4 @@
-"""What a posterior family is."""
+"""The base class of posterior families."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ class Posterior(Head):
 
     @property
     def infer(self) -> Any:
-        """How the latent is to be inferred, as :func:`pyro.sample` takes it; by default in no other way than usual."""
+        """The ``infer`` argument of :func:`pyro.sample` for the latent; by default empty."""
         return {}
 
     arguments: tuple[str, ...] = ()
 
     def join(self, prior: Any, decoder: Any) -> None:
-        """Called when a VAE is put together of its encoder and these two; by default it does nothing."""
+        """Called when a VAE is built from its encoder and these two; by default does nothing."""
 
     def of_rows(self, raw: Tensor, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> TorchDistribution:
-        """The distributions of rows ``x`` with this raw output; by default the rows do not count.
+        """The distributions for rows ``x`` with this raw output; by default the rows are ignored.
 
-        A family that looks at them names in ``arguments`` what it takes of what they come with.
+        A family that uses them names in ``arguments`` the keyword arguments that it takes.
         """
         return self(raw)
 
@@ -35,7 +35,7 @@ class Posterior(Head):
         """The event's shape.
 
         Raises:
-            ValueError: if ``for_event`` has not told it.
+            ValueError: if ``for_event`` has not been called.
         """
         if self.event_shape is None:
             raise ValueError(f"{type(self).__name__} must know the number of latents: use for_event((latent_dim,))")

@@ -14,7 +14,7 @@ from pyro_vae.posteriors.base import Posterior
 __all__ = ["Codes"]
 
 _ESTIMATORS = ("relaxed", "straight-through", "enumerated", "score-function")
-_MOST_VALUES = 4096  # of all codes together, that are summed over
+_MOST_VALUES = 4096  # of all codes together, to sum over
 
 
 class Codes(Posterior):
@@ -22,33 +22,34 @@ class Codes(Posterior):
 
     .. math:: q(z \mid x) = \prod_{m=1}^{M} \pi_{m, z_m}(x)
 
-    Draws of categories have no derivatives; ``estimator`` says what stands in their place in training. Everywhere else
-    draws are categories.
+    Draws of categories have no derivatives, so ``estimator`` chooses how gradients are computed in training. Outside
+    training, draws are categories.
 
     =====================  =============================================================================================
     ``estimator``          gradient
     =====================  =============================================================================================
-    "relaxed"              of Gumbel-softmax draws as they are: exact, of a relaxed model, whose ELBO training reports;
+    "relaxed"              of Gumbel-softmax draws, unrounded: exact for a relaxed model, whose ELBO training reports;
                            with ``Elbo(kl="auto")`` its KL is that of the categories, as in Jang et al.
-    "straight-through"     of Gumbel-softmax draws, which are rounded on their way: biased, of the model itself
-    "enumerated"           exact: all K ** M values are summed over, for few of them
-    "score-function"       unbiased, of much noise
+    "straight-through"     of Gumbel-softmax draws, rounded in the forward pass: biased, but for the model itself
+    "enumerated"           exact: sums over all K ** M values, if these are few
+    "score-function"       unbiased, with high variance
     =====================  =============================================================================================
 
     Source: Jang et al., *Categorical Reparameterization with Gumbel-Softmax*, 2017; Maddison et al., *The Concrete
     Distribution*, 2017.
 
     Args:
-        num_values: Values K of a code; the number of latents is a multiple of it.
+        num_values: Number of values K of a code; the number of latents is a multiple of it.
         estimator: As above.
-        temperature: Of Gumbel-softmax draws: the lower, the nearer to categories, and the more noise in the gradient.
+        temperature: Of Gumbel-softmax draws: the lower it is, the closer draws are to categories, and the noisier the
+            gradient.
 
     Shape:
         raw: ``(*B, M K)``. Returns a distribution with batch ``(*B,)`` and event ``(M K,)``.
 
     Raises:
-        ValueError: if a number is not positive, the latents are no multiple of ``num_values``, or there are too many
-            values to be summed over.
+        ValueError: if a number is not positive, the number of latents is not a multiple of ``num_values``, or there are
+            too many values to sum over.
 
     Example:
         >>> import torch
@@ -72,18 +73,18 @@ class Codes(Posterior):
 
     @property
     def infer(self) -> Any:
-        """How the latent is to be inferred, as :func:`pyro.sample` takes it."""
+        """The ``infer`` argument of :func:`pyro.sample` for the latent."""
         return {"enumerate": "parallel"} if self.estimator == "enumerated" else {}
 
     def raw_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:  # noqa: D102
         (size,) = event_shape
         if size % self.num_values:
-            raise ValueError(f"codes of {self.num_values} values make a multiple of that in latents, found {size}")
+            raise ValueError(f"the number of latents must be a multiple of num_values={self.num_values}, found {size}")
         num_codes = size // self.num_values
         if self.estimator == "enumerated" and self.num_values**num_codes > _MOST_VALUES:
             raise ValueError(
-                f"{num_codes} codes of {self.num_values} values have more than {_MOST_VALUES} together, too many to "
-                f"sum over: use estimator='relaxed'"
+                f"{num_codes} codes of {self.num_values} values have more than {_MOST_VALUES} combinations, too many "
+                f"to sum over: use estimator='relaxed'"
             )
         return (size,)
 

@@ -1,4 +1,4 @@
-"""Posteriors that a normalising flow makes of a normal one."""
+"""Posteriors from a normalising flow of a normal one."""
 
 from collections.abc import Sequence
 
@@ -17,21 +17,21 @@ __all__ = ["FlowPosterior", "Householder"]
 
 
 class FlowPosterior(Posterior):
-    r"""A diagonal normal that a normalising flow bends, given a context that the encoder makes of the row.
+    r"""A diagonal normal transformed by a normalising flow, with a context computed by the encoder.
 
     .. math:: z = f(z_0; h(x)), \qquad z_0 \sim \mathcal{N}(\mu(x), \operatorname{diag}(\sigma^2(x)))
 
-    With ``"autoregressive"`` it is the inverse autoregressive flow: a draw and its density are one pass; the density of
-    any other point takes one for each latent.
+    With ``"autoregressive"`` this is the inverse autoregressive flow: a draw and its density take one pass, the density
+    of any other point takes one pass for each latent.
 
-    Source: Kingma et al., *Improving Variational Inference with Inverse Autoregressive Flow*, 2016; the flows are those
-    of zuko, which ``pip install 'pyro-vae[flows]'`` brings.
+    Source: Kingma et al., *Improving Variational Inference with Inverse Autoregressive Flow*, 2016; the flows are
+    zuko's, from ``pip install 'pyro-vae[flows]'``.
 
     Args:
         kind: ``"autoregressive"``, ``"coupling"`` or ``"spline"``.
-        num_transforms: Transformations in a row.
-        hidden_dims: Widths of the layers that parametrise each.
-        context_dim: Numbers of the context h.
+        num_transforms: Number of transformations.
+        hidden_dims: Widths of the hidden layers of each.
+        context_dim: Size of the context h.
         min_scale: Floor of :math:`\sigma`.
 
     Shape:
@@ -82,15 +82,15 @@ class FlowPosterior(Posterior):
 
 
 class Householder(Posterior):
-    r"""A diagonal normal that is reflected a few times, each time at a plane of the row's own.
+    r"""A diagonal normal, reflected a few times in planes that depend on the row.
 
-    That is a normal with a full covariance, at the cost of a diagonal one.
+    The result is a normal with a full covariance, at the cost of a diagonal one.
 
     Source: Tomczak & Welling, *Improving Variational Auto-Encoders using Householder Flow*, 2016.
 
     Args:
-        num_reflections: Reflections in a row.
-        min_scale: Floor of the standard deviations before.
+        num_reflections: Number of reflections.
+        min_scale: Floor of the standard deviations before the reflections.
 
     Shape:
         raw: ``(*B, 2 + num_reflections, L)``. Returns a distribution with batch ``(*B,)`` and event ``(L,)``.

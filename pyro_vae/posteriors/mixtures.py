@@ -14,14 +14,14 @@ __all__ = ["MixturePosterior"]
 
 
 class MixturePosterior(Posterior):
-    r"""Mixture of normals with independent latents: it may believe in several places at once.
+    r"""Mixture of normals with independent latents, which can have several modes.
 
     .. math:: q(z \mid x) = \sum_k \pi_k(x) \prod_j \mathcal{N}(z_j \mid \mu_{kj}(x), \sigma_{kj}^2(x))
 
     Draws have derivatives (:class:`~pyro_vae.distributions.MixtureOfNormals`).
 
     Args:
-        num_components: Components K.
+        num_components: Number of components K.
         min_scale: Floor of the standard deviations.
 
     Shape:

@@ -1,4 +1,4 @@
-"""Normal posteriors, by how much of their covariance is the row's own."""
+"""Normal posteriors with diagonal, low-rank or full covariance."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ __all__ = ["DiagonalNormal", "FullNormal", "LowRankNormal"]
 
 
 def check_min_scale(min_scale: float) -> None:
-    """Refuses a floor of standard deviations that is none."""
+    """Checks that a floor of standard deviations is positive and finite."""
     if not 0 < min_scale < math.inf:
         raise ValueError(f"min_scale must be positive; found {min_scale}")
 
@@ -57,14 +57,14 @@ class DiagonalNormal(Posterior):
 
 
 class FullNormal(Posterior):
-    r"""Normal with a covariance of its own for every row.
+    r"""Normal with a full covariance for each row.
 
     .. math:: q(z \mid x) = \mathcal{N}(z \mid \mu(x), R R^\top), \qquad
         R_{jj} = \sigma_j = \mathrm{softplus}(\text{raw}) + \sigma_{\min}, \quad
         R_{jk} = \sigma_j\, \text{raw} / \sqrt{L} \ (k < j)
 
-    With a linear decoder and normal noise it holds the exact posterior; a diagonal one does not. Where a latent is
-    precise, what ties it to others is as small, before anything is learned of it.
+    With a linear decoder and normal noise it contains the exact posterior; a diagonal one does not. Before training, a
+    precise latent has equally small covariances with others.
 
     Args:
         min_scale: Floor of :math:`\sigma`.
@@ -111,13 +111,13 @@ class FullNormal(Posterior):
 
 
 class LowRankNormal(Posterior):
-    r"""Normal whose covariance is diagonal but for a few directions.
+    r"""Normal whose covariance is diagonal except for a few directions.
 
     .. math:: q(z \mid x) = \mathcal{N}(z \mid \mu(x), D (I + W(x) W(x)^\top) D), \qquad
         D = \operatorname{diag}(\sigma(x)), \quad W = \text{raw} / \sqrt{L}
 
     Args:
-        rank: Columns of W.
+        rank: Number of columns of W.
         min_scale: Floor of :math:`\sigma`.
 
     Shape:

@@ -1,4 +1,4 @@
-"""A posterior that a few steps for each row make better than the encoder's network alone."""
+"""A posterior that improves the encoder's output with a few gradient steps for each row."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ __all__ = ["SemiAmortized"]
 
 
 class _Given(TorchFunctionMode):
-    """Standard normal draws are these numbers ``(S, D)``, column after column, whatever the row."""
+    """Makes standard normal draws return these numbers ``(S, D)``, column by column, for every row."""
 
     def __init__(self, noise: Tensor) -> None:
         super().__init__()
@@ -32,35 +32,35 @@ class _Given(TorchFunctionMode):
 
 
 class SemiAmortized(Posterior):
-    r"""Another family, whose raw parameters take a few steps up the row's own ELBO after the network has made them.
+    r"""Any other family, with a few steps of its raw parameters up the row's ELBO, starting at the encoder's output.
 
     .. math:: \lambda_0 = \mathrm{network}(x), \qquad \lambda_{t+1} = \lambda_t +
         \eta \odot \nabla_{\lambda} \widehat{\mathrm{ELBO}}(x; \lambda_t), \qquad q(z \mid x) = q(z; \lambda_T)
 
-    in training and wherever the guide is run: one network for all rows leaves a gap, of which the steps close a part.
-    The gradient goes through the steps, so that network and model learn what is best after them; the step sizes
-    :math:`\eta`, one for each raw parameter, are learned with the rest.
+    in training and wherever the guide runs. One network for all rows leaves an amortisation gap, and the steps close a
+    part of it. The gradient goes through the steps, so network and model are trained for the result after them. The
+    step sizes :math:`\eta`, one for each raw parameter, are learned too.
 
-    The steps estimate the ELBO from the same few normal numbers in pairs of opposite sign, for each row and step, so
-    that a row has one posterior. It is that of some member of the family, so that every bound and weight is right,
-    however rough the estimate. Families whose draws are not made of normal ones, as a mixture's, draw again.
+    The steps estimate the ELBO from the same few normal numbers, in pairs of opposite sign, for each row and step. So a
+    row has one posterior. It is a member of the family, so all bounds and weights are valid, however rough the
+    estimate. Families whose draws are not transformed normal draws, such as a mixture, use new draws.
 
-    It is for a :class:`~pyro_vae.VAE`, whose prior and decoder it asks, and costs about two runs of the decoder's
-    network for each step and draw.
+    It works only within a :class:`~pyro_vae.VAE`, whose prior and decoder it calls. It costs about two runs of the
+    decoder's network for each step and draw.
 
     Source: Kim et al., *Semi-Amortized Variational Autoencoders*, 2018; Marino et al., *Iterative Amortized Inference*,
     2018.
 
     Args:
-        posterior: The family, whose draws can be differentiated through.
-        steps: Steps T.
-        step_size: What :math:`\eta` starts from.
-        num_draws: Draws that the ELBO of a step is estimated from, an even number.
-        max_norm: A row's gradient g becomes :math:`g / (1 + \|g\| / \text{max\_norm})`, so that no step is wild.
+        posterior: The family; its draws must have derivatives.
+        steps: Number of steps T.
+        step_size: Initial value of :math:`\eta`.
+        num_draws: Number of draws in a step's estimate of the ELBO; even.
+        max_norm: A row's gradient g becomes :math:`g / (1 + \|g\| / \text{max\_norm})`, which bounds a step.
 
     Raises:
-        ValueError: if an argument is out of its range; when it is used, if it is part of no VAE, or draws cannot be
-            differentiated through.
+        ValueError: if an argument is out of its range; when used, if it is not part of a VAE, or its draws have no
+            derivatives.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -85,13 +85,13 @@ class SemiAmortized(Posterior):
         if steps < 1 or num_draws < 1:
             raise ValueError(f"steps and num_draws must be at least 1, found {steps} and {num_draws}")
         if num_draws % 2:
-            raise ValueError(f"num_draws must be even, for draws come in pairs of opposite sign; found {num_draws}")
+            raise ValueError(f"num_draws must be even, because draws come in pairs of opposite sign; found {num_draws}")
         for name, value in (("step_size", step_size), ("max_norm", max_norm)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, found {value}")
         self.posterior, self.steps, self.step_size = posterior, steps, step_size
         self.num_draws, self.max_norm = num_draws, max_norm
-        self._joined: list[Any] = []  # prior and decoder, in a list, for they are parts of the model
+        self._joined: list[Any] = []  # prior and decoder, in a list, as they are parts of the model
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -101,8 +101,8 @@ class SemiAmortized(Posterior):
     def join(self, prior: Any, decoder: Any) -> None:  # noqa: D102
         if prior.asks_encoder:
             raise ValueError(
-                f"a {type(prior).__name__} asks the encoder about inputs that are no rows, which have no ELBO to go "
-                f"up: use another prior, or {type(self.posterior).__name__} alone"
+                f"SemiAmortized does not work with a {type(prior).__name__}, which calls the encoder on inputs that "
+                f"are not rows and have no ELBO: use another prior, or {type(self.posterior).__name__} alone"
             )
         self._joined[:] = [prior, decoder]
 
@@ -118,7 +118,7 @@ class SemiAmortized(Posterior):
         self.register_buffer("noise", torch.cat([half, -half]), persistent=False)
 
     def forward(self, raw: Tensor) -> dist.TorchDistribution:
-        """What the network alone says."""
+        """The posterior from the network alone, without steps."""
         return self.posterior(raw)
 
     def of_rows(  # noqa: D102
@@ -126,8 +126,8 @@ class SemiAmortized(Posterior):
     ) -> dist.TorchDistribution:
         if not self._joined:
             raise ValueError(
-                "SemiAmortized goes up the ELBO of a VAE, of which it must be a part: give it to mlp_vae, conv_vae or "
-                "make_vae as posterior="
+                "SemiAmortized must be part of a VAE, whose ELBO it uses: pass it to mlp_vae, conv_vae or make_vae as "
+                "posterior="
             )
         differentiated = torch.is_grad_enabled()
         entries = tuple(range(-len(self.log_step.shape), 0))
@@ -147,7 +147,7 @@ class SemiAmortized(Posterior):
         q = self.posterior(raw)
         if not q.has_rsample:
             raise ValueError(
-                f"SemiAmortized goes up gradients through draws, which {type(self.posterior).__name__} does not have"
+                f"SemiAmortized needs draws with derivatives, and those of {type(self.posterior).__name__} have none"
             )
         with _Given(self.noise):
             z = q.rsample(torch.Size((self.num_draws,)))

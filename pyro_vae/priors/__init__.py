@@ -1,4 +1,4 @@
-"""Priors p(z): modules that are called with nothing and return a distribution over the latent vector."""
+"""Priors p(z): modules whose call, without arguments, returns a distribution over the latent vector."""
 
 from pyro_vae.priors.base import Prior, StandardNormal
 from pyro_vae.priors.classes import ClassPrior

@@ -1,4 +1,4 @@
-"""What a prior is, and the one that has nothing to learn."""
+"""The base class of priors, and the standard normal."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ class Prior(nn.Module):
     """Base class of priors.
 
     To write a new one, set ``latent_dim`` and return from ``forward()`` a ``pyro.distributions`` distribution with
-    batch shape ``()`` and event ``(latent_dim,)``. Keep each constructor argument under its own name.
+    batch shape ``()`` and event ``(latent_dim,)``. Store each constructor argument under its own name.
 
     Example:
         >>> class Sparse(Prior):
@@ -30,7 +30,7 @@ class Prior(nn.Module):
     """
 
     latent_dim: int
-    asks_encoder: bool = False  # whether it is made of what the encoder says
+    asks_encoder: bool = False  # whether the prior calls the encoder
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Prior(nn.Module):
         return printed(self)
 
     def join(self, encoder: Any, decoder: Any) -> None:
-        """Called when a VAE is put together of this prior and these two; by default it does nothing."""
+        """Called when a VAE is built from this prior and these two; by default does nothing."""
 
     def forward(self) -> dist.TorchDistribution:
         """The prior distribution."""

@@ -1,4 +1,4 @@
-"""What is believed of a row's class before it is seen."""
+"""The prior of a row's class."""
 
 import pyro.distributions as dist
 import torch
@@ -10,11 +10,11 @@ __all__ = ["ClassPrior"]
 
 
 class ClassPrior(nn.Module):
-    r"""The probability of each of so many classes, :math:`p(y)`.
+    r"""The prior probabilities of the classes, :math:`p(y)`.
 
     Args:
-        num_classes: How many there are.
-        learned: Learn the probabilities with the rest of the model; by default all are equal.
+        num_classes: Number of classes.
+        learned: Whether to learn the probabilities with the rest of the model; by default all are equal.
 
     Shape:
         Returns a categorical distribution with batch ``()``.

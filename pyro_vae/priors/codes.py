@@ -12,14 +12,14 @@ __all__ = ["AutoregressiveCodes", "IndependentCodes"]
 
 
 class IndependentCodes(Prior):
-    r"""Independent codes, each with probabilities of its own.
+    r"""Independent codes, each with its own probabilities.
 
     .. math:: p(z) = \prod_{m=1}^{M} \pi_{m, z_m}
 
     Args:
-        num_codes: Codes M of a row.
-        num_values: Values K of each. The number of latents is M K, for a code is a one-hot block.
-        learned: Whether the probabilities are; else they are 1 / K.
+        num_codes: Number of codes M for each row.
+        num_values: Number of values K of each code. The number of latents is M K, as each code is a one-hot block.
+        learned: Whether the probabilities are learned; else they are 1 / K.
 
     Raises:
         ValueError: if a number is below 1.
@@ -46,18 +46,18 @@ class IndependentCodes(Prior):
 
 
 class AutoregressiveCodes(Prior):
-    r"""Codes of which each depends on those before it, learned with the rest of the model or after it.
+    r"""Codes that depend on those before them, learned with the rest of the model or after it.
 
     .. math:: p(z) = \prod_{m=1}^{M} p(z_m \mid z_1, \ldots, z_{m-1})
 
-    by one network whose weights are masked, so that the logits of all codes come in one pass; draws take M.
+    by one network with masked weights, which gives the logits of all codes in one pass; draws take M passes.
 
-    Source: van den Oord et al., *Neural Discrete Representation Learning*, 2017, whose prior over codes is such a one;
+    Source: van den Oord et al., *Neural Discrete Representation Learning*, 2017, which has such a prior over codes;
     Germain et al., *MADE: Masked Autoencoder for Distribution Estimation*, 2015.
 
     Args:
-        num_codes: Codes M of a row.
-        num_values: Values K of each. The number of latents is M K, for a code is a one-hot block.
+        num_codes: Number of codes M for each row.
+        num_values: Number of values K of each code. The number of latents is M K, as each code is a one-hot block.
         hidden_dim: Width of the two hidden layers, for each code.
 
     Raises:
@@ -82,7 +82,7 @@ class AutoregressiveCodes(Prior):
         self.register_buffer("zeros", torch.zeros(num_codes, num_values), persistent=False)
 
     def logits(self, blocks: Tensor) -> Tensor:
-        """One-hot blocks ``(*B, M, K)`` to the logits of each given those before it."""
+        """Maps one-hot blocks ``(*B, M, K)`` to the logits of each given those before it."""
         hidden = F.relu(self.first(blocks.flatten(-2)))
         hidden = F.relu(hidden + self.second(hidden))
         return self.last(hidden).unflatten(-1, (self.num_codes, self.num_values))
@@ -92,7 +92,7 @@ class AutoregressiveCodes(Prior):
 
 
 class _Causal(nn.Linear):
-    """An affine map between blocks, one for each code, to which no later block counts; or not the own one either."""
+    """An affine map between blocks, one for each code, without dependence on later blocks, or on its own if strict."""
 
     mask: Tensor
 

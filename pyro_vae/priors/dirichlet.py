@@ -12,19 +12,19 @@ __all__ = ["SoftmaxDirichlet"]
 
 
 class SoftmaxDirichlet(Prior):
-    r"""The normal whose softmax is nearly a symmetric Dirichlet.
+    r"""The normal whose softmax is approximately a symmetric Dirichlet.
 
     .. math:: p(z) = \mathcal{N}\left(0, \frac{1}{\alpha} \left(1 - \frac{1}{K}\right) I\right), \qquad
         \mathrm{softmax}(z) \approx \mathrm{Dirichlet}(\alpha, \dots, \alpha)
 
-    It is the Laplace approximation in the softmax basis, without its correlations, which vanish as K grows.
+    This is the Laplace approximation in the softmax basis, without its correlations, which vanish as K grows.
 
     Source: MacKay, *Choice of Basis for Laplace Approximation*, 1998; Srivastava & Sutton, *Autoencoding Variational
     Inference for Topic Models*, 2017.
 
     Args:
         latent_dim: Number of shares K, at least 2.
-        concentration: :math:`\alpha`; the smaller, the fewer topics a document has.
+        concentration: :math:`\alpha`. The smaller it is, the fewer topics a document has.
 
     Raises:
         ValueError: if K is below 2 or the concentration is not positive.
@@ -40,7 +40,7 @@ class SoftmaxDirichlet(Prior):
     def __init__(self, latent_dim: int, concentration: float = 1.0) -> None:
         super().__init__(latent_dim)
         if latent_dim < 2:
-            raise ValueError(f"shares are of at least 2 topics, found {latent_dim}")
+            raise ValueError(f"latent_dim must be at least 2 topics, found {latent_dim}")
         if not 0 < concentration < math.inf:
             raise ValueError(f"concentration must be a positive number, found {concentration}")
         self.concentration = concentration

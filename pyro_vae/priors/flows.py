@@ -1,4 +1,4 @@
-"""A prior that a normalising flow makes."""
+"""A prior from a normalising flow."""
 
 from collections.abc import Sequence
 
@@ -14,14 +14,14 @@ __all__ = ["FlowPrior"]
 class FlowPrior(Prior):
     r"""A normalising flow from the standard normal, learned with the rest of the model.
 
-    Source: Chen et al., *Variational Lossy Autoencoder*, 2017; the flows are those of zuko, which
-    ``pip install 'pyro-vae[flows]'`` brings.
+    Source: Chen et al., *Variational Lossy Autoencoder*, 2017; the flows are zuko's, from ``pip install
+    'pyro-vae[flows]'``.
 
     Args:
         latent_dim: Number of latents :math:`L`.
         kind: ``"autoregressive"``, ``"coupling"`` or ``"spline"``, see :func:`~pyro_vae._support.flows.make_flow`.
-        num_transforms: Transformations in a row.
-        hidden_dims: Widths of the layers that parametrise each.
+        num_transforms: Number of transformations.
+        hidden_dims: Widths of the hidden layers of each.
 
     Raises:
         ImportError: if zuko is not installed.

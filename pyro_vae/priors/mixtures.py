@@ -1,4 +1,4 @@
-"""Priors that are mixtures: of normals, or of what the encoder believes about some inputs."""
+"""Priors that are mixtures: of normals, or of the encoder's posteriors at some inputs."""
 
 import math
 from typing import Any
@@ -22,7 +22,7 @@ class NormalMixture(Prior):
 
     Args:
         latent_dim: Number of latents :math:`L`.
-        num_components: Components K.
+        num_components: Number of components K.
         min_scale: Floor of the standard deviations.
 
     Raises:
@@ -45,7 +45,7 @@ class NormalMixture(Prior):
         self.logits = nn.Parameter(torch.zeros(num_components))
 
     def weights(self) -> dist.Categorical:
-        r"""The component's distribution, with probabilities :math:`\pi_k`."""
+        r"""The distribution of the component, with probabilities :math:`\pi_k`."""
         return dist.Categorical(logits=self.logits)
 
     def components(self, index: Tensor | None = None) -> dist.TorchDistribution:
@@ -60,18 +60,18 @@ class NormalMixture(Prior):
 
     @torch.no_grad()
     def start_at(self, locs: Tensor, scales: Tensor, weights: Tensor) -> None:
-        """Lets training start from these means and standard deviations, ``(K, L)``, and weights, ``(K,)``.
+        """Starts training from these means and standard deviations, ``(K, L)``, and weights, ``(K,)``.
 
-        Scales below the floor are put a little above it, for there they would not move.
+        Scales at or below the floor are set slightly above it, as there they would have no gradient.
         """
         self.locs.copy_(locs)
         above = scales.clamp(min=1.1 * self.min_scale) - self.min_scale
-        self.raw_scales.copy_(above + (-torch.expm1(-above)).log())  # softplus of it is that again
+        self.raw_scales.copy_(above + (-torch.expm1(-above)).log())  # its softplus is ``above``
         self.logits.copy_(weights.log())
 
 
 class VampPrior(Prior):
-    r"""What the encoder believes about some inputs u, mixed: the aggregate posterior, from few rows.
+    r"""A mixture of the encoder's posteriors at some inputs u: the aggregate posterior of a few pseudo-rows.
 
     .. math:: p(z) = \frac{1}{K} \sum_k q(z \mid u_k)
 
@@ -81,11 +81,11 @@ class VampPrior(Prior):
 
     Args:
         latent_dim: Number of latents :math:`L`.
-        num_components: Inputs K.
+        num_components: Number of inputs K.
 
     Raises:
-        ValueError: if a number is below 1; when a VAE is made of it, if its data are kinds or columns of several sorts;
-            when it is called, if it is part of no VAE.
+        ValueError: if a number is below 1; when a VAE is built with it, if its data are categories or several kinds of
+            columns; when it is called, if it is not part of a VAE.
 
     Example:
         >>> from pyro_vae import mlp_vae
@@ -102,18 +102,18 @@ class VampPrior(Prior):
         super().__init__(latent_dim)
         _check_components(num_components)
         self.num_components = num_components
-        self._encoder: list[Any] = []  # in a list, for it is a part of the guide and not of this
+        self._encoder: list[Any] = []  # in a list, as it is a part of the guide
         self._low, self._high = -math.inf, math.inf
 
     def join(self, encoder: Any, decoder: Any) -> None:  # noqa: D102
         if self._encoder and self._encoder[0] is not encoder:
-            raise ValueError("this VampPrior is part of another VAE, whose encoder it asks: give each its own")
+            raise ValueError("this VampPrior is part of another VAE and uses its encoder: give each VAE its own")
         self._encoder[:] = [encoder]
         if "pseudo_inputs" in self._parameters:
             return
         if isinstance(decoder.likelihood.data_range, constraints.stack):
             raise ValueError(
-                "a VampPrior learns inputs of one kind, and these data have columns of several: use another"
+                "a VampPrior needs data of one kind, and these have several kinds of columns: use another prior"
             )
         self._low, self._high = bounds(decoder.likelihood.data_range)
         shape = (self.num_components, *decoder.event_shape)
@@ -124,15 +124,13 @@ class VampPrior(Prior):
             start = self._low + start.abs()
         self.pseudo_inputs = nn.Parameter(start)
         if not encoder.encoding(self.pseudo_inputs).requires_grad:
-            raise ValueError(
-                "a VampPrior learns inputs, and the encoder is shown kinds, between which there is nothing: use another"
-            )
+            raise ValueError("a VampPrior learns its inputs by gradient, and categories have none: use another prior")
 
     def start_at(self, rows: Tensor) -> None:
-        """Lets the inputs start from these rows, ``(K, *E)`` in the model's units, as :meth:`Pair.prepare` gives them.
+        """Starts the inputs at these rows, ``(K, *E)`` in the model's units, as :meth:`Pair.prepare` returns them.
 
         Raises:
-            ValueError: if they are not as many as the components, or of another shape.
+            ValueError: if their number is not that of the components, or their shape differs.
         """
         if not self._encoder or rows.shape != self.pseudo_inputs.shape:
             expected = tuple(self.pseudo_inputs.shape) if self._encoder else "those of a VAE's rows"
@@ -142,7 +140,7 @@ class VampPrior(Prior):
 
     def forward(self) -> dist.TorchDistribution:  # noqa: D102
         if not self._encoder:
-            raise ValueError("a VampPrior asks the encoder of the VAE that it is part of: give it to mlp_vae(prior=…)")
+            raise ValueError("a VampPrior must be part of a VAE, whose encoder it uses: pass it to mlp_vae(prior=…)")
         components = self._encoder[0](self.pseudo_inputs.clamp(self._low, self._high))
         weights = dist.Categorical(logits=self.pseudo_inputs.new_zeros(self.num_components))
         return dist.MixtureSameFamily(weights, components)

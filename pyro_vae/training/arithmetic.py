@@ -1,4 +1,4 @@
-"""How precisely matrix products and convolutions are computed while a run trains, and that they come out the same."""
+"""Precision and reproducibility of matrix products and convolutions during training."""
 
 import contextlib
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ _PRODUCTS = {
 
 
 class _Bfloat16Products(TorchFunctionMode):
-    """Takes matrix products and convolutions of float32 in bfloat16 and gives float32, as all else stays."""
+    """Computes matrix products and convolutions of float32 in bfloat16 and returns float32; nothing else changes."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in _PRODUCTS:
@@ -48,12 +48,12 @@ class _Bfloat16Products(TorchFunctionMode):
 
 
 def bfloat16_products(precision: Precision) -> contextlib.AbstractContextManager[Any]:
-    """Programs that run inside have their products in bfloat16, if that is the precision."""
+    """A context in which products are computed in bfloat16, if that is the precision."""
     return _Bfloat16Products() if precision == "bfloat16" else contextlib.nullcontext()
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies in bfloat16; a CPU without such instructions takes many times as long for it."""
+    """Whether the device multiplies in bfloat16; a CPU without such instructions is many times slower with it."""
     if device.type != "cpu":
         return True
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -70,13 +70,13 @@ _PARENTS: dict[Any, Any] = {_CUDNN: _ALL} | dict.fromkeys(_ON_GPU, _CUDNN) | dic
 
 @contextlib.contextmanager
 def in_force(precision: Precision) -> Iterator[None]:
-    """How torch multiplies numbers of float32 inside: as they are, or on a GPU as TF32.
+    """Sets how torch multiplies float32 numbers: in full precision, or on a GPU in TF32.
 
-    It holds for products, convolutions and recurrent networks; and for the kernels that are chosen when a step is
-    compiled or captured, for which it is not enough to run programs inside. What the caller had set is put back.
+    This covers products, convolutions and recurrent networks. It must also be active when a step is compiled or
+    captured, as kernels are chosen then. The caller's settings are restored.
 
-    Torch has every setting by an older name and by a newer one, and refuses to read an older one that says something
-    else. So both are set, and each is put back by itself.
+    Torch has each setting under an old and a new name, and refuses to read the old one if the two disagree. So both are
+    set, and each is restored separately.
     """
     newer = {setting: _own(setting) for setting in _PARENTS if setting is not _CUDNN}
     older = _older_settings()
@@ -92,10 +92,10 @@ def in_force(precision: Precision) -> Iterator[None]:
 
 
 def _own(setting: Any) -> str:
-    """What a setting says itself, by its newer name: ``"none"`` where it goes by that of its library or of torch."""
+    """The value of a setting, by its new name: ``"none"`` if it inherits that of its library or of torch."""
     parent, now = _PARENTS[setting], setting.fp32_precision
     of_parent = _own(parent) if parent in _PARENTS else parent.fp32_precision
-    goes_by = now == parent.fp32_precision  # TF32 in convolutions, which nobody has asked for, goes by nothing
+    goes_by = now == parent.fp32_precision  # the default TF32 in convolutions inherits nothing
     seen = []
     for value in ("ieee", "tf32"):
         parent.fp32_precision = value
@@ -105,16 +105,16 @@ def _own(setting: Any) -> str:
 
 
 def _older_settings() -> tuple[str, bool]:
-    """Precision of products, TF32 in cuDNN, by their older names: the newer ones must say nothing against them.
+    """Precision of products and TF32 in cuDNN, by their old names, which must not conflict with the new ones.
 
-    Changes the newer ones.
+    Changes the new settings.
     """
     for setting in (*_ON_GPU, *_ON_CPU):
         setting.fp32_precision = "ieee"
     products = torch.get_float32_matmul_precision()
     try:
         return products, _CUDNN.allow_tf32
-    except RuntimeError:  # it is set, against what the newer ones say
+    except RuntimeError:  # it is set and conflicts with the new ones
         return products, True
 
 
@@ -127,9 +127,9 @@ def _put_back(newer: dict[Any, str], older: tuple[str, bool]) -> None:
 
 @contextlib.contextmanager
 def repeatable() -> Iterator[None]:
-    """Convolutions on a GPU come to the same bits at every run inside.
+    """Makes convolutions on a GPU reproducible to the bit.
 
-    cuDNN would choose among its algorithms by a race, and some add up in the order in which threads arrive.
+    By default cuDNN may choose its algorithms by timing them, and some sum in the order in which threads finish.
     """
     before = _CUDNN.deterministic, _CUDNN.benchmark
     try:

@@ -1,4 +1,4 @@
-"""A running average of the weights, which is better than the last of them where steps are noisy."""
+"""A running average of the weights, which is better than the last weights if steps are noisy."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +14,15 @@ class WeightAverage:
 
     .. math:: \bar w_t = \frac{\sum_{s=1}^t d^{\,t-s} w_s}{\sum_{s=1}^t d^{\,t-s}}
 
-    The weights before the first step have no part in it: without the denominator they would count :math:`d^{\,t}`, most
-    of a short run. It is tensors alone that change, in place, so that it can be part of a CUDA graph.
+    The weights before the first step are not included: without the denominator they would have the weight
+    :math:`d^{\,t}`, which dominates short runs. Only tensors change, in place, so the average can be part of a CUDA
+    graph.
 
     Source: Polyak & Juditsky, *Acceleration of Stochastic Approximation by Averaging*, 1992; the denominator is that of
     Kingma & Ba, *Adam*, 2015.
 
     Args:
-        parameters: What is averaged.
+        parameters: The tensors to average.
         decay: d, in (0, 1).
 
     Example:
@@ -37,14 +38,14 @@ class WeightAverage:
     def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
         self.parameters, self.decay = list(parameters), decay
         self.values = [parameter.detach().clone() for parameter in self.parameters]
-        # What the steps so far count together, times 1 - d.
+        # The total weight of the steps so far, times 1 - d.
         self.total = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
 
     @torch.no_grad()
     def add_step(self) -> None:
-        """Takes in the weights as they are."""
+        """Adds the current weights to the average."""
         self.total.mul_(self.decay).add_(1 - self.decay)
-        share = (1 - self.decay) / self.total  # of the new weights: all of it at the first step
+        share = (1 - self.decay) / self.total  # of the new weights; 1 at the first step
         for value, parameter in zip(self.values, self.parameters, strict=True):
             value.lerp_(parameter, share.to(value.dtype))
 
@@ -61,7 +62,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Has the parameters be their averages, and puts the weights back."""
+        """Sets the parameters to their averages, and restores the weights at the end."""
         weights = [parameter.detach().clone() for parameter in self.parameters]
         self.show()
         try:
@@ -70,7 +71,7 @@ class WeightAverage:
             _copy(weights, self.parameters)
 
     def show(self) -> None:
-        """Makes the parameters their averages."""
+        """Sets the parameters to their averages."""
         _copy(self.values, self.parameters)
 
 

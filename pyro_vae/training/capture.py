@@ -1,7 +1,7 @@
-"""Steps in a CUDA graph: recorded once, without being run, and from then on launched in one piece.
+"""Steps in a CUDA graph: recorded once, without running, and then launched as a unit.
 
-A launch costs the host a few microseconds, whatever the step does. So all that a step takes is on the device before:
-its rows, its share of the training and its step sizes are lines of a :class:`Tape`, which the step winds on itself.
+A launch costs the host a few microseconds, whatever the step does. So all inputs of a step are on the device before it:
+its rows, its fraction of the training and its step sizes are lines of a :class:`Tape`, which the step itself advances.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ __all__ = ["Tape", "captured", "on_side_stream", "recorded", "refusing_to_wait"]
 
 
 class Tape:
-    """What the steps of an epoch take, one line a step, on the device.
+    """The inputs of an epoch's steps on the device, one line per step.
 
     Args:
-        num_steps: Lines.
-        num_rates: Step sizes in a line, one for each group of parameters.
-        inputs: An example of a step's tensors besides its share of the training.
-        by_index: Whether those are the indices of its rows, and lines of the tape; others are laid into the same
-            places before every launch.
+        num_steps: Number of lines.
+        num_rates: Number of step sizes in a line, one for each group of parameters.
+        inputs: An example of a step's tensors other than its fraction of the training.
+        by_index: Whether these are indices of rows, which become lines of the tape; other tensors are copied to the
+            same place before every launch.
 
     Example:
         >>> tape = Tape(2, 1, [torch.tensor([0, 0, 0])], by_index=True)
@@ -37,21 +37,21 @@ class Tape:
 
     def __init__(self, num_steps: int, num_rates: int, inputs: Sequence[Tensor], *, by_index: bool) -> None:
         device = inputs[0].device
-        self.by_index, self.at = by_index, 0  # where the next launch will read, as the host knows it
+        self.by_index, self.at = by_index, 0  # the line that the next launch will read, on the host
         self._at = torch.zeros((1,), dtype=torch.long, device=device)
         self._shares = torch.zeros((num_steps,), device=device)
         self._rates = torch.zeros((num_steps, num_rates), device=device)
         self._rows = [tensor.new_zeros((num_steps, *tensor.shape)) if by_index else tensor.clone() for tensor in inputs]
 
     def fill(self, shares: Sequence[float], rates: Sequence[Sequence[float]], indices: Sequence[Tensor]) -> None:
-        """Writes the lines of an epoch; the indices too, where rows go by them."""
+        """Writes the lines of an epoch, with the indices if rows are given by them."""
         self._shares.copy_(torch.tensor(shares))
         self._rates.copy_(torch.tensor(rates))
         if self.by_index:
             self._rows[0].copy_(torch.stack(list(indices)))
 
     def wind(self, position: int, tensors: Sequence[Tensor]) -> None:
-        """Goes to a line, if it is not there already; lays the step's tensors beside it, if they are no part of it."""
+        """Goes to a line, if it is not there already, and copies the step's tensors if they are not on the tape."""
         if self.at != position:
             self._at.fill_(position)
             self.at = position
@@ -60,33 +60,33 @@ class Tape:
                 place.copy_(tensor, non_blocking=True)
 
     def read(self) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The line: the share of the training that is done, the step sizes, the tensors. Part of what is recorded."""
+        """The line: the fraction of the training that is done, the step sizes, the tensors. Part of the recording."""
         share, rates = (table.index_select(0, self._at)[0] for table in (self._shares, self._rates))
         rows = [table.index_select(0, self._at)[0] for table in self._rows] if self.by_index else self._rows
         return share, rates, rows
 
     def wind_on(self) -> None:
-        """Goes to the next line; part of what is recorded."""
+        """Goes to the next line; part of the recording."""
         self._at += 1
 
 
 def recorded(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
-    """Records a function that has been run a few times on a side stream. It is not run.
+    """Records a function that has run a few times on a side stream, without running it.
 
-    Other threads may go on using the GPU meanwhile, as one that pins rows does.
+    Other threads may use the GPU meanwhile, such as one that pins rows.
 
     Returns:
-        What the function returned, whose tensors get their values at each launch; and what launches it. Its random
-        numbers are new at every launch, and those that it would have drawn.
+        The function's result, whose tensors get their values at each launch, and a function that launches it. Each
+        launch draws new random numbers, the same that the function would have drawn.
 
     Raises:
-        CannotStageError: if the function does what cannot be captured. Streams, random numbers and the allocator are
-            as before then.
+        CannotStageError: if the function cannot be captured. Streams, random numbers and the allocator are then
+        restored.
     """
     graph, pool, stream = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.Stream()
     random = torch.cuda.get_rng_state()
     try:
-        # The outer statement puts the stream back: where a capture fails, the inner one does not.
+        # The outer statement restores the stream: if a capture fails, the inner one does not.
         with torch.cuda.stream(stream), torch.cuda.graph(graph, pool, stream, "thread_local"):
             out = function()
     except Exception as error:
@@ -96,12 +96,12 @@ def recorded(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
 
 
 def _mend(pool: Any, random: Tensor) -> None:
-    """Undoes what a failed capture leaves in some versions of torch: an allocator and a generator that await its end.
+    """Resets an allocator and a generator that, in some versions of torch, still wait for a failed capture to end.
 
-    Everything drawn later would be refused, and everything allocated would go to the pool of a graph that never is.
+    Otherwise later draws would fail, and later allocations would go to the pool of a graph that does not exist.
     """
     device = torch.cuda.current_device()
-    with contextlib.suppress(RuntimeError):  # where torch has done it
+    with contextlib.suppress(RuntimeError):  # if torch has done it
         torch._C._cuda_endAllocateToPool(device, pool)
     fresh = torch.Generator(f"cuda:{device}")
     fresh.set_state(random)
@@ -114,8 +114,8 @@ def captured(
     """A function of tensors as one CUDA graph.
 
     Args:
-        function: As in :func:`recorded`. Other tensors that it uses, such as parameters and buffers, are used by the
-            graph too, with the values that they have when it runs.
+        function: As in :func:`recorded`. The graph also uses the function's other tensors, such as parameters and
+            buffers, with their values at the time of the launch.
         inputs: An example, on the device.
 
     Returns:
@@ -135,7 +135,7 @@ def captured(
 
 @contextlib.contextmanager
 def on_side_stream() -> Iterator[None]:
-    """Runs on another stream, as a function must before it is recorded."""
+    """Runs on another stream, as required before recording."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -145,10 +145,10 @@ def on_side_stream() -> Iterator[None]:
 
 @contextlib.contextmanager
 def refusing_to_wait() -> Iterator[None]:
-    """Makes an error of what makes the host wait for the GPU: harmless here, where it would spoil a capture."""
+    """Turns synchronisation of host and GPU into an error, which is harmless here but would break a capture."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that it does not see all that waits; the rest spoils the capture
+        warnings.simplefilter("ignore")  # that it does not detect all synchronisation; the rest breaks the capture
         torch.cuda.set_sync_debug_mode("error")
     try:
         yield

@@ -1,4 +1,4 @@
-"""Whether a graph is what the programs do: both are run on the same rows with the same noise, and compared."""
+"""Checks that a graph matches the programs: both run on the same rows with the same noise and are compared."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,16 +20,16 @@ from pyro_vae.training.step import Gradients
 
 __all__ = ["UNSEEN", "Checker", "Kept", "Observation", "Results"]
 
-UNSEEN = "what the programs do depends on more than their tensors, and their graph has other numbers"
+UNSEEN = "the programs depend on more than their tensors, and their graph gives other numbers"
 
 Results = tuple[Tensor, ...]  # the sums, then the gradients
 
-_TOLERANCE = {"tf32": 5e-3, "bfloat16": 1e-2}  # of norms, relatively; else it is that of the numbers' type
+_TOLERANCE = {"tf32": 5e-3, "bfloat16": 1e-2}  # relative, on norms; otherwise that of the dtype
 
 
 @dataclass
 class Observation:
-    """One run of the programs, and what of their state it changed that it should not, in a sentence."""
+    """One run of the programs, and a sentence on state that it should not have changed, if any."""
 
     results: Results
     before: State
@@ -39,7 +39,7 @@ class Observation:
 
 @dataclass
 class Kept:
-    """Random states, and values of tensors, as they were."""
+    """Saved random states and values of tensors."""
 
     device: torch.device
     random: dict[str, Any]  # of Python, NumPy and torch
@@ -53,7 +53,7 @@ class Kept:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Makes them so again."""
+        """Restores them."""
         set_rng_state(self.random)
         set_random_state(self.of_torch, self.device)
         for tensor, before in self.tensors:
@@ -61,11 +61,11 @@ class Kept:
 
 
 class Checker:
-    """Runs programs beside their graph.
+    """Compares programs with their graph.
 
     Args:
-        gradients: What a step computes, by the programs.
-        optimizer: What their results go to.
+        gradients: Computes a step with the programs.
+        optimizer: The optimiser that gets the results.
     """
 
     def __init__(self, gradients: Gradients, optimizer: torch.optim.Optimizer) -> None:
@@ -81,7 +81,7 @@ class Checker:
                 "the pair": pair,
                 "the parameter store": pyro.get_param_store(),
             },
-            beside=[optimizer, rows.dataset if reads_here else None],  # hooks and readers can count, too
+            beside=[optimizer, rows.dataset if reads_here else None],  # hooks and readers may have state, too
         )
         self._changing: dict[int, Tensor] = {}
 
@@ -91,7 +91,7 @@ class Checker:
         return list(self._changing.values())
 
     def keep(self) -> Kept:
-        """Everything that running the programs changes by right."""
+        """Everything that running the programs may change."""
         tensors = {id(tensor): tensor for tensor in (*self.eager.pair.buffers(), *self.changing)}
         device = self.eager.pair.device
         return Kept(
@@ -103,7 +103,7 @@ class Checker:
 
     @contextmanager
     def putting_back(self) -> Iterator[Kept]:
-        """Puts all that back in the end."""
+        """Restores all of that at the end."""
         kept = self.keep()
         try:
             yield kept
@@ -114,9 +114,9 @@ class Checker:
         """Runs the programs once, watched.
 
         Args:
-            inputs: Of the gradients.
-            judged: Whether what the run changes counts; the first run may make what later ones find, as a cache.
-            checked: With Pyro's checks of shapes and supports.
+            inputs: Inputs of the gradients.
+            judged: Whether changes count; a first run may create state that later ones reuse, such as a cache.
+            checked: Run with Pyro's checks of shapes and supports.
         """
         before = self.watch.state()
         with pyro.validation_enabled(is_validate=checked):
@@ -129,10 +129,10 @@ class Checker:
         return Observation(results, before, after, reason)
 
     def compare(self, graph: Callable[..., Results], inputs: Sequence[Tensor]) -> tuple[Results | None, str | None]:
-        """Takes the graph's results, if they are the programs'.
+        """Returns the graph's results if they match those of the programs.
 
         Returns:
-            The results, with everything as the graph leaves it; or None and the reason, with everything as it was.
+            The results, with all state as the graph leaves it; or None and the reason, with all state restored.
         """
         kept = self.keep()
         before = self.watch.state()
@@ -153,7 +153,7 @@ class Checker:
         return results, None
 
     def expected(self, inputs: Sequence[Tensor], before: State) -> Observation:
-        """What the programs come to from the state that they are in; tensors and random states are put back."""
+        """The programs' results from their current state; tensors and random states are restored."""
         with self.putting_back(), pyro.validation_enabled(is_validate=False):
             results = self.eager(*inputs)
         after = self.watch.state()
@@ -167,7 +167,7 @@ class Checker:
         found = self._same(graph, inputs, kept)
         if found is not None:
             return found, None
-        # A draw by rejection may come out otherwise by one rounding error: twice, it does not.
+        # Rejection sampling may differ once because of a rounding error, but not twice.
         kept.put_back()
         torch.rand(1, device=self.eager.pair.device)
         if self._same(graph, inputs, self.keep()) is None:
@@ -197,7 +197,7 @@ class Checker:
         return results if same else None
 
     def _outcome(self, function: Callable[..., Results], inputs: Sequence[Tensor], mode: Any = None) -> list[Tensor]:
-        """Sums, gradients, and what is changed in place."""
+        """Sums, gradients, and tensors changed in place."""
         with pyro.validation_enabled(is_validate=False), mode or nullcontext():
             sums, *gradients = function(*inputs)
         return [*sums.unbind(), *gradients, *self.keep().values]

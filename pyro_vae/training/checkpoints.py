@@ -1,4 +1,4 @@
-"""A training run on disk: everything that is needed to go on as if it had never stopped, in one safetensors file."""
+"""A training run on disk: everything needed to resume as if it had never stopped, in one safetensors file."""
 
 import json
 import math
@@ -36,19 +36,19 @@ class Checkpoint:
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes a checkpoint, whole or not at all."""
+    """Writes a checkpoint atomically."""
     flat = {f"{group}/{name}": tensor for group, named in checkpoint.tensors.items() for name, tensor in named.items()}
     files.write_tensors(flat, path, metadata={"numbers": json.dumps(checkpoint.numbers)})
 
 
 def read_checkpoint(path: Path, *, like: Checkpoint, parameters: Sequence[Tensor]) -> Checkpoint:
-    """Reads a checkpoint of a run whose state looks like another: the same names, shapes and types.
+    """Reads a checkpoint with the same names, shapes and types as a given state.
 
     Args:
         path: The file.
-        like: The state of the run that is to go on, at its start. What the file does not have of the numbers, because
-            an older version wrote it, is taken from there.
-        parameters: What the optimiser moves, in its order.
+        like: The state of the run that resumes, at its start. Numbers that the file lacks, because an older version
+            wrote it, are taken from here.
+        parameters: The optimiser's parameters, in its order.
 
     Raises:
         ValueError: if the file is missing, damaged, not a checkpoint, or that of another model.
@@ -65,7 +65,7 @@ def read_checkpoint(path: Path, *, like: Checkpoint, parameters: Sequence[Tensor
         numbers = json.loads(metadata["numbers"])
         if tensors["best"]:
             _check_alike("best", tensors["best"], like.tensors["weights"])
-        if _averages(numbers) and like.tensors["average"]:  # a run with another setting is refused by that
+        if _averages(numbers) and like.tensors["average"]:  # a run with another setting is refused for it
             _check_alike("average", tensors["average"], like.tensors["average"])
         _check_moments(tensors["moments"], parameters)
         _check_alike("random", tensors["random"], like.tensors["random"])
@@ -76,12 +76,12 @@ def read_checkpoint(path: Path, *, like: Checkpoint, parameters: Sequence[Tensor
         _check_history(numbers)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is damaged ({reason}): train again, or put back a copy of it") from error
+        raise ValueError(f"{path} is damaged ({reason}): train again, or restore a copy of it") from error
     return Checkpoint(tensors, numbers)
 
 
 def _averages(numbers: Any) -> bool:
-    """Whether the run says that its weights are averaged."""
+    """Whether the run averages its weights."""
     return numbers["identity"].get("average_weights") is not None
 
 
@@ -89,13 +89,13 @@ def _check_weights(path: Path, found: dict[str, Tensor], expected: dict[str, Ten
     try:
         _check_alike("weights", found, expected)
     except ValueError as error:
-        raise ValueError(f"{path} is of another model ({error})") from error
+        raise ValueError(f"{path} is from another model ({error})") from error
 
 
 def _check_alike(group: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Refuses tensors that have other names, shapes or types."""
+    """Refuses tensors with other names, shapes or types."""
     for name in sorted(found.keys() ^ expected.keys()):
-        if not (group == "random" and name != "cpu"):  # a run may go on with a GPU or without
+        if not (group == "random" and name != "cpu"):  # a run may resume with or without a GPU
             raise ValueError(f"{group}: {'lacks' if name in expected else 'has'} {name}")
     for name, tensor in found.items():
         own = expected.get(name, tensor)
@@ -107,9 +107,9 @@ def _check_alike(group: str, found: dict[str, Tensor], expected: dict[str, Tenso
 
 
 def _check_moments(moments: dict[str, Tensor], parameters: Sequence[Tensor]) -> None:
-    """Refuses moments that are not a number, or of their parameter's shape and type, where they bear its own name.
+    """Refuses moments that are not numbers, or lack their parameter's shape and type where they should have it.
 
-    Every parameter that has moments has the same ones.
+    All parameters with moments must have the same ones.
     """
     kinds: dict[str, set[str]] = {}
     for key, tensor in moments.items():
@@ -122,7 +122,7 @@ def _check_moments(moments: dict[str, Tensor], parameters: Sequence[Tensor]) -> 
         if fits and name == "step":
             fits = tensor.shape == ()
         if not fits:
-            raise ValueError(f"{key} is no moment of a parameter, as {tensor.dtype} of shape {tuple(tensor.shape)}")
+            raise ValueError(f"{key} is not a moment of a parameter: {tensor.dtype} of shape {tuple(tensor.shape)}")
     expected = set().union(*kinds.values())
     for index, names in kinds.items():
         if names != expected:
@@ -130,9 +130,10 @@ def _check_moments(moments: dict[str, Tensor], parameters: Sequence[Tensor]) -> 
 
 
 def _shaped(found: Any, own: Any, where: str, free: Sequence[str] = ()) -> Any:
-    """JSON data with the names and kinds of ``own``, which also gives what is not there; ``free`` may hold anything.
+    """JSON data with the names and types of ``own``, which also fills missing entries; ``free`` may be anything.
 
-    Where ``own`` is None it stays so: that is no state, but a function, or a flag that goes by the device.
+    Where ``own`` is None the result is None: such entries are not state but functions, or flags that depend on the
+    device.
     """
     if own is None:
         return None
@@ -156,7 +157,7 @@ def _shaped(found: Any, own: Any, where: str, free: Sequence[str] = ()) -> Any:
 
 
 def _check_history(numbers: dict[str, Any]) -> None:
-    """Refuses a history that is not one row of numbers for each epoch, and what does not go with it."""
+    """Refuses a history without one row of numbers for each epoch, and entries that do not match it."""
     history = numbers["history"]
     if not isinstance(history, list) or not history:
         raise ValueError("its history has no epochs")
@@ -167,10 +168,10 @@ def _check_history(numbers: dict[str, Any]) -> None:
     if not 0 <= numbers["best_epoch"] <= len(history):
         raise ValueError(f"its best epoch is {numbers['best_epoch']} of {len(history)}")
     if not isinstance(numbers["identity"], dict) or not isinstance(numbers["changes"], list):
-        raise ValueError("it does not say of which run it is")
+        raise ValueError("it does not identify its run")
     rate = numbers["identity"].get("learning_rate")
     if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
-        raise ValueError("it does not say by which learning rate it went")
+        raise ValueError("it has no valid learning rate")
     if not isinstance(numbers["optimizer"].get("state"), dict):
         raise ValueError("it does not have the optimiser's state")
 
@@ -178,7 +179,7 @@ def _check_history(numbers: dict[str, Any]) -> None:
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimiser's state as tensors by name, and everything else as JSON data.
 
-    A learning rate that is a tensor, as a captured graph needs it, is a number there.
+    A learning rate that is a tensor, as for a captured graph, becomes a number.
     """
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
@@ -193,7 +194,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 
 
 def numbers_of(state: Any) -> Any:
-    """Nested mappings and lists with numbers in the place of tensors, such as a learning rate, as JSON data."""
+    """Nested mappings and lists as JSON data, with numbers instead of tensors, such as a learning rate."""
     match state:
         case Tensor():
             return state.item()
@@ -206,7 +207,7 @@ def numbers_of(state: Any) -> Any:
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
-    """Puts back what :func:`pack_optimizer` returned. A learning rate that is a tensor stays that very tensor."""
+    """Restores what :func:`pack_optimizer` returned. A learning rate that is a tensor stays the same object."""
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in rest["state"].items()}
     for key, value in tensors.items():
         index, _, name = key.partition("/")

@@ -1,4 +1,4 @@
-"""Which code is the user's, what of it runs, and what that names and calls outside of itself."""
+"""Which user code runs, and which outside names and functions it uses."""
 
 import dis
 import functools
@@ -15,14 +15,14 @@ from pyro_vae._support.libraries import is_library
 
 __all__ = ["Code", "is_library"]
 
-_SILENT = {"logging", "warnings", "traceback", "linecache"}  # may look at the clock for themselves
+_SILENT = {"logging", "warnings", "traceback", "linecache"}  # may read the clock for their own use
 
 
 class Code:
     """The user's code that has run.
 
-    ``ran`` has it with its globals; ``asks`` has sentences on what it asked the world for, which may answer otherwise
-    the next time; ``reads_environment`` says whether it looked at environment variables.
+    ``ran`` maps the code to its globals; ``asks`` has sentences on its calls to the outside, which may return something
+    else next time; ``reads_environment`` says whether it read environment variables.
 
     Example:
         >>> import time
@@ -43,9 +43,9 @@ class Code:
         self._known: set[int] = set()
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Runs a function, and notes the user's code that this takes."""
+        """Runs a function and notes the user code that runs."""
         before: Any = sys.getprofile()
-        collected, gc.callbacks[:] = gc.callbacks[:], []  # what runs when memory is collected is none of the program's
+        collected, gc.callbacks[:] = gc.callbacks[:], []  # garbage collection callbacks are not part of the program
         sys.setprofile(self._note)
         try:
             return function(*args)
@@ -90,12 +90,12 @@ class Code:
         self._known.add(address)
 
     def objects(self) -> Iterator[Any]:
-        """Objects of the user's classes whose methods have run, as far as they are still there."""
+        """Objects of the user's classes whose methods have run, if they still exist."""
         self._objects = [reference for reference in self._objects if reference() is not None]
         return (thing for reference in self._objects if (thing := reference()) is not None)
 
     def functions(self) -> Iterator[types.FunctionType]:
-        """Functions that have run, wherever they are kept: what they close over is state."""
+        """Functions that have run, wherever they are stored: their closures are state."""
         if self._looked_for < len(self.ran):
             self._looked_for = len(self.ran)
             for thing in gc.get_referrers(*self.ran) if self.ran else ():
@@ -115,7 +115,7 @@ class Code:
 
     @staticmethod
     def is_library_module(module: types.ModuleType) -> bool:
-        """Whether a module is the standard library's, or of a library that is known."""
+        """Whether a module belongs to the standard library or a known library."""
         return _is_library_module(module.__name__, getattr(module, "__file__", None))
 
 
@@ -148,7 +148,7 @@ def _is_library_module(name: str, file: str | None) -> bool:
 
 
 def _user_behind(frame: types.FrameType | None) -> types.CodeType | None:
-    """The user's code that a frame runs, or that called the standard library's frame; None behind other libraries."""
+    """The user code that a frame runs, or that called the standard library's frame; None behind other libraries."""
     for _ in range(6):
         if frame is None:
             return None
@@ -163,7 +163,7 @@ def _user_behind(frame: types.FrameType | None) -> types.CodeType | None:
 
 _CLOCK, _SYSTEM, _FILE = "reads the clock", "asks the operating system", "reads or writes a file"
 _ENTROPY, _SEED = "draws from the operating system's entropy", "reads or sets the state of a random generator"
-_ASKED: dict[str, tuple[str, set[str] | None, set[str]]] = {  # what it is, these names or all, but for those
+_ASKED: dict[str, tuple[str, set[str] | None, set[str]]] = {  # description, these names or all, except those
     "time": (_CLOCK, None, {"sleep", "strftime", "strptime", "struct_time"}),
     "datetime": (_CLOCK, {"now", "utcnow", "today"}, set()),
     "posix": (_SYSTEM, None, {"fspath", "urandom", "putenv"}),
@@ -186,7 +186,7 @@ _ASKED: dict[str, tuple[str, set[str] | None, set[str]]] = {  # what it is, thes
 
 
 def _asked(module: str, name: str) -> str | None:
-    """What a call asks the world for, which may answer otherwise the next time; None for all others."""
+    """A description of a call to the outside, which may return something else next time; None for other calls."""
     if module in ("posix", "os") and name == "urandom":
         return f"{_ENTROPY} (os.urandom)"
     if module == "builtins" and name in ("input", "open"):

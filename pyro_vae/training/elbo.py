@@ -21,21 +21,21 @@ def terms_per_row(
     batch_size: int = 1024,
     structure: Structure | None = None,
 ) -> dict[str, Tensor]:
-    """What each row adds, at one draw of the guide: in nats, without the scales that programs put on their sites.
+    """Each row's terms, with one draw from the guide: in nats, without the scales that programs put on their sites.
 
     Args:
         pair: The programs.
         rows: Checked rows in the user's units, with the keyword arguments of the programs.
-        num_rows: Rows that share a site outside the plate ``"data"``; by default those that the pair was trained on,
-            or these.
-        seed: Seeds the draws; the caller's random state is left alone.
+        num_rows: Number of rows that share a site outside the plate ``"data"``; by default that of the training rows,
+            or of these.
+        seed: Seeds the draws; the caller's random state is not changed.
         batch_size: Rows at a time.
-        structure: What the programs are made of, if that is known.
+        structure: Structure of the programs, if known.
 
     Returns:
         By name ``(N,)``: ``reconstruction``, log p(x | z), a log-density in the user's units; ``kl``, log q(z | x) −
-        log p(z); where there are several latents, ``kl_name`` of each that both programs have by itself; and, where the
-        guide observes something, ``auxiliary``, what that adds to what is maximised.
+        log p(z); with several latents, ``kl_name`` for each that has its own site in both programs; and, if the guide
+        observes a site, ``auxiliary``, its contribution to the objective.
     """
     parts: dict[str, list[Tensor]] = {}
     num_rows = num_rows or pair.num_rows or rows.num_rows

@@ -1,17 +1,17 @@
-"""How training steps are run: as the programs stand, as one compiled graph, or as one CUDA graph.
+"""Running training steps: as the programs themselves, as one compiled graph, or as one CUDA graph.
 
-Programs mean what they do; a graph stands for them only while it does the same.
+The programs define the result; a graph may replace them only while it computes the same.
 
-1. The first steps run the programs, watched. State outside of tensors that a run changes, or that changes between two
-   steps, is no part of a graph: such programs are trained as they are.
+1. The first steps run the programs, watched. A graph cannot include state outside of tensors that a run changes, or
+   that changes between two steps: such programs are trained without a graph.
 2. They are traced twice, on different rows with different noise. Both must give the same graph.
-3. A *check* runs programs and graph on the same rows with the same noise and compares, to rounding, the sums, the
-   gradients, what was changed in place and the random numbers taken. It is made at the first step of a graph, at its
-   2nd, 4th, 8th, ... step, at the last whole step of an epoch, and at the first of a long one where steps take long,
-   which those of a CUDA graph do not.
-4. Where a check fails, training goes back to the last point in the epoch where it held, and on from there with the
-   programs. Between epochs the user may have changed something: where the programs' state is another, they are traced
-   again, and a graph that comes out the same goes on.
+3. A *check* runs programs and graph on the same rows with the same noise and compares, up to rounding, the sums, the
+   gradients, in-place changes and the random numbers used. It runs at the first step of a graph, at its 2nd, 4th, 8th
+   and so on, at the last whole step of an epoch, and at the first step of a long epoch, except with a CUDA graph,
+   whose steps are too short for that.
+4. If a check fails, training goes back to the last point in the epoch where one passed and continues with the programs.
+   Between epochs the user may change something: if the programs' state differs, they are traced again, and training
+   keeps the graph if the new one is equal.
 """
 
 import math
@@ -42,12 +42,12 @@ __all__ = ["CAPTURED_STEPS_THAT_REPAY", "STEPS_THAT_REPAY", "Compile", "Epoch", 
 
 Compile = Literal["auto"] | bool
 
-STEPS_THAT_REPAY = 4000  # compiling costs about ten seconds and saves some three milliseconds a step
-CAPTURED_STEPS_THAT_REPAY = 60_000  # on a GPU it costs twelve, and saves of a captured step a sixth of a millisecond
+STEPS_THAT_REPAY = 4000  # compiling costs about ten seconds and saves about three milliseconds per step
+CAPTURED_STEPS_THAT_REPAY = 60_000  # on a GPU it costs twelve, and saves a sixth of a millisecond per captured step
 
-_STEPS_BEFORE_CAPTURE = 3  # of a CUDA graph, for libraries to settle
-_LONG_EPOCH = 256  # steps, so that a check at its start costs next to nothing
-_SPACING, _CLOSE_CHECKS = 16, 64  # steps between checks of short epochs, after so many of them
+_STEPS_BEFORE_CAPTURE = 3  # before a CUDA graph, to warm up libraries
+_LONG_EPOCH = 256  # steps, which make a check at the start cheap
+_SPACING, _CLOSE_CHECKS = 16, 64  # steps between checks of short epochs, after so many checks
 
 
 class _Mode(Enum):
@@ -58,9 +58,9 @@ class _Mode(Enum):
 
 @dataclass
 class _Plan:
-    """What is asked for."""
+    """The requested execution."""
 
-    asked: bool  # and not left to us
+    asked: bool  # by the user, not by "auto"
     compiles: bool
     captures: bool
     num_steps: int
@@ -69,13 +69,13 @@ class _Plan:
 
 @dataclass
 class Epoch:
-    """The steps of an epoch. The first ``whole_steps`` have the same number of rows; only the last can have another.
+    """The steps of an epoch. The first ``whole_steps`` have the same number of rows; only the last may differ.
 
     Args:
         indices: The rows of each step, of all ranks.
-        read: Gives a reference to this rank's rows, see :meth:`~pyro_vae.data.rows.Rows.references`, for each of some
-            of these; None where it has none.
-        shares: Of the training, that are done before each step.
+        read: Yields a reference to this rank's rows, see :meth:`~pyro_vae.data.rows.Rows.references`, for each of the
+            given steps; None if it has none.
+        shares: Fractions of the training that are done before each step.
         rates: The step sizes of each step, one for each group of the optimiser's parameters.
     """
 
@@ -91,7 +91,7 @@ class Epoch:
 
 @dataclass
 class _Mark:
-    """A point that training can go back to, before the step at ``position``: all steps before it were right."""
+    """A point that training can return to, before the step at ``position``: all steps before it were correct."""
 
     position: int
     saved: Any
@@ -102,18 +102,18 @@ class _Mark:
 
 @dataclass
 class _Graph:
-    """What is known of the graph that is trained."""
+    """The graph in use and the state of its checks."""
 
     trace: Trace
-    state: State  # of the programs, as it was when they were traced
+    state: State  # of the programs when they were traced
     held: dict[int, Tensor]
     steps: int = 0
     due: int = 1  # the step of the next check
     checks: int = 0
     checked_at: int = 0
-    checked_in: State | None = None  # of the programs after they ran for the last check, where that is known
+    checked_in: State | None = None  # of the programs after the last check, if known
     retraces: int = 0
-    suspect: bool = False  # the programs' state was changed before this epoch, though without effect as yet
+    suspect: bool = False  # the programs' state was changed before this epoch, so far without effect
 
     def is_due(self, *, is_last: bool) -> bool:
         """Whether the graph is checked at this step."""
@@ -126,7 +126,7 @@ class _Graph:
         self.due = 2 ** (self.steps.bit_length())
 
     def doubt(self, state: State) -> str | None:
-        """What speaks against the graph, as far as the programs' state can tell."""
+        """Why the graph may be invalid, judged by the programs' state."""
         if changes := self.state.changes(state, held=self.held):
             return changes[0].by_others
         if (shape := self.trace.outdated()) is not None:
@@ -134,24 +134,23 @@ class _Graph:
         return None
 
     def stands(self, trace: Trace, state: State) -> bool:
-        """Whether a later trace, with the programs in this state, is the same graph of the same tensors."""
+        """Whether a later trace, with the programs in this state, gives the same graph with the same tensors."""
         if any(change.tensor is not None and id(change.tensor) in self.held for change in self.state.changes(state)):
             return False
         return self.trace.difference(trace) is None
 
 
 class Execution:
-    """Takes steps of the optimiser up the objective's gradient.
+    """Takes optimiser steps up the objective's gradient.
 
     Args:
-        gradients: What a step computes.
-        optimizer: Over the gradients' parameters.
+        gradients: Computes a step's sums and gradient.    optimizer: Over the gradients' parameters.
         max_grad_norm: Bound on the norm of the whole gradient.
-        average: Of the parameters, if there is one; each step is added to it.
+        average: Average of the parameters, if there is one; each step is added to it.
 
-    With several ranks, each takes its part of the step's rows, and all go up the gradient of the whole. ``how`` says
-    how steps are run, and why; ``sums`` are those of the epoch's steps so far, over the rows of all ranks. Steps that
-    are taken again count once.
+    With several ranks, each takes its part of the step's rows, and all follow the gradient over all rows. ``how`` says
+    how steps are run, and why; ``sums`` are over the epoch's steps so far and the rows of all ranks. Repeated steps
+    count once.
     """
 
     _epoch: Epoch
@@ -172,18 +171,18 @@ class Execution:
         self._share = torch.full((), math.nan, device=device)
         self._share_is = math.nan
         self._position = 0
-        self._reason: str | None = None  # why there can be no graph, until all ranks agree on it
+        self._reason: str | None = None  # why there can be no graph; all ranks must agree on it
         self._warned, self._taken = False, 0
 
     def stage(self, reference: Mapping[str, Tensor], *, compile: Compile, num_steps: int, steps_done: int = 0) -> None:
-        """Says how steps are to be run. Programs are watched when they run, and nothing is run here.
+        """Plans how to run steps. Nothing is run here; programs are watched when they run.
 
         Args:
             reference: An example, for its device.
-            compile: ``True`` compiles; ``"auto"`` does if there are steps enough to repay it. On a GPU both capture,
+            compile: ``True`` compiles; ``"auto"`` does if there are enough steps to repay it. On a GPU both capture,
                 compiled or not. ``False`` runs the programs at every step.
-            num_steps: Steps of the whole run.
-            steps_done: Those that were taken before, in a run that goes on from a file.
+            num_steps: Number of steps in the whole run.
+            steps_done: Number of steps taken before, in a resumed run.
         """
         device = next(iter(reference.values())).device
         if compile is False:
@@ -201,14 +200,14 @@ class Execution:
         self._mode = _Mode.WATCHED
         self._plan = _Plan(asked, asked or repays, captures, num_steps, steps_done)
         self._checker = Checker(self.eager, self.updates.optimizer)
-        self._seen: dict[tuple[torch.Size, ...], int] = {}  # how often programs were watched at rows of these shapes
-        self._whole_before = -1  # whole steps that were taken before; unknown
+        self._seen: dict[tuple[torch.Size, ...], int] = {}  # how often programs were watched with rows of these shapes
+        self._whole_before = -1  # whole steps taken before; unknown
         self._after: State | None = None  # the programs' state after the step before
         self._example: list[Tensor] = []
         self._capture_in, self._recording = 0, None
 
     def begin_epoch(self, epoch: Epoch) -> None:
-        """To be called before the first step of each epoch, when its random states are set."""
+        """Called before the first step of each epoch, after its random states are set."""
         self._epoch, self._position = epoch, 0
         self.sums.zero_()
         if self._mode is _Mode.WATCHED:
@@ -227,10 +226,10 @@ class Execution:
                 self._recording.begin(epoch)
 
     def step(self, reference: Mapping[str, Tensor] | None, *, checked: bool = False) -> None:
-        """The next step of the epoch.
+        """Takes the next step of the epoch.
 
         Args:
-            reference: To the rows of this rank, as the epoch reads them; None if it has none.
+            reference: Reference to this rank's rows, as read by the epoch; None if it has none.
             checked: Run the programs themselves, with Pyro's checks of shapes and supports.
         """
         tensors = None if reference is None else [reference[name] for name in self.eager.names]
@@ -245,14 +244,14 @@ class Execution:
             self._mark = self._marked(self._graph.checked_in or self._checker.watch.state())
 
     def _inputs(self, tensors: list[Tensor]) -> list[Tensor]:
-        """What a step's objective and gradient are functions of."""
+        """The inputs of a step's objective and gradient."""
         if (share := self._epoch.shares[self._position]) != self._share_is:
             self._share_is, self._share = share, torch.full_like(self._share, share)
         return [self._share, *tensors]
 
     @property
     def _is_whole(self) -> bool:
-        """Whether the step has as many rows as most. A rank's share of another may be as large as that of a whole."""
+        """Whether the step has the usual number of rows. A rank's share of a smaller step may still be as large."""
         return self._position < self._epoch.whole_steps
 
     # Steps of the programs
@@ -261,7 +260,7 @@ class Execution:
         if tensors is None:
             self._take_nothing()
             return
-        # Pyro's checks cost as much as the arithmetic; one checked step finds the mistakes.
+        # Pyro's checks cost as much as the arithmetic; one checked step finds mistakes.
         with pyro.validation_enabled(is_validate=checked):
             results = self.eager(*self._inputs(tensors))
         self._take(results, tensors)
@@ -273,7 +272,7 @@ class Execution:
         self._apply((nothing[0].new_zeros(len(SUMS)), *nothing), 0)
 
     def _take(self, results: Results, tensors: list[Tensor]) -> None:
-        """The step whose sums and gradients these are."""
+        """Takes the step with these sums and gradients."""
         self.updates.rates = self._epoch.rates[self._position]
         self._apply(results, len(tensors[0]))
 
@@ -308,7 +307,7 @@ class Execution:
         self._take(results, tensors)
 
     def _repeat_before(self, inputs: list[Tensor]) -> None:
-        """Watches the programs as often as they would have been in the steps that another process has taken."""
+        """Watches the programs as often as in the steps that an earlier process took."""
         for _ in range(min(2, self._whole_before)):
             with self._checker.putting_back():
                 self._watched(inputs, checked=False)
@@ -336,7 +335,7 @@ class Execution:
         try:
             trace = self._traced(self._example, 0.7, seed=0)
             if (difference := trace.difference(self._traced(inputs, 0.3, seed=1))) is not None:
-                return f"other rows and other noise make another graph of the programs ({difference})"
+                return f"the programs' graph depends on rows and noise ({difference})"
             if (reason := checker.watch.reason(before, checker.watch.state())) is not None:
                 before.put_back()
                 return reason
@@ -360,7 +359,7 @@ class Execution:
         return None
 
     def _traced(self, inputs: list[Tensor], share: float, *, seed: int) -> Trace:
-        """A trace of the programs, by which nothing is changed."""
+        """A trace of the programs that leaves everything unchanged."""
         with pyro.validation_enabled(is_validate=False), self._checker.putting_back():
             pyro.set_rng_seed(seed)
             return lowering.trace(
@@ -368,17 +367,17 @@ class Execution:
             )
 
     def _disagree(self, reason: str | None) -> bool:
-        """Whether there is a reason on any rank, which is kept. All ranks must ask at the same step."""
+        """Whether any rank has a reason, which is stored. All ranks must call this at the same step."""
         self._reason = reason
         if world_size() > 1:
             device = self.updates.parameters[0].device
             (found,) = add_up([torch.full((1,), float(reason is not None), device=device)])
             if reason is None and float(found) > 0:
-                self._reason = "another of the processes that train together cannot train a graph"
+                self._reason = "another rank cannot use a graph"
         return self._reason is not None
 
     def _warn(self, message: str) -> None:
-        """Warns once, of the line that called the library."""
+        """Warns once, pointing to the line that called the library."""
         if self._warned:
             return
         self._warned = True
@@ -415,7 +414,7 @@ class Execution:
     def _step_uncaptured(self, tensors: list[Tensor]) -> None:
         try:
             results = self.gradients(*self._inputs(tensors))
-        except Exception as error:  # if the rows are to blame, the programs will say so
+        except Exception as error:  # if the rows are the cause, the programs will raise it
             if world_size() > 1:
                 raise
             self._reason = f"their graph failed ({reason_of(error)})"
@@ -424,7 +423,7 @@ class Execution:
         self._take(results, tensors)
 
     def _step_of_other_rows(self, tensors: list[Tensor]) -> None:
-        """A step of the programs on another number of rows than the graph has; the first of them are watched."""
+        """A step of the programs on a number of rows that differs from the graph's; the first ones are watched."""
         if self._seen.get(tuple(tensor.shape for tensor in tensors), 0) >= 2:
             self._step_of_programs(tensors)
             return
@@ -432,7 +431,7 @@ class Execution:
         self._take(self._watched(self._inputs(tensors), checked=False), tensors)
 
     def _checked_step(self, tensors: list[Tensor]) -> None:
-        """A step of the graph, if it is what the programs do; else the same step after going back."""
+        """A step of the graph if it matches the programs; else the same step after going back."""
         state, self._graph.checked_in = self._checker.watch.state(), None
         reason = self._reason or self._graph.doubt(state)
         if self._recording is not None:
@@ -449,9 +448,9 @@ class Execution:
         self._take(results, tensors)
 
     def _go_back(self) -> None:
-        """Takes the steps since the mark again, by the programs, with the one that was to be taken."""
+        """Repeats the steps since the mark, and the current one, with the programs."""
         mark, epoch, last = self._mark, self._epoch, self._position
-        if mark is None:  # before the first check of a graph, every step has been the programs'
+        if mark is None:  # before the first check of a graph, all steps ran the programs
             mark = self._marked(self._checker.watch.state())
         failed = self._checker.watch.state()
         self._fall_back()
@@ -467,26 +466,26 @@ class Execution:
         failed.put_back(unless_moved_in=mark.state)
 
     def _fall_back(self) -> None:
-        """From here on, the programs."""
+        """Uses the programs from here on."""
         self._mode, self.gradients, self._recording = _Mode.PROGRAMS, self.eager, None
         taken = self._graph.steps - 1
         if taken < 1:
             self._stay_eager()
             return
         self.how = f"{self.how} for {taken:,} steps, then eager: {self._reason}"
-        self._warn(f"training goes on with the programs, after {taken:,} steps of their graph: {self._reason}")
+        self._warn(f"training continues with the programs, after {taken:,} steps of their graph: {self._reason}")
 
     def _marked(self, state: State) -> _Mark:
         return _Mark(self._position, self.updates.save(), self._checker.keep(), self.sums.clone(), state)
 
     def _reconsidered(self, state: State) -> str | None:
-        """Why the graph is no longer the programs', whose state may have been changed between epochs."""
+        """Why the graph no longer matches the programs, whose state may have changed between epochs."""
         graph = self._graph
         doubt, graph.suspect = graph.doubt(state), False
         if doubt is None:
             return None
         graph.due, graph.suspect = 0, True
-        if graph.retraces > 4 + graph.steps // 256:  # each takes as long as many steps, and the check will tell
+        if graph.retraces > 4 + graph.steps // 256:  # each takes as long as many steps, and the check will find out
             graph.state = state
             return None
         graph.retraces += 1
@@ -503,13 +502,13 @@ class Execution:
         self._after = None
         if (reason := self._make_graph(self._example)) is not None:
             return reason
-        self._warn(f"training goes on with another graph of the programs: {doubt}")
+        self._warn(f"training continues with a new graph of the programs: {doubt}")
         return None
 
     # CUDA graphs
 
     def _step_on_the_way_to_capture(self, tensors: list[Tensor]) -> None:
-        """A step on a side stream, as capturing needs, which may not wait; after the last of them it is recorded."""
+        """A step on a side stream without synchronisation, as capturing needs; records the graph after the last one."""
         self._capture_in -= 1
         results, reason = (), None
         with pyro.validation_enabled(is_validate=False), capture.on_side_stream():
@@ -539,7 +538,7 @@ class Execution:
         return world_size() == 1 and self.updates.can_be_captured
 
     def _recorded(self, tensors: list[Tensor]) -> "_Recording":
-        if not self._captures_whole_steps():  # what ranks say to each other stays outside of the graph
+        if not self._captures_whole_steps():  # communication between ranks stays outside the graph
             return _Recording(capture.captured(self.gradients, self._inputs(tensors)))
         groups, by_index = self.updates.optimizer.param_groups, isinstance(self.eager.rows, Resident)
         tape = capture.Tape(self._epoch.whole_steps, len(groups), tensors, by_index=by_index)
@@ -576,7 +575,7 @@ class Execution:
         return results
 
     def _checked_replay(self, recording: "_Recording", tensors: list[Tensor], state: State, reason: str | None) -> None:
-        """A step of the recording, if it is what the programs do; else the same step after going back."""
+        """A step of the recording if it matches the programs; else the same step after going back."""
         expected, results = None, ()
         if reason is None and recording.has_the_noise is not False:
             seen = self._checker.expected(self._inputs(tensors), state)
@@ -584,7 +583,7 @@ class Execution:
         if reason is None:
             results = self._launch(recording, tensors)
             if expected is not None and not self._are_the_same(recording, results, expected):
-                if recording.has_the_noise is None:  # what is new agrees but for its noise, which no check can see past
+                if recording.has_the_noise is None:  # a new recording may differ by its noise alone
                     recording.has_the_noise = False
                 else:
                     reason = UNSEEN
@@ -598,7 +597,7 @@ class Execution:
             self._take(results, tensors)
 
     def _are_the_same(self, recording: "_Recording", results: Results, expected: Results) -> bool:
-        """Whether what was replayed had the programs' sums and gradients, which only have their last digits."""
+        """Whether the replay has the programs' sums and gradients, up to the last digits."""
         sums, *gradients = expected
         wanted = [sums, *(gradients if recording.tape is None else self.updates.clipped(gradients))]
         return agree(list(results), wanted, lambda errors: wanted, tolerance=1e-3)
@@ -606,9 +605,9 @@ class Execution:
 
 @dataclass
 class _Recording:
-    """A CUDA graph of gradients; or of whole steps, which go by a tape.
+    """A CUDA graph of gradients, or of whole steps, which read a tape.
 
-    ``has_the_noise`` says whether a replay draws the numbers that the programs would; None until it has been seen.
+    ``has_the_noise`` says whether a replay draws the same random numbers as the programs; None while unknown.
     """
 
     run: Callable[..., Results]
@@ -616,14 +615,14 @@ class _Recording:
     has_the_noise: bool | None = None
 
     def begin(self, epoch: Epoch) -> None:
-        """Makes an epoch's steps the next ones."""
+        """Puts an epoch's steps on the tape."""
         if self.tape is not None:
             whole = epoch.whole_steps
             self.tape.fill(epoch.shares[:whole], epoch.rates[:whole], epoch.indices[:whole])
 
 
 def _as_traced(trace: Trace) -> Callable[..., Results]:
-    """What was traced, uncompiled: unlike the programs it reads no values, and does no more than it needs."""
+    """The traced graph, uncompiled: unlike the programs it reads no values and has no dead code."""
     graph = lowering.without_dead_code(trace.graph)
 
     def call(*tensors: Tensor) -> Results:
@@ -634,7 +633,7 @@ def _as_traced(trace: Trace) -> Callable[..., Results]:
 
 
 def _held(trace: Trace, state: State) -> dict[int, Tensor]:
-    """The tensors of the programs that a graph holds, by their address."""
+    """The programs' tensors that a graph holds, by address."""
 
     def place(tensor: Tensor) -> int:
         return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)

@@ -1,8 +1,8 @@
-"""What programs keep outside of tensors: Python state that they read, and that a run of theirs changes.
+"""State of programs outside of tensors: Python state that they read, and that a run changes.
 
-A graph of tensors knows nothing of a count in an attribute, a temperature in a closure or a generator of NumPy's. A
-:class:`Watch` finds them: it notes which code of the user's runs, follows everything that this code can reach, and
-compares pictures of it.
+A graph of tensors does not include a count in an attribute, a temperature in a closure or a NumPy generator. A
+:class:`Watch` finds them: it notes which user code runs, follows everything that this code can reach, and compares
+snapshots of it.
 """
 
 import os
@@ -14,15 +14,15 @@ from pyro_vae.training.pictures import BESIDE, Label, State, Walk
 
 __all__ = ["HINT", "Watch"]
 
-HINT = "a count or a schedule is part of a graph where it is a buffer, updated in place"
+HINT = "to make a count or a schedule part of the graph, keep it in a buffer and update it in place"
 
 
 class Watch:
     """Watches programs.
 
     Args:
-        roots: What is run, by the name that messages give it.
-        beside: What is not run, but may change what is. Its state is put back with the rest, and never judged.
+        roots: The objects that run, by their name in messages.
+        beside: Objects that do not run but may change those that do. Their state is restored too, but never compared.
 
     Example:
         >>> class Counter:
@@ -45,19 +45,19 @@ class Watch:
         self._code = Code()
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Runs a function, and notes which of the user's code that takes."""
+        """Runs a function and notes which user code runs."""
         return self._code.run(function, *args)
 
     def forget(self) -> None:
-        """Forgets what runs asked the world for: a first run may ask what later ones do not."""
+        """Forgets calls to the outside, such as reading a clock: a first run may make calls that later ones do not."""
         self._code.asks.clear()
 
     def state(self) -> State:
-        """A picture of all that the programs can reach."""
+        """A snapshot of everything that the programs can reach."""
         walk = Walk(self._code)
         for owner, root in self._roots.items():
             walk.follow(Label(owner, "self"), root)
-        walk.go()  # what is found from the programs has its name from there
+        walk.go()  # names come from the programs first
         for thing in self._code.objects():
             walk.follow(Label("the programs", type(thing).__name__), thing)
         for function in self._code.functions():
@@ -73,7 +73,7 @@ class Watch:
         return walk.found
 
     def reason(self, before: State, after: State) -> str | None:
-        """Why a run between two pictures cannot be a graph's, in one sentence; None if nothing speaks against it."""
+        """Why the run between two snapshots cannot become a graph, in one sentence; None if it can."""
         if changes := before.changes(after):
             return changes[0].by_running
         for reasons in (before.moved(after), list(self._code.asks), list(after.unreadable)):

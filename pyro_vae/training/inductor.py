@@ -1,8 +1,8 @@
-"""Inductor, asked to be quick: what it compiled once it finds again, and what it compiles is one file of C++.
+"""Faster use of Inductor: compiled graphs are cached, and each graph is one C++ file.
 
-Left to itself it tries the compiler on each instruction set, translates a large header in advance, builds a library for
-every kernel, and bypasses its cache of graphs where they do not come from ``torch.compile``: two thirds of the time to
-the first compiled step. Importing this module imports Inductor, which takes more than a second.
+By default it tries the compiler on each instruction set, precompiles a large header, builds a library for every kernel,
+and bypasses its cache for graphs that do not come from ``torch.compile``: two thirds of the time to the first compiled
+step. Importing this module imports Inductor, which takes more than a second.
 """
 
 import contextlib
@@ -35,19 +35,19 @@ __all__ = ["cache_folder", "compile_quickly", "prepare"]
 
 
 def prepare() -> None:
-    """Begins, beside whatever else there is to do, what every graph needs: digests of the libraries' sources."""
+    """Starts computing, in the background, what every graph needs: digests of the libraries' sources."""
     for name in ("torch_key", "triton_key"):
         getattr(getattr(codecache, name, None), "prefetch", lambda: None)()  # not in every version of torch
 
 
 def compile_quickly(graph: GraphModule, inputs: Sequence[Tensor]) -> Any:
-    """A graph, compiled, with the random numbers that it would draw as it stands."""
-    # Some versions reorder draws as well, each of which then is another's.
+    """Compiles a graph such that it draws the same random numbers as before."""
+    # Some versions would also reorder draws, which would swap their random numbers.
     in_order = {name: False for name in ("reorder_for_locality", "reorder_for_peak_memory") if hasattr(config, name)}
     settings = in_order | {
         "fallback_random": True,
         "cpp.threads": torch.get_num_threads(),
-        # Takes as long as two graphs; whoever compiles dozens, as tests do, asks for it by Inductor's own variable.
+        # Takes as long as two graphs; for dozens of them, as in tests, set Inductor's own variable.
         "cpp_cache_precompile_headers": os.environ.get("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS") == "1",
     }
     graph = _reshaping(graph)
@@ -55,14 +55,14 @@ def compile_quickly(graph: GraphModule, inputs: Sequence[Tensor]) -> Any:
         try:
             with _one_library(), _known_instructions(), _expanded_indices():
                 return torch._inductor.compile(graph, list(inputs))
-        except Exception:  # a compiler or a torch that has it otherwise: then as Inductor does it
+        except Exception:  # another compiler or version of torch: use Inductor's defaults
             return torch._inductor.compile(graph, list(inputs))
 
 
 def _reshaping(graph: GraphModule) -> GraphModule:
-    """A copy that may make copies where other shapes were seen as views.
+    """A copy of the graph in which views may become copies.
 
-    What the compiler takes apart need not lie in memory as it lay when the graph was traced.
+    The compiler may choose other memory layouts than those at tracing.
     """
     copy = GraphModule(graph, Graph())
     copy.graph.output(copy.graph.graph_copy(graph.graph, {}))
@@ -75,7 +75,7 @@ def _reshaping(graph: GraphModule) -> GraphModule:
 
 @contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """What a compiler makes is kept or freed at once; looking through it takes an eighth of the time."""
+    """Turns off garbage collection, which takes an eighth of the compile time and finds nothing."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -90,11 +90,11 @@ def _without_garbage_collection() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _found_again() -> Iterator[None]:
-    """Lets Inductor keep its graphs, and look for them, in :func:`cache_folder`."""
+    """Makes Inductor cache its graphs in :func:`cache_folder`."""
     name, before = "TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     os.environ[name] = str(cache_folder())
     try:
-        # It caches only where there is a place for the guards of a graph's shapes.
+        # It only caches with an environment for the guards of a graph's shapes.
         with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
             yield
     finally:
@@ -105,11 +105,11 @@ def _found_again() -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Where compiled graphs are kept: in the user's cache folder, or in ``TORCHINDUCTOR_CACHE_DIR``.
+    """The folder of compiled graphs: in the user's cache folder, or in ``TORCHINDUCTOR_CACHE_DIR``.
 
-    It is made where it is not there, for this user alone, for compiled code is trusted. Each kind of processor has its
-    own: the code is for the one at hand, and machines may share a home. Where no such folder can be had, it is one that
-    is gone when the process ends.
+    It is created if missing, for this user only, as compiled code is trusted. Each kind of processor has its own
+    folder, as the code is specific and machines may share a home. If no such folder is possible, a temporary one is
+    used and deleted when the process ends.
     """
     given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     root = Path(given) if given else user_cache_path("pyro_vae") / "compiled"
@@ -136,9 +136,9 @@ def _passing_folder() -> "tempfile.TemporaryDirectory[str]":
 
 @functools.cache
 def _processor() -> str:
-    """A name for the kind of processor, and for what PyTorch uses of it."""
+    """A name for the kind of processor and its features that PyTorch uses."""
     features = platform.processor()
-    with contextlib.suppress(OSError):  # Linux alone has it
+    with contextlib.suppress(OSError):  # only on Linux
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         features = next((line for line in lines if line.startswith(("flags", "Features"))), features)
     digest = hashlib.sha256(features.encode()).hexdigest()[:8]
@@ -150,14 +150,14 @@ def _processor() -> str:
 
 @contextlib.contextmanager
 def _one_library() -> Iterator[None]:
-    """Lets Inductor compile all kernels of a graph together."""
+    """Makes Inductor compile all kernels of a graph together."""
     with _replaced(async_compile, "AsyncCompile", _TogetherCompile):
         yield
 
 
 @contextlib.contextmanager
 def _known_instructions() -> Iterator[None]:
-    """Lets Inductor take the instructions that PyTorch takes, for which it would try the compiler."""
+    """Makes Inductor use the same instruction set as PyTorch, instead of trying the compiler."""
     kind = _INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability())
     if kind is None:
         yield
@@ -167,7 +167,7 @@ def _known_instructions() -> Iterator[None]:
 
 
 class _ExpandingSympy:
-    """SymPy, which expands an expression where it is asked for the shortest that it can find."""
+    """SymPy with expansion instead of simplification."""
 
     simplify = staticmethod(sympy.expand)
 
@@ -177,10 +177,10 @@ class _ExpandingSympy:
 
 @contextlib.contextmanager
 def _expanded_indices() -> Iterator[None]:
-    """Lets Inductor expand the indices that it takes strides of, and not look for shorter forms.
+    """Makes Inductor expand index expressions to find strides, instead of simplifying them.
 
-    An index is a sum of multiples of counters, their quotients and remainders, so that terms cancel once it is
-    expanded. The search takes more than half of the time to compile convolutions, and comes to the same code.
+    An index is a sum of multiples of counters, their quotients and remainders, so terms cancel after expansion.
+    Simplifying takes more than half of the time to compile convolutions and gives the same code.
     """
     with _replaced(sizevars, "sympy", _ExpandingSympy()):
         yield
@@ -199,7 +199,7 @@ def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
 class _Avx2(cpu_vec_isa.VecAVX2):
     __hash__ = cpu_vec_isa.VecISA.__hash__
 
-    def __bool__(self) -> bool:  # Inductor's would try the compiler
+    def __bool__(self) -> bool:  # Inductor's own tries the compiler
         return True
 
 
@@ -215,13 +215,13 @@ _INSTRUCTIONS = {"AVX2": _Avx2, "AVX512": _Avx512}
 
 @dataclass
 class _Awaited:
-    """Stands for a kernel until all are compiled."""
+    """Placeholder for a kernel until all are compiled."""
 
     number: int
 
 
 class _TogetherCompile(async_compile.AsyncCompile):
-    """What the code that Inductor writes hands its kernels to: compiles those of a graph as one library."""
+    """Receives kernels from Inductor's generated code and compiles those of a graph as one library."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class _TogetherCompile(async_compile.AsyncCompile):
 
 
 def _library(kernels: Sequence[tuple[list[str], str]]) -> list[Callable[..., None]]:
-    """The kernels of a library that is compiled from all their sources."""
+    """The kernels, from one library compiled from all their sources."""
     entries = [
         type("_Kernel", (_Source,), {"entry_function": name, "call_entry_function": f"{name}({{}}); Py_RETURN_NONE;"})
         for name in (f"kernel_{number}" for number in range(len(kernels)))
@@ -264,13 +264,13 @@ def _library(kernels: Sequence[tuple[list[str], str]]) -> list[Callable[..., Non
 
 
 def _is_whole(library: Path) -> bool:
-    """Whether all of a library is there. One whose writing was cut short ends the process that loads it.
+    """Whether a library file is complete. Loading a truncated one would crash the process.
 
-    In the ELF format, the table of sections comes last; the head of the file says where it is to end.
+    In the ELF format, the table of sections comes last, and the file's header says where it ends.
     """
     with library.open("rb") as file:
         head = file.read(64)
-    if not head.startswith(b"\x7fELF\x02\x01"):  # of another system, or of another kind
+    if not head.startswith(b"\x7fELF\x02\x01"):  # another system or format
         return len(head) == 64
     start, size, count = (int.from_bytes(head[i:j], "little") for i, j in ((40, 48), (58, 60), (60, 62)))
     return library.stat().st_size >= start + size * count > 0
@@ -280,7 +280,7 @@ _INCLUDE = re.compile(r"^ *#include .*$", re.MULTILINE)
 
 
 class _Source(CppPythonBindingsCodeCache):
-    """Keeps the source of a kernel, with what Python calls it by, and does not compile it."""
+    """Stores the source of a kernel, with its Python binding, without compiling it."""
 
     source = ""
 
@@ -291,7 +291,7 @@ class _Source(CppPythonBindingsCodeCache):
 
 
 class _Library(CppPythonBindingsCodeCache):
-    """Compiles a source and says where the library is."""
+    """Compiles a source and returns the library's path."""
 
     cache: ClassVar[dict[str, Any]] = {}
 

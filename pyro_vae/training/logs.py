@@ -1,4 +1,4 @@
-"""The history of a training, written for TensorBoard as it goes."""
+"""Writing the training history for TensorBoard during a run."""
 
 import contextlib
 import functools
@@ -12,13 +12,13 @@ __all__ = ["opened"]
 
 @contextlib.contextmanager
 def opened(folder: str | os.PathLike[str] | None) -> Iterator[Callable[[Mapping[str, float]], None]]:
-    """What writes a row of the history: numbers by name, at the step of their epoch. Rank 0 alone writes.
+    """Yields a function that writes a row of the history: numbers by name, at their epoch. Only rank 0 writes.
 
     Args:
-        folder: Where TensorBoard reads; None to write nothing.
+        folder: The folder for TensorBoard; None to write nothing.
 
     Raises:
-        ImportError: if TensorBoard is not installed, with the command that does it.
+        ImportError: if TensorBoard is not installed, with the command that installs it.
     """
     if folder is None or rank() > 0:
         yield lambda epoch: None
@@ -26,11 +26,11 @@ def opened(folder: str | os.PathLike[str] | None) -> Iterator[Callable[[Mapping[
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ImportError("a log is written for TensorBoard: pip install 'pyro-vae[tracking]'") from error
+        raise ImportError("log needs TensorBoard: pip install 'pyro-vae[tracking]'") from error
     with contextlib.ExitStack() as stack:
 
         @functools.cache
-        def writer() -> SummaryWriter:  # which makes the folder, so not before an epoch is done
+        def writer() -> SummaryWriter:  # creates the folder, so not before the first epoch ends
             return stack.enter_context(SummaryWriter(os.fspath(folder)))
 
         def write(epoch: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Whether a training step of a pair can be lowered, told before anything is trained."""
+"""Whether a training step of a pair can be lowered, found before training."""
 
 import pyro
 import torch
@@ -19,15 +19,15 @@ _ROWS = 8
 
 
 def why_not_lowered(pair: Pair, rows: Rows, structure: Structure) -> str | None:
-    """Runs a training step of a few rows, watched, and traces it; nothing is compiled, and nothing is changed.
+    """Runs a training step on a few rows, watched, and traces it; nothing is compiled or changed.
 
     Args:
         pair: The programs.
         rows: Checked rows.
-        structure: What the programs are made of.
+        structure: Structure of the programs.
 
     Returns:
-        Why steps would run the programs, in one sentence; None if their graph can be trained.
+        Why training would run the programs, in one sentence; None if it can use a graph.
     """
     example = next(iter(rows.references([torch.arange(min(_ROWS, rows.num_rows))])))
     training = [module for module in pair.modules() if module.training]

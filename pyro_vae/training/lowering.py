@@ -1,11 +1,11 @@
-"""A function of tensors, run once to lower it, and from then on a graph: compiled for the CPU, captured on a GPU.
+"""Lowers a function of tensors to a graph, by running it once: compiled for the CPU, captured on a GPU.
 
-A Pyro program costs Python at every statement, and its effects are the same at every step. So the function that runs
-the programs and takes the ELBO and its gradient is traced once, as the operations that it did on tensors. Those are
-compiled together by Inductor, with the noise that the function itself would draw: both come to the same numbers.
+A Pyro program runs Python at every statement, with the same effects at every step. So the function that runs the
+programs and computes the ELBO and its gradient is traced once, as the operations that it did on tensors. Inductor
+compiles these together, with the noise that the function itself would draw, so both give the same numbers.
 
-A value that the function reads out of a tensor, to go on with in Python, would be a constant of the graph. Where it may
-be another the next time, the function is not traced, and the reason says which operation read it, and where.
+A value that the function reads from a tensor, to use in Python, would be a constant of the graph. If it may differ the
+next time, the function is not traced, and the reason says which operation read it, and where.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ class CannotStageError(Exception):
 
 def compiler_missing() -> str | None:
     """Why nothing can be compiled for the CPU here; None if it can."""
-    from torch._inductor import config  # here, for it takes seconds to import
+    from torch._inductor import config  # here, as it takes seconds to import
 
     candidates = [name for name in (config.cpp.cxx[1], "g++", "clang++") if isinstance(name, str)]
     return None if any(shutil.which(name) for name in candidates) else "there is no C++ compiler (g++ or clang++)"
@@ -58,12 +58,12 @@ def compiler_missing() -> str | None:
 
 @dataclass
 class Trace:
-    """What a function did, as a graph.
+    """The operations of a function, as a graph.
 
     Args:
         graph: Takes the function's inputs, then the tensors of ``held``.
-        held: Tensors that the function found outside, such as parameters and buffers.
-        read: Those of them whose values it read, with copies: the graph is right while they stay as they are.
+        held: Tensors from outside the function, such as parameters and buffers.
+        read: Those of them whose values it read, with copies: the graph is valid while these do not change.
     """
 
     graph: GraphModule
@@ -71,21 +71,21 @@ class Trace:
     read: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def outdated(self) -> tuple[int, ...] | None:
-        """The shape of a tensor whose value was read and has changed since; None if all are as they were."""
+        """The shape of a tensor whose value was read and has changed since; None if there is none."""
         return next((tuple(now.shape) for now, then in self.read if not _same_values(now, then)), None)
 
     def difference(self, other: "Trace") -> str | None:
-        """What another trace of the same function did otherwise, in a few words; None if nothing."""
+        """How another trace of the same function differs, in a few words; None if it does not."""
         ours, theirs = list(self.graph.graph.nodes), list(other.graph.graph.nodes)
         places = {id(node): number for number, node in enumerate(theirs)}
         for number, (a, b) in enumerate(zip(ours, theirs, strict=False)):
             if (a.op, a.target) != (b.op, b.target) and a.op != "placeholder":
-                return f"{_name(b)} in the place of {_name(a)}"
+                return f"{_name(b)} instead of {_name(a)}"
             places[id(a)] = number
             if (values := _difference((a.args, a.kwargs), (b.args, b.kwargs), places)) is not None:
                 return f"{_name(a)} of {values}"
         if len(ours) != len(theirs):
-            return f"{len(theirs)} operations in the place of {len(ours)}"
+            return f"{len(theirs)} operations instead of {len(ours)}"
         for a, b in zip(self.held, other.held, strict=True):
             if not _same_place(a, b) and not _same_values(a, b):
                 return f"a tensor of shape {tuple(b.shape)} has other values"
@@ -93,16 +93,17 @@ class Trace:
 
 
 def trace(function: Function, inputs: Sequence[Tensor], *, changing: Sequence[Tensor] = ()) -> Trace:
-    """Runs a function once and notes what it did.
+    """Runs a function once and records its operations.
 
     Args:
-        function: Takes tensors, returns a tuple of tensors. It may draw random numbers and update buffers then as
-            always: putting those back is the caller's part.
-        inputs: An example. The graph takes tensors of these shapes and types.
-        changing: Tensors outside of it whose values may not be read either, because they change.
+        function: Takes tensors, returns a tuple of tensors. It may draw random numbers and update buffers as usual; the
+            caller must restore them.
+        inputs: Example inputs. The graph takes tensors of these shapes and types.
+        changing: Outside tensors whose values may not be read either, because they change.
 
     Raises:
-        CannotStageError: if it reads values of its inputs or of ``changing``, or has operations that no graph has.
+        CannotStageError: if it reads values of its inputs or of ``changing``, or has operations that a graph cannot
+        have.
     """
     read: list[tuple[Tensor, Tensor]] = []
 
@@ -125,7 +126,7 @@ def trace(function: Function, inputs: Sequence[Tensor], *, changing: Sequence[Te
 
 
 def without_dead_code(graph: GraphModule) -> GraphModule:
-    """A copy that leaves out what nothing comes of, but for what draws random numbers: those that follow stay the same.
+    """A copy without dead code, but with all draws of random numbers, so later draws stay the same.
 
     Example:
         >>> def function(x):
@@ -147,14 +148,14 @@ def _has_effects(node: Node) -> bool:
 
 
 def prepare_compiler() -> None:
-    """Begins with what any compilation needs, beside what else there is to do before."""
-    from pyro_vae.training import inductor  # here, for it takes more than a second to import
+    """Starts the work that any compilation needs, in the background."""
+    from pyro_vae.training import inductor  # here, as it takes more than a second to import
 
     inductor.prepare()
 
 
 def compile_trace(trace: Trace, inputs: Sequence[Tensor]) -> Function:
-    """The function that was traced, compiled by Inductor.
+    """The traced function, compiled by Inductor.
 
     Raises:
         CannotStageError: if it does not compile.
@@ -179,12 +180,12 @@ def compiled(function: Function, inputs: Sequence[Tensor]) -> Function:
     """The function as one compiled graph.
 
     Args:
-        function: As in :func:`trace`. Other tensors that it uses, such as parameters and buffers, are used by the graph
-            too, with the values that they have when it runs.
+        function: As in :func:`trace`. The graph also uses the function's other tensors, such as parameters and buffers,
+            with their values at the time of the call.
         inputs: An example.
 
     Raises:
-        CannotStageError: if what the function does depends on the values of tensors, or it does not compile.
+        CannotStageError: if the function's operations depend on values of tensors, or it does not compile.
 
     Example:
         >>> double = compiled(lambda x: (2 * x,), [torch.zeros(3)])
@@ -195,20 +196,20 @@ def compiled(function: Function, inputs: Sequence[Tensor]) -> Function:
 
 
 class _Values:
-    """Says of tensors in a function that is being traced whether their values may be read.
+    """Decides which tensors of a function under tracing may have their values read.
 
-    They may where they come of constants alone: of numbers in the program, or of tensors outside of it that stay as
-    they are, which are then noted as read.
+    These are tensors computed only from constants: from numbers in the program, or from outside tensors that do not
+    change, which are then recorded as read.
     """
 
     def __init__(self, mode: Any, changing: Sequence[Tensor], read: list[tuple[Tensor, Tensor]]) -> None:
         self._tracer, self._read = mode.tracer, read
         self._changing = {_storage(tensor) for tensor in changing}
-        self._constant: set[int] = set()  # storages that the function made of constants
-        self._used: dict[int, Tensor] = {}  # tensors from outside that went into them
+        self._constant: set[int] = set()  # storages computed from constants
+        self._used: dict[int, Tensor] = {}  # outside tensors that they were computed from
 
     def is_constant(self, tensor: Tensor) -> bool:
-        """Whether a tensor's values are the same at every run."""
+        """Whether a tensor's values are the same in every run."""
         if self._is_outside(tensor):
             return not tensor.requires_grad and _storage(tensor) not in self._changing
         return _storage(tensor) in self._constant
@@ -217,10 +218,10 @@ class _Values:
         return get_proxy_slot(tensor, self._tracer, None) is None
 
     def known(self, tensor: Tensor, what: str) -> Tensor:
-        """A tensor whose values are about to be read.
+        """Returns a tensor whose values are about to be read.
 
         Raises:
-            CannotStageError: if they may not.
+            CannotStageError: if they must not be read.
         """
         if not self.is_constant(tensor):
             if self._is_outside(tensor):
@@ -232,7 +233,7 @@ class _Values:
         return tensor.detach() if tensor.requires_grad else tensor
 
     def note(self, func: Any, tensors: Sequence[Tensor], out: Any) -> None:
-        """Follows an operation from the tensors that it takes to those that it makes or changes."""
+        """Propagates constancy through an operation, to the tensors that it returns or changes."""
         constant = torch.Tag.nondeterministic_seeded not in func.tags and all(map(self.is_constant, tensors))
         if constant:
             self._used |= {id(tensor): tensor for tensor in tensors if self._is_outside(tensor)}
@@ -247,13 +248,13 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
-_SHAPES = {  # what their results' shapes come from, beside those that torch marks
+_SHAPES = {  # the source of their results' shapes, in addition to operations that torch marks
     torch.ops.aten._pack_padded_sequence.default: "the lengths of packed sequences",
 }
 
 
 class _Operations(TorchDispatchMode):
-    """Looks at each operation before it is traced."""
+    """Checks each operation before it is traced."""
 
     def __init__(self, values: _Values) -> None:
         super().__init__()
@@ -263,7 +264,7 @@ class _Operations(TorchDispatchMode):
         kwargs = kwargs or {}
         name = _name_of(func.overloadpacket)
         if isinstance(kwargs.get("generator"), torch.Generator):
-            raise _refusal("draws from a torch.Generator of its own", name)
+            raise _refusal("draws from its own torch.Generator", name)
         if torch.Tag.data_dependent_output in func.tags:
             what = str({"_local_scalar_dense": "item", "is_nonzero": "bool"}.get(name, name))
             args, kwargs = tree_map_only(Tensor, lambda tensor: self._values.known(tensor, what), (args, kwargs))
@@ -278,7 +279,7 @@ class _Operations(TorchDispatchMode):
         return out
 
     def _without_mask(self, index: Any, name: str) -> Sequence[Any]:
-        """A mask that stays as it is by the places where it is true; one that varies gives shapes that vary."""
+        """Replaces a constant mask by its true positions; a mask that varies would give shapes that vary."""
         if not isinstance(index, Tensor) or index.dtype not in (torch.bool, torch.uint8):
             return [index]
         if self._values.is_constant(index):
@@ -287,7 +288,7 @@ class _Operations(TorchDispatchMode):
                 return index.nonzero(as_tuple=True)
         if name.endswith("index"):
             raise _refusal("has shapes that depend on the values of a tensor", "a mask; torch.where keeps shapes")
-        return [index]  # what is written has the shape of what is there
+        return [index]  # a write does not change shapes
 
     def _refuse_shapes(self, func: Any, args: Any, kwargs: Any) -> None:
         name = func.overloadpacket.__name__
@@ -303,7 +304,7 @@ _READERS |= {Tensor.__deepcopy__, Tensor.__reduce_ex__}
 
 
 class _Functions(TorchFunctionMode):
-    """Looks at functions that no operation shows: what reads a tensor's memory, what has a form without reading."""
+    """Checks functions that are not visible as operations: those that read a tensor's memory, or can avoid reading."""
 
     def __init__(self, values: _Values) -> None:
         super().__init__()
@@ -317,9 +318,9 @@ class _Functions(TorchFunctionMode):
                 return func(known, *args[1:], **kwargs)
         if func is F.one_hot:
             return _one_hot(func, *args, **kwargs)
-        if func is _IS_ALL_TRUE:  # of distributions that were told to check their arguments, which no graph does
+        if func is _IS_ALL_TRUE:  # from distributions that check their arguments, which a graph does not
             return True
-        if func in _RECURRENT:  # oneDNN's and cuDNN's are one operation, whose gradient or weights no graph has
+        if func in _RECURRENT:  # oneDNN and cuDNN have one operation, whose gradient or weights a graph can't have
             with torch.backends.mkldnn.flags(enabled=False), _without_cudnn():
                 return func(*args, **kwargs)
         if func in (F.ctc_loss, torch.ctc_loss, torch.tensor_split, Tensor.tensor_split):
@@ -346,7 +347,7 @@ _IS_ALL_TRUE: Any = torch._is_all_true  # pyright: ignore[reportPrivateImportUsa
 
 
 def _one_hot(func: Any, tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """One-hot vectors without a look at the largest class, where the number of classes is given."""
+    """One-hot vectors without reading the largest class, if the number of classes is given."""
     if num_classes <= 0:
         return func(tensor, num_classes)
     zeros = tensor.new_zeros((*tensor.shape, num_classes))
@@ -358,12 +359,12 @@ def _name_of(func: Any) -> str:
 
 
 def _refusal(does: str, what: str) -> CannotStageError:
-    """The error, with the function of the user's that does it and the line, or the library's that it called."""
+    """The error, with the user's function and line that caused it, or the library function that it called."""
     called = ""
     frame = sys._getframe(1)
     while frame is not None and frame.f_code is not trace.__code__:
         file, name = frame.f_code.co_filename.replace("\\", "/"), frame.f_code.co_qualname
-        if not is_library(file) and file != "<string>":  # what Python makes of a named tuple is in no file
+        if not is_library(file) and file != "<string>":  # code generated for a named tuple has no file
             what = f"{what}{called}, {file.rpartition('/')[2]}, line {frame.f_lineno}"
             return CannotStageError(f"{name} {does} ({what})")
         if not called and any(part in file for part in _PARTS_OF_PROGRAMS):
@@ -381,7 +382,7 @@ def _name(node: Node) -> str:
 
 
 def _difference(a: Any, b: Any, places: dict[int, int]) -> str | None:
-    """The first pair of arguments that are not the same, as ``b in the place of a``."""
+    """The first pair of arguments that differ, as ``b instead of a``."""
     if isinstance(a, Node) and isinstance(b, Node):
         return None if places.get(id(a)) == places[id(b)] else "another result"
     if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
@@ -389,7 +390,7 @@ def _difference(a: Any, b: Any, places: dict[int, int]) -> str | None:
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return next((d for key in a if (d := _difference(a[key], b[key], places)) is not None), None)
     same = type(a) is type(b) and (a == b or (a != a and b != b))
-    return None if same else f"{b!r:.40} in the place of {a!r:.40}"
+    return None if same else f"{b!r:.40} instead of {a!r:.40}"
 
 
 def _same_place(a: Tensor, b: Tensor) -> bool:
@@ -405,7 +406,7 @@ def _same_values(a: Tensor, b: Tensor) -> bool:
 
 
 def _tensors_as_inputs(graph: GraphModule) -> list[Tensor]:
-    """Makes inputs of the tensors that a traced function found outside, so that a graph sees them change."""
+    """Turns a traced function's outside tensors into inputs, so that the graph sees their changes."""
     held: list[Tensor] = []
     places: dict[str, Any] = {}
     last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
@@ -421,8 +422,8 @@ def _tensors_as_inputs(graph: GraphModule) -> list[Tensor]:
     return held
 
 
-# On a CPU log(1 + y) is vectorised in a third of the time of log1p(y). Here y is in [0, 1] and the sum in [1, 2], where
-# the rounding of 1 + y is one part in 2²⁴ of 1: what the terms it is added to lose as well.
+# On a CPU, vectorised log(1 + y) takes a third of the time of log1p(y). Here y is in [0, 1] and the sum in [1, 2],
+# where the rounding of 1 + y is one part in 2²⁴, as in the terms that it is added to.
 def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Any:
     if x.device.type != "cpu":
         return NotImplemented
@@ -438,7 +439,7 @@ def _binary_cross_entropy_with_logits(
     return logits.clamp(min=0) - logits * x + (1 + (-logits.abs()).exp()).log()
 
 
-# Left to itself Inductor draws a uniform number and compares, which on a GPU are other bits.
+# By default Inductor draws a uniform number and compares, which on a GPU gives other bits.
 def _bernoulli(probs: Tensor, *, generator: Any = None) -> Tensor:
     return torch.empty_like(probs, memory_format=torch.contiguous_format).bernoulli_(probs, generator=generator)
 
@@ -452,7 +453,7 @@ _DECOMPOSED = {
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the compiler's talk from the user, and Pyro's and torch's checks of distributions as they were."""
+    """Silences the compiler's messages, and restores Pyro's and torch's checks of distributions."""
     checks = Distribution._validate_args
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -466,6 +467,6 @@ def _quiet() -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first sentence of an error that says something."""
+    """The first line of an error that is not empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,7 +1,7 @@
-"""Several processes that train one model, each on rows of its own: what they share out, add up and make equal.
+"""Several processes that train one model, each on its own rows: splitting rows, summing and broadcasting tensors.
 
-A process is a *rank*. Without a process group of ``torch.distributed`` there is one rank, and nothing here does
-anything.
+A process is a *rank*. Without a process group of ``torch.distributed`` there is one rank, and nothing here has an
+effect.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes train together; 1 without a process group.
+    """The number of processes that train together; 1 without a process group.
 
     Example:
         >>> rank(), world_size()
@@ -61,7 +61,7 @@ def share(index: Tensor) -> Tensor:
 def add_up(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The sum over ranks of each floating-point tensor, the same to the last bit on every rank.
 
-    They travel as one, in the most precise of their types.
+    They are sent as one tensor, in the most precise of their types.
     """
     if world_size() == 1:
         return list(tensors)
@@ -72,7 +72,7 @@ def add_up(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Overwrites each tensor by that of rank 0."""
+    """Overwrites each tensor with that of rank 0."""
     if world_size() > 1:
         for tensor in tensors:
             whole = tensor.detach().contiguous()
@@ -82,7 +82,7 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 
 def from_first_rank(value: Any) -> Any:
-    """What rank 0 has for this value: a path, a few numbers."""
+    """Rank 0's value, such as a path or a few numbers."""
     if world_size() == 1:
         return value
     box = [value]
@@ -91,16 +91,16 @@ def from_first_rank(value: Any) -> Any:
 
 
 def seed_other_ranks(seed: int, epoch: int) -> None:
-    """Gives every rank but the first noise of its own for an epoch.
+    """Gives every rank except the first separate noise for an epoch.
 
-    Rank 0 goes on as it would alone. So its random state is all that a checkpoint needs.
+    Rank 0 continues as it would alone, so a checkpoint needs only its random state.
     """
     if rank() > 0:
         pyro.set_rng_seed(int(np.random.SeedSequence([seed % 2**64, rank(), epoch]).generate_state(1)[0]))
 
 
 class Interrupts:
-    """Ctrl-C for all ranks at the same step: one that stopped alone would leave the others waiting for it.
+    """Ctrl-C for all ranks at the same step: if one rank stopped alone, the others would wait for it.
 
     Inside ``with``, a signal is only noted; :meth:`agree` then raises on every rank. With one rank nothing changes.
     """
@@ -121,14 +121,14 @@ class Interrupts:
         self._noted = True
 
     def agree(self, device: torch.device) -> None:
-        """Raises KeyboardInterrupt if any rank has been sent the signal. All ranks must call it at the same step."""
+        """Raises KeyboardInterrupt if any rank got the signal. All ranks must call it at the same step."""
         if world_size() > 1 and float(add_up([torch.full((1,), float(self._noted), device=device)])[0]) > 0:
             raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def first_rank_first() -> Iterator[None]:
-    """Lets rank 0 go through before the others: it downloads a file, they find it."""
+    """Lets rank 0 run first, so that it downloads a file and the others find it."""
     if world_size() > 1 and rank() > 0:
         dist.barrier()
     yield
@@ -138,14 +138,14 @@ def first_rank_first() -> Iterator[None]:
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the processes that ``torchrun`` started, each on a GPU of its own or on the CPU; alone, does nothing.
+    """Joins the processes that ``torchrun`` started, each on its own GPU or on the CPU; does nothing for one process.
 
     Args:
-        device: Where the model is to live: NCCL talks between GPUs, gloo between CPUs.
+        device: The model's device: GPUs communicate by NCCL, CPUs by gloo.
 
     Raises:
         ValueError: if there are fewer GPUs than processes on this machine.
-        SystemExit: in place of an exception if another rank failed first, for that one tells the person why.
+        SystemExit: instead of an exception if another rank failed first, as that rank reports the reason.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -161,7 +161,7 @@ def process_group(device: torch.device) -> Iterator[None]:
                     f"start {found}, or train on the CPU"
                 )
             torch.cuda.set_device(local)
-            backend, own = "nccl", torch.device("cuda", local)  # NCCL would guess it, and hang where it guesses wrong
+            backend, own = "nccl", torch.device("cuda", local)  # NCCL hangs if it guesses wrong
         dist.init_process_group(backend, store=store, rank=number, world_size=size, device_id=own)
         yield
     except Exception as error:

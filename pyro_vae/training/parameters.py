@@ -1,4 +1,4 @@
-"""Everything that a pair of programs has to train."""
+"""The trainable parameters of a pair of programs."""
 
 from typing import Any
 
@@ -13,16 +13,16 @@ from pyro_vae.programs.running import evaluating, forked_random_state
 
 __all__ = ["STORE", "trainable"]
 
-STORE = "param store: "  # how weights that live in Pyro's parameter store are named in a checkpoint
+STORE = "param store: "  # prefix in checkpoints of weights from Pyro's parameter store
 
 
 def trainable(pair: Pair, batch: Batch, structure: Structure) -> dict[str, Tensor]:
-    """The modules' parameters, and those that the programs put into Pyro's store when they run, by name.
+    """The modules' parameters, and those that the programs create in Pyro's store when they run, by name.
 
     Args:
         pair: The programs, which are run once.
         batch: Rows to run them on.
-        structure: What they are made of.
+        structure: Structure of the programs.
 
     Raises:
         ValueError: if there is nothing to train.
@@ -30,7 +30,7 @@ def trainable(pair: Pair, batch: Batch, structure: Structure) -> dict[str, Tenso
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         with poutine.trace(param_only=True) as capture:
             run_pair(*pair.programs, batch, structure)
-        # Only now: an autoguide makes its parameters when it first runs.
+        # Only now: an autoguide creates its parameters when it first runs.
         named: dict[str, Tensor] = {name: p for name, p in pair.named_parameters() if p.requires_grad}
         known = {id(p) for p in pair.parameters()}
         for name, site in capture.trace.nodes.items():

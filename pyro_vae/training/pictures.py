@@ -1,4 +1,4 @@
-"""A picture of the Python state that objects lead to: taken, compared with a later one, and put back."""
+"""A snapshot of the Python state reachable from objects: taken, compared with a later one, and restored."""
 
 import collections
 import contextvars
@@ -36,10 +36,10 @@ from pyro_vae.training.code import Code
 
 __all__ = ["BESIDE", "Change", "Label", "State", "Walk"]
 
-_MOST_OBJECTS = 200_000  # that are followed
-_MOST_COPIED = 2**20  # bytes of an array that are copied; of a larger one a checksum is kept
-_MOST_ENTRIES = 10_000  # of a list that is no program's
-_MOST_COMPARED = 2**20  # elements of tensors that took each other's place
+_MOST_OBJECTS = 200_000  # to follow
+_MOST_COPIED = 2**20  # bytes of an array to copy; larger ones get a checksum
+_MOST_ENTRIES = 10_000  # of a list outside the programs
+_MOST_COMPARED = 2**20  # elements of replaced tensors to compare
 
 _ATOMS = frozenset(
     {int, float, complex, bool, str, bytes, type(None), type(...), type(NotImplemented), range, slice}
@@ -48,24 +48,24 @@ _ATOMS = frozenset(
 )
 _ALSO_ATOMS = (enum.Enum, np.generic, np.dtype, pathlib.PurePath, int, float, str, bytes, datetime.tzinfo)
 _CLOSED = {"logging", "threading", "_thread", "concurrent", "multiprocessing", "asyncio", "importlib"}
-_OF_MODULES = ("_parameters", "_buffers", "_modules")  # what nn.Module shows as its attributes
+_OF_MODULES = ("_parameters", "_buffers", "_modules")  # shown by nn.Module as attributes
 
 _HOOKS = frozenset(name for name, value in vars(nn.Module()).items() if type(value) is collections.OrderedDict)
 
-BESIDE = "beside"  # the owner of what is put back, but not compared
+BESIDE = "beside"  # the owner of state that is restored but not compared
 
 _NOTHING = object()
 
 
 class Label(NamedTuple):
-    """What a piece of state is called: ``self.calls`` of the model, or the closure variable ``beta`` of the guide."""
+    """The name of a piece of state: ``self.calls`` of the model, or the closure variable ``beta`` of the guide."""
 
     owner: str
     text: str
     note: str = ""
 
     def then(self, more: str) -> "Label":
-        """What is found there."""
+        """The label of a part of it."""
         return Label(self.owner, self.text + more, self.note)
 
     def __str__(self) -> str:
@@ -74,13 +74,13 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True)
 class Change:
-    """A piece of state that is not what it was.
+    """A piece of state that changed.
 
     Args:
-        label: What it is.
-        values: What it was and is, or what happened to it.
-        tensor: The one whose place another took.
-        is_generator: Whether it is a generator of random numbers, which moved.
+        label: Its name.
+        values: The old and new value, or what happened.
+        tensor: The tensor that was replaced.
+        is_generator: Whether it is a random generator that advanced.
     """
 
     label: Label
@@ -90,7 +90,7 @@ class Change:
 
     @property
     def by_running(self) -> str:
-        """A sentence, if running the programs made the change."""
+        """The sentence if running the programs caused the change."""
         owner, many = self.label.owner, self.label.owner == "the programs"
         when = "when they run" if many else "when it runs"
         if self.is_generator:
@@ -99,13 +99,13 @@ class Change:
 
     @property
     def by_others(self) -> str:
-        """A sentence, if something else did."""
+        """The sentence if something else caused it."""
         return f"{self.label} of {self.label.owner} changed ({self.values})"
 
 
 @dataclass
 class _Restorable:
-    """Something whose content can be set to what it was."""
+    """Something whose content can be restored."""
 
     get: Callable[[], Any]
     put: Callable[[Any], Any]
@@ -114,13 +114,13 @@ class _Restorable:
 
 @dataclass
 class State:
-    """What could be reached at one moment.
+    """Everything reachable at one moment.
 
     Args:
         leaves: Copies that can be compared, by label and kind.
-        tensors: Every tensor that was reached, by its address, with its count of changes in place.
-        generators: The states of the global generators of random numbers outside of torch.
-        unreadable: Sentences on what cannot be looked into.
+        tensors: Every reachable tensor by address, with its count of in-place changes.
+        generators: The states of the global random generators outside torch.
+        unreadable: Sentences on objects that cannot be inspected.
     """
 
     leaves: dict[tuple[Label, str], Any] = field(default_factory=dict)
@@ -128,39 +128,39 @@ class State:
     generators: dict[str, Any] = field(default_factory=dict)
     unreadable: dict[str, None] = field(default_factory=dict)
     restorable: dict[tuple[int, str], _Restorable] = field(default_factory=dict)
-    kept: list[Any] = field(default_factory=list)  # an address belongs to an object for as long as that lives
+    kept: list[Any] = field(default_factory=list)  # keeps objects alive, so that addresses stay unique
 
     def changes(self, later: "State", *, held: Mapping[int, Any] | None = None) -> list[Change]:
-        """What is different later, but for the global generators.
+        """The differences to a later snapshot, except global generators.
 
         Args:
-            later: A later picture.
-            held: Tensors, by their address, whose place no other may take, not even an equal one.
+            later: A later snapshot.
+            held: Tensors by address that may not be replaced, not even by equal ones.
         """
         found = []
         for (label, kind), value in self.leaves.items():
             if label.owner == BESIDE:
                 continue
             other = later.leaves.get((label, kind), _NOTHING)
-            if other is not _NOTHING:  # what has gone shows in what held it
+            if other is not _NOTHING:  # removed parts show in their container
                 found.extend(_compare(label, kind, value, other, held or {}))
         return found
 
     def moved(self, later: "State") -> list[str]:
-        """Sentences on the global generators that have moved."""
+        """Sentences on the global generators that advanced."""
         names = [name for name, value in self.generators.items() if value != later.generators[name]]
         return [f"the programs draw from {name} when they run" for name in names]
 
     def updated(self, later: "State") -> list[Tensor]:
-        """Tensors that were changed in place."""
+        """Tensors changed in place."""
         both = ((tensor, count, later.tensors.get(address)) for address, (tensor, count) in self.tensors.items())
         return [tensor for tensor, count, other in both if other is not None and other[1] != count]
 
     def put_back(self, *, unless_moved_in: "State | None" = None) -> None:
-        """Makes attributes, variables, lists, dictionaries, sets, arrays and generators what they were.
+        """Restores attributes, variables, lists, dictionaries, sets, arrays and generators.
 
         Args:
-            unless_moved_in: Leaves alone what is different now from this picture.
+            unless_moved_in: Leaves unchanged what now differs from this snapshot.
         """
         for key, item in self.restorable.items():
             now = item.get()
@@ -172,7 +172,7 @@ class State:
                     continue
             try:
                 item.put(item.value)
-            except (AttributeError, TypeError, ValueError):  # it can only be read
+            except (AttributeError, TypeError, ValueError):  # read-only
                 continue
 
 
@@ -182,7 +182,7 @@ def _compare(label: Label, kind: str, before: Any, after: Any, held: Mapping[int
     if kind == "tensor":
         if _same_tensor(before, after, held):
             return []
-        return [Change(label, "another tensor takes its place", before)]
+        return [Change(label, "replaced by another tensor", before)]
     if kind == "values":
         if _equal(before, after):
             return []
@@ -197,8 +197,8 @@ def _compare(label: Label, kind: str, before: Any, after: Any, held: Mapping[int
             return []
         new, gone = [n for n in after if n not in before], [n for n in before if n not in after]
         if not new and not gone:
-            return [Change(label, "in another order")]
-        names = [(name, "it is new") for name in new] + [(name, "it is gone") for name in gone]
+            return [Change(label, "reordered")]
+        names = [(name, "added") for name in new] + [(name, "removed") for name in gone]
         dotted = kind != "keys"
         return [Change(label.then(f".{n}" if dotted else f"[{n!r}]"), what) for n, what in names]
     if kind == "array":
@@ -215,10 +215,10 @@ def _compare(label: Label, kind: str, before: Any, after: Any, held: Mapping[int
         return [Change(label, f"{before} entries → {after}")]
     if kind == "value":
         return [Change(label, f"{_shown(before)} → {_shown(after)}")]
-    return [Change(label, _HAPPENED.get(kind, "another thing takes its place"), is_generator=kind == "generator")]
+    return [Change(label, _HAPPENED.get(kind, "replaced by another object"), is_generator=kind == "generator")]
 
 
-_HAPPENED = {"generator": "it moved", "set": "its elements", "content": "its content"}
+_HAPPENED = {"generator": "advanced", "set": "its elements", "content": "its content"}
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -229,7 +229,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _identical(a: Any, b: Any) -> bool:
-    """Whether two copies of what a container holds are of the same things."""
+    """Whether two copies of a container's content hold the same objects."""
     if a is b:
         return True
     if type(a) is not type(b):
@@ -246,7 +246,7 @@ def _same_atom(a: Any, b: Any) -> bool:
 
 
 def _same_tensor(a: Tensor, b: Tensor, held: Mapping[int, Any]) -> bool:
-    """Whether a tensor in the place of another makes no difference: a constant that each run makes again."""
+    """Whether replacing a tensor makes no difference: a constant that each run creates again."""
     if id(a) in held or isinstance(a, nn.Parameter) or a.requires_grad or b.requires_grad:
         return False
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device or a.layout != b.layout:
@@ -262,7 +262,7 @@ def _shown(value: Any) -> str:
 
 
 class Walk:
-    """One way through everything that can be reached, nearest first.
+    """A breadth-first walk through everything reachable.
 
     Args:
         code: Which code has run: only what it can reach is state.
@@ -274,15 +274,15 @@ class Walk:
         self.found.generators["NumPy's global generator"] = pickle.dumps(np.random.get_state())
         self._code = code
         self._queue: collections.deque[tuple[Label, Any]] = collections.deque()
-        self._seen: dict[int, Label] = {}  # where things were first come to
+        self._seen: dict[int, Label] = {}  # labels of the first visit
         self._globals: set[tuple[int, str]] = set()
 
     def follow(self, label: Label, thing: Any) -> None:
-        """Goes on from here."""
+        """Adds an object to the walk."""
         self._queue.append((label, thing))
 
     def go(self) -> None:
-        """Follows all that there is to follow."""
+        """Walks until nothing is left."""
         while self._queue and len(self._seen) < _MOST_OBJECTS:
             label, thing = self._queue.popleft()
             kind = type(thing)
@@ -295,7 +295,7 @@ class Walk:
                 self.found.kept.append(thing)
                 try:
                     _handler(kind)(self, label, thing)
-                except Exception:  # of something that is not what its type says
+                except Exception:  # an object that does not behave like its type
                     self._leaf(label, "thing", thing)
 
     def _leaf(self, label: Label, kind: str, value: Any) -> None:
@@ -327,7 +327,7 @@ class Walk:
         self.follow(label.then(f".{method.__func__.__name__}"), method.__func__)
 
     def _function(self, label: Label, function: types.FunctionType) -> None:
-        """What a function closes over and has for defaults, if it has run; and its attributes."""
+        """A function's closure and defaults, if it has run, and its attributes."""
         if function.__dict__:
             self._attributes(label, function.__dict__)
             self._restorable_mapping(function.__dict__)
@@ -354,7 +354,7 @@ class Walk:
         self.globals_of(code, function.__globals__)
 
     def globals_of(self, code: types.CodeType, space: dict[str, Any]) -> None:
-        """What code can find by name outside of itself."""
+        """The names outside itself that code uses."""
         names, attributes, modules = self._code.names(code)
         for name in names:
             if name in space:
@@ -382,7 +382,7 @@ class Walk:
         )
 
     def _module(self, label: Label, module: types.ModuleType, attributes: frozenset[str]) -> None:
-        """Of a module, what the code names; of a library, only functions of the user's that were put there."""
+        """Names of a module that the code uses; in libraries, only the user's functions put there."""
         library, space = self._code.is_library_module(module), vars(module)
         for name in attributes & space.keys():
             value = space[name]
@@ -577,11 +577,11 @@ class Walk:
         elif isinstance(getattr(thing, "__dict__", None), dict):
             self._instance(label, thing)
         else:
-            self.found.unreadable[f"{label.owner} keeps an iterator, {label}, that cannot be looked into"] = None
+            self.found.unreadable[f"{label.owner} keeps an iterator, {label}, that cannot be inspected"] = None
 
 
 class _Plain(str):
-    """Text that is shown as it is."""
+    """Text shown without quotes."""
 
     __slots__ = ()
 
@@ -591,7 +591,7 @@ class _Plain(str):
 
 @functools.cache
 def _handler(kind: type) -> Callable[[Walk, Label, Any], None]:
-    """How things of a type are looked into."""
+    """The method that inspects objects of a type."""
     if issubclass(kind, _ALSO_ATOMS):
         return Walk._atom
     for kinds, handler in _HANDLERS:
@@ -625,7 +625,7 @@ _HANDLERS: tuple[tuple[Any, Any], ...] = (
 
 
 def _access(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
-    """How the state of a generator of random numbers is read and set."""
+    """The getter and setter of a random generator's state."""
     if isinstance(generator, random.Random):
         return generator.getstate, generator.setstate
     if isinstance(generator, torch.Generator):
@@ -649,7 +649,7 @@ def _slots(thing: Any) -> dict[str, Any]:
 
 
 def _bytes(thing: Any) -> bytes | None:
-    """The content of what is made of bytes: arrays of Python's, numbers of C."""
+    """The content of objects made of bytes: Python arrays, C numbers."""
     try:
         return memoryview(thing).tobytes()
     except TypeError:
@@ -657,7 +657,7 @@ def _bytes(thing: Any) -> bytes | None:
 
 
 def _derived(thing: Any) -> tuple[str, ...]:
-    """Attributes that torch and Pyro compute again before each use: caches of transforms, and normed weights."""
+    """Attributes that torch and Pyro recompute before each use: caches of transforms, and normalised weights."""
     if not isinstance(thing, nn.Module | Transform):
         return ()
     names = tuple(name for name in vars(thing) if name.startswith("_") and "cache" in name)

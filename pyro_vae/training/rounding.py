@@ -1,10 +1,10 @@
-r"""Whether two ways to compute the same numbers agree as far as rounding allows.
+r"""Whether two ways to compute the same numbers agree up to rounding.
 
-Another order of additions, or a fused product and sum, changes last digits. How much of the result that is depends on
-the computation: where large terms cancel, a relative error of 10⁻⁷ at each operation can become 10⁻³. So results that
-do not agree at first sight are compared with the computation's own sensitivity: it is done again with each operation's
-result off by a random relative error of up to ε, the spacing of the type's numbers (Monte Carlo arithmetic: Parker,
-*Monte Carlo Arithmetic*, 1997).
+Another order of additions, or a fused product and sum, changes the last digits. The effect on the result depends on the
+computation: if large terms cancel, a relative error of 10⁻⁷ at each operation can become 10⁻³. So a difference above a
+first tolerance is compared with the computation's sensitivity: it is repeated with a random relative error of up to ε,
+the spacing of the type's numbers, in the result of each operation (Monte Carlo arithmetic: Parker, *Monte Carlo
+Arithmetic*, 1997).
 """
 
 import functools
@@ -19,18 +19,18 @@ from torch.utils._pytree import tree_map_only
 
 __all__ = ["RoundingErrors", "agree"]
 
-_EPSILONS = 64  # that norms may differ by at first sight: some 8·10⁻⁶ in float32
+_EPSILONS = 64  # first tolerance on norms: about 8·10⁻⁶ in float32
 _TIMES_SENSITIVITY = 16
 _RUNS = 2
 
 
 class RoundingErrors(TorchDispatchMode):
-    """Gives the result of each operation a relative error of up to its type's ε, with noise of its own.
+    """Gives the result of each operation a relative error of up to its type's ε, from a separate generator.
 
-    Results that are whole numbers are exact, and stay: zeros, masks, counts, one-hot vectors.
+    Whole numbers are exact and unchanged: zeros, masks, counts, one-hot vectors.
 
     Args:
-        seed: Of the errors.
+        seed: Seeds the errors.
     """
 
     def __init__(self, seed: int) -> None:
@@ -55,7 +55,7 @@ class RoundingErrors(TorchDispatchMode):
 
 @functools.cache
 def _computes(func: Any) -> bool:
-    """Whether an operation makes new numbers out of others, rather than views of them, changes in place or noise."""
+    """Whether an operation computes new numbers from others, not views, changes in place or noise."""
     schema = func._schema
     aliases = any(result.alias_info is not None for result in schema.returns)
     return not aliases and not schema.is_mutable and torch.Tag.nondeterministic_seeded not in func.tags
@@ -68,13 +68,13 @@ def agree(
     *,
     tolerance: float | None = None,
 ) -> bool:
-    r"""Whether tensors are the same up to rounding, each by the norm of the difference.
+    r"""Whether tensors are equal up to rounding, each by the norm of the difference.
 
     Args:
         found: Tensors.
-        expected: What they should be.
-        again: Computes ``expected`` again under a mode that makes rounding errors. It is called only if need be.
-        tolerance: What norms may differ by at first sight, relatively; by default 64 ε.
+        expected: Their expected values.
+        again: Computes ``expected`` again in a mode that adds rounding errors. Called only if needed.
+        tolerance: First relative tolerance on norms; by default 64 ε.
 
     Example:
         >>> x = torch.tensor([1.0, 2.0, -3.0])
@@ -106,7 +106,7 @@ def _norm(tensor: Tensor) -> float:
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    """The norm of the difference; infinite if one is finite or of another sign where the other is infinite or NaN."""
+    """The norm of the difference; infinite if infinities or NaN differ."""
     a, b = a.detach(), b.detach()
     if a.shape != b.shape or a.dtype != b.dtype:
         return math.inf

@@ -1,4 +1,4 @@
-"""One training run: its data, its optimiser, and how far it is."""
+"""A training run: its data, its optimiser and its progress."""
 
 import functools
 import itertools
@@ -50,14 +50,14 @@ __all__ = ["Run"]
 _TRAINING_ROWS, _VALIDATION_ROWS = "training rows", "validation rows"
 
 _BATCH_SIZE = 128
-_STEPS_BETWEEN_AGREEMENTS = 10  # of several ranks on whether to stop, which a GPU is waited for
+_STEPS_BETWEEN_AGREEMENTS = 10  # between ranks, on whether to stop; each waits for the GPU
 
 
 @contextmanager
 def _seeded(state: dict[str, Any] | None, seed: int, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Lets every generator that a program may use go on from a state, or from a seed, and puts the caller's back.
+    """Sets every generator that a program may use to a state, or seeds it, and restores the caller's at the end.
 
-    The mapping that it gives holds, afterwards, the state to go on from.
+    Afterwards, the yielded mapping has the state to continue from.
     """
     before, after = get_rng_state(), {}
     with forked_random_state(device):
@@ -74,7 +74,7 @@ def _seeded(state: dict[str, Any] | None, seed: int, device: torch.device) -> It
 
 
 class Run:
-    """One training run: its data, its optimiser, and how far it is."""
+    """A training run: its data, its optimiser and its progress."""
 
     def __init__(
         self,
@@ -129,9 +129,9 @@ class Run:
         num_workers: int,
         **arguments: Any,
     ) -> "Run":
-        """Checks everything that can be checked before anything is trained."""
+        """Builds a run, after all checks that are possible before training."""
         if resume and checkpoint is None:
-            raise ValueError("resume=True needs checkpoint, the file to go on from")
+            raise ValueError("resume=True needs checkpoint, the file to continue from")
         if resume not in (True, False, "learning_rate"):
             raise ValueError(f"resume must be True, False or 'learning_rate', found {resume!r}")
         settings = Settings(**arguments)
@@ -140,7 +140,7 @@ class Run:
         device = resolve_device(device)
         if settings.precision == "bfloat16" and not has_bfloat16(device):
             warnings.warn(
-                "this CPU has no instructions for bfloat16 and takes many times as long for it: use precision='full'",
+                "this CPU has no instructions for bfloat16 and is many times slower with it: use precision='full'",
                 stacklevel=3,
             )
         pair.to(device)
@@ -171,7 +171,7 @@ class Run:
         return run
 
     def _split(self, order: Tensor) -> list[Tensor]:
-        """The rows of each step. Too few to leave every rank two, as batch norm needs, join the step before."""
+        """The rows of each step. A last step with fewer than two rows per rank joins the one before, for batch norm."""
         parts = list(order.split(self.rows_in_step))
         if len(parts) > 1 and len(parts[-1]) < 2 * parallel.world_size():
             parts[-2:] = [torch.cat(parts[-2:])]
@@ -204,7 +204,7 @@ class Run:
         return execution
 
     def epochs(self) -> Iterator[dict[str, float]]:
-        """Trains what is left to train, an epoch at a time, and leaves the best weights in the pair."""
+        """Trains the remaining epochs, one at a time, and leaves the best weights in the pair."""
         total, done = self.settings.epochs, len(self.history)
         averages = [] if self.average is None else self.average.state
         parallel.broadcast([*self.parameters.values(), *self.pair.state_dict().values(), *averages])
@@ -239,7 +239,7 @@ class Run:
 
     @contextmanager
     def _in_force(self) -> Iterator[None]:
-        """The run's own random numbers, device and arithmetic; parameters of modules kept out of Pyro's store."""
+        """Activates the run's random numbers, device and arithmetic; keeps modules' parameters out of Pyro's store."""
         with (
             current(self.device),
             _seeded(self.state, self.settings.seed, self.device) as state,
@@ -251,7 +251,7 @@ class Run:
         self.state = state
 
     def table(self) -> "pd.DataFrame":
-        """The history as a table, with how it ended."""
+        """The history as a table, with how training ended."""
         import pandas as pd
 
         history = pd.DataFrame(self.history)
@@ -285,7 +285,7 @@ class Run:
             row["auxiliary"] = auxiliary
         row["objective"] = objective
         if math.isfinite(reconstruction - kl + auxiliary):
-            # The last step shows in no ELBO of its epoch.
+            # The epoch's ELBO does not show the last step.
             if not bool(torch.stack([parameter.isfinite().all() for parameter in self.parameters.values()]).all()):
                 self._refuse(f"weights became infinite or NaN in epoch {epoch}", epoch)
             if self.valid is not None:
@@ -317,7 +317,7 @@ class Run:
             write_checkpoint(self._state(), self.checkpoint)
 
     def _steps(self, plan: Epoch, bar: Any, started: float) -> tuple[Tensor, int]:
-        """Takes the steps of an epoch; returns their sums and how many rows they had."""
+        """Takes the steps of an epoch; returns their sums and their number of rows."""
         epoch, seen = len(self.history) + 1, 0
         self.execution.begin_epoch(plan)
         sums = self.execution.sums
@@ -328,7 +328,7 @@ class Run:
             if step in (0, self.steps - 1):
                 self._equal_buffers()
             seen += len(index)
-            # Between redraws of the bar nothing is read back from the device.
+            # Values are read back from the device only when the bar is redrawn.
             if not bar.disable and time.time() - bar.last_print_t >= bar.mininterval:
                 rate = plan.rates[step][0]
                 bar.set_postfix_str(self._postfix(epoch, sums / seen, started, seen, rate), refresh=False)
@@ -336,26 +336,26 @@ class Run:
         return sums, seen
 
     def _refuse(self, what: str, epoch: int) -> NoReturn:
-        """Ends a run that has diverged, with the weights that it had before."""
+        """Ends a run that has diverged, and restores the weights from before the epoch."""
         self._set_weights(self.weights)
         if self.average is not None:
             self.average.set_state(self.averages)
         raise FloatingPointError(
-            f"{what}; the weights are those of epoch {epoch - 1}: try a lower learning_rate, max_grad_norm=100, or a "
-            f"likelihood with a higher floor on its scale"
+            f"{what}; the weights of epoch {epoch - 1} are restored: try a lower learning_rate, max_grad_norm=100, or "
+            f"a likelihood with a higher floor on its scale"
         )
 
     def _references(self, indices: Sequence[Tensor]) -> Iterator[dict[str, Tensor] | None]:
-        """For each step's rows a reference to those of this rank; None where it has none, in the last step."""
+        """For each step, a reference to this rank's rows; None if it has none, in the last step."""
         ours = [share for index in indices if len(share := parallel.share(index))]
         return itertools.chain(self.data.references(ours), itertools.repeat(None, len(indices) - len(ours)))
 
     def _equal_buffers(self) -> None:
-        """Gives all ranks what the first has learned from its rows besides the weights."""
+        """Copies buffers, such as running statistics, from rank 0 to all ranks."""
         parallel.broadcast(self.pair.buffers())
 
     def _structure_of_valid(self, batch: Batch) -> Structure:
-        """What the programs are made of on the rows to validate on, which may lack labels that training rows have."""
+        """The programs' structure on validation rows, which may lack labels that training rows have."""
         if self.valid is None:
             return self.structure
         with forked_random_state(self.device):
@@ -363,7 +363,7 @@ class Run:
         return self.structure if few.arguments.keys() == batch.arguments.keys() else self.pair.structure(few)
 
     def _validate(self, valid: Rows) -> dict[str, float]:
-        # The same noise after every epoch: the weights alone make the difference.
+        # The same noise after every epoch, so only the weights make a difference.
         terms = elbo_per_row(
             self.pair, valid, num_rows=self.num_rows, seed=self.settings.seed, structure=self.valid_structure
         )
@@ -386,7 +386,7 @@ class Run:
         return {name: p for name, p in self.parameters.items() if name.startswith(STORE)}
 
     def _averaged(self) -> AbstractContextManager[None]:
-        """Has the pair be what training is for: with the averages of its weights, where they are averaged."""
+        """Puts the averages of the weights into the pair, if they are averaged."""
         return nullcontext() if self.average is None else self.average.in_place()
 
     def _copy_averages(self) -> list[Tensor]:
@@ -405,7 +405,7 @@ class Run:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """What must be the same when the run goes on, as JSON data: settings, and what tells data apart."""
+        """What must be the same when the run is resumed, as JSON data: settings and fingerprints of the data."""
         return {
             **self.settings.identity(),
             "num_rows": self.num_rows,
@@ -415,7 +415,7 @@ class Run:
         }
 
     def _state(self) -> Checkpoint:
-        """The state of the run, as it is written."""
+        """The state of the run for its checkpoint."""
         moments, optimizer = pack_optimizer(self.optimizer)
         return Checkpoint(
             tensors={
@@ -439,25 +439,25 @@ class Run:
         )
 
     def _check_same(self, before: dict[str, Any], *, other_rate: bool) -> None:
-        """Refuses the checkpoint of a run that goes by other settings or data; of old versions some are not known."""
+        """Refuses the checkpoint of a run with other settings or data; checkpoints of old versions may lack some."""
         for name, value in self.identity.items():
             if name not in before or before[name] == value or (name == "learning_rate" and other_rate):
                 continue
             if name in (_TRAINING_ROWS, _VALIDATION_ROWS):
                 raise ValueError(
-                    f"{self.checkpoint} is of a run on other {name}, or on the same in another order: go on with the "
-                    f"data and the split that it began with, or train again"
+                    f"{self.checkpoint} is from a run on other {name}, or on the same in another order: resume with "
+                    f"the original data and split, or train again"
                 )
             raise ValueError(
-                f"{self.checkpoint} is of a run with {name}={before[name]}, found {name}={value}: "
-                f"go on with the same settings and data"
+                f"{self.checkpoint} is from a run with {name}={before[name]}, found {name}={value}: "
+                f"resume with the same settings and data"
             )
 
     def restore(self, *, other_rate: bool = False) -> None:
-        """Goes back to the state in the checkpoint.
+        """Restores the state in the checkpoint.
 
         Args:
-            other_rate: Go on with the learning rate of this run in the place of the checkpoint's.
+            other_rate: Use this run's learning rate instead of the checkpoint's.
 
         Raises:
             ValueError: if it belongs to another run, or is damaged.
@@ -485,8 +485,8 @@ class Run:
         self.state["torch"] = saved.tensors["random"]
 
     def _change_rate(self, before: float, after: float) -> None:
-        """Goes on with another learning rate, by the schedule that there was."""
+        """Continues with another learning rate on the same schedule."""
         for group in self.optimizer.param_groups:
-            group["lr"] *= after / before  # in place, where it is a tensor
+            group["lr"] *= after / before  # in place if it is a tensor
             group["initial_lr"] *= after / before
         self.changes.append({"epoch": len(self.history) + 1, "learning_rate": [before, after]})

@@ -1,4 +1,4 @@
-"""What a training run goes by: its arguments, checked, and the optimiser and schedule that they name."""
+"""The settings of a training run: its arguments, checked, and the optimiser and schedule that they name."""
 
 import inspect
 import math
@@ -21,24 +21,24 @@ __all__ = ["OptimizerFactory", "Schedule", "Settings"]
 Schedule = Literal["cosine", "constant", "plateau"]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
-_EXPECTED_OPTIMIZER = "expected a class of torch.optim, or a function called as one, optimizer(parameters, lr=...)"
+_EXPECTED_OPTIMIZER = "expected a class of torch.optim, or a function with the same call, optimizer(parameters, lr=...)"
 
 
 def _late_cosine(done: float) -> float:
-    """One for half of the run, then down to zero: a fall from the start leaves short runs half trained."""
+    """One for half of the run, then down to zero: a decay from the start leaves short runs undertrained."""
     return 0.5 + 0.5 * math.cos(math.pi * min(1.0, max(0.0, 2 * done - 1)))
 
 
-_SCHEDULES: dict[str, Callable[[float], float] | None] = {  # step sizes by the share of the run that is done
+_SCHEDULES: dict[str, Callable[[float], float] | None] = {  # relative step size by the fraction of the run that is done
     "cosine": _late_cosine,
     "constant": lambda done: 1.0,
-    "plateau": None,  # which goes by the ELBO, between epochs
+    "plateau": None,  # depends on the ELBO, between epochs
 }
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run goes by, checked. The arguments are those of :func:`~pyro_vae.fit`."""
+    """The settings of a run, checked. The arguments are those of :func:`~pyro_vae.fit`."""
 
     objective: Any
     optimizer: OptimizerFactory
@@ -75,9 +75,9 @@ class Settings:
             raise TypeError(f"optimizer is of type {type(self.optimizer).__name__}: {_EXPECTED_OPTIMIZER}")
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same when a run goes on, as JSON data."""
+        """What must be the same when a run is resumed, as JSON data."""
         named = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        pyros = type(self.objective).__qualname__  # whose objects print with their address
+        pyros = type(self.objective).__qualname__  # their objects print with an address
         plain = repr(self.objective)
         return named | {
             "objective": plain if " at 0x" not in plain else pyros,
@@ -85,10 +85,10 @@ class Settings:
         }
 
     def make_optimizer(self, parameters: Sequence[Tensor], device: torch.device) -> torch.optim.Optimizer:
-        """The optimiser; Adam's kernel does all of a step in one call.
+        """The optimiser; Adam is fused, with one kernel call per step.
 
         Raises:
-            TypeError: if that is not what ``optimizer`` makes.
+            TypeError: if ``optimizer`` does not return one.
         """
         made = self._adam(parameters, device) if self.optimizer is torch.optim.Adam else self._made_by_user(parameters)
         for group in made.param_groups:
@@ -99,7 +99,7 @@ class Settings:
         captured = devices.captures(device)
         return torch.optim.Adam(
             [{"params": parameters, "initial_lr": self.learning_rate}],
-            # A graph that was captured sees a tensor change, and a number not.
+            # A captured graph sees changes of a tensor, but not of a number.
             lr=torch.full((), self.learning_rate, device=device) if captured else self.learning_rate,
             fused=device.type in ("cpu", "cuda", "xpu"),
             capturable=captured,
@@ -113,23 +113,23 @@ class Settings:
             why = f" ({' '.join(str(error).split())})"
         if not isinstance(made, torch.optim.Optimizer):
             raise TypeError(
-                f"optimizer is {self.optimizer!r}, which makes no optimiser of torch.optim{why}: {_EXPECTED_OPTIMIZER}"
+                f"optimizer is {self.optimizer!r}, which does not return an optimiser{why}: {_EXPECTED_OPTIMIZER}"
             )
         if inspect.signature(made.step).parameters["closure"].default is inspect.Parameter.empty:
             raise TypeError(
-                f"{type(made).__name__} evaluates the objective several times in a step, whose noise is new each time: "
-                f"take one that steps once for each gradient, such as Adam or SGD"
+                f"{type(made).__name__} evaluates the objective several times per step, but its noise differs each "
+                f"time: use an optimiser with one gradient per step, such as Adam or SGD"
             )
         return made
 
     def make_scheduler(self, optimizer: torch.optim.Optimizer) -> lr_scheduler.ReduceLROnPlateau | None:
-        """What changes the step size between epochs, if something does."""
+        """The scheduler that changes the step size between epochs, if there is one."""
         if self.schedule != "plateau":
             return None
         return lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=5)
 
     def rates(self, optimizer: torch.optim.Optimizer, done: Sequence[float]) -> list[list[float]]:
-        """The step sizes of steps before which such shares of the run are done, for each group of parameters."""
+        """The step sizes for each group of parameters, of steps that start at these fractions of the run."""
         factor = _SCHEDULES[self.schedule]
         if factor is None:
             return [[float(group["lr"]) for group in optimizer.param_groups]] * len(done)

@@ -25,18 +25,18 @@ SUMS = ("reconstruction", "kl", "auxiliary", "objective")  # over the rows of a 
 class Gradients:
     """A pair's objective and its gradient.
 
-    Called with the share of training that is done, a tensor, and the tensors of a reference to rows, in the order of
-    ``names``. Returns the sums over those rows of :data:`SUMS` in nats, ``(4,)``, and then minus the gradient of the
-    mean objective for each of ``parameters``: zeros where there is none.
+    Takes the fraction of training that is done, a tensor, and the tensors of a reference to rows, in the order of
+    ``names``. Returns the sums of :data:`SUMS` over those rows in nats, ``(4,)``, then minus the gradient of the mean
+    objective for each of ``parameters``: zeros if there is none.
 
     Args:
         pair: The programs.
-        parameters: What to take the gradient by.
+        parameters: The parameters of the gradient.
         rows: All rows.
         example: A reference to some of them.
-        structure: What the programs are made of.
-        objective: A function of draws, or an ELBO object of Pyro's.
-        precision: Of matrix products and convolutions; TF32 is for the caller to put in force.
+        structure: Structure of the programs.
+        objective: A function of draws, or one of Pyro's ELBO objects.
+        precision: Precision of matrix products and convolutions; TF32 must be set by the caller.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class Gradients:
 
     @property
     def why_programs(self) -> str | None:
-        """Why a step cannot be lowered, as far as that is known beforehand."""
+        """Why a step cannot be lowered, if that is known in advance."""
         if is_pyros(self.objective):
-            return f"{type(self.objective).__name__} is run by Pyro, on the programs"
+            return f"Pyro runs {type(self.objective).__name__} on the programs"
         return None
 
     def __call__(self, progress: Tensor, *reference: Tensor) -> tuple[Tensor, ...]:  # noqa: D102
@@ -77,7 +77,7 @@ class Gradients:
             if sites := draws.without_score_function:
                 raise ContractError(
                     f"draws at {sites[0]!r} cannot be differentiated through, and the objective does not add "
-                    f"draws.score_function(...), without which the guide would not learn about them: use Elbo(...)"
+                    f"draws.score_function(...), which the guide needs to learn there: use Elbo(...)"
                 )
             gradients = torch.autograd.grad(
                 -objective.mean(), self.parameters, allow_unused=True, materialize_grads=True
@@ -109,7 +109,7 @@ class Gradients:
         )
 
     def _by_pyro(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The step of Pyro's own object; what is reported comes from draws of our own, with other noise."""
+        """The step of Pyro's own object; the reported terms come from separate draws, with other noise."""
         for parameter in self.parameters:
             parameter.grad = None
         model, guide = self.programs
@@ -126,19 +126,19 @@ class Gradients:
         return (self._sums(draws, objective, batch), *gradients)
 
     def _pyros_loss(self, batch: Batch) -> float:
-        """The loss of Pyro's own object; its gradients are in the parameters then."""
+        """The loss of Pyro's own object; leaves its gradients in the parameters."""
         model, guide = self.programs
         if hasattr(self.objective, "differentiable_loss"):
             loss = self.objective.differentiable_loss(model, guide, batch.x, **batch.arguments)
             loss.backward()
             return float(loss.detach())
         loss = self.objective.loss_and_grads(model, self._with_parameter(guide), batch.x, **batch.arguments)
-        return float(loss[0] if isinstance(loss, tuple) else loss)  # wake-sleep has the guide's beside the model's
+        return float(loss[0] if isinstance(loss, tuple) else loss)  # wake-sleep returns the model's and the guide's
 
     def _with_parameter(self, guide: Callable[..., Any]) -> Callable[..., Any]:
-        """The guide with a statement of one parameter: Pyro goes backward only where the programs make such statements.
+        """The guide with one ``pyro.param`` statement: Pyro only backpropagates if the programs have such statements.
 
-        Modules that are called without ``pyro.module`` make none.
+        Modules called without ``pyro.module`` have none.
         """
         of_modules = [parameter for parameter in self.parameters if isinstance(parameter, torch.nn.Parameter)]
 

@@ -1,4 +1,4 @@
-"""What becomes of a step's gradient: added up over ranks, clipped, given to the optimiser; weights are averaged."""
+"""Applying a step's gradient: sum over ranks, clip, take the optimiser's step, average the weights."""
 
 import copy
 import sys
@@ -26,10 +26,10 @@ class Updates:
     """Steps of an optimiser.
 
     Args:
-        parameters: What is trained.
+        parameters: The trained parameters.
         optimizer: Over these parameters.
         max_grad_norm: Bound on the norm of the whole gradient.
-        average: Of the parameters, if there is one.
+        average: Average of the parameters, if there is one.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Updates:
         self._adam: _AdamState | None = None
 
     def apply(self, sums: Tensor, gradients: Sequence[Tensor], num_rows: int, *, short: bool) -> Tensor:
-        """A step, from this rank's sums and its mean gradient over so many rows. Returns the sums of all ranks.
+        """Takes a step with this rank's sums and mean gradient over ``num_rows`` rows. Returns the sums of all ranks.
 
         Args:
-            sums: Of this rank's rows.
+            sums: Sums over this rank's rows.
             gradients: One for each parameter.
-            num_rows: Rows of this rank.
-            short: Go the short way to Adam's kernel, where the optimiser is Adam.
+            num_rows: Number of this rank's rows.
+            short: Call Adam's kernel directly, if the optimiser is Adam.
         """
         if world_size() > 1:
             rows = torch.full((), float(num_rows), device=sums.device)
@@ -73,7 +73,7 @@ class Updates:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
 
     def clipped(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """The same for gradients that are to be looked at only."""
+        """Clipped copies of gradients, for comparison only."""
         if self.max_grad_norm is None:
             return list(gradients)
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -81,7 +81,7 @@ class Updates:
 
     @property
     def rates(self) -> list[Any]:
-        """The step size of each group of parameters, as it is now."""
+        """The current step size of each group of parameters."""
         groups = self.optimizer.param_groups
         return [group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"] for group in groups]
 
@@ -106,7 +106,7 @@ class Updates:
 
     @torch.no_grad()
     def restore(self, saved: _Saved) -> None:
-        """Goes back to what was saved, in the same tensors."""
+        """Restores what was saved, into the same tensors."""
         if self.average is not None:
             self.average.set_state(saved.average)
         for parameter, weight, moments in zip(self.parameters, saved.weights, saved.moments, strict=True):
@@ -121,7 +121,7 @@ class Updates:
                     state[name] = value
 
     def _is_plain_adam(self) -> bool:
-        """Whether the optimiser does nothing but what Adam's fused kernel does."""
+        """Whether the optimiser's step is just Adam's fused kernel."""
         optimizer = self.optimizer
         if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
             return False
@@ -135,13 +135,13 @@ class Updates:
         if not group["fused"] or group["weight_decay"] or group["amsgrad"] or group["maximize"]:
             return False
         if not all("exp_avg" in optimizer.state.get(parameter, {}) for parameter in group["params"]):
-            return False  # not before its first step
+            return False  # no state before the first step
         self._adam = _AdamState(optimizer)
         return True
 
     @torch.no_grad()
     def _step_of_adam(self) -> None:
-        """What ``Adam.step`` does, without the bookkeeping that costs half as much as its arithmetic."""
+        """``Adam.step`` without its bookkeeping, which costs half as much as the arithmetic."""
         (group,) = self.optimizer.param_groups
         state = self._adam
         assert state is not None

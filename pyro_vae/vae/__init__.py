@@ -1,4 +1,4 @@
-r"""The pair that most people want, put together for them: one latent vector, a prior, a decoder, an encoder."""
+r"""Premade pairs. The one that most people want has one latent vector, a prior, a decoder and an encoder."""
 
 from pyro_vae.programs.saving import CONFIG, FORMAT_VERSION, WEIGHTS, load_config
 from pyro_vae.vae.builders import conv_vae, make_vae, mlp_vae, recurrent_vae

@@ -1,4 +1,4 @@
-"""The functions that build the usual VAEs, each with the shapes that its parts need."""
+"""Functions that build the usual VAEs, with parts of matching shapes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -71,18 +71,18 @@ def mlp_vae(
     Args:
         event_shape: Shape of one row of data.
         latent_dim: Number of latents.
-        likelihood: What kind of data they are.
-        hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse. Of residual networks, whose
-            width is one, a width for each block.
+        likelihood: Distribution of a row given the latents.
+        hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse. Residual networks have a
+            single width, repeated once for each block.
         block: ``"plain"`` for :class:`~pyro_vae.networks.MLP`, ``"gated"`` for
             :class:`~pyro_vae.networks.GatedMLP`, ``"residual"`` for :class:`~pyro_vae.networks.ResidualMLP`.
-        activation: Name of a ``torch.nn`` activation. Gates are their own.
-        normalization: ``"layer"``, ``"group"`` or ``"none"``; by default that of the network's class, which is none
-            but in residual ones.
+        activation: Name of a ``torch.nn`` activation. Gated layers take none.
+        normalization: ``"layer"``, ``"group"`` or ``"none"``; by default that of the network's class: none, except in
+            residual networks.
         prior: By default :class:`~pyro_vae.priors.StandardNormal`.
         posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
-        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one when it sees the
-            training rows, and say what and why.
+        transform: Maps the user's units to the model's. With ``"auto"``, :func:`~pyro_vae.fit` chooses one from the
+            training rows and says which and why.
         missing: ``"nan"`` if NaN in the data is a missing entry: the encoder is then shown which entries are there.
 
     Example:
@@ -126,23 +126,23 @@ def conv_vae(
     """A VAE with convolutional networks, for images or signals of any size; the decoder is the encoder's mirror image.
 
     Args:
-        event_shape: ``(H, W)`` or ``(C, H, W)``; of signals, ``(T,)`` or ``(C, T)``.
+        event_shape: ``(H, W)`` or ``(C, H, W)`` for images, ``(T,)`` or ``(C, T)`` for signals.
         latent_dim: Number of latents.
-        likelihood: What kind of data they are.
+        likelihood: Distribution of a row given the latents.
         channels: Channels of the encoder's layers; each halves height and width.
         upsample: How the decoder doubles them, see :class:`~pyro_vae.networks.ConvDecoder`.
         kernel_size: Side of the kernels, odd.
         block: ``"plain"`` for :class:`~pyro_vae.networks.ConvEncoder` and its mirror image, ``"gated"`` for
             :class:`~pyro_vae.networks.GatedConvEncoder`, ``"residual"`` for
             :class:`~pyro_vae.networks.ResidualConvEncoder`.
-        activation: Name of a ``torch.nn`` activation. Gates are their own.
-        normalization: ``"layer"``, ``"group"`` or ``"none"``; by default that of the network's class, which is none
-            but in residual ones.
+        activation: Name of a ``torch.nn`` activation. Gated layers take none.
+        normalization: ``"layer"``, ``"group"`` or ``"none"``; by default that of the network's class: none, except in
+            residual networks.
         num_dims: 2 for images, 1 for signals.
         prior: By default :class:`~pyro_vae.priors.StandardNormal`.
         posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
-        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one when it sees the
-            training rows, and say what and why.
+        transform: Maps the user's units to the model's. With ``"auto"``, :func:`~pyro_vae.fit` chooses one from the
+            training rows and says which and why.
         missing: ``"nan"`` if NaN in the data is a missing entry: the encoder is then shown which entries are there.
 
     Example:
@@ -178,18 +178,18 @@ def recurrent_vae(
     transform: GivenTransform = None,
     missing: Literal["nan"] | None = None,
 ) -> VAE:
-    """A VAE with recurrent networks, for sequences: one latent vector for each, from which the decoder unrolls it.
+    """A VAE with recurrent networks, for sequences: the decoder unrolls each sequence from one latent vector.
 
     Args:
         event_shape: ``(T, C)``: T steps of C numbers.
         latent_dim: Number of latents.
-        likelihood: What kind of data they are.
-        hidden_dims: Sizes of the states of the encoder's layers; the decoder has them in reverse. See
+        likelihood: Distribution of a row given the latents.
+        hidden_dims: State sizes of the encoder's layers; the decoder has them in reverse. See
             :class:`~pyro_vae.networks.RecurrentEncoder`.
         prior: By default :class:`~pyro_vae.priors.StandardNormal`.
         posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
-        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one when it sees the
-            training rows, and say what and why.
+        transform: Maps the user's units to the model's. With ``"auto"``, :func:`~pyro_vae.fit` chooses one from the
+            training rows and says which and why.
         missing: ``"nan"`` if NaN in the data is a missing entry: the encoder is then shown which entries are there.
 
     Example:
@@ -214,7 +214,7 @@ def recurrent_vae(
 
 Network = nn.Module | Callable[[tuple[int, ...], tuple[int, ...]], nn.Module]
 Networks = tuple[Network, Network]
-"""An encoder's network and a decoder's, or functions of two shapes that make them."""
+"""An encoder network and a decoder network, or functions of two shapes that build them."""
 
 
 def mlp_networks(
@@ -227,7 +227,7 @@ def mlp_networks(
     widths, options = tuple(hidden_dims), _options(block, activation, normalization)
     if block == "residual" and len(set(widths)) != 1:
         raise ValueError(
-            f"the blocks of a residual network are of one width, found hidden_dims={widths}: give that width once for "
+            f"all blocks of a residual network have the same width, found hidden_dims={widths}: repeat one width for "
             f"each block, such as (400, 400)"
         )
 
@@ -268,12 +268,10 @@ _CONVOLUTIONAL: Mapping[Block, tuple[Callable[..., nn.Module], Callable[..., nn.
 
 
 def _options(block: Block, activation: str, normalization: Normalization | None) -> dict[str, Any]:
-    """What a network of such blocks is told of its layers."""
+    """The options of a network with such blocks."""
     lookup(block, _BLOCKS, "block")
     if block == "gated" and activation != "ReLU":
-        raise ValueError(
-            f"gated layers have no activation but their gates, found activation={activation!r}: leave it out"
-        )
+        raise ValueError(f"gated layers take no activation, found activation={activation!r}: leave it out")
     options = {} if block == "gated" else {"activation": activation}
     return options if normalization is None else options | {"normalization": normalization}
 
@@ -292,36 +290,36 @@ def make_vae(
 ) -> VAE:
     r"""A VAE with networks of any kind.
 
-    A network is an ``nn.Module`` that maps rows to raw numbers, of which likelihood and posterior make distributions:
+    A network is an ``nn.Module`` that maps rows to raw numbers. Likelihood and posterior turn these into distributions:
 
     =================  =================================================  =========================================
     network            takes                                              returns
     =================  =================================================  =========================================
     encoder_network    ``(N, *likelihood.encoding(E).shape(E))``: the     ``(N, *posterior.raw_shape((L,)))``:
-                       row's shape :math:`E`, unless it is shown          ``(N, 2, L)`` by default
+                       row's shape :math:`E`, unless it is encoded        ``(N, 2, L)`` by default
                        otherwise or ``missing`` is given
     decoder_network    ``(N, L)``                                         ``(N, *likelihood.raw_shape(E))``
     =================  =================================================  =========================================
 
-    It may return the same numbers flat, or with neighbouring dimensions in one, and an encoder may take its rows flat.
-    One batch dimension is all that it ever meets. Both are tried on two rows here, in evaluation mode, so that a wrong
-    shape is found before training. Lazy layers get their shapes from that.
+    It may return these numbers flat, or with neighbouring dimensions merged, and an encoder may take flat rows. It only
+    ever gets one batch dimension. Both networks are run on two rows here, in evaluation mode, to find a wrong shape
+    before training. This also gives lazy layers their shapes.
 
     Args:
         event_shape: Shape of one row of data.
         latent_dim: Number of latents.
-        likelihood: What kind of data they are.
-        encoder_network: As above; or a function of the two shapes, without N, that makes it.
-        decoder_network: As above; or a function of the two shapes that makes it.
+        likelihood: Distribution of a row given the latents.
+        encoder_network: As above, or a function of the two shapes, without N, that builds it.
+        decoder_network: As above, or a function of the two shapes that builds it.
         prior: By default :class:`~pyro_vae.priors.StandardNormal`.
         posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
-        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one when it sees the
-            training rows, and say what and why.
+        transform: Maps the user's units to the model's. With ``"auto"``, :func:`~pyro_vae.fit` chooses one from the
+            training rows and says which and why.
         missing: ``"nan"`` if NaN in the data is a missing entry: the encoder is then shown which entries are there.
 
     Raises:
-        ValueError: if a network does not map these shapes, with what it does instead.
-        TypeError: if it is no module.
+        ValueError: if a network does not map these shapes; the message says what it returns.
+        TypeError: if it is not a module.
 
     Example:
         >>> from pyro_vae.likelihoods import Bernoulli
@@ -353,21 +351,21 @@ def make_vae(
 
 
 def encoding_of(likelihood: Likelihood, event_shape: tuple[int, ...], missing: str | None) -> Encoding:
-    """How an encoder is shown a row; where entries may be missing, with what is there."""
+    """How a row is encoded for the network; if entries may be missing, with the mask of observed ones."""
     encoding = likelihood.encoding(event_shape)
     return WithMask(encoding, event_shape) if missing else encoding
 
 
 def fully_connected(hidden_dims: Sequence[int], activation: str) -> Callable[..., MLP]:
-    """A function of two shapes that makes an :class:`~pyro_vae.networks.MLP`."""
+    """A function of two shapes that builds an :class:`~pyro_vae.networks.MLP`."""
     return lambda in_shape, out_shape: MLP(in_shape, out_shape, tuple(hidden_dims), activation)
 
 
 def make_network(network: Network, in_shape: tuple[int, ...], out_shape: tuple[int, ...], who: str) -> nn.Module:
-    """The network, known to map these shapes."""
+    """The network, checked to map these shapes."""
     made = network if isinstance(network, nn.Module) else network(in_shape, out_shape) if callable(network) else network
     if not isinstance(made, nn.Module):
-        raise TypeError(f"{who} must be an nn.Module, or a function of two shapes that makes one; found {made!r}")
+        raise TypeError(f"{who} must be an nn.Module, or a function of two shapes that builds one; found {made!r}")
     if type(made).__module__.startswith(f"{networks.__name__}."):
         return made
     try:
@@ -387,7 +385,7 @@ def make_network(network: Network, in_shape: tuple[int, ...], out_shape: tuple[i
 
 
 def _try_out(network: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...], who: str) -> None:
-    """Runs a network on two rows, and leaves it as it was.
+    """Runs a network on two rows and leaves it unchanged.
 
     Raises:
         ValueError: if it does not map ``in_shape`` to ``out_shape``.

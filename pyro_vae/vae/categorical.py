@@ -3,7 +3,7 @@ r"""Categories as latents: a row is described by a few codes.
 .. math:: z_1, \ldots, z_M \sim p(z), \qquad x \mid z \sim p(x \mid z), \qquad z_m \in \{1, \ldots, K\}
 
 with the guide :math:`q(z \mid x) = \prod_m q(z_m \mid x)`. The prior is learned: by default each code depends on those
-before it. It is a VAE like any other, of the posterior :class:`~pyro_vae.posteriors.Codes` and a prior of codes.
+before it. It is a VAE like any other, with the posterior :class:`~pyro_vae.posteriors.Codes` and a prior over codes.
 
 Source: Jang et al., *Categorical Reparameterization with Gumbel-Softmax*, 2017; Maddison et al., *The Concrete
 Distribution*, 2017.
@@ -42,17 +42,17 @@ def categorical_vae(
 
     Args:
         event_shape: Shape of one row of data.
-        num_codes: Codes M of a row.
-        num_values: Values K of each.
-        likelihood: What kind of data they are.
+        num_codes: Number of codes M for each row.
+        num_values: Number of values K of each code.
+        likelihood: Distribution of a row given the latents.
         estimator: How the encoder learns, see :class:`~pyro_vae.posteriors.Codes`.
         temperature: Likewise.
         hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse.
         activation: Name of a ``torch.nn`` activation.
-        encoder_network: Of another kind, as in :func:`~pyro_vae.make_vae`.
+        encoder_network: Replaces the fully connected one, see :func:`~pyro_vae.make_vae`.
         decoder_network: Likewise.
         prior: By default :class:`~pyro_vae.priors.AutoregressiveCodes`.
-        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one.
+        transform: Maps the user's units to the model's. With ``"auto"``, :func:`~pyro_vae.fit` chooses one.
         missing: ``"nan"`` if NaN in the data is a missing entry.
 
     Example:

@@ -1,15 +1,15 @@
-r"""A VAE that finds clusters: each row is of one of K, which nobody names.
+r"""A VAE that finds clusters: each row belongs to one of K clusters, and no row has a label.
 
 .. math::
     y &\sim \mathrm{Categorical}(\pi) \\
     z &\sim \mathcal{N}(\mu_y, \operatorname{diag}(\sigma_y^2)) \\
     x &\sim p(x \mid z)
 
-The weights, means and standard deviations are learned. The guide is :math:`q(z \mid x)`; the cluster is summed over,
-given z, which is what the best :math:`q(y \mid x, z)` there is, :math:`p(y \mid z)`, comes to.
+The weights, means and standard deviations are learned. The guide is :math:`q(z \mid x)`; given z, the cluster is summed
+out. This equals the ELBO with the best possible :math:`q(y \mid x, z)`, which is :math:`p(y \mid z)`.
 
-Source: Jiang, Zheng, Tan, Tang & Zhou, *Variational Deep Embedding*, 2017 (VaDE), whose guide has
-:math:`q(y \mid x)` in the place of :math:`p(y \mid z)`, and a lower bound for it.
+Source: Jiang, Zheng, Tan, Tang & Zhou, *Variational Deep Embedding*, 2017 (VaDE), whose guide has :math:`q(y \mid x)`
+instead of :math:`p(y \mid z)`, and so a lower bound.
 """
 
 from collections.abc import Sequence
@@ -51,11 +51,11 @@ class ClusterModel(GenerativeProgram):
 
 
 class ClusterVAE(Premade):
-    r"""VAE with clusters: :math:`p(y)\,p(z \mid y)\,p(x \mid z)` with the guide :math:`q(z \mid x)`, y summed over.
+    r"""VAE with clusters: :math:`p(y)\,p(z \mid y)\,p(x \mid z)` with the guide :math:`q(z \mid x)`, y summed out.
 
-    Which cluster is which has no meaning, and may differ from seed to seed. Clusters are best looked for from where
-    codes already lie in heaps, as VaDE does: train the same parts with a standard normal prior, let
-    :meth:`start_at` put the clusters there, and go on:
+    The order of the clusters has no meaning and may differ from seed to seed. Clusters are found best if training
+    starts from codes that already form groups, as in VaDE: train the same parts with a standard normal prior, place the
+    clusters with :meth:`start_at`, and train again:
 
     .. code-block:: python
 
@@ -67,11 +67,11 @@ class ClusterVAE(Premade):
         prior: :math:`p(y)` and :math:`p(z \mid y)`: the mixture's weights and components.
         decoder: :math:`z \mapsto p(x \mid z)`.
         encoder: :math:`x \mapsto q(z \mid x)`.
-        transform: The user's units to the model's; by default the data are in the model's units.
+        transform: Maps the user's units to the model's; by default the data are in the model's units.
         missing: ``"nan"`` if NaN in the data is a missing entry; by default it is an error.
 
     Raises:
-        ValueError: if the transform does not yield what the likelihood describes, or the parts do not fit.
+        ValueError: if the transform does not yield what the likelihood describes, or the parts do not match.
     """
 
     model: ClusterModel
@@ -102,7 +102,7 @@ class ClusterVAE(Premade):
     def predict_cluster(self, x: Inputs) -> Tensor:
         r"""The probability of each cluster, :math:`\mathbb{E}_{q(z \mid x)}[p(y \mid z)]`: ``(N, K)``.
 
-        The mean is over draws of z that are the same each time.
+        The mean is over the same draws of z in each call.
 
         Args:
             x: Rows.
@@ -110,17 +110,17 @@ class ClusterVAE(Premade):
         return torch.cat([self.encode(chunk, site="y").probs for chunk in self._chunks(x)])  # pyright: ignore
 
     def start_at(self, x: Inputs, *, seed: int = 0) -> None:
-        r"""Lets the clusters start where k-means finds them among the codes of these rows.
+        r"""Starts the clusters where k-means finds them among the codes of these rows.
 
-        Codes are the means of :math:`q(z \mid x)`. A cluster starts as wide as its codes, and wider by what the encoder
-        leaves open, and with their share of the rows.
+        Codes are the means of :math:`q(z \mid x)`. A cluster starts with the variance of its codes plus the mean
+        variance of the posterior, and with its share of the rows as its weight.
 
         Args:
-            x: Rows, as many as the clusters at least.
-            seed: Seeds the draws, and the starts of k-means.
+            x: Rows, at least as many as there are clusters.
+            seed: Seeds the draws and the starts of k-means.
 
         Raises:
-            ValueError: if there are fewer.
+            ValueError: if there are fewer rows than clusters.
         """
         from sklearn.cluster import KMeans
 
@@ -133,15 +133,15 @@ class ClusterVAE(Premade):
                 draws.append(q_z(torch.Size()))
         means, num = torch.cat(codes).double().cpu(), self.prior.num_components
         if len(means) < num:
-            raise ValueError(f"{len(means)} rows cannot make {num} clusters: give more")
+            raise ValueError(f"{num} clusters need at least as many rows, found {len(means)}: give more rows")
         starts: Any = {"n_init": 10, "random_state": seed}
         index = torch.as_tensor(KMeans(num, **starts).fit_predict(means.numpy())).long()
         members = F.one_hot(index, num).double()  # (N, K)
-        counts = members.sum(0).clamp(min=1)  # where rows are few and equal some have none
+        counts = members.sum(0).clamp(min=1)  # with few, equal rows a cluster may be empty
         locs = members.T @ means / counts[:, None]
         within = members.T @ (means - locs[index]).square() / counts[:, None]
         left_open = (torch.cat(draws).double().cpu() - means).square().mean(0)
-        self.encoder.posterior.join(self.prior, self.decoder)  # a plain VAE of the same parts has had it
+        self.encoder.posterior.join(self.prior, self.decoder)  # a plain VAE has joined it to its own prior
         self.prior.start_at(locs, (within + left_open).sqrt(), counts / counts.sum())
 
     def _chunks(self, x: Inputs) -> Any:
@@ -168,13 +168,13 @@ def cluster_vae(
         event_shape: Shape of one row of data.
         latent_dim: Number of latents.
         num_clusters: Number of clusters.
-        likelihood: What kind of data they are.
+        likelihood: Distribution of a row given the latents.
         hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse.
         activation: Name of a ``torch.nn`` activation.
-        encoder_network: In the place of the fully connected one, as in :func:`~pyro_vae.make_vae`.
+        encoder_network: Replaces the fully connected one, see :func:`~pyro_vae.make_vae`.
         decoder_network: Likewise.
         posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
-        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one.
+        transform: Maps the user's units to the model's. With ``"auto"``, :func:`~pyro_vae.fit` chooses one.
         missing: ``"nan"`` if NaN in the data is a missing entry.
 
     Raises:

@@ -1,10 +1,10 @@
-r"""A conditional VAE: rows come with labels or covariates y, which say what is known of them.
+r"""A conditional VAE: rows come with known labels or covariates y.
 
 .. math::
     z &\sim p(z) \quad \text{or} \quad p(z \mid y) \\
     x &\sim p(x \mid z, y)
 
-and the guide is :math:`q(z \mid x, y)`. Nothing is said of y itself: the evidence is that of x given y.
+and the guide is :math:`q(z \mid x, y)`. The model does not describe y itself: the evidence is :math:`p(x \mid y)`.
 
 Source: Sohn, Lee & Yan, *Learning Structured Output Representation using Deep Conditional Generative Models*, 2015.
 """
@@ -31,7 +31,7 @@ __all__ = ["ConditionalVAE", "conditional_vae"]
 
 
 class ConditionalModel(GenerativeProgram):
-    """The generative program; the decoder is given latents and covariates as one vector."""
+    """The generative program; the decoder takes latents and covariates as one vector."""
 
     def __init__(self, prior: Prior | Encoder, decoder: Decoder, covariates: Covariates) -> None:
         super().__init__(decoder)
@@ -43,7 +43,7 @@ class ConditionalModel(GenerativeProgram):
         return tuple(dict.fromkeys((*self.covariates.arguments, *super().arguments)))
 
     def check_arguments(self, *, mask: Any = None, **arguments: Any) -> None:
-        """Looks at the covariates, beside what any model looks at."""
+        """Checks the covariates as well as what every model checks."""
         self.covariates.check_arguments(**arguments)
         super().check_arguments(mask=mask, **arguments_for(self.decoder, arguments))
 
@@ -59,7 +59,7 @@ class ConditionalModel(GenerativeProgram):
 
 
 class ConditionalGuide(InferenceProgram):
-    """The inference program; the encoder is shown covariates beside the row."""
+    """The inference program; the encoder takes the covariates along with the row."""
 
     def __init__(self, encoder: Encoder, covariates: Covariates) -> None:
         super().__init__(encoder)
@@ -83,19 +83,21 @@ class ConditionalGuide(InferenceProgram):
 class ConditionalVAE(Premade):
     r"""Conditional VAE: :math:`p(z \mid y)\,p(x \mid z, y)` with the guide :math:`q(z \mid x, y)`.
 
-    The covariates are keyword arguments, with one entry for each row or one for all: ``fit(vae, {"x": x, "labels":
+    The covariates are keyword arguments, with one entry for each row or one for all rows: ``fit(vae, {"x": x, "labels":
     labels})``, ``vae.sample(16, given={"labels": 7})``.
 
     Args:
-        prior: :math:`p(z)`; or an :class:`~pyro_vae.programs.Encoder` of the covariates' vector, :math:`p(z \mid y)`.
-        decoder: :math:`(z, y) \mapsto p(x \mid z, y)`, given both as one vector.
+        prior: :math:`p(z)`, or for :math:`p(z \mid y)` an :class:`~pyro_vae.programs.Encoder` of the covariates'
+            vector.
+        decoder: :math:`(z, y) \mapsto p(x \mid z, y)`, which takes both as one vector.
         encoder: :math:`x, y \mapsto q(z \mid x, y)`, whose encoding takes ``covariates``.
-        covariates: What rows come with.
-        transform: The user's units to the model's; by default the data are in the model's units.
-        missing: ``"nan"`` if NaN in the data is a missing entry; by default it is an error. Covariates have no gaps.
+        covariates: The covariates of the rows.
+        transform: Maps the user's units to the model's; by default the data are in the model's units.
+        missing: ``"nan"`` if NaN in the data is a missing entry; by default it is an error. Covariates must be
+            complete.
 
     Raises:
-        ValueError: if the transform does not yield what the likelihood describes, or the parts do not fit.
+        ValueError: if the transform does not yield what the likelihood describes, or the parts do not match.
     """
 
     model: ConditionalModel
@@ -122,7 +124,7 @@ class ConditionalVAE(Premade):
 
     @property
     def prior(self) -> Prior | Encoder:
-        """The prior: ``prior()`` is p(z), or ``prior(given)`` is p(z | y) at the covariates' vector."""
+        """The prior: ``prior()`` is p(z), or ``prior(given)`` is p(z | y) for the covariates' vector."""
         return self.model.prior
 
     @property
@@ -137,11 +139,11 @@ class ConditionalVAE(Premade):
 
     @property
     def covariates(self) -> Covariates:
-        """What rows come with: ``covariates(labels=labels)`` is the vector that the decoder is given beside z."""
+        """The covariates: ``covariates(labels=labels)`` is the vector that the decoder takes along with z."""
         return self.model.covariates
 
     def networks(self) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-        """The networks, each with the shape of one row that it takes."""
+        """The networks, each with the shape of one row of its input."""
         size = self.covariates.size
         found = super().networks() | {"decoder": (self.decoder.network, (self.encoder.latent_dim + size,))}
         return found if isinstance(self.prior, Prior) else found | {"prior": (self.prior.network, (size,))}
@@ -167,19 +169,19 @@ def conditional_vae(
     Args:
         event_shape: Shape of one row of data.
         latent_dim: Number of latents.
-        given: What rows come with, by name: a number of classes for labels, shown one-hot; None for a number in any
-            unit, which the first training batch standardises; or the shape of several of those.
-        likelihood: What kind of data they are.
+        given: The covariates by name: a number of classes for labels, encoded one-hot; None for a number in any unit,
+            standardised with the first training batch; or the shape of several such numbers.
+        likelihood: Distribution of a row given latents and covariates.
         hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse.
         activation: Name of a ``torch.nn`` activation.
-        encoder_network: In the place of the fully connected one, as in :func:`~pyro_vae.make_vae`. It is shown the row
-            and the covariates as one vector; of an image, covariates are shown as planes, one for each number.
+        encoder_network: Replaces the fully connected one, see :func:`~pyro_vae.make_vae`. It takes the row and the
+            covariates as one vector; with images, each number of the covariates is a plane.
         decoder_network: Likewise; it maps latents and covariates, as one vector, to raw outputs.
-        prior: By default :class:`~pyro_vae.priors.StandardNormal`. ``"conditional"`` is a normal whose means and scales
-            a network computes of the covariates, :math:`p(z \mid y)`.
+        prior: By default :class:`~pyro_vae.priors.StandardNormal`. ``"conditional"`` is a normal :math:`p(z \mid y)`,
+            whose means and scales a network computes from the covariates.
         posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
-        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one.
-        missing: ``"nan"`` if NaN in the data is a missing entry; covariates have no gaps.
+        transform: Maps the user's units to the model's. With ``"auto"``, :func:`~pyro_vae.fit` chooses one.
+        missing: ``"nan"`` if NaN in the data is a missing entry; covariates must be complete.
 
     Example:
         >>> from pyro_vae.likelihoods import Bernoulli

@@ -1,4 +1,4 @@
-"""What a premade pair says of its parts, where they can be built again from it."""
+"""The description of a premade pair's parts, if they can be rebuilt from it."""
 
 import contextlib
 from typing import Any
@@ -22,9 +22,9 @@ PARTS = {
 
 
 def describe(pair: Any) -> dict[str, Any] | None:
-    """A premade pair as JSON data; None if it can't be built again from that.
+    """A premade pair as JSON data; None if it can't be rebuilt from that.
 
-    Networks of the user's own, and of PyTorch's layers, are built once to see that they come out as they are.
+    Networks of the user's own, and of PyTorch's layers, are rebuilt once to check that they come out the same.
     """
     try:
         description = configs.describe(pair)
@@ -44,10 +44,10 @@ def _names_layers(description: Any) -> bool:
 
 
 def _classes_of(pair: nn.Module) -> dict[str, type[nn.Module]]:
-    """The library's parts, and those of the user's own that the pair is made of.
+    """The library's parts, and the pair's parts of the user's own.
 
     Raises:
-        ValueError: if two of them have one name.
+        ValueError: if two of them have the same name.
     """
     classes = dict(PARTS)
     for part in pair.modules():
@@ -59,7 +59,7 @@ def _classes_of(pair: nn.Module) -> dict[str, type[nn.Module]]:
 
 
 def _builds_again(pair: Any, description: dict[str, Any], classes: dict[str, type[nn.Module]]) -> bool:
-    """Whether the description gives networks that have the same parameters and compute the same."""
+    """Whether networks built from the description have the same parameters and outputs."""
     with forked_random_state(pair.device), contextlib.suppress(Exception):
         again = configs.build(description, classes).to(device=pair.device, dtype=pair.dtype)
         if len(list(again.parameters())) != len(list(pair.parameters())):  # where two layers share one, it counts once

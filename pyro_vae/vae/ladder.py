@@ -5,15 +5,15 @@ The generative story, from the top level L down to the row:
 .. math:: z_L \sim p(z_L), \qquad z_i \mid z_{i+1} \sim \mathcal{N}\big(\mu_i(z_{i+1}),
     \operatorname{diag}\sigma_i^2(z_{i+1})\big) \ (i = L-1, \ldots, 1), \qquad x \mid z_1 \sim p(x \mid z_1)
 
-Inference goes up and comes down again. A deterministic pass makes of the row, level by level, what it says of each
-:math:`z_i` by itself, :math:`\mathcal{N}(\hat\mu_i(x), \hat\sigma_i^2(x))`. At the top that is
-:math:`q(z_L \mid x)`. On the way down it is joined with what the level above says, weighted by precision, as a normal
-likelihood and a normal prior are:
+Inference goes up and comes down again. On the way up, a deterministic pass computes from the row alone a normal for
+each level, :math:`\mathcal{N}(\hat\mu_i(x), \hat\sigma_i^2(x))`. At the top this is :math:`q(z_L \mid x)`. On the way
+down, each is combined with the model's normal given the level above, weighted by precision, as a normal likelihood is
+with a normal prior:
 
 .. math:: q(z_i \mid z_{i+1}, x) = \mathcal{N}\left(\frac{\hat\mu_i \hat\sigma_i^{-2} + \mu_i \sigma_i^{-2}}
     {\hat\sigma_i^{-2} + \sigma_i^{-2}},\ \frac{1}{\hat\sigma_i^{-2} + \sigma_i^{-2}}\right)
 
-so that the guide learns corrections to the model and not the whole posterior, and upper levels stay in use.
+The guide learns corrections to the model, not the whole posterior, and so upper levels stay in use.
 
 Source: Sønderby et al., *Ladder Variational Autoencoders*, 2016.
 """
@@ -46,7 +46,7 @@ class LadderModel(GenerativeProgram):
     r"""The generative program :math:`p(z_L) \prod_i p(z_i \mid z_{i+1})\, p(x \mid z_1)`, at sites ``z_1``, ….
 
     Args:
-        prior: Called with nothing, returns :math:`p(z_L)`.
+        prior: Called without arguments, returns :math:`p(z_L)`.
         conditionals: Called with :math:`z_{i+1}`, each returns :math:`p(z_i \mid z_{i+1})`: for i = 1, 2, …, L − 1.
         decoder: Called with :math:`z_1`, returns :math:`p(x \mid z_1)`.
     """
@@ -70,15 +70,15 @@ class LadderGuide(InferenceProgram):
     r"""The inference program :math:`q(z_L \mid x) \prod_i q(z_i \mid z_{i+1}, x)`.
 
     Args:
-        encoder: What a row says of each level by itself.
-        conditionals: The model's own, which the guide asks and does not hold.
+        encoder: Gives each level's normal from the row alone.
+        conditionals: Those of the model, which the guide uses but does not own.
     """
 
     encoder: "LadderEncoder"
 
     def __init__(self, encoder: "LadderEncoder", conditionals: Sequence[nn.Module]) -> None:
         super().__init__(encoder)
-        self._conditionals = list(conditionals)  # in a list, for they are parts of the model
+        self._conditionals = list(conditionals)  # in a list, as they are parts of the model
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, **arguments: Any) -> Tensor:
         """Runs the program on rows ``x`` in the model's units; ``mask`` is true where an entry is observed."""
@@ -94,17 +94,17 @@ class LadderGuide(InferenceProgram):
 
 
 class LadderEncoder(nn.Module):
-    r"""The pass upwards: what a row says of each level, :math:`x \mapsto \mathcal{N}(\hat\mu_i(x), \hat\sigma_i^2(x))`.
+    r"""The pass upwards: a normal for each level, :math:`x \mapsto \mathcal{N}(\hat\mu_i(x), \hat\sigma_i^2(x))`.
 
-    Called, it returns that of the top, :math:`q(z_L \mid x)`.
+    A call returns that of the top level, :math:`q(z_L \mid x)`.
 
     Args:
         networks: One for each level, from below. The first maps ``(N, *encoding.shape(event_shape))``, and each other
-            ``(N, context_dim)``, to ``(N, context_dim + 2 L_i)``: what the next one is given, and raw mean and scale;
-            the last to the latter alone.
+            ``(N, context_dim)``, to ``(N, context_dim + 2 L_i)``: the input of the next network, and raw mean and
+            scale. The last returns raw mean and scale only.
         latent_dims: Number of latents :math:`L_i` of each level, from below.
         context_dim: As above.
-        encoding: How the first network is shown a row.
+        encoding: How a row is encoded for the first network.
         event_shape: Shape of one row of data.
     """
 
@@ -133,11 +133,11 @@ class LadderEncoder(nn.Module):
         return self.encoding.arguments
 
     def in_shape(self, level: int) -> tuple[int, ...]:
-        """Shape of what a level's network is given, counted from 0 here."""
+        """Shape of the input of a level's network; levels count from 0 here."""
         return (self.context_dim,) if level else self.encoding.shape(self.event_shape)
 
     def levels(self, x: Tensor, mask: Tensor | None = None, **arguments: Any) -> list[dist.TorchDistribution]:
-        """What rows ``(*B, *event_shape)`` say of each level, from below: batch ``(*B,)``, event ``(L_i,)``."""
+        """Each level's normal for rows ``(*B, *event_shape)``, from below: batch ``(*B,)``, event ``(L_i,)``."""
         check_taken(arguments, self.arguments, "the encoder")
         if mask is not None:
             check_mask_shape(mask, x.shape)
@@ -155,9 +155,9 @@ class LadderEncoder(nn.Module):
 
 
 class LadderVAE(Premade):
-    r"""A hierarchical VAE with ladder inference; the story is at the top of :mod:`pyro_vae.vae.ladder`.
+    r"""A hierarchical VAE with ladder inference, described in :mod:`pyro_vae.vae.ladder`.
 
-    The latent sites are ``z_1``, next to the data, to ``z_L``: ``encode(x, site="z_2")``, ``decode({"z_1": …, "z_2":
+    The latent sites are ``z_1`` (next to the data) to ``z_L``: ``encode(x, site="z_2")``, ``decode({"z_1": …, "z_2":
     …})``. :func:`~pyro_vae.evaluate` gives the rate and the active units of each.
 
     Args:
@@ -165,11 +165,11 @@ class LadderVAE(Premade):
         conditionals: :math:`z_{i+1} \mapsto p(z_i \mid z_{i+1})` for i = 1, …, L − 1, normals with independent entries.
         decoder: :math:`z_1 \mapsto p(x \mid z_1)`.
         encoder: The pass upwards.
-        transform: The user's units to the model's; by default the data are in the model's units.
+        transform: Maps the user's units to the model's; by default the data are in the model's units.
         missing: ``"nan"`` if NaN in the data is a missing entry; by default it is an error.
 
     Raises:
-        ValueError: if the parts do not fit each other or the transform.
+        ValueError: if the parts do not match each other or the transform.
     """
 
     model: LadderModel
@@ -188,7 +188,7 @@ class LadderVAE(Premade):
         sizes = (*(part.latent_dim for part in conditionals), prior.latent_dim)
         if sizes != encoder.latent_dims:
             raise ValueError(
-                f"the model's levels have {sizes} latents, from below, and the encoder's {encoder.latent_dims}"
+                f"from below, the model's levels have {sizes} latents and the encoder's {encoder.latent_dims}"
             )
         model = LadderModel(prior, conditionals, decoder)
         super().__init__(
@@ -206,7 +206,7 @@ class LadderVAE(Premade):
 
     @property
     def conditionals(self) -> tuple[nn.Module, ...]:
-        """What each level says of the one below, from below."""
+        """Each level's distribution given the level above, from below."""
         return tuple(self.model.conditionals)
 
     @property
@@ -225,7 +225,7 @@ class LadderVAE(Premade):
         return self.encoder.latent_dims
 
     def networks(self) -> Mapping[str, tuple[nn.Module, tuple[int, ...]]]:
-        """The networks, each with the shape of one row that it takes."""
+        """The networks, each with the shape of one row of its input."""
         up = {f"encoder {i + 1}": (n, self.encoder.in_shape(i)) for i, n in enumerate(self.encoder.networks)}
         down = {
             f"conditional {i + 1}": (part.network, (above,))
@@ -249,23 +249,23 @@ def ladder_vae(
 ) -> LadderVAE:
     """A VAE with several layers of latents and ladder inference.
 
-    Upper levels come into use more easily where the KL is warmed up, as in the paper: ``Elbo(kl_warmup=0.5)``.
+    Upper levels come into use more easily if the KL is warmed up, as in the paper: ``Elbo(kl_warmup=0.5)``.
 
     Args:
         event_shape: Shape of one row of data.
         latent_dims: Number of latents of each level, from the one next to the data up; at least two.
-        likelihood: What kind of data they are.
+        likelihood: Distribution of a row given the latents.
         hidden_dims: Widths of the hidden layers of every network; the decoder has them in reverse.
         activation: Name of a ``torch.nn`` activation.
         encoder_network: The network next to the data, as in :func:`~pyro_vae.make_vae`, or a function of the two shapes
-            that makes it: for images a :class:`~pyro_vae.networks.ConvEncoder`. See :class:`LadderEncoder`.
-        decoder_network: The one from the lowest level to the data, likewise.
-        prior: Of the top level; by default :class:`~pyro_vae.priors.StandardNormal`.
-        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one.
+            that builds it, such as a :class:`~pyro_vae.networks.ConvEncoder` for images. See :class:`LadderEncoder`.
+        decoder_network: The network from the lowest level to the data, likewise.
+        prior: Prior of the top level; by default :class:`~pyro_vae.priors.StandardNormal`.
+        transform: Maps the user's units to the model's. With ``"auto"``, :func:`~pyro_vae.fit` chooses one.
         missing: ``"nan"`` if NaN in the data is a missing entry: the encoder is then shown which entries are there.
 
     Raises:
-        ValueError: if there are fewer than two levels, or parts do not fit.
+        ValueError: if there are fewer than two levels, or the parts do not match.
 
     Example:
         >>> from pyro_vae.likelihoods import Bernoulli
@@ -275,7 +275,9 @@ def ladder_vae(
     """
     event_shape, hidden_dims, sizes = tuple(event_shape), tuple(hidden_dims), tuple(latent_dims)
     if len(sizes) < 2 or min(sizes) < 1:
-        raise ValueError(f"latent_dims are the latents of two levels or more; found {sizes}: for one use mlp_vae")
+        raise ValueError(
+            f"latent_dims must be positive, for at least two levels; found {sizes}: for one level use mlp_vae"
+        )
     context_dim = hidden_dims[-1] if hidden_dims else sizes[0]
     encoding = encoding_of(likelihood, event_shape, missing)
 

@@ -13,14 +13,14 @@ __all__ = ["VAE"]
 class VAE(Premade):
     r"""Variational autoencoder: :math:`p(z)\,p(x \mid z)` with the guide :math:`q(z \mid x)`.
 
-    ``vae.model`` and ``vae.guide`` are Pyro programs in the model's units; Pyro's own ``SVI``, ``Predictive`` and
-    ``NUTS`` take them as they are.
+    ``vae.model`` and ``vae.guide`` are Pyro programs in the model's units. Pyro's own ``SVI``, ``Predictive`` and
+    ``NUTS`` take them unchanged.
 
     Args:
         prior: :math:`p(z)`.
         decoder: :math:`z \mapsto p(x \mid z)`.
         encoder: :math:`x \mapsto q(z \mid x)`.
-        transform: The user's units to the model's; by default the data are in the model's units.
+        transform: Maps the user's units to the model's; by default the data are in the model's units.
         missing: ``"nan"`` if NaN in the data is a missing entry; by default it is an error.
 
     Raises:

@@ -1,11 +1,11 @@
-r"""Rows that are seen in several ways, such as a picture and its label, any of which may be missing.
+r"""Rows with several modalities, such as a picture and its label, any of which may be missing.
 
 .. math::
     z_n &\sim p(z) \\
     x_n &\sim p(x \mid z_n), \quad y_n \sim p(y \mid z_n), \quad \dots && \text{one likelihood for each modality}
 
-Each modality m has an encoder, an expert of its own, :math:`q_m(z \mid x_m)`; the guide joins the experts of those that
-are there, the set O:
+Each modality m has an encoder, its expert :math:`q_m(z \mid x_m)`. The guide joins the experts of the modalities that
+are observed, the set O:
 
 .. math::
     q(z \mid x_O) \propto \mathcal{N}(z \mid 0, I) \prod_{m \in O} q_m(z \mid x_m) \quad\text{(a product)}, \qquad
@@ -44,7 +44,7 @@ Joint = Literal["product", "mixture"]
 
 
 class Gaps(nn.Module):
-    """A modality's values in the programs' type, with one that its likelihood describes where there is none."""
+    """Converts a modality's values to the programs' type and fills gaps with a value in the likelihood's range."""
 
     filling: Tensor
 
@@ -69,7 +69,7 @@ class MultimodalModel(GenerativeProgram):
 
     @property
     def decoders(self) -> dict[str, Decoder]:
-        """The decoders of the modalities beside ``x``."""
+        """The decoders of the modalities other than ``x``."""
         return dict(self.others.items())  # pyright: ignore[reportReturnType]
 
     @property
@@ -79,7 +79,7 @@ class MultimodalModel(GenerativeProgram):
         return tuple(dict.fromkeys([*super().arguments, *(name for names in of_others for name in names)]))
 
     def check_arguments(self, *, mask: Any = None, **arguments: Any) -> None:
-        """Has each modality's values be rows that its likelihood describes, beside what any model looks at."""
+        """Checks that each likelihood describes its modality's values, as well as what every model checks."""
         super().check_arguments(mask=mask, **_taken(self.decoder, arguments))
         for name, decoder in self.decoders.items():
             decoder.likelihood.check_arguments(**_taken(decoder, arguments))
@@ -115,17 +115,17 @@ class MultimodalModel(GenerativeProgram):
 
 
 class JointEncoder(nn.Module):
-    """The experts of the modalities that are there, joined into one distribution of z."""
+    """The experts of the observed modalities, joined into one distribution of z."""
 
     def __init__(self, names: Sequence[str], encoders: Sequence[Encoder], gaps: nn.ModuleDict, joint: Joint) -> None:
         super().__init__()
         self.experts = nn.ModuleDict(dict(zip(names, encoders, strict=True)))
-        self._gaps = [gaps]  # in a list, for they are the model's, and hold nothing that is learned
+        self._gaps = [gaps]  # in a list, as they are the model's and have no parameters
         self.joint = joint
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The keyword arguments: the modalities beside ``x``, their masks, and those of the encodings."""
+        """The keyword arguments: the modalities other than ``x``, their masks, and those of the encodings."""
         others = [argument for name in self.experts if name != "x" for argument in (name, f"{name}_mask")]
         experts: list[Any] = list(self.experts.values())
         return tuple(dict.fromkeys([*others, *(argument for expert in experts for argument in expert.arguments)]))
@@ -150,14 +150,14 @@ class JointEncoder(nn.Module):
 
 
 def _product(locs: Tensor, scales: Tensor, there: Tensor) -> dist.TorchDistribution:
-    """The standard normal times the experts ``(N, M, L)`` that are there ``(N, M)``."""
+    """The standard normal times the experts ``(N, M, L)`` of the observed modalities ``(N, M)``."""
     precisions = there[..., None] / scales.square()
     prior = torch.zeros_like(locs[:, :1])
     return product_of_normals(torch.cat([locs, prior], -2), torch.cat([precisions, prior + 1], -2))
 
 
 def _mixture(locs: Tensor, scales: Tensor, there: Tensor) -> dist.TorchDistribution:
-    """The experts that are there, with equal weights; the standard normal where there is none."""
+    """The experts of the observed modalities, with equal weights; the standard normal if there are none."""
     there, prior = torch.cat([there, ~there.any(-1, keepdim=True)], -1), torch.zeros_like(locs[:, :1])
     logits = torch.where(there, 0.0, -torch.inf).to(locs.dtype)
     return MixtureOfNormals(torch.cat([locs, prior], -2), torch.cat([scales, prior + 1], -2), logits)
@@ -168,7 +168,7 @@ def _taken(part: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class MultimodalGuide(InferenceProgram):
-    """The inference program: what the modalities that are there say of z."""
+    """The inference program: z given the observed modalities."""
 
     encoder: JointEncoder
 
@@ -182,25 +182,26 @@ class MultimodalVAE(Premade):
     r"""A VAE of several modalities, any of which may be missing: :math:`p(z) \prod_m p(x_m \mid z)`.
 
     The first modality is ``x``; the others are sites and keyword arguments of their own names:
-    ``fit(vae, {"x": x, "label": labels})``. NaN is what is missing, entries of a row or all of it, in any of them; of
-    whole numbers a mask may be given, as ``mask`` or ``label_mask``. The transform is that of ``x``; the others are in
-    the model's units. What likelihoods take by name, such as a ``size_factor``, all that take it are given.
+    ``fit(vae, {"x": x, "label": labels})``. In any of them NaN marks missing entries, or a missing row if all entries
+    are NaN. Whole numbers take a mask instead, as ``mask`` or ``label_mask``. The transform is that of ``x``; the
+    others are in the model's units. A keyword argument of likelihoods, such as ``size_factor``, goes to every
+    likelihood that takes it.
 
-    :meth:`draw_given` draws some modalities given others; where all rows are complete, train on :meth:`each_alone` of
-    them, so that the guide learns to do with less. A ``kl_warmup`` of the :class:`~pyro_vae.Elbo` helps experts to be
-    heard beside the prior. ``sample(n)`` draws all modalities from the prior; a value in its
-    ``given`` has no part in the draws of others.
+    :meth:`draw_given` draws some modalities given others. If all rows are complete, train on :meth:`each_alone` of
+    them, to teach the guide to do with fewer modalities. A ``kl_warmup`` of the :class:`~pyro_vae.Elbo` keeps the prior
+    from drowning out the experts. ``sample(n)`` draws all modalities from the prior; a value in its ``given`` does not
+    affect the draws of the others.
 
     Args:
         prior: :math:`p(z)`.
-        names: Of the modalities, the first of them ``"x"``.
+        names: Names of the modalities; the first is ``"x"``.
         decoders: :math:`z \mapsto p(x_m \mid z)`, one for each.
-        encoders: :math:`x_m \mapsto q_m(z \mid x_m)`, one for each, with normals of independent latents.
-        joint: How their experts are joined: by a ``"product"`` or a ``"mixture"``.
-        transform: Of ``x``: the user's units to the model's.
+        encoders: :math:`x_m \mapsto q_m(z \mid x_m)`, one for each, with independent normal latents.
+        joint: How their experts are joined: ``"product"`` or ``"mixture"``.
+        transform: Maps the user's units of ``x`` to the model's.
 
     Raises:
-        ValueError: if names, decoders and encoders do not fit each other, the transform does not yield what the
+        ValueError: if names, decoders and encoders do not match, the transform does not yield what the
             likelihood of ``x`` describes, or an argument is out of its range.
     """
 
@@ -224,7 +225,7 @@ class MultimodalVAE(Premade):
         for name, encoder in zip(names, encoders, strict=True):
             if not isinstance(encoder.posterior, DiagonalNormal):
                 found = type(encoder.posterior).__name__
-                raise ValueError(f"experts are joined as normals of independent latents, and {name} has a {found}")
+                raise ValueError(f"experts must have a DiagonalNormal posterior, and {name} has a {found}")
             if prior.latent_dim != encoder.latent_dim:
                 raise ValueError(
                     f"the prior has {prior.latent_dim} latents and the encoder of {name} {encoder.latent_dim}"
@@ -251,10 +252,10 @@ class MultimodalVAE(Premade):
         return tuple(self.guide.encoder.experts.values())  # pyright: ignore[reportReturnType]
 
     def each_alone(self, rows: Mapping[str, Any]) -> dict[str, Any]:
-        """Rows to train on: those given, and once again with each modality alone, the others missing.
+        """Training rows: those given, and once more for each modality, with the others missing.
 
-        So each expert learns what its own modality says where the rows are complete: the ELBO of the modalities
-        together and of each of them, as in Wu & Goodman (2018).
+        With these, each expert learns from its own modality even if all rows are complete. The objective is the ELBO of
+        the modalities together plus that of each alone, as in Wu & Goodman (2018).
 
         Args:
             rows: Values of all modalities by name, and other arguments with one entry for each row.
@@ -269,7 +270,7 @@ class MultimodalVAE(Premade):
             parts.append(
                 tensors | {name: torch.full_like(tensors[name], torch.nan, dtype=self.dtype) for name in others}
             )
-        for name in set(self.names) & set(tensors):  # which may be whole numbers, and those are never NaN
+        for name in set(self.names) & set(tensors):  # they may be whole numbers, which can't be NaN
             parts[0][name] = tensors[name].to(self.dtype)
         return {name: torch.cat([part[name].to(parts[0][name].dtype) for part in parts]) for name in tensors}
 
@@ -278,8 +279,8 @@ class MultimodalVAE(Premade):
     ) -> dict[str, Tensor]:
         """Draws the modalities that are not given, given those that are: each ``(num_samples, N, *E)``.
 
-        By importance resampling from the guide, see :meth:`~pyro_vae.Pair.impute`: right for the model, and not only
-        for the guide, as ``num_particles`` grows.
+        By importance resampling from the guide, see :meth:`~pyro_vae.Pair.impute`. As ``num_particles`` grows, the
+        draws converge to the model's own conditional, whatever the guide.
 
         Args:
             given: Values of at least one modality by name, and other keyword arguments of the programs.
@@ -292,14 +293,14 @@ class MultimodalVAE(Premade):
         known = [name for name in self.names if given.get(name) is not None]
         wanted = [name for name in self.names if name not in known]
         if not known or not wanted:
-            raise ValueError(f"give some of {', '.join(self.names)}, and not all: found {', '.join(known) or 'none'}")
+            raise ValueError(f"give some of {', '.join(self.names)}, but not all: found {', '.join(known) or 'none'}")
         rows = len(given[known[0]])
         shapes = {name: decoder.event_shape for name, decoder in zip(self.names, self.decoders, strict=True)}
         gaps = {name: torch.full((rows, *shapes[name]), torch.nan, dtype=self.dtype) for name in wanted}
         return self.impute({**given, **gaps}, num_samples, num_particles=num_particles, sites=wanted)
 
     def networks(self) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-        """The networks, each with the shape of one row that it takes."""
+        """The networks, each with the shape of one row of its input."""
         found: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
         for name, decoder, encoder in zip(self.names, self.decoders, self.encoders, strict=True):
             found[f"encoder of {name}"] = (encoder.network, encoder.encoding.shape(decoder.event_shape))
@@ -310,11 +311,11 @@ class MultimodalVAE(Premade):
 def _check_names(names: Sequence[str]) -> None:
     if len(names) < 2 or names[0] != "x" or len(set(names)) < len(names):
         raise ValueError(
-            f"modalities are at least two, of different names, the first of them x: found {', '.join(names)}"
+            f"there must be at least two modalities, with different names, the first called x: found {', '.join(names)}"
         )
     for name in names[1:]:
         if not name.isidentifier() or name in ("z", "mask", "batch_size") or name.endswith("_mask"):
-            raise ValueError(f"a modality cannot be called {name!r}: it is to be a keyword argument of its own")
+            raise ValueError(f"a modality cannot be called {name!r}: its name must be a new keyword argument")
 
 
 def multimodal_vae(
@@ -329,18 +330,18 @@ def multimodal_vae(
     prior: Prior | None = None,
     transform: GivenTransform = None,
 ) -> MultimodalVAE:
-    """A :class:`MultimodalVAE` with fully connected networks, but where others are given.
+    """A :class:`MultimodalVAE` with fully connected networks unless others are given.
 
     Args:
-        modalities: The shape of one row, and the likelihood, of each modality by name; the first is ``"x"``.
+        modalities: For each name, the shape of one row and the likelihood; the first name is ``"x"``.
         latent_dim: Number of latents.
-        joint: How the experts are joined: by a ``"product"`` or a ``"mixture"``.
+        joint: How the experts are joined: ``"product"`` or ``"mixture"``.
         hidden_dims: Widths of the encoders' hidden layers; the decoders have them in reverse.
         activation: Name of a ``torch.nn`` activation.
-        encoder_networks: By modality, in the place of the fully connected ones, as in :func:`~pyro_vae.make_vae`.
+        encoder_networks: By modality; they replace the fully connected ones, see :func:`~pyro_vae.make_vae`.
         decoder_networks: Likewise.
         prior: By default :class:`~pyro_vae.priors.StandardNormal`.
-        transform: Of ``x``; ``"auto"`` has :func:`~pyro_vae.fit` choose one.
+        transform: Maps the user's units of ``x`` to the model's. With ``"auto"``, :func:`~pyro_vae.fit` chooses one.
 
     Example:
         >>> from pyro_vae.likelihoods import Bernoulli, Categorical

@@ -1,4 +1,4 @@
-r"""Rows that come in groups, each with an effect of its own: partial pooling.
+r"""Rows that come in groups, each with its own effect: partial pooling.
 
 .. math::
     u_g &\sim \mathcal{N}(0, s^2 I) && \text{once for each group } g = 1, \dots, G \\
@@ -6,9 +6,9 @@ r"""Rows that come in groups, each with an effect of its own: partial pooling.
     x_n &\sim p(x \mid f(z_n) + u_{g_n})
 
 The effect is added to the raw output of the decoder's network :math:`f`: to a mean, to logits, to the logarithm of a
-rate. Groups with many rows have an effect of their own, groups with few are drawn towards none, and a new group's is a
-draw of :math:`\mathcal{N}(0, s^2 I)`. The guide has a normal for each group's effect, and an encoder that is shown the
-row and the effect: :math:`q(u)\, \prod_n q(z_n \mid x_n, u_{g_n})`.
+rate. The effects of groups with many rows come from their own data, those of groups with few rows shrink towards zero,
+and that of a new group is drawn from :math:`\mathcal{N}(0, s^2 I)`. The guide has a normal for each group's effect, and
+an encoder that takes the row and the effect: :math:`q(u)\, \prod_n q(z_n \mid x_n, u_{g_n})`.
 
 Source: Gelman & Hill, *Data Analysis Using Regression and Multilevel/Hierarchical Models*, 2007; Lopez et al., *Deep
 Generative Modeling for Single-cell Transcriptomics*, 2018, have a batch's effect in a VAE's decoder, without pooling.
@@ -63,14 +63,14 @@ class PooledModel(GenerativeProgram):
         return (*super().arguments, "groups")
 
     def check_arguments(self, *, groups: Any = None, **arguments: Any) -> None:
-        """Has the groups be known ones or -1, beside what any model looks at."""
+        """Checks that groups are known ones or -1, as well as what every model checks."""
         super().check_arguments(**arguments)
         if groups is None:
             return
         numbers = torch.as_tensor(groups)
         if numbers.is_floating_point() or numbers.dim() > 1:
             raise ValueError(
-                f"groups must be one whole number for each row, found {numbers.dtype} of shape {tuple(numbers.shape)}"
+                f"groups must have one whole number for each row, found {numbers.dtype} of shape {tuple(numbers.shape)}"
             )
         wrong = numbers[(numbers < -1) | (numbers >= self.num_groups)]
         if len(wrong.reshape(-1)):
@@ -80,7 +80,7 @@ class PooledModel(GenerativeProgram):
             )
 
     def scale(self) -> Tensor:
-        """The effects' standard deviation s, where it is no latent."""
+        """The effects' standard deviation s, if it is not a latent."""
         if self.effect_scale == "learned":
             return F.softplus(self.raw_scale) + _MIN_SCALE
         return self.one * float(self.effect_scale)
@@ -96,10 +96,10 @@ class PooledModel(GenerativeProgram):
     ) -> Tensor:
         """Runs the program on rows ``x`` of these ``groups``, or forward for ``batch_size`` new rows.
 
-        ``groups`` are whole numbers, ``(N,)``, from 0; -1 is a new group, which new rows are of by default.
+        ``groups`` are whole numbers, ``(N,)``, from 0; -1 is a new group, the default for new rows.
         """
         if groups is None and x is not None:
-            raise ValueError("the rows come in groups: give groups, a whole number for each, -1 where it is a new one")
+            raise ValueError("the model has groups: give groups, one whole number for each row, -1 for a new group")
         if self.effect_scale == "latent":
             scale = pyro.sample("effect_scale", dist.HalfNormal(self.one))
         else:
@@ -113,11 +113,11 @@ class PooledModel(GenerativeProgram):
 
 
 class PooledGuide(InferenceProgram):
-    """The inference program; a new group's effect is as the prior has it."""
+    """The inference program; a new group's effect is drawn from the prior."""
 
     def __init__(self, encoder: Encoder, model: PooledModel) -> None:
         super().__init__(encoder)
-        self._model = [model]  # in a list, for its parameters are the model's
+        self._model = [model]  # in a list, as its parameters are the model's
         shape = (model.num_groups, len(model.nowhere))
         self.loc, self.raw_scale = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.full(shape, _START))
         is_new = torch.arange(model.num_groups + 1) == model.num_groups
@@ -134,7 +134,7 @@ class PooledGuide(InferenceProgram):
         return (*(name for name in super().arguments if name != "effect"), "groups")
 
     def effects(self) -> dist.TorchDistribution:
-        """What was learned of the known groups' effects: batch ``(G,)``, event ``(R,)``."""
+        """The posterior of the known groups' effects: batch ``(G,)``, event ``(R,)``."""
         return dist.Normal(self.loc, F.softplus(self.raw_scale) + _MIN_SCALE).to_event(1)
 
     def forward(
@@ -159,7 +159,7 @@ class PooledGuide(InferenceProgram):
 
 
 def _of_rows(effects: Tensor, groups: Tensor | int | None, rows: int) -> Tensor:
-    """Each row's effect, ``(*K, N, R)``, of those of the groups, ``(*K, G + 1, R)``, the last of which is new."""
+    """Each row's effect, ``(*K, N, R)``, from those of the groups, ``(*K, G + 1, R)``, of which the last is new."""
     index = torch.as_tensor(-1 if groups is None else groups, device=effects.device)
     return effects[..., index.expand(rows), :]
 
@@ -168,20 +168,22 @@ class PooledVAE(Premade):
     r"""A VAE whose rows come in groups: :math:`p(u)\, \prod_n p(z_n)\, p(x_n \mid z_n, u_{g_n})`, with partial pooling.
 
     Each row comes with its group: ``fit(vae, {"x": x, "groups": groups})``. ``sample(n, given={"groups": ...})`` draws
-    rows of known groups with what was learned of their effects. Group -1, the default there, is a new one, whose effect
-    is drawn from :math:`\mathcal{N}(0, s^2 I)`: one effect for all of a call's new rows (of some thousand at a time).
+    rows of known groups with the learned posterior of their effects. Group -1, the default there, is a new group, whose
+    effect is drawn from :math:`\mathcal{N}(0, s^2 I)`: one effect for all new rows of a call (in chunks of some
+    thousand).
 
-    Effects belong to all rows, so each row bears one in ``num_rows`` of their KL, and no row has an evidence of its
-    own: ``log_evidence`` and its kin take the programs with ``pyro.condition(program, {"effects": value})``.
+    Effects are shared by all rows. So each row bears ``1 / num_rows`` of their KL, and rows have no evidence of their
+    own: for ``log_evidence`` and similar functions, condition the programs with ``pyro.condition(program, {"effects":
+    value})``.
 
     Args:
         prior: :math:`p(z)`.
         decoder: :math:`z, u \mapsto p(x \mid z, u)`.
         encoder: :math:`x, u \mapsto q(z \mid x, u)`, whose encoding takes ``effect``.
-        num_groups: Known groups G.
+        num_groups: Number of known groups G.
         effect_scale: The effects' standard deviation s: a number, ``"learned"``, or ``"latent"``, with
             :math:`s \sim \mathrm{HalfNormal}(1)` and a log-normal in the guide.
-        transform: The user's units to the model's; by default the data are in the model's units.
+        transform: Maps the user's units to the model's; by default the data are in the model's units.
         missing: ``"nan"`` if NaN in the data is a missing entry; by default it is an error.
 
     Raises:
@@ -230,9 +232,10 @@ class PooledVAE(Premade):
         return self.guide.encoder
 
     def effects(self) -> dist.TorchDistribution:
-        r"""What was learned of the groups' effects: normals with batch ``(G,)`` and event ``(R,)``.
+        r"""The posterior of the groups' effects: normals with batch ``(G,)`` and event ``(R,)``.
 
-        R is the number of raw outputs of the decoder's network: one for each element, if the likelihood has one.
+        R is the number of raw outputs of the decoder's network: one for each element, if the likelihood has one
+        parameter.
         """
         return self.guide.effects()
 
@@ -258,17 +261,17 @@ def pooled_vae(
     Args:
         event_shape: Shape of one row of data.
         latent_dim: Number of latents.
-        num_groups: Known groups.
-        likelihood: What kind of data they are.
+        num_groups: Number of known groups.
+        likelihood: Distribution of a row given latents and effect.
         hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse.
         activation: Name of a ``torch.nn`` activation.
         effect_scale: The effects' standard deviation: a number, ``"learned"`` or ``"latent"``.
-        encoder_network: In the place of the fully connected one, as in :func:`~pyro_vae.make_vae`; it is shown the row
-            and its group's effect as one vector.
+        encoder_network: Replaces the fully connected one, see :func:`~pyro_vae.make_vae`. It takes the row and its
+            group's effect as one vector.
         decoder_network: Likewise; it maps latents to raw outputs.
         prior: By default :class:`~pyro_vae.priors.StandardNormal`.
         posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
-        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one.
+        transform: Maps the user's units to the model's. With ``"auto"``, :func:`~pyro_vae.fit` chooses one.
         missing: ``"nan"`` if NaN in the data is a missing entry.
 
     Example:

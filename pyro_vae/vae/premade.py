@@ -1,4 +1,4 @@
-"""A pair of the library's own programs, which is built again from what its parts say of themselves."""
+"""A pair of the library's own programs, which can be rebuilt from the description of its parts."""
 
 import os
 from collections.abc import Mapping
@@ -21,17 +21,16 @@ GivenTransform = Transform | Literal["auto"] | None
 
 
 class Premade(Pair):
-    """Base class of premade pairs: a :class:`~pyro_vae.Pair` that :func:`~pyro_vae.load` opens without its code.
+    """Base class of premade pairs: a :class:`~pyro_vae.Pair` that :func:`~pyro_vae.load` opens without other code.
 
-    To write a new one, keep each constructor argument under its own name, say in ``networks`` which networks it has
-    beside the usual two, and name the class in ``pyro_vae/vae/saving.py``. Classes of parts that are its own stand in
-    ``parts``.
+    To write a new one, store each constructor argument under its own name, list the networks beyond the usual two in
+    ``networks``, and add the class to ``pyro_vae/vae/saving.py``. List its own classes of parts in ``parts``.
 
     Args:
-        model: Ends in a decoder, whose likelihood and rows are the pair's.
+        model: Ends in a decoder, which gives the pair its likelihood and the shape of its rows.
         guide: Begins with an encoder.
-        transform: The user's units to the model's; by default the data are in the model's units, and ``"auto"`` has
-            :func:`~pyro_vae.fit` choose one.
+        transform: Maps the user's units to the model's. By default the data are in the model's units; with ``"auto"``,
+            :func:`~pyro_vae.fit` chooses one.
         missing: ``"nan"`` if NaN in the data is a missing entry; by default it is an error.
 
     Raises:
@@ -78,11 +77,11 @@ class Premade(Pair):
 
     @property
     def has_met_gaps(self) -> bool:
-        """Whether the encoder was shown rows with gaps: premade programs take a mask in any case."""
+        """Whether the encoder was trained on rows with gaps: premade programs always take a mask."""
         return self.missing is not None
 
     def networks(self) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-        """The networks, by what they are called, each with the shape of one row that it takes."""
+        """The networks by name, each with the shape of one row of its input."""
         shown = self.encoder.encoding.shape(self.decoder.event_shape)
         return {"encoder": (self.encoder.network, shown), "decoder": (self.decoder.network, (self.encoder.latent_dim,))}
 
@@ -101,15 +100,15 @@ class Premade(Pair):
         )
 
     def save(self, folder: str | os.PathLike[str], run: Mapping[str, Any] | None = None) -> None:
-        """Writes the model to a folder: ``config.json`` and ``model.safetensors``, both whole or none at all.
+        """Writes the model to a folder: ``config.json`` and ``model.safetensors``, both or neither.
 
-        :func:`~pyro_vae.load` builds it again from what its parts say of themselves. Where a part does not, such as a
-        network that keeps no constructor arguments, the state alone is written, as of any pair, and
-        ``load(folder, into=pair)`` opens it.
+        :func:`~pyro_vae.load` rebuilds it from the description of its parts. If a part has none, such as a network that
+        does not store its constructor arguments, only the state is written, as for any pair, and ``load(folder,
+        into=pair)`` opens it.
 
         Args:
-            folder: Made if it is not there; the two files in it are replaced.
-            run: JSON data to keep beside the model's description, such as where it was trained and how.
+            folder: Created if missing; the two files in it are replaced.
+            run: JSON data to store with the model's description, such as where and how it was trained.
 
         Raises:
             ValueError: if something can't be saved, before anything is written.
@@ -122,7 +121,7 @@ class Premade(Pair):
 
 
 def check_parts(latent_dim: int, decoder: Decoder, encoder: Encoder) -> None:
-    """Makes sure that parts go together; an encoder that does not know the shape of its rows is told the decoder's.
+    """Checks that parts match; an encoder without a shape of rows takes the decoder's.
 
     Raises:
         ValueError: if they disagree on the rows or on the number of latents.

@@ -1,4 +1,4 @@
-"""Opening a saved model. Files are data: nothing in them is run."""
+"""Opening a saved model. Files are data: nothing in them is executed."""
 
 import os
 from collections.abc import Iterable
@@ -56,12 +56,12 @@ def load(folder: str | os.PathLike[str], *, into: _Pair, parts: Iterable[type[nn
 def load(folder: str | os.PathLike[str], *, into: Pair | None = None, parts: Iterable[type[nn.Module]] = ()) -> Pair:
     """Opens what ``save`` wrote, in evaluation mode.
 
-    A :class:`~pyro_vae.VAE`, or another premade pair, is built again from its description, on the CPU. Programs of the
-    user's own come from the user's code: build the pair as it was when it was saved, and give it as ``into``.
+    A :class:`~pyro_vae.VAE`, or another premade pair, is rebuilt from its description, on the CPU. Programs of your own
+    come from your code: build the pair as it was when it was saved, and pass it as ``into``.
 
     Args:
-        folder: The folder that it was saved to.
-        into: A pair of the same programs, or a premade one of the same parts, which takes on the saved state: weights,
+        folder: The folder that the model was saved to.
+        into: A pair of the same programs, or a premade one of the same parts, that receives the saved state: weights,
             buffers, entries in Pyro's parameter store, and transform.
         parts: Classes of your own that a premade pair or a transform is made of, if there are any.
 
@@ -69,8 +69,8 @@ def load(folder: str | os.PathLike[str], *, into: Pair | None = None, parts: Ite
         ``into``, or a new pair.
 
     Raises:
-        ValueError: if the folder holds no saved model, a damaged or half-written one, one of a newer version, or the
-            state of another pair; ``into`` is as it was then.
+        ValueError: if the folder has no saved model, a damaged or half-written one, one of a newer version, or the
+            state of another pair. ``into`` is then unchanged.
 
     Example:
         >>> import tempfile, torch
@@ -107,7 +107,7 @@ def _build(folder: Path, config: dict[str, Any], parts: tuple[type[nn.Module], .
     own = {part.__name__: part for kind in PREMADE.values() for part in kind.parts}
     classes = PARTS | PREMADE | own | {part.__name__: part for part in parts}
     try:
-        if not parts:  # before memory is asked for: a damaged size may be any
+        if not parts:  # before memory is allocated: a damaged size may be anything
             with torch.device("meta"):
                 sizes = configs.build(description, classes)
             if not isinstance(sizes, Premade):
@@ -123,7 +123,7 @@ def _build(folder: Path, config: dict[str, Any], parts: tuple[type[nn.Module], .
 
 
 def check_same(pair: Premade, folder: Path, config: dict[str, Any], *, whose: str) -> None:
-    """Makes sure that a premade pair is made of the parts that were saved, where both say what they are."""
+    """Checks that a premade pair has the saved parts, as far as both are described."""
     saved, own = configs.with_defaults(config["model"], PARTS | PREMADE), describe(pair)
     if own is None or not isinstance(saved, dict) or saved.get("class") != own["class"]:
         return

@@ -1,17 +1,17 @@
-r"""A semi-supervised VAE: each row has a class y, which is known of few of them.
+r"""A semi-supervised VAE: each row has a class y, which is known for few rows.
 
 .. math::
     y &\sim \mathrm{Categorical}(\pi) && \text{observed where a row has a label} \\
     z &\sim p(z) \\
     x &\sim p(x \mid z, y)
 
-The guide is :math:`q(y \mid x)\,q(z \mid x, y)`. Where a row has no label, the bound is the mean over y, exactly,
+The guide is :math:`q(y \mid x)\,q(z \mid x, y)`. For a row without a label, the bound is an exact mean over y,
 
 .. math:: \sum_y q(y \mid x)\, \mathbb{E}_{q(z \mid x, y)} \left[\log \frac{\pi_y\, p(z)\, p(x \mid z, y)}
     {q(y \mid x)\, q(z \mid x, y)}\right]
 
-and where it has one, the term of that y, without :math:`q(y \mid x)`, of which :math:`\alpha \log q(y \mid x)` is
-maximised beside it, so that the classifier learns from labels too.
+For a row with a label, it is the term of that y, without :math:`q(y \mid x)`. There :math:`\alpha \log q(y \mid x)` is
+added to the objective, and so the classifier learns from labels too.
 
 Source: Kingma, Rezende, Mohamed & Welling, *Semi-supervised Learning with Deep Generative Models*, 2014 (model M2).
 """
@@ -45,7 +45,7 @@ _OUT_OF_THE_QUESTION = -1e4  # a logit of probability 0, also in float64, whose 
 
 
 class SemiSupervisedModel(GenerativeProgram):
-    """The generative program; the decoder is given latents and the class, one-hot, as one vector."""
+    """The generative program; the decoder takes latents and the class, one-hot, as one vector."""
 
     def __init__(self, prior: Prior, class_prior: ClassPrior, decoder: Decoder) -> None:
         super().__init__(decoder)
@@ -57,7 +57,7 @@ class SemiSupervisedModel(GenerativeProgram):
         return (*super().arguments, "labels")
 
     def check_arguments(self, *, labels: Any = None, **arguments: Any) -> None:
-        """Looks at the labels, beside what any model looks at."""
+        """Checks the labels as well as what every model checks."""
         super().check_arguments(**arguments)
         if labels is not None:
             values = torch.as_tensor(labels)
@@ -74,7 +74,7 @@ class SemiSupervisedModel(GenerativeProgram):
         labels: Tensor | int | None = None,
         **arguments: Any,
     ) -> Tensor:
-        """Runs the program on rows ``x``, or forward for ``batch_size`` new rows; a label of -1 is not known."""
+        """Runs the program on rows ``x``, or forward for ``batch_size`` new rows; a label of -1 is unknown."""
         p_y = self.class_prior()
         with self.plate(x, batch_size, arguments) as rows:
             if labels is not None:
@@ -82,7 +82,7 @@ class SemiSupervisedModel(GenerativeProgram):
                 _observe(p_y, labels)
                 p_y = _told(p_y, labels)
             y = pyro.sample("y", p_y)
-            if x is None and labels is None:  # a row that is drawn has its class for a label
+            if x is None and labels is None:  # a drawn row has its class as its label
                 pyro.sample("labels", _told(p_y, y))
             z = pyro.sample("z", self.prior())
             code = beside(z, _one_hot(y, self.class_prior.num_classes))
@@ -90,7 +90,7 @@ class SemiSupervisedModel(GenerativeProgram):
 
 
 class SemiSupervisedGuide(InferenceProgram):
-    """The inference program; the encoder is shown the class, one-hot, beside the row."""
+    """The inference program; the encoder takes the class, one-hot, along with the row."""
 
     def __init__(self, encoder: Encoder, classifier: Classifier, label_weight: float) -> None:
         super().__init__(encoder)
@@ -105,7 +105,7 @@ class SemiSupervisedGuide(InferenceProgram):
     def forward(
         self, x: Tensor, *, mask: Tensor | None = None, labels: Tensor | int | None = None, **arguments: Any
     ) -> Tensor:
-        """Runs the program on rows ``x``; a label of -1 is not known."""
+        """Runs the program on rows ``x``; a label of -1 is unknown."""
         with self.plate(x, arguments) as rows:
             q_y = self.classifier(x, mask, **arguments_for(self.classifier, arguments))
             if labels is not None:
@@ -120,7 +120,7 @@ class SemiSupervisedGuide(InferenceProgram):
 
 
 def _by_row(labels: Tensor | int, rows: Tensor) -> Tensor:
-    """A label for each of the rows, -1 where it is not known."""
+    """A label for each row, -1 if it is unknown."""
     if not isinstance(labels, Tensor):
         return torch.full_like(rows, labels)
     return labels.long().expand(rows.shape)
@@ -133,7 +133,7 @@ def _observe(fn: dist.Categorical, labels: Any, infer: Any = None) -> None:
 
 
 def _told(fn: dist.Categorical, labels: Tensor) -> dist.Categorical:
-    """What is believed of the class once labels are told: certainty where they are known, else what was."""
+    """The distribution of the class given the labels: certain for known labels, unchanged for others."""
     certain = torch.where(_one_hot(labels, fn.logits.shape[-1]), 0.0, _OUT_OF_THE_QUESTION)
     return dist.Categorical(logits=torch.where((labels >= 0)[..., None], certain.to(fn.logits), fn.logits))
 
@@ -145,28 +145,28 @@ def _one_hot(y: Tensor, num_classes: int) -> Tensor:
 class SemiSupervisedVAE(Premade):
     r"""Semi-supervised VAE: :math:`p(y)\,p(z)\,p(x \mid z, y)` with the guide :math:`q(y \mid x)\,q(z \mid x, y)`.
 
-    Rows come with ``labels``, whole numbers ``(N,)``, -1 where a row has none: ``fit(vae, {"x": x, "labels":
-    labels})``. Without them no row has one. ``vae.sample(16, given={"labels": 7})`` draws rows of a class.
+    Rows come with ``labels``, whole numbers ``(N,)``, -1 for a row without one: ``fit(vae, {"x": x, "labels":
+    labels})``. Without the argument, no row has a label. ``vae.sample(16, given={"labels": 7})`` draws rows of a class.
 
-    The ELBO and the evidence of a row are those of the row and of its label, if it has one. So ``log_evidence(vae,
-    {"x": x, "labels": k})`` for each class k, in a softmax, is the model's own :math:`p(y \mid x)`, which
-    :meth:`predict_label` takes the classifier's word for.
+    The ELBO and the evidence of a row include its label, if it has one. So the softmax of ``log_evidence(vae, {"x": x,
+    "labels": k})`` over the classes k is the model's own :math:`p(y \mid x)`. :meth:`predict_label` returns the
+    classifier's approximation to it.
 
     Args:
         prior: :math:`p(z)`.
         class_prior: :math:`p(y)`.
-        decoder: :math:`(z, y) \mapsto p(x \mid z, y)`, given both as one vector, y one-hot.
+        decoder: :math:`(z, y) \mapsto p(x \mid z, y)`, which takes both as one vector, y one-hot.
         encoder: :math:`x, y \mapsto q(z \mid x, y)`, whose encoding takes ``y``, one-hot.
         classifier: :math:`x \mapsto q(y \mid x)`.
-        label_weight: The weight α of :math:`\log q(y \mid x)` at a row with a label; Kingma et al. have a tenth of the
-            number of rows for each label. It is a loss of its own: the guide observes the labels. Objectives of Pyro's
-            that run as they are have it with the wrong sign: hide the site ``"labels"`` of the guide from those.
-        transform: The user's units to the model's; by default the data are in the model's units.
+        label_weight: The weight α of :math:`\log q(y \mid x)` for a row with a label; Kingma et al. use a tenth of the
+            number of rows per label. It is a separate loss: the guide observes the labels. Pyro's own objectives, where
+            they run unchanged, take it with the wrong sign: hide the guide's site ``"labels"`` from them.
+        transform: Maps the user's units to the model's; by default the data are in the model's units.
         missing: ``"nan"`` if NaN in the data is a missing entry; by default it is an error.
 
     Raises:
-        ValueError: if the transform does not yield what the likelihood describes, the parts do not fit, or a number is
-            out of its range.
+        ValueError: if the transform does not yield what the likelihood describes, the parts do not match, or a number
+            is out of its range.
     """
 
     model: SemiSupervisedModel
@@ -188,11 +188,11 @@ class SemiSupervisedVAE(Premade):
             raise ValueError(f"label_weight must be a finite number from 0, found {label_weight}")
         if class_prior.num_classes != classifier.num_classes:
             raise ValueError(
-                f"p(y) has {class_prior.num_classes} classes and the classifier tells {classifier.num_classes}"
+                f"p(y) has {class_prior.num_classes} classes and the classifier has {classifier.num_classes}"
             )
         if any(getattr(part, "scale", None) == "optimal" for part in decoder.likelihood.modules()):
             raise ValueError(
-                "scale='optimal' is that of residuals, which here are those of every class that a row may be of: use "
+                "scale='optimal' is computed from residuals, which here depend on the class tried for a row: use "
                 "scale='shared'"
             )
         super().__init__(
@@ -225,11 +225,11 @@ class SemiSupervisedVAE(Premade):
 
     @property
     def label_weight(self) -> float:
-        """The weight of log q(y | x) at a row with a label."""
+        """The weight of log q(y | x) for a row with a label."""
         return self.guide.label_weight
 
     def predict_label(self, x: Inputs) -> Tensor:
-        r"""The probability of each class, :math:`q(y \mid x)`: ``(N, num_classes)``. Labels that are given are ignored.
+        r"""The probability of each class, :math:`q(y \mid x)`: ``(N, num_classes)``. Labels given are ignored.
 
         Args:
             x: Rows.
@@ -242,7 +242,7 @@ class SemiSupervisedVAE(Premade):
         return torch.cat(found)
 
     def networks(self) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-        """The networks, each with the shape of one row that it takes."""
+        """The networks, each with the shape of one row of its input."""
         shown, size = self.classifier.encoding.shape(self.decoder.event_shape), self.class_prior.num_classes
         return super().networks() | {
             "decoder": (self.decoder.network, (self.encoder.latent_dim + size,)),
@@ -273,17 +273,17 @@ def semi_supervised_vae(
         event_shape: Shape of one row of data.
         latent_dim: Number of latents.
         num_classes: Number of classes.
-        likelihood: What kind of data they are.
-        label_weight: The weight α of :math:`\log q(y \mid x)` at a row with a label.
+        likelihood: Distribution of a row given latents and class.
+        label_weight: The weight α of :math:`\log q(y \mid x)` for a row with a label.
         hidden_dims: Widths of the encoder's and the classifier's hidden layers; the decoder has them in reverse.
         activation: Name of a ``torch.nn`` activation.
-        encoder_network: In the place of the fully connected one, as in :func:`~pyro_vae.make_vae`. It is shown the row
-            and the class, one-hot, as one vector; of an image, the class is shown as planes, one for each.
+        encoder_network: Replaces the fully connected one, see :func:`~pyro_vae.make_vae`. It takes the row and the
+            class, one-hot, as one vector; with images, each entry of the one-hot class is a plane.
         decoder_network: Likewise; it maps latents and the class, as one vector, to raw outputs.
         classifier_network: Likewise; it maps rows to ``num_classes`` logits.
         prior: By default :class:`~pyro_vae.priors.StandardNormal`.
         posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
-        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one.
+        transform: Maps the user's units to the model's. With ``"auto"``, :func:`~pyro_vae.fit` chooses one.
         missing: ``"nan"`` if NaN in the data is a missing entry.
 
     Example:

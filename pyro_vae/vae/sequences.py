@@ -1,16 +1,16 @@
-r"""Sequences whose states move on by themselves: a deep Markov model.
+r"""Sequences with a latent state at each step: a deep Markov model.
 
 .. math::
     z_1 &\sim p(z), \qquad z_t \sim \mathcal{N}(\mu(z_{t-1}), \operatorname{diag}(\sigma^2(z_{t-1})))
         && t = 2, \dots, T \\
     x_t &\sim p(x_t \mid z_t) && t = 1, \dots, T
 
-with a gated network :math:`\mu, \sigma` and a likelihood of any kind at each step. What a state is like given the state
-before depends on what is seen from then on, so the guide reads the row backwards:
+with a gated network :math:`\mu, \sigma` and any likelihood for a step. Given the state before, the posterior of a state
+depends on the data from that step on, so the guide reads the row backwards:
 
 .. math:: q(z \mid x) = \prod_t q(z_t \mid z_{t-1}, h_t), \qquad h_t = \mathrm{GRU}(x_t, h_{t+1})
 
-Nothing is seen after the end of a row, and there the guide's state moves on as the model's does. So steps after the end
+After the end of a row there are no data, and the guide follows the model's transition. So steps after the end
 contribute nothing, and draws of them are forecasts.
 
 Source: Krishnan, Shalit & Sontag, *Structured Inference Networks for Nonlinear State Space Models*, 2017.
@@ -39,7 +39,7 @@ __all__ = ["DeepMarkovModel", "deep_markov_model"]
 
 
 class Transition(nn.Module):
-    """What the next state is like, given a state: a network and a normal."""
+    """The distribution of the next state given a state: a network and a normal."""
 
     def __init__(self, network: nn.Module, latent_dim: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class SequenceModel(GenerativeProgram):
         return (*super().arguments, "lengths")
 
     def check_arguments(self, *, mask: Any = None, lengths: Any = None, **arguments: Any) -> None:
-        """Looks at the lengths, beside what any model looks at."""
+        """Checks the lengths as well as what every model checks."""
         super().check_arguments(mask=mask, **arguments)
         if lengths is not None:
             found = torch.as_tensor(lengths)
@@ -84,7 +84,7 @@ class SequenceModel(GenerativeProgram):
                 )
 
     def observed_entries(self, x: Tensor, *, lengths: Any = None, **arguments: Any) -> Tensor | None:
-        """True at the steps of rows ``x`` before their end, in the shape of x; None where no lengths are given."""
+        """True for the steps of rows ``x`` up to their end, in the shape of x; None if no lengths are given."""
         if lengths is None:
             return None
         there = self.times < torch.as_tensor(lengths, device=self.times.device).reshape(-1, 1)
@@ -106,13 +106,13 @@ class SequenceModel(GenerativeProgram):
 
 
 class SequenceGuide(InferenceProgram):
-    """The inference program: it reads backwards, and goes through the states forwards."""
+    """The inference program: reads rows backwards, then draws states forwards."""
 
     encoder: BackwardEncoder
 
     def __init__(self, encoder: BackwardEncoder, model: SequenceModel) -> None:
         super().__init__(encoder)
-        self._model = [model]  # in a list, for its parameters are the model's
+        self._model = [model]  # in a list, as its parameters are the model's
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ class SequenceGuide(InferenceProgram):
             before, ahead = self.encoder.start, model.prior()
             for t, (h, is_known) in enumerate(zip(states, known, strict=True), 1):
                 loc, scale = self.encoder(before, h)
-                # With nothing to come, the state is as the model has it.
+                # With no data to come, the state follows the model.
                 free = ahead.base_dist
                 loc, scale = torch.where(is_known, loc, free.loc), torch.where(is_known, scale, free.scale)
                 before = pyro.sample(f"z_{t}", dist.Normal(loc, scale).to_event(1))
@@ -142,24 +142,25 @@ def _both(mask: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 
 class DeepMarkovModel(Premade):
-    r"""A deep Markov model of rows ``(T, C)``, of any length up to T.
+    r"""A deep Markov model for rows ``(T, C)`` of any length up to T.
 
-    Its latents are ``z_1`` to ``z_T``, one state for each step. Rows of several lengths are padded with anything, and
-    come with their ``lengths``: ``fit(model, {"x": x, "lengths": lengths})``; or, with ``missing="nan"``, with NaN
-    after their end. Steps after it are draws of the model's in ``posterior_predictive``: forecasts. ``impute`` draws
-    them given what is observed, right for the model as its particles grow; gaps within a row too.
+    Its latents are ``z_1`` to ``z_T``, one state for each step. Rows of several lengths are padded with any values and
+    come with their ``lengths``: ``fit(model, {"x": x, "lengths": lengths})``. Or, with ``missing="nan"``, they have NaN
+    after their end. In ``posterior_predictive`` the steps after the end are draws from the model: forecasts. ``impute``
+    draws them, and gaps within a row, given the observed entries; its draws converge to the model's own conditional as
+    ``num_particles`` grows.
 
     Args:
         prior: :math:`p(z_1)`, a normal with independent latents.
-        transition_network: Maps states ``(N, L)`` to ``(N, 2, L)``: location and raw scale of the next.
-        decoder: :math:`z_t \mapsto p(x_t \mid z_t)`, of one step.
+        transition_network: Maps states ``(N, L)`` to ``(N, 2, L)``: location and raw scale of the next state.
+        decoder: :math:`z_t \mapsto p(x_t \mid z_t)`, for one step.
         encoder: Reads rows backwards.
-        num_steps: The highest number of steps T.
-        transform: The user's units to the model's; by default the data are in the model's units.
+        num_steps: The maximum number of steps T.
+        transform: Maps the user's units to the model's; by default the data are in the model's units.
         missing: ``"nan"`` if NaN in the data is a missing entry; by default it is an error.
 
     Raises:
-        ValueError: if parts do not fit each other, or the transform does not yield what the likelihood describes.
+        ValueError: if the parts do not match, or the transform does not yield what the likelihood describes.
     """
 
     model: SequenceModel
@@ -181,8 +182,7 @@ class DeepMarkovModel(Premade):
             raise ValueError(f"num_steps must be at least 1, found {num_steps}")
         if not isinstance(prior, StandardNormal):
             raise ValueError(
-                f"the first state has a StandardNormal prior, for later ones are given by the transition: found "
-                f"{type(prior).__name__}"
+                f"the prior is that of the first state only and must be a StandardNormal: found {type(prior).__name__}"
             )
         model = SequenceModel(prior, Transition(transition_network, prior.latent_dim), decoder, num_steps)
         super().__init__(
@@ -210,11 +210,11 @@ class DeepMarkovModel(Premade):
 
     @property
     def encoder(self) -> BackwardEncoder:
-        """What reads rows backwards."""
+        """The encoder, which reads rows backwards."""
         return self.guide.encoder
 
     def networks(self) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-        """The networks of the user's choice, each with the shape of one row that it takes."""
+        """The networks that the user can choose, each with the shape of one row of its input."""
         state = (self.prior.latent_dim,)
         return {"transition": (self.transition_network, state), "decoder": (self.decoder.network, state)}
 
@@ -235,20 +235,20 @@ def deep_markov_model(
     """A :class:`DeepMarkovModel` with a gated transition and a fully connected decoder, unless others are given.
 
     Args:
-        event_shape: ``(T, *C)``: the highest number of steps, and the shape of one, such as ``(50, 2)``.
-        latent_dim: Numbers of a state.
-        likelihood: What kind of data a step is.
+        event_shape: ``(T, *C)``: the maximum number of steps, and the shape of one step, such as ``(50, 2)``.
+        latent_dim: Number of latents in a state.
+        likelihood: Distribution of a step given its state.
         hidden_dims: Widths of the decoder's hidden layers.
         activation: Name of a ``torch.nn`` activation.
-        recurrent_dim: Width of the network that reads rows backwards, and of the transition's.
-        transition_network: In the place of the gated one, as in :func:`~pyro_vae.make_vae`: states ``(N, L)`` to
-            ``(N, 2, L)``.
-        decoder_network: Likewise: states ``(N, L)`` to one step's raw outputs.
-        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one.
+        recurrent_dim: Width of the network that reads rows backwards, and of the transition network.
+        transition_network: Replaces the gated one, see :func:`~pyro_vae.make_vae`. Maps states ``(N, L)`` to ``(N, 2,
+            L)``.
+        decoder_network: Likewise. Maps states ``(N, L)`` to one step's raw outputs.
+        transform: Maps the user's units to the model's. With ``"auto"``, :func:`~pyro_vae.fit` chooses one.
         missing: ``"nan"`` if NaN in the data is a missing entry.
 
     Raises:
-        ValueError: if rows have no steps, or the parts do not fit.
+        ValueError: if rows have no steps, or the parts do not match.
 
     Example:
         >>> from pyro_vae.likelihoods import Normal
@@ -259,7 +259,7 @@ def deep_markov_model(
         torch.Size([1, 4, 6, 2])
     """
     if not event_shape:
-        raise ValueError("a sequence has rows of shape (T, ...), T the number of steps: found ()")
+        raise ValueError("rows of a sequence have shape (T, ...), with T the number of steps: found ()")
     num_steps, *rest = event_shape
     step_shape, z_shape = tuple(rest), (latent_dim,)
     encoding = WithMask(likelihood.encoding(step_shape), step_shape)

@@ -2,12 +2,12 @@ r"""A topic model: what documents are about, from counts of their words.
 
 .. math::
     z_n &\sim \mathcal{N}(0, \sigma^2 I), \quad \theta_n = \mathrm{softmax}(z_n) && \text{shares of K topics,
-        nearly Dirichlet} \\
+        approximately Dirichlet} \\
     x_n &\sim \mathrm{Multinomial}\left(\textstyle\sum_v x_{nv},\ \mathrm{softmax}(B^\top \theta_n + b)\right)
-        && \text{words, their number given}
+        && \text{words, given their number}
 
-That is ProdLDA: topics are experts whose opinions are multiplied, where latent Dirichlet allocation mixes their words.
-Another likelihood of counts may take the multinomial's place, with the document's length as its ``size_factor``.
+This is ProdLDA: a product of the topics' distributions over words, where latent Dirichlet allocation has a mixture.
+Another likelihood for counts may replace the multinomial, with the document's length as its ``size_factor``.
 
 Source: Srivastava & Sutton, *Autoencoding Variational Inference for Topic Models*, 2017; Blei, Ng & Jordan, *Latent
 Dirichlet Allocation*, 2003.
@@ -41,12 +41,12 @@ class TopicModel(Premade):
         prior: :math:`p(z)`, with a latent for each topic.
         decoder: Its network is a :class:`~pyro_vae.networks.TopicDecoder`.
         encoder: :math:`x \mapsto q(z \mid x)`.
-        vocabulary: The words, in the order of the columns; by default they are called by their numbers.
-        transform: What makes counts of the rows; by default they are counts.
-        missing: ``"nan"`` if NaN is a count that was not made, with a likelihood of single counts.
+        vocabulary: The words, in the order of the columns; by default the numbers of the columns.
+        transform: Maps the rows to counts; by default they are counts.
+        missing: ``"nan"`` if NaN is a missing count; needs a likelihood that treats counts one by one.
 
     Raises:
-        ValueError: if the likelihood is not one of counts, or there is not one word for each column.
+        ValueError: if the likelihood is not one for counts, or there is not one word for each column.
     """
 
     model: Model
@@ -63,10 +63,10 @@ class TopicModel(Premade):
     ) -> None:
         likelihood = type(decoder.likelihood).__name__
         if decoder.likelihood.data_range is not constraints.nonnegative_integer:
-            raise ValueError(f"a topic model describes counts of words, and {likelihood} does not describe counts")
+            raise ValueError(f"a topic model needs a likelihood for counts, such as Multinomial, found {likelihood}")
         network = decoder.network
         if not isinstance(network, TopicDecoder):
-            raise ValueError(f"a topic model's decoder has a TopicDecoder, found {type(network).__name__}")
+            raise ValueError(f"the decoder's network must be a TopicDecoder, found {type(network).__name__}")
         if vocabulary is not None and (len(vocabulary),) != decoder.event_shape:
             raise ValueError(f"the vocabulary has {len(vocabulary)} words and the rows {decoder.event_shape[0]} counts")
         super().__init__(
@@ -79,7 +79,7 @@ class TopicModel(Premade):
         self.vocabulary = None if vocabulary is None else tuple(map(str, vocabulary))
 
     def word_probabilities(self) -> Tensor:
-        """The probability of each word in a document of one topic alone: ``(K, V)``, each row with the sum 1."""
+        """The probability of each word in a document with a single topic: ``(K, V)``, each row with the sum 1."""
         network: TopicDecoder = self.decoder.network  # pyright: ignore[reportAssignmentType]
         alone = torch.eye(self.prior.latent_dim, dtype=self.dtype, device=self.device)
         with evaluating(self.model):
@@ -87,10 +87,10 @@ class TopicModel(Premade):
         return mean / mean.sum(-1, keepdim=True)
 
     def topics(self, num_words: int = 10) -> list[list[str]]:
-        """The words that are most probable in each topic, the most probable first.
+        """The most probable words of each topic, in descending order.
 
         Raises:
-            ValueError: if there are not so many words.
+            ValueError: if there are not that many words.
         """
         probabilities = self.word_probabilities()
         if not 1 <= num_words <= probabilities.shape[1]:
@@ -99,7 +99,7 @@ class TopicModel(Premade):
         return [[words[i] for i in best] for best in probabilities.topk(num_words).indices.tolist()]
 
     def shares(self, x: Inputs) -> Tensor:
-        """The shares of the topics in each document, at the middle of its posterior: ``(N, K)``."""
+        """The shares of the topics in each document, at the mean of its posterior: ``(N, K)``."""
         return self.encode(x).mean.softmax(-1)
 
 
@@ -118,24 +118,24 @@ def topic_model(
 ) -> TopicModel:
     """A :class:`TopicModel` with a fully connected encoder, unless another is given.
 
-    Rows are counts of words, ``(N, V)``; the likelihood is given their sum. New documents are drawn with
+    Rows are counts of words, ``(N, V)``; the likelihood takes their sum as given. New documents are drawn with
     ``sample(n, given={"total_count": length})``.
 
     Args:
-        vocabulary: The words, or how many there are.
+        vocabulary: The words, or their number.
         num_topics: Number of topics K.
-        likelihood: By default :class:`~pyro_vae.likelihoods.Multinomial`; another of counts is given documents' lengths
-            as ``size_factor``.
-        concentration: Of the Dirichlet that the prior is close to: the smaller, the fewer topics has a document.
+        likelihood: By default :class:`~pyro_vae.likelihoods.Multinomial`; another one for counts takes the documents'
+            lengths as ``size_factor``.
+        concentration: Of the Dirichlet that the prior approximates. The smaller it is, the fewer topics a document has.
         hidden_dims: Widths of the encoder's hidden layers.
         activation: Name of a ``torch.nn`` activation.
-        encoder_network: In the place of the fully connected one, as in :func:`~pyro_vae.make_vae`.
+        encoder_network: Replaces the fully connected one, see :func:`~pyro_vae.make_vae`.
         prior: By default :class:`~pyro_vae.priors.SoftmaxDirichlet`.
         posterior: By default :class:`~pyro_vae.posteriors.DiagonalNormal`.
-        missing: ``"nan"`` if NaN is a count that was not made.
+        missing: ``"nan"`` if NaN is a missing count.
 
     Raises:
-        ValueError: if the parts do not fit each other, with the reason.
+        ValueError: if the parts do not match; the message gives the reason.
 
     Example:
         >>> model = topic_model(["ball", "goal", "vote", "law"], num_topics=2)

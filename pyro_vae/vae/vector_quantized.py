@@ -1,22 +1,21 @@
-r"""A vector-quantised VAE: a row is described by a few codes, each of which stands for a vector.
+r"""A vector-quantised VAE: a row is described by a few codes, each of which stands for a vector in a codebook.
 
 .. math:: k_1, \ldots, k_M \sim p(k), \qquad z = (e_{k_1}, \ldots, e_{k_M}), \qquad x \mid z \sim p(x \mid z)
 
-with a codebook :math:`e_1, \ldots, e_K` of vectors. The encoder makes M vectors of a row, and the guide takes the code
-that each is nearest to. It does not draw: :math:`q(k \mid x)` is 1 at one choice of codes. So the rate of a row is
-:math:`-\log p(k)`, the nats that it takes to write its codes down, and the ELBO :math:`\log p(x \mid z) + \log p(k)` is
-a bound as any other, without an entropy. More draws do not tighten it, for they are all the same, and tools that weigh
-draws say so.
+with a codebook :math:`e_1, \ldots, e_K` of vectors. The encoder maps a row to M vectors, and the guide takes the code
+nearest to each. This is deterministic: :math:`q(k \mid x)` is 1 at one choice of codes. So the rate of a row is
+:math:`-\log p(k)`, the nats that its codes cost, and the ELBO :math:`\log p(x \mid z) + \log p(k)` is a bound like any
+other, without an entropy. More draws do not tighten it, as they are all equal; tools that weight draws say so.
 
-- Gradients of the decoder go past the choice, straight to the encoder's vectors.
-- Vectors of the codebook are running means of the encoder's vectors nearest to them. One that hardly any is near to is
-  moved to one of these.
-- The encoder's vectors are held to their codes by a loss of the guide's own, :math:`\beta \sum_m |v_m - e_{k_m}|^2`,
-  which is no part of the ELBO.
-- The prior p(k) learns from the codes as they come, by the ELBO; it does not act on the encoder.
+- Gradients of the decoder skip the choice and go straight to the encoder's vectors.
+- Vectors of the codebook are running means of the encoder's vectors nearest to them. A code that is rarely the nearest
+  is moved to one of the encoder's vectors.
+- A loss in the guide, :math:`\beta \sum_m |v_m - e_{k_m}|^2`, keeps the encoder's vectors near their codes. It is not
+  part of the ELBO.
+- The prior p(k) learns from the codes through the ELBO; it has no effect on the encoder.
 
-Source: van den Oord et al., *Neural Discrete Representation Learning*, 2017; for the codes that are moved, Dhariwal et
-al., *Jukebox*, 2020.
+Source: van den Oord et al., *Neural Discrete Representation Learning*, 2017; for moving unused codes, Dhariwal et al.,
+*Jukebox*, 2020.
 """
 
 import math
@@ -43,20 +42,20 @@ __all__ = ["NearestCodes", "VectorQuantizedGuide", "VectorQuantizedVAE", "vector
 
 
 class NearestCodes(Posterior):
-    r"""The vectors of a codebook that an encoder's vectors are nearest to: a point.
+    r"""The codebook vectors nearest to the encoder's vectors: a point distribution.
 
     Args:
-        num_values: Vectors K in the codebook.
-        code_dim: Entries D of a vector; the number of latents is a multiple of it.
-        decay: Of the running means, from one batch to the next.
-        restart: A vector is moved where less than this share of its due, 1 / K of all, is near to it.
+        num_values: Number of vectors K in the codebook.
+        code_dim: Number of entries D of a vector; the number of latents is a multiple of it.
+        decay: Decay of the running means, from one batch to the next.
+        restart: A vector is moved if the fraction of vectors nearest to it is less than ``restart`` times 1 / K.
 
     Shape:
         raw: ``(*B, M D)``. Returns a distribution with batch ``(*B,)`` and event ``(M D,)``, whose ``distance`` is
         :math:`\sum_m |v_m - e_{k_m}|^2`, ``(*B,)``.
 
     Raises:
-        ValueError: if a number is out of its range, or the latents are no multiple of ``code_dim``.
+        ValueError: if a number is out of its range, or the number of latents is not a multiple of ``code_dim``.
     """
 
     codebook: Tensor
@@ -70,12 +69,12 @@ class NearestCodes(Posterior):
             raise ValueError(f"decay and restart must lie from 0 to 1, found {decay} and {restart}")
         self.num_values, self.code_dim, self.decay, self.restart = num_values, code_dim, decay, restart
         self.register_buffer("codebook", torch.randn(num_values, code_dim))
-        self.register_buffer("usage", torch.zeros(num_values))  # of its due; 0 before the first batch
+        self.register_buffer("usage", torch.zeros(num_values))  # times 1 / K; 0 before the first batch
 
     def raw_shape(self, event_shape: Sequence[int]) -> tuple[int, ...]:  # noqa: D102
         if event_shape[0] % self.code_dim:
             raise ValueError(
-                f"vectors of {self.code_dim} entries make a multiple of that in latents, found {event_shape[0]}"
+                f"the number of latents must be a multiple of code_dim={self.code_dim}, found {event_shape[0]}"
             )
         return tuple(event_shape)
 
@@ -106,7 +105,7 @@ class NearestCodes(Posterior):
 
 
 class _Nearest(dist.Delta):
-    """A point, with its distance from where the encoder was."""
+    """A point, with its distance from the encoder's output."""
 
     def __init__(self, value: Tensor, distance: Tensor) -> None:
         super().__init__(value, event_dim=1)
@@ -117,22 +116,22 @@ class _Nearest(dist.Delta):
 
 
 class _QuantizedPrior(Prior):
-    """A prior of codes, as one of their vectors, of a codebook that is the guide's."""
+    """A prior over codes as one over their vectors, with the guide's codebook."""
 
     def __init__(self, codes: Prior, nearest: NearestCodes) -> None:
         super().__init__(codes.latent_dim // nearest.num_values * nearest.code_dim)
         self.codes = codes
-        self._nearest = [nearest]  # in a list, for it is a part of the guide
+        self._nearest = [nearest]  # in a list, as it is a part of the guide
 
     def forward(self) -> dist.TorchDistribution:
         return Quantized(self.codes(), self._nearest[0].codebook)
 
 
 class VectorQuantizedGuide(InferenceProgram):
-    r"""The inference program: the codes nearest to what the encoder says, and the loss that holds it to them.
+    r"""The inference program: the codes nearest to the encoder's output, and the loss that keeps it near them.
 
     Args:
-        encoder: Called with ``x``, returns a point of :class:`NearestCodes`.
+        encoder: Called with ``x``, returns a point from :class:`NearestCodes`.
         commitment: The weight :math:`\beta`.
     """
 
@@ -151,21 +150,20 @@ class VectorQuantizedGuide(InferenceProgram):
 
 
 class VectorQuantizedVAE(Premade):
-    r"""A vector-quantised VAE; the story is at the top of :mod:`pyro_vae.vae.vector_quantized`.
+    r"""A vector-quantised VAE, described in :mod:`pyro_vae.vae.vector_quantized`.
 
-    The latent ``z`` is the vectors, ``(M D,)``; :meth:`codes` and :meth:`vectors` lead from rows to codes and from
-    codes to vectors.
+    The latent ``z`` is the vectors, ``(M D,)``. :meth:`codes` maps rows to codes, and :meth:`vectors` codes to vectors.
 
     Args:
         prior: :math:`p(k)`, over codes as one-hot blocks.
         decoder: :math:`z \mapsto p(x \mid z)`.
         encoder: :math:`x \mapsto z`, with the posterior :class:`NearestCodes`.
         commitment: The weight :math:`\beta`, in nats.
-        transform: The user's units to the model's; by default the data are in the model's units.
+        transform: Maps the user's units to the model's; by default the data are in the model's units.
         missing: ``"nan"`` if NaN in the data is a missing entry; by default it is an error.
 
     Raises:
-        ValueError: if the parts do not fit each other or the transform, or ``commitment`` is negative.
+        ValueError: if the parts do not match each other or the transform, or ``commitment`` is negative.
     """
 
     model: Model
@@ -211,7 +209,7 @@ class VectorQuantizedVAE(Premade):
 
     @property
     def commitment(self) -> float:
-        """The weight of the loss that holds the encoder to its codes."""
+        """The weight of the loss that keeps the encoder near its codes."""
         return self.guide.commitment
 
     def codes(self, x: Inputs) -> Tensor:
@@ -256,19 +254,20 @@ def vector_quantized_vae(
 
     Args:
         event_shape: Shape of one row of data.
-        num_codes: Codes M of a row.
-        num_values: Vectors K in the codebook.
-        code_dim: Entries D of each.
-        likelihood: What kind of data they are.
-        commitment: Weight of the loss that holds the encoder to its codes, in nats.
+        num_codes: Number of codes M for each row.
+        num_values: Number of vectors K in the codebook.
+        code_dim: Number of entries D of each vector.
+        likelihood: Distribution of a row given the latents.
+        commitment: Weight of the loss that keeps the encoder near its codes, in nats.
         decay: Of the codebook's running means, see :class:`NearestCodes`.
         restart: Likewise.
         hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse.
         activation: Name of a ``torch.nn`` activation.
-        encoder_network: Of another kind, as in :func:`~pyro_vae.make_vae`: to ``(M D,)`` numbers of a row.
+        encoder_network: Replaces the fully connected one, see :func:`~pyro_vae.make_vae`. Maps a row to ``(M D,)``
+            numbers.
         decoder_network: Likewise.
         prior: Over codes as one-hot blocks; by default :class:`~pyro_vae.priors.AutoregressiveCodes`.
-        transform: The user's units to the model's; ``"auto"`` has :func:`~pyro_vae.fit` choose one.
+        transform: Maps the user's units to the model's. With ``"auto"``, :func:`~pyro_vae.fit` chooses one.
         missing: ``"nan"`` if NaN in the data is a missing entry.
 
     Example:

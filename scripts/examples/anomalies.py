@@ -17,8 +17,8 @@ from pyro_vae.transforms import Scale
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where the picture goes.")],
-    held_out: Annotated[int, typer.Option(help="The digit that is not in the training rows.")] = 4,
+    out: Annotated[Path, typer.Option(help="The picture to write.")],
+    held_out: Annotated[int, typer.Option(help="The digit left out of the training rows.")] = 4,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 80,
 ) -> None:
     """Trains a VAE without one digit, and ranks new rows by how improbable they are."""

@@ -19,7 +19,7 @@ from pyro_vae.transforms import Scale
 
 
 def trained(seed: int, epochs: int) -> tuple[torch.Tensor, torch.Tensor, tuple[float, ...]]:
-    """Middles of clusters, digits of each, and the share in the right one, of k-means on pixels and on codes too."""
+    """Centres of clusters, digits of each, and the share in the right one, also for k-means on pixels and on codes."""
     digits: Any = load_digits()
     x, y = torch.tensor(digits.images, dtype=torch.float32), torch.tensor(digits.target)
     torch.manual_seed(seed)
@@ -35,7 +35,7 @@ def trained(seed: int, epochs: int) -> tuple[torch.Tensor, torch.Tensor, tuple[f
     found = [vae.predict_cluster(x).argmax(-1), *(torch.tensor(means.labels_).long() for means in k_means)]
     accuracies = tuple(matched(clusters, y)[0] for clusters in found)
     print("seed {}: {:.1%}, k-means on pixels {:.1%}, on codes {:.1%}".format(seed, *accuracies), flush=True)
-    order = matched(found[0], y)[1].argsort()  # clusters in the order of the digits that they are named after
+    order = matched(found[0], y)[1].argsort()  # clusters in the order of their digits
     shares = vae.predict_cluster(x).T[order] + 1e-6
     members = torch.stack([x[of_cluster.multinomial(11)] for of_cluster in shares])
     middles = plain.mean_at(vae.prior.components().mean[order].detach())
@@ -44,10 +44,10 @@ def trained(seed: int, epochs: int) -> tuple[torch.Tensor, torch.Tensor, tuple[f
 
 def main(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("clusters.png"),
-    epochs: Annotated[int, typer.Option(help="Times every row is seen, before and with clusters.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the weights and the noise.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Number of passes over the data, without and with clusters.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and the noise.")] = 0,
 ) -> None:
-    """Trains a VAE with ten clusters on digits, beside k-means on pixels and on a plain VAE's codes."""
+    """Trains a VAE with ten clusters on digits, and compares it with k-means on pixels and on a plain VAE's codes."""
     middles, members, accuracies = trained(seed, epochs)
     grid = torch.cat([middles[:, None], torch.full((10, 1, 8, 8), 8.0), members], 1)
     title = f"each cluster's middle, and rows in it: {accuracies[0]:.1%} right (k-means {accuracies[1]:.1%})"

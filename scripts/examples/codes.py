@@ -1,4 +1,4 @@
-"""Digits by a few codes: a codebook of vectors, and a prior learned over the codes, from which new digits are drawn."""
+"""Digits as a few codes: a codebook of vectors, and a learned prior over the codes, from which new digits are drawn."""
 
 import sys
 from pathlib import Path
@@ -20,9 +20,9 @@ NUM_CODES, NUM_VALUES, NUM_DRAWS = 4, 16, 12
 
 def main(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("codes.png"),
-    epochs: Annotated[int, typer.Option(help="Times every row is seen.")] = 150,
+    epochs: Annotated[int, typer.Option(help="Number of passes over the data.")] = 150,
 ) -> None:
-    """Trains a vector-quantised VAE, and draws digits from its prior, and code by code."""
+    """Trains a vector-quantised VAE, and draws digits from its prior and with independent codes."""
     digits: Any = load_digits()
     x = torch.tensor(digits.images, dtype=torch.float32)  # 8 x 8, from 0 to 16
     torch.manual_seed(0)
@@ -33,9 +33,11 @@ def main(
     codes = vae.codes(x)
     found = evaluate(vae, x)
     print(f"{len(codes.unique(dim=0))} of {NUM_VALUES**NUM_CODES:,} combinations are in use")
-    print(f"a digit takes {found['rate']:.1f} nats; {torch.tensor(NUM_VALUES).log() * NUM_CODES:.1f} if all were alike")
+    print(
+        f"a digit takes {found['rate']:.1f} nats; {torch.tensor(NUM_VALUES).log() * NUM_CODES:.1f} with a uniform prior"
+    )
 
-    # How often each code occurs, and nothing of the others.
+    # How often each code occurs, independently of the others.
     alone = IndependentCodes(NUM_CODES, NUM_VALUES)
     counts = torch.stack([column.bincount(minlength=NUM_VALUES) for column in codes.T])
     alone.logits.data = (counts + 1e-3).log()

@@ -1,4 +1,4 @@
-"""Digits of the class that is asked for: a conditional VAE, which is told the labels."""
+"""Digits of a given class: a conditional VAE with labels as covariates."""
 
 import sys
 from pathlib import Path
@@ -19,9 +19,9 @@ NUM_STYLES = 12
 
 def main(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("conditional.png"),
-    epochs: Annotated[int, typer.Option(help="Times every row is seen.")] = 100,
+    epochs: Annotated[int, typer.Option(help="Number of passes over the data.")] = 100,
 ) -> None:
-    """Trains a VAE that is told the labels of digits, and draws the ten digits in many styles."""
+    """Trains a VAE given the labels of digits, and draws the ten digits in many styles."""
     digits: Any = load_digits()
     data = {"x": torch.tensor(digits.images, dtype=torch.float32), "labels": torch.tensor(digits.target)}
     torch.manual_seed(0)
@@ -35,7 +35,7 @@ def main(
     )
     fit(vae, data, epochs=epochs, batch_size=100, learning_rate=2e-3, progress=False)
 
-    # Latents hold what labels do not say: each column has one z, each row one label.
+    # Latents encode what labels do not: each column has one z, each row one label.
     z = torch.randn(NUM_STYLES, 4)
     grid = torch.stack([vae.mean_at(z, given={"labels": label}) for label in range(10)])
     title = "each row one label, each column one latent vector"

@@ -16,7 +16,7 @@ from pyro_vae.transforms import Binarize
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where the picture goes; a second one, of traversals, beside it.")],
+    out: Annotated[Path, typer.Option(help="The picture to write; a second one, with traversals, goes next to it.")],
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 60,
 ) -> None:
     """Trains a VAE and draws from it."""

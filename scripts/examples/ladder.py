@@ -1,4 +1,4 @@
-"""Two levels of latents on the digits: what the upper level decides, and what is left to the lower one."""
+"""Two levels of latents on the digits: what the upper level determines, and what the lower one adds."""
 
 import sys
 from pathlib import Path
@@ -19,9 +19,9 @@ NUM_DRAWS = 9
 
 def main(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("ladder.png"),
-    epochs: Annotated[int, typer.Option(help="Times every row is seen.")] = 150,
+    epochs: Annotated[int, typer.Option(help="Number of passes over the data.")] = 150,
 ) -> None:
-    """Trains two levels, 16 latents and 2 above them, and draws digits that share their upper level."""
+    """Trains two levels, 16 latents and 2 above them, and draws digits with the same upper level."""
     digits: Any = load_digits()
     x = torch.tensor(digits.images, dtype=torch.float32)  # 8 x 8, from 0 to 16
     torch.manual_seed(0)

@@ -16,9 +16,9 @@ from pyro_vae.likelihoods import Bernoulli, Categorical
 
 def main(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("multimodal.png"),
-    epochs: Annotated[int, typer.Option(help="Times every row is seen.")] = 80,
+    epochs: Annotated[int, typer.Option(help="Number of passes over the data.")] = 80,
 ) -> None:
-    """Trains on all three together and each alone, and draws what is missing given what is there."""
+    """Trains on all three together and each alone, and draws missing modalities given the observed ones."""
     digits: Any = load_digits()
     bits, labels = torch.tensor(digits.images > 7).float(), torch.tensor(digits.target)
     upper, lower, half = bits[:, :4], bits[:, 4:], ((4, 8), Bernoulli())
@@ -26,7 +26,7 @@ def main(
     torch.manual_seed(0)
     vae = multimodal_vae({"x": half, "lower": half, "label": ((), kinds)}, latent_dim=10, hidden_dims=(128,))
     rows = {"x": upper[:1500], "lower": lower[:1500], "label": labels[:1500]}
-    warm = Elbo(kl="auto", kl_warmup=0.5)  # or the prior, an expert too, keeps the others from being heard
+    warm = Elbo(kl="auto", kl_warmup=0.5)  # else the prior, also an expert, drowns out the others
     fit(vae, vae.each_alone(rows), objective=warm, epochs=epochs, batch_size=100, learning_rate=4e-3, progress=False)
 
     new = torch.stack([torch.nonzero(labels[1500:] == digit)[0, 0] + 1500 for digit in range(10)])

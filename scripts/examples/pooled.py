@@ -1,4 +1,4 @@
-"""Digits from six scanners, each with a shading of its own: partial pooling finds it, from few pictures too."""
+"""Digits from six scanners, each with its own shading: partial pooling finds it, even from few pictures."""
 
 import sys
 from pathlib import Path
@@ -29,16 +29,16 @@ def scanned() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def main(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("pooled.png"),
-    epochs: Annotated[int, typer.Option(help="Times every row is seen.")] = 150,
+    epochs: Annotated[int, typer.Option(help="Number of passes over the data.")] = 150,
 ) -> None:
-    """Trains a VAE with an effect of each scanner, and draws the effects, and one digit as every scanner sees it."""
+    """Trains a VAE with an effect for each scanner, and draws the effects, and one digit as every scanner sees it."""
     x, groups, shadings = scanned()
     vae = pooled_vae((8, 8), latent_dim=8, num_groups=len(SIZES), likelihood=Normal(), hidden_dims=(128,))
     fit(vae, {"x": x, "groups": groups}, epochs=epochs, batch_size=100, learning_rate=2e-3, progress=False)
 
     last = groups.bincount().cumsum(0) - 1  # a picture of each scanner
     learned = vae.effects().mean.detach().reshape(-1, 8, 8)
-    learned = learned - learned.mean(0) + shadings.mean(0)  # what all share, the decoder may hold as well
+    learned = learned - learned.mean(0) + shadings.mean(0)  # the decoder may absorb the common part
     z = vae.encode({"x": x[:1], "groups": groups[:1]}).mean
     seen = vae.mean_at(z.expand(len(SIZES), -1), given={"groups": torch.arange(len(SIZES))})
     grid = torch.stack([x[last], shadings, learned, seen])

@@ -1,4 +1,4 @@
-"""Digits of which a hundred have a label: what the other rows are good for, and what latents hold beside the class."""
+"""Digits, a hundred of them labelled: the gain from the other rows, and what latents encode besides the class."""
 
 import sys
 from pathlib import Path
@@ -17,13 +17,13 @@ from pyro_vae.transforms import Scale
 
 
 def trained(seed: int, epochs: int) -> tuple[Any, torch.Tensor, float, float]:
-    """Model M2, held-out digits, and the shares of them that it and the labels alone call wrongly."""
+    """Model M2, held-out digits, and the error rates of M2 and of the labels alone."""
     digits: Any = load_digits()
     x, y = torch.tensor(digits.images, dtype=torch.float32), torch.tensor(digits.target)
     torch.manual_seed(seed)
     test, train = torch.randperm(len(x)).split([500, len(x) - 500])
     told = torch.cat([train[y[train] == k][:10] for k in range(10)])
-    labels = torch.full_like(y, -1).index_copy(0, told, y[told])  # -1 where a row has none
+    labels = torch.full_like(y, -1).index_copy(0, told, y[told])  # -1 for a row without one
 
     options = {"likelihood": Normal(link="sigmoid"), "transform": Scale(0, 16), "hidden_dims": (128,)}
     vae = semi_supervised_vae((8, 8), latent_dim=3, num_classes=10, label_weight=50, **options)
@@ -32,16 +32,18 @@ def trained(seed: int, epochs: int) -> tuple[Any, torch.Tensor, float, float]:
     alone = MLPClassifier((128,), max_iter=2000, random_state=seed).fit(x[told].flatten(1) / 16, y[told])
     error = float((vae.predict_label(x[test]).argmax(-1) != y[test]).double().mean())
     error_alone = 1 - float(alone.score(x[test].flatten(1) / 16, y[test]))
-    print(f"seed {seed}: error {error:.1%}, of the labels alone {error_alone:.1%}", flush=True)
+    print(f"seed {seed}: error {error:.1%}, with the labels alone {error_alone:.1%}", flush=True)
     return vae, x[test], error, error_alone
 
 
 def main(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("semi_supervised.png"),
-    epochs: Annotated[int, typer.Option(help="Times every row is seen.")] = 150,
-    seed: Annotated[int, typer.Option(help="Of the weights, and of which rows are labelled and held out.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Number of passes over the data.")] = 150,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the weights, and of the choice of labelled and held-out rows.")
+    ] = 0,
 ) -> None:
-    """Trains model M2 with ten labels of each digit, beside the same classifier on those labels alone."""
+    """Trains model M2 with ten labels for each digit, and compares it with the same classifier on the labels alone."""
     vae, x, error, alone = trained(seed, epochs)
     z = vae.encode(x[:8]).mean.repeat_interleave(10, 0)  # in the style of each, all ten digits
     written = vae.mean_at({"y": torch.arange(10).repeat(8), "z": z}).reshape(8, 10, 8, 8)

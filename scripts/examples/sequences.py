@@ -1,4 +1,4 @@
-"""Swings of a pendulum: a deep Markov model is shown the first part of each, and says how it may go on."""
+"""Swings of a pendulum: a deep Markov model forecasts each from its first part."""
 
 import sys
 from pathlib import Path
@@ -30,13 +30,13 @@ def pendulums(num_rows: int = 600) -> torch.Tensor:
 
 def main(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("sequences.png"),
-    epochs: Annotated[int, typer.Option(help="Times every row is seen.")] = 40,
+    epochs: Annotated[int, typer.Option(help="Number of passes over the data.")] = 40,
 ) -> None:
     """Trains on rows of all lengths, then draws forecasts of new ones."""
     x = pendulums()
     lengths = torch.randint(SHOWN, STEPS + 1, (len(x),))
     model = deep_markov_model((STEPS, 1), latent_dim=4, likelihood=Normal(scale=0.1), recurrent_dim=48)
-    warm = Elbo(kl="auto", kl_warmup=0.3)  # or each step is explained by itself, before the dynamics are learned
+    warm = Elbo(kl="auto", kl_warmup=0.3)  # else each step is explained by itself before the dynamics are learned
     rows = {"x": x[6:], "lengths": lengths[6:]}
     fit(model, rows, objective=warm, epochs=epochs, batch_size=60, learning_rate=1e-2, progress=False)
 

@@ -1,4 +1,4 @@
-"""A corpus of made-up news, whose five topics a topic model finds again from counts of words alone."""
+"""A made-up news corpus, whose five topics a topic model recovers from counts of words alone."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,7 @@ def corpus(num_documents: int = 2000) -> tuple[torch.Tensor, torch.Tensor]:
     """Counts of words in documents, and the shares of the topics."""
     torch.manual_seed(0)
     own = torch.tensor([[float(word in words.split()) for word in WORDS] for words in TOPICS.values()])
-    topics = 0.6 * own / 8 + 0.4 * (own.sum(0) == 0) / len(COMMON)  # each topic has eight words of its own
+    topics = 0.6 * own / 8 + 0.4 * (own.sum(0) == 0) / len(COMMON)  # each topic has its own eight words
     shares = torch.distributions.Dirichlet(torch.full((len(TOPICS),), 0.2)).sample((num_documents,))
     words = torch.distributions.Categorical(shares @ topics).sample((60,))  # a document has 60 words
     return torch.nn.functional.one_hot(words, len(WORDS)).sum(0).float(), shares
@@ -35,7 +35,7 @@ def corpus(num_documents: int = 2000) -> tuple[torch.Tensor, torch.Tensor]:
 
 def main(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("topics.png"),
-    epochs: Annotated[int, typer.Option(help="Times every document is seen.")] = 60,
+    epochs: Annotated[int, typer.Option(help="Number of passes over the documents.")] = 60,
 ) -> None:
     """Trains a topic model, and draws each topic's words, and the shares that it finds in documents."""
     x, shares = corpus()

@@ -1,1 +1,1 @@
-"""Sound models and wrong ones, on which the report's verdicts are judged."""
+"""Sound and wrong models, to judge the report's verdicts on."""

@@ -1,4 +1,4 @@
-"""What can be wrong with a pair or its data: each fault at three strengths, beside a sound pair that it is done to."""
+"""Faults of a pair or its data: each at three strengths, applied to a sound pair."""
 
 import math
 from collections.abc import Callable
@@ -86,24 +86,24 @@ _RATES = torch.tensor([[1.0, 4.0, 8.0, 2.0], [5.0, 1.0, 3.0, 6.0], [3.0, 9.0, 1.
 
 
 def two_modes(share: float) -> System:
-    """Two modes that the rows hardly tell apart; the first has this share."""
+    """Two modes that the rows hardly distinguish; the first has this share."""
     slopes = torch.tensor([[0.0], [0.1]])
     return mixture_prior(torch.tensor([share, 1 - share]), torch.tensor([[2.0], [-2.0]]), 0.5, slopes, 1.0)
 
 
 def with_guide(system: System, change: Callable[[Any, Tensor], Any]) -> Case:
-    """The system with another guide, made of its own distribution and the rows."""
+    """The system with another guide, computed from its own distribution and the rows."""
     return system.but(posterior=lambda x: change(system.posterior(x), x)).case(_ROWS)
 
 
 def moved(q: Any, shift: Tensor | float = 0.0, width: float = 1.0) -> Any:
-    """A normal moved by so many of its standard deviations, and scaled."""
+    """A normal moved by a number of its standard deviations, and scaled."""
     deviation = q.covariance_matrix.diagonal(dim1=-2, dim2=-1).sqrt()
     return dist.MultivariateNormal(q.mean + shift * deviation, scale_tril=width * q.scale_tril)
 
 
 def some_rows(x: Tensor, share: float) -> Tensor:
-    """A share of the rows, the same wherever they come: ``(N, 1)``."""
+    """A share of the rows, independent of their position: ``(N, 1)``."""
     return (x.reshape(len(x), -1).sum(1, keepdim=True) * 1e3).frac().abs() < share
 
 
@@ -133,9 +133,9 @@ def narrow_in_one_entry(width: float) -> Case:
     )
 
 
-@fault("entries of the guide independent, where the posterior's correlate by 0.5, 0.8, 0.97", GUIDE, 0.5, 0.8, 0.97)
+@fault("independent entries in the guide, correlated by 0.5, 0.8, 0.97 in the posterior", GUIDE, 0.5, 0.8, 0.97)
 def independent_entries(correlation: float) -> Case:
-    # Of two columns of weights that are alike the posterior's entries are correlated.
+    # Two similar columns of weights correlate the posterior's entries.
     angle = math.acos(correlation * 1.02) if correlation < 0.97 else 0.15
     weight = torch.stack([_WEIGHT[:, 0], math.cos(angle) * _WEIGHT[:, 0] + math.sin(angle) * _WEIGHT[:, 1]], 1)
     system = linear_gaussian(weight, torch.full((6,), 0.3))
@@ -161,14 +161,14 @@ def prior_for_some(share: float) -> Case:
     return with_guide(gaussian(), change)
 
 
-@fault("latents turned into one another by 10°, 45°, 90°", GUIDE, 10.0, 45.0, 90.0)
+@fault("latents rotated into one another by 10°, 45°, 90°", GUIDE, 10.0, 45.0, 90.0)
 def swapped_latents(degrees: float) -> Case:
     angle = math.radians(degrees)
     turn = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     return with_guide(gaussian(), lambda q, x: dist.MultivariateNormal(q.mean @ turn, scale_tril=q.scale_tril))
 
 
-@fault("guide of an earlier decoder, whose weights were off by 0.1, 0.4, 1.5", GUIDE, 0.1, 0.4, 1.5)
+@fault("guide for an earlier decoder, with weights off by 0.1, 0.4, 1.5", GUIDE, 0.1, 0.4, 1.5)
 def stale(by: float) -> Case:
     weight = _WEIGHT + by * torch.randn(6, 2)
     old = linear_gaussian(weight, torch.full((6,), 0.6), _LOC)
@@ -183,7 +183,7 @@ def columns_misread(count: float) -> Case:
     return system.but(posterior=lambda x: system.posterior(x[:, order])).case(_ROWS)
 
 
-@fault("guide reads the rows 1.1, 1.5, 3 times as large", GUIDE, 1.1, 1.5, 3.0)
+@fault("guide reads the rows as 1.1, 1.5, 3 times as large", GUIDE, 1.1, 1.5, 3.0)
 def units_misread(factor: float) -> Case:
     system = gaussian()
     return system.but(posterior=lambda x: system.posterior(_LOC + factor * (x - _LOC))).case(_ROWS)
@@ -222,7 +222,7 @@ def missing_mode(share: float) -> Case:
     return with_guide(two_modes(1 - share), lambda q, x: dist.Normal(torch.full((len(x), 1), 2.0), 0.5).to_event(1))
 
 
-@fault("guide in the lesser of two modes; the other has 65%, 80%, 95%", GUIDE, 0.65, 0.8, 0.95)
+@fault("guide in the smaller of two modes; the other has 65%, 80%, 95%", GUIDE, 0.65, 0.8, 0.95)
 def lesser_mode(share: float) -> Case:
     return with_guide(two_modes(1 - share), lambda q, x: dist.Normal(torch.full((len(x), 1), 2.0), 0.5).to_event(1))
 
@@ -248,7 +248,7 @@ def sharp_classes(by: float) -> Case:
     return with_guide(clusters(), lambda q, x: dist.Categorical(logits=by * q.logits))
 
 
-@fault("10%, 40%, 95% of a categorical guide's probability is that of another class", GUIDE, 0.1, 0.4, 0.95)
+@fault("10%, 40%, 95% of a categorical guide's probability goes to another class", GUIDE, 0.1, 0.4, 0.95)
 def permuted_classes(share: float) -> Case:
     return with_guide(clusters(), lambda q, x: dist.Categorical((1 - share) * q.probs + share * q.probs.roll(1, -1)))
 
@@ -282,7 +282,7 @@ def shifted_beta(by: float) -> Case:
 
 
 def _two_sites(guide_of: Callable[[Tensor, Tensor, Tensor], tuple[Any, Any]]) -> Case:
-    """A ~ N(0, 1), b ~ N(a, ½), x ~ N(b, ½): the guide is told x, draws b and then a."""
+    """A ~ N(0, 1), b ~ N(a, ½), x ~ N(b, ½): the guide takes x, draws b and then a."""
 
     def model(x: Tensor | None = None, *, batch_size: int | None = None) -> Tensor:
         with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
@@ -313,7 +313,7 @@ def loose_site(by: float) -> Case:
 
 
 @fault(
-    "one of two latents drawn from the prior in part: its mean times 0.7, 0.3, 0, its variance likewise",
+    "one of two latents partly drawn from the prior: its mean times 0.7, 0.3, 0, its variance accordingly",
     GUIDE,
     0.7,
     0.3,
@@ -323,13 +323,13 @@ def dropped_site(by: float) -> Case:
     return _two_sites(lambda loc, scale, b: (dist.Normal(loc, scale), dist.Normal(0.8 * by * b, (1 - 0.8 * by) ** 0.5)))
 
 
-@fault("KL weighted by 0.7, 0.3, 0.05: the guide that is best then", GUIDE, 0.7, 0.3, 0.05)
+@fault("KL weighted by 0.7, 0.3, 0.05: the best guide for that", GUIDE, 0.7, 0.3, 0.05)
 def little_kl(beta: float) -> Case:
     system = gaussian()
     return system.but(posterior=gaussian(noise=0.6 * beta**0.5).posterior).case(_ROWS)
 
 
-@fault("KL weighted by 1.5, 4, 20: the guide that is best then", GUIDE | {"information"}, 1.5, 4.0, 20.0)
+@fault("KL weighted by 1.5, 4, 20: the best guide for that", GUIDE | {"information"}, 1.5, 4.0, 20.0)
 def much_kl(beta: float) -> Case:
     system = gaussian()
     return system.but(posterior=gaussian(noise=0.6 * beta**0.5).posterior).case(_ROWS)
@@ -367,7 +367,7 @@ def _labelled(shift: float, seen: Callable[[Tensor, Tensor], Tensor], wrong: flo
     return Case(pair, {"x": x, "group": other})
 
 
-@fault("guide as sure of rows with gaps as of whole ones; 30%, 60%, 90% are missing", GUIDE, 0.3, 0.6, 0.9)
+@fault("guide as certain about rows with gaps as about complete ones; 30%, 60%, 90% are missing", GUIDE, 0.3, 0.6, 0.9)
 def gaps_ignored(share: float) -> Case:
     slopes, noise = torch.tensor([1.0, -0.5, 0.8, 1.2]), 0.6
 
@@ -391,7 +391,7 @@ def gaps_ignored(share: float) -> Case:
 
 
 class Offset(dist.Normal):
-    """A normal whose log-density has a constant too much, as without a Jacobian."""
+    """A normal whose log-density is off by a constant, as without a Jacobian."""
 
     nats = 0.0
 
@@ -458,7 +458,7 @@ def prior_not_as_drawn(by: float) -> Case:
     return gaussian().but(prior=prior).case(_ROWS, gaussian())
 
 
-# The model is wrong: its guide is right for it, and the rows are others
+# The model is wrong: its guide is right for it, but the rows are from another
 
 
 @fault("noise of the likelihood 0.85, 0.6, 0.3 times that of the rows", MODEL, 0.85, 0.6, 0.3)
@@ -472,7 +472,7 @@ def much_noise(by: float) -> Case:
 
 
 def rows_changed(change: Callable[[Tensor], Tensor], system: System | None = None) -> Case:
-    """A sound pair beside rows of its own to which something was done."""
+    """A sound pair with its own rows, which were changed."""
     system = gaussian() if system is None else system
     return Case(system.pair(), change(system.draw(_ROWS)))
 
@@ -492,7 +492,7 @@ def one_column_scaled(by: float) -> Case:
     return rows_changed(lambda x: torch.cat([by * x[:, :1], x[:, 1:]], 1))
 
 
-@fault("2, 3, 6 of the columns change places", MODEL, 2, 3, 6)
+@fault("2, 3, 6 of the columns permuted", MODEL, 2, 3, 6)
 def columns_permuted(count: float) -> Case:
     order = torch.arange(6)
     order[: int(count)] = order[: int(count)].roll(1)
@@ -500,7 +500,7 @@ def columns_permuted(count: float) -> Case:
 
 
 def noisy(noise: Callable[[Tensor], Tensor]) -> Case:
-    """The linear-Gaussian pair beside rows with other noise; it is given the rows' means without any."""
+    """The linear-Gaussian pair with rows with other noise; ``noise`` takes the rows' means without any."""
     z = torch.randn(_ROWS, 2)
     return Case(gaussian().pair(), noise(z @ _WEIGHT.T + _LOC))
 
@@ -531,7 +531,7 @@ def correlated_noise(correlation: float) -> Case:
     return noisy(lambda mean: dist.MultivariateNormal(mean, covariance).sample())
 
 
-@fault("noise whose scale goes with a latent, by a factor of exp(0.3), exp(0.6), exp(1.2)", MODEL, 0.3, 0.6, 1.2)
+@fault("noise whose scale depends on a latent, by a factor of exp(0.3), exp(0.6), exp(1.2)", MODEL, 0.3, 0.6, 1.2)
 def uneven_noise(by: float) -> Case:
     return noisy(lambda mean: mean + 0.6 * (by * (mean - _LOC)[:, :1]).exp() * torch.randn_like(mean))
 
@@ -590,19 +590,19 @@ def _shares(data: Tensor, model: Tensor) -> Case:
     return of(model).case(_ROWS, of(data))
 
 
-@fault("the model draws nothing of a cluster with 5%, 20%, 60% of the rows", MODEL, 0.05, 0.2, 0.6)
+@fault("the model lacks a cluster with 5%, 20%, 60% of the rows", MODEL, 0.05, 0.2, 0.6)
 def lacks_a_cluster(share: float) -> Case:
     rest = (1 - share) / 3
     return _shares(torch.tensor([rest, rest, rest, share]), torch.tensor([1.0, 1.0, 1.0, 1e-6]) / 3)
 
 
-@fault("5%, 20%, 60% of what it draws is a cluster that is not in the data", MODEL, 0.05, 0.2, 0.6)
+@fault("5%, 20%, 60% of the model's draws are from a cluster that is not in the data", MODEL, 0.05, 0.2, 0.6)
 def invents_a_cluster(share: float) -> Case:
     rest = (1 - share) / 3
     return _shares(torch.tensor([1.0, 1.0, 1.0, 1e-6]) / 3, torch.tensor([rest, rest, rest, share]))
 
 
-@fault("5%, 15%, 40% of the entries are cut off at a value", MODEL, 0.05, 0.15, 0.4)
+@fault("5%, 15%, 40% of the entries are clipped at a value", MODEL, 0.05, 0.15, 0.4)
 def cut_off(share: float) -> Case:
     return rows_changed(lambda x: torch.minimum(x, x.flatten().quantile(1 - share)))
 
@@ -675,7 +675,7 @@ def dull_bits(by: float) -> Case:
     return bits(by).case(_ROWS, bits())
 
 
-@fault("a bit is that of the column before in 10%, 30%, 80% of the cases", MODEL, 0.1, 0.3, 0.8)
+@fault("a bit copies the column before in 10%, 30%, 80% of the cases", MODEL, 0.1, 0.3, 0.8)
 def bits_that_copy(share: float) -> Case:
     def change(x: Tensor) -> Tensor:
         columns = [x[:, 0]]
@@ -694,7 +694,7 @@ def flipped_bits(share: float) -> Case:
 _LEVELS = torch.tensor([[3.0, 2.0, 1.0, 0.0, -1.0, -2.0], [-2.0, 0.0, 2.0, 1.0, 0.0, -1.0]])
 
 
-@fault("probabilities of levels mixed with even ones, 15%, 40%, 90%", MODEL, 0.15, 0.4, 0.9)
+@fault("probabilities of levels mixed with uniform ones, 15%, 40%, 90%", MODEL, 0.15, 0.4, 0.9)
 def even_levels(share: float) -> Case:
     def of(even: float) -> System:
         probs = (1 - even) * _LEVELS.softmax(-1) + even / 6
@@ -706,7 +706,7 @@ def even_levels(share: float) -> Case:
 
 
 @fault(
-    "latents that do nothing, where a factor of size 0.5, 1, 3 is in the rows",
+    "latents without effect, though the rows have a factor of size 0.5, 1, 3",
     frozenset({"information"}),
     0.5,
     1.0,
@@ -722,10 +722,10 @@ def collapsed(by: float) -> Case:
     return system.case(_ROWS, linear_gaussian(by * _WEIGHT, torch.full((6,), 0.6), _LOC))
 
 
-# The data are wrong, or known already
+# The data are wrong, or already known
 
 
-@fault("a model of something else beside rows that come sorted, 1.5, 3, 10 apart", MODEL, 1.5, 3.0, 10.0)
+@fault("a model of other data than the rows, which come sorted, 1.5, 3, 10 apart", MODEL, 1.5, 3.0, 10.0)
 def sorted_and_other(by: float) -> Case:
     x = torch.cat([by * _CENTRES[k] + torch.randn(_ROWS // 4, 3) for k in range(4)])
     return Case(linear_gaussian(torch.ones(3, 1), torch.ones(3)).pair(), x)
@@ -745,7 +745,7 @@ def leaked(share: float) -> Case:
     return Case(gaussian().pair(), torch.cat([held[count:], train[:count]]), train=train)
 
 
-@fault("a model as good as can be on 40, 20, 11 training rows", frozenset({"overfitting"}), 40, 20, 11)
+@fault("the best possible model for 40, 20, 11 training rows", frozenset({"overfitting"}), 40, 20, 11)
 def overfitted(num_rows: float) -> Case:
     wide = linear_gaussian(torch.randn(10, 3), torch.full((10,), 0.6))
     train = wide.draw(int(num_rows))

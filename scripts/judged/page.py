@@ -1,4 +1,4 @@
-"""The page that says how often each finding is false, and which faults are named."""
+"""The page on how often each finding is false, and which faults are found."""
 
 import functools
 from collections import Counter
@@ -11,11 +11,11 @@ from pyro_vae.evaluation.report.thresholds import LEVELS, THRESHOLDS, Level
 __all__ = ["HELD_OUT", "any_wrong", "found", "markdown", "named"]
 
 Record = Mapping[str, Any]
-HELD_OUT = "held-out/"  # before the key of a case that thresholds were not set on
+HELD_OUT = "held-out/"  # prefix of the keys of cases that thresholds were not set on
 
 
 def found(record: Record) -> dict[str, Level]:
-    """The worst level of each finding, by the thresholds as they are now."""
+    """The worst level of each finding, with the current thresholds."""
     levels: dict[str, Level] = {}
     for finding in record["findings"]:
         name = finding["name"]
@@ -25,12 +25,12 @@ def found(record: Record) -> dict[str, Level]:
 
 
 def any_wrong(record: Record) -> bool:
-    """Whether anything is called wrong."""
+    """Whether any finding is “wrong”."""
     return "wrong" in found(record).values()
 
 
 def named(record: Record) -> Level:
-    """How a fault is called by the findings whose business it is."""
+    """The worst level of the findings that should detect the fault."""
     levels, own = found(record), FAULTS[record["key"].split("/")[1]].named_by
     return functools.reduce(_worse, (levels[name] for name in own & levels.keys()), "fine")
 
@@ -47,13 +47,13 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def _parted(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
-    """Those of sound models, and those of wrong ones."""
+    """The records of sound models, and those of wrong ones."""
     every = list(records)
     return tuple([r for r in every if r["key"].startswith(kind)] for kind in ("sound/", "wrong/"))  # pyright: ignore
 
 
 def _shares(sound: Sequence[Record], wrong: Sequence[Record]) -> list[str]:
-    """How many sound models are called wrong, and how many gross faults are not."""
+    """The number of sound models that are called wrong, and of gross faults that are not."""
     false = sum(map(any_wrong, sound))
     low, high = _interval(false, len(sound))
     gross = [record for record in wrong if record["key"].endswith("/gross")]
@@ -65,7 +65,7 @@ def _shares(sound: Sequence[Record], wrong: Sequence[Record]) -> list[str]:
     if gross:
         others = f" The others: {', '.join(missed)}." if missed else ""
         named_so = len(gross) - len(missed)
-        lines.append(f"- **{named_so} of {len(gross)} gross faults are “wrong” for their own reason.**{others}")
+        lines.append(f"- **{named_so} of {len(gross)} gross faults are called “wrong” for the right reason.**{others}")
     return lines
 
 
@@ -76,20 +76,20 @@ def _head(
     return [
         "# The judge, judged",
         "",
-        f"{len(sound)} sound models of {len(families)} families, each with its exact guide (of one family, a network "
-        f"that was trained amply) and rows of its own, and {len(wrong)} wrong pairs, {len(kinds)} kinds of fault at up "
-        f'to three strengths, were put through `evaluate_suite(suite="quick")`: all parts but annealing and NUTS, '
-        f"with a half to a quarter of its rows, chains, steps and data sets. This page is made by "
-        f"`python scripts/judge.py --page docs/judge.md`, and so are the thresholds set "
-        f"([the table](evaluation.md#the-thresholds)). The models are in `scripts/judged/`.",
+        f"How reliable are the report's verdicts? {len(sound)} sound models of {len(families)} families, each with its "
+        f"exact guide (in one family, a well-trained network) and its own rows, and {len(wrong)} wrong pairs with "
+        f'{len(kinds)} kinds of fault at up to three strengths went through `evaluate_suite(suite="quick")`: all parts '
+        f"except annealing and NUTS, with a half to a quarter of its rows, chains, steps and data sets. "
+        f"`python scripts/judge.py --page docs/judge.md` writes this page, and its runs were used to set the "
+        f"thresholds ([the table](evaluation.md#the-thresholds)). The models are in `scripts/judged/`.",
         "",
         *_shares(sound, wrong),
         "",
-        "The thresholds were set on these very cases. Of others, drawn after that and looked at once:",
+        "The thresholds were set on these same cases. On new cases, drawn afterwards and evaluated once:",
         "",
         *_shares(new_sound, new_wrong),
         "",
-        "What follows is of the first.",
+        "The rest of this page is about the first set.",
         "",
     ]
 
@@ -107,7 +107,7 @@ def _of_sound(sound: Sequence[Record]) -> list[str]:
     lines = [
         "## Sound models",
         "",
-        "How often each finding is said of a sound model, of those that it applies to:",
+        "How often each finding is false, among the sound models that it applies to:",
         "",
         "| finding | models | worth a look | wrong |",
         "|---|---|---|---|",
@@ -117,7 +117,11 @@ def _of_sound(sound: Sequence[Record]) -> list[str]:
         if said:
             shares = " | ".join(f"{said.count(level) / len(said):.1%}" for level in ("look", "wrong"))
             lines.append(f"| `{name}`: {threshold.what} | {len(said)} | {shares} |")
-    lines += ["", "By family, models with something wrong, with something to look at at most, and with neither:", ""]
+    lines += [
+        "",
+        "By family, the number of models with a false “wrong”, with at worst a “worth a look”, and with neither:",
+        "",
+    ]
     lines += ["| family | models | wrong | look | fine | false findings |", "|---|---|---|---|---|---|"]
     families = dict.fromkeys(record["key"].split("/")[1] for record in sound)
     for family in families:
@@ -131,15 +135,15 @@ def _of_sound(sound: Sequence[Record]) -> list[str]:
 
 def _of_wrong(wrong: Sequence[Record]) -> list[str]:
     by_key = {record["key"]: record for record in wrong}
-    lines = ["## Faults", "", "| strength | faults | wrong for their own reason | to look at | unseen |"]
+    lines = ["## Faults", "", "| strength | faults | wrong for the right reason | worth a look | missed |"]
     lines.append("|---|---|---|---|---|")
     for strength in STRENGTHS:
         said = Counter(named(record) for key, record in by_key.items() if key.endswith(f"/{strength}"))
         lines.append(f"| {strength} | {said.total()} | {said['wrong']} | {said['look']} | {said['fine']} |")
     lines += [
         "",
-        "The findings by which each fault is named, those whose business it is in bold; in brackets what is only worth "
-        "a look, and – where everything is fine:",
+        "The findings that are “wrong” for each fault, with those that should detect it in bold. Findings in brackets "
+        "are only worth a look, and – means that everything is fine:",
         "",
         f"| fault | {' | '.join(STRENGTHS)} |",
         f"|---|{'---|' * len(STRENGTHS)}",

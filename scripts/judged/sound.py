@@ -1,4 +1,4 @@
-"""Sound models: families of pairs whose guide is the posterior, beside rows that the model drew.
+"""Sound models: families of pairs whose guide is the posterior, with rows drawn from the model.
 
 Each function draws the sizes and parameters of one model from torch's random state.
 """
@@ -28,7 +28,7 @@ def some(low: int, high: int) -> int:
 
 
 def real(low: float, high: float) -> float:
-    """A number from low to high, even on the scale of logarithms."""
+    """A number from low to high, uniform on the log scale."""
     return math.exp(math.log(low) + (math.log(high) - math.log(low)) * float(torch.rand(())))
 
 
@@ -39,7 +39,7 @@ def gaussian(dims: int, latents: int, **options: Any) -> System:
 
 
 def with_gaps(x: Tensor, share: float) -> Tensor:
-    """Rows of which this share of the entries is missing, but never the whole row."""
+    """Rows with this share of missing entries, but never a whole row."""
     missing = torch.rand_like(x) < share
     missing[:, 0] &= ~missing.all(1)
     return torch.where(missing, torch.nan, x)
@@ -82,12 +82,12 @@ def large_prior() -> Case:
 
 
 def weak() -> Case:
-    """Noise that all but hides the latent."""
+    """Noise that almost hides the latent."""
     return linear_gaussian(torch.randn(4, 1) * 0.25, torch.ones(4)).case(600)
 
 
 def few_in_use() -> Case:
-    """Latents of which most do nothing, as after training."""
+    """Latents that are mostly unused, as after training."""
     latents = some(10, 20)
     weight = torch.randn(12, latents) * (torch.arange(latents) < 2)
     return linear_gaussian(weight, torch.full((12,), 0.5)).case(400)
@@ -115,7 +115,7 @@ def overdispersed_counts() -> Case:
 
 
 def zero_inflated_counts() -> Case:
-    """A categorical latent, counts with zeros of their own."""
+    """A categorical latent, zero-inflated counts."""
     num = some(2, 4)
     rates = 2 + 5 * torch.rand(num, some(2, 6))
     gate = torch.tensor(0.3)
@@ -125,7 +125,7 @@ def zero_inflated_counts() -> Case:
 
 
 def bits() -> Case:
-    """A categorical latent, bits in hundreds of columns, as of small images."""
+    """A categorical latent, bits in hundreds of columns, like small images."""
     num = some(4, 12)
     logits = 2 * torch.randn(num, some(20, 250))
     return by_sum(torch.randn(num) / 2, lambda z: dist.Bernoulli(logits=logits[z]).to_event(1)).case(400)
@@ -165,7 +165,7 @@ def heavy_tails() -> Case:
 
 
 def two_modes() -> Case:
-    """A number seen by its square alone: two equal modes, and posterior means of 0."""
+    """A number observed only through its square: two equal modes, and posterior means of 0."""
     noise = real(0.2, 0.6)
     slopes = 0.5 + torch.rand(some(1, 4))
     return on_grid(
@@ -237,7 +237,7 @@ def in_units() -> Case:
 
 
 def two_sites() -> Case:
-    """A latent over a latent."""
+    """A latent above a latent."""
     dims = some(2, 5)
     slopes, a_scale, b_scale, noise = torch.randn(dims), real(0.5, 2.0), real(0.3, 1.0), real(0.3, 1.0)
     inner = 1 / (1 / (a_scale**2 + b_scale**2) + (slopes / noise).square().sum())
@@ -280,7 +280,7 @@ def discrete_and_continuous() -> Case:
 
 
 def summed_by_the_model() -> Case:
-    """A cluster that the model sums over, and a number beside it."""
+    """A cluster that the model sums out, and a number."""
     num, dims = some(2, 4), some(2, 4)
     offsets = 3 * torch.randn(num, dims)
     slopes, noise = torch.randn(dims), 0.7
@@ -303,7 +303,7 @@ def summed_by_the_model() -> Case:
 
 
 def conditional() -> Case:
-    """Rows of labelled groups, which shift them."""
+    """Rows of labelled groups that shift them."""
     dims = some(2, 5)
     shifts, slopes, noise = 3 * torch.randn(3, dims), torch.randn(dims), 0.6
     variance = 1 / (1 + (slopes / noise).square().sum())
@@ -323,7 +323,7 @@ def conditional() -> Case:
 
 
 def gaps() -> Case:
-    """Rows of which entries are missing."""
+    """Rows with missing entries."""
     dims, latents = some(3, 8), some(1, 2)
     weight, noise = torch.randn(dims, latents), 0.5
     eye = torch.eye(latents)
@@ -348,7 +348,7 @@ def gaps() -> Case:
 
 
 def grey_pixels() -> Case:
-    """Grey pixels, which the model describes as bits drawn from them."""
+    """Grey pixels, modelled as bits drawn from them."""
     num, dims = some(3, 6), some(10, 40)
     grey = torch.rand(num, dims)
     system = by_sum(torch.zeros(num), lambda z: dist.Bernoulli(grey[z]).to_event(1)).but(
@@ -358,7 +358,7 @@ def grey_pixels() -> Case:
 
 
 def sorted_rows() -> Case:
-    """A sound model whose rows come sorted by what they are."""
+    """A sound model whose rows come sorted by kind."""
     num = some(2, 5)
     centres = 6 * torch.randn(num, 3)
     x = torch.cat([dist.Normal(centres[k], 1.0).sample((500 // num,)) for k in range(num)])
@@ -366,27 +366,27 @@ def sorted_rows() -> Case:
 
 
 def doubled_rows() -> Case:
-    """Rows with few different values, so that many are equal."""
+    """Rows with few distinct values, many of them equal."""
     num, dims = some(2, 4), some(2, 4)
     logits = torch.randn(num, dims)
     return by_sum(torch.zeros(num), lambda z: dist.Bernoulli(logits=logits[z]).to_event(1)).case(300)
 
 
 def with_training_rows() -> Case:
-    """A sound model, and rows of its own for training."""
+    """A sound model, with its own training rows."""
     system = gaussian(some(2, 20), some(1, 3))
     return Case(system.pair(), system.draw(400), train=system.draw(some(300, 900)))
 
 
 def copies_by_nature() -> Case:
-    """Training rows of so few values that most occur in both sets."""
+    """Training rows with so few values that most occur in both sets."""
     logits = torch.randn(2, 4)
     system = by_sum(torch.zeros(2), lambda z: dist.Bernoulli(logits=logits[z]).to_event(1))
     return Case(system.pair(), system.draw(300), train=system.draw(600))
 
 
 def trained() -> Case:
-    """A decoder network, and an encoder trained amply on what it draws."""
+    """A decoder network, and an encoder well trained on its draws."""
     vae = mlp_vae((some(20, 40),), some(1, 3), hidden_dims=(32,), likelihood=Bernoulli())
     with torch.no_grad():
         for parameter in vae.decoder.parameters():

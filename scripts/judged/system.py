@@ -16,7 +16,7 @@ __all__ = ["Case", "System", "by_sum", "linear_gaussian", "mixture_prior", "on_g
 
 @dataclass(frozen=True)
 class Case:
-    """What the suite is run on.
+    """The input of a suite.
 
     Args:
         pair: The programs.
@@ -64,7 +64,7 @@ class System:
         return self.likelihood(self.prior().expand([num_rows]).sample()).sample()
 
     def case(self, num_rows: int, data: "System | None" = None) -> Case:
-        """The pair beside rows of its own, or of another model."""
+        """The pair with its own rows, or with those of another model."""
         return Case(self.pair(), (data or self).draw(num_rows))
 
     def but(self, **parts: Any) -> "System":

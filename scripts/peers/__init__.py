@@ -1,10 +1,10 @@
-"""Contenders of ``scripts/benchmark.py``: the same work, each written the way its own library's users write it.
+"""Contenders of ``scripts/benchmark.py``: the same work, each in the usual style of its library.
 
 Every module here has ``train(x, task, *, epochs, seed, …)``, which trains from fresh weights and returns for each
 epoch its ``seconds`` and the mean ``elbo`` of its steps in nats per row. An epoch is the same work for all: the rows
 are shuffled, each batch is binarised again, and each batch is a step of Adam. No contender imports another's library.
 
-After each epoch ``train`` calls ``look``, if it is given one, with a function from rows to their mean ELBO.
+After each epoch ``train`` calls ``look``, if there is one, with a function from rows to their mean ELBO.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,16 @@ Look = Callable[[Callable[[Any], float]], None]
 
 @dataclass(frozen=True)
 class Task:
-    """What all contenders train.
+    """The model that all contenders train.
 
     Args:
         network: ``"mlp"`` is D-hidden-latent with Softplus; ``"conv"`` has channels 32 and 64 and ReLU.
-        hidden_dim: Width of the one hidden layer of each MLP.
+        hidden_dim: Width of the single hidden layer of each MLP.
         latent_dim: Number of latents.
-        batch_size: Rows in a step; the number of rows is a multiple of it.
+        batch_size: Rows in a step; the number of rows is a multiple of this.
         learning_rate: Adam's step size.
         high: The grey level that is always 1 when bits are drawn.
-        num_particles: Draws of the guide for each row.
+        num_particles: Draws from the guide for each row.
         device: ``"cpu"`` or ``"cuda"``.
     """
 

@@ -20,21 +20,21 @@ from peers import Task
 
 
 def peak_memory() -> float:
-    """The most memory that this process has held, in MiB."""
-    status = Path("/proc/self/status")  # what the resource module says may be of the process that started this one
+    """The peak memory of this process, in MiB."""
+    status = Path("/proc/self/status")  # the resource module may report the parent process
     if status.exists():
         return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if "VmHWM" in line)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def look(rows: np.ndarray, looks: list[tuple[float, float]], elbo: Callable[[np.ndarray], float]) -> None:
-    """Notes the ELBO of rows, and when an epoch had ended: the time by the clock, which other processes have, too."""
+    """Records the ELBO of rows and the end of an epoch, in wall-clock time, which processes share."""
     at = time.time()
     looks.append((at, elbo(rows)))
 
 
 def answer(module: str, x: np.ndarray, settings: Task, call: dict[str, Any]) -> dict[str, Any]:
-    """What a function of a contender gives, and how long it took; or which import it is missing."""
+    """The result of a contender's function and its time, or the missing import."""
     try:
         contender = importlib.import_module(f"peers.{module}")
         started = time.perf_counter()
@@ -57,7 +57,7 @@ def main(module: str, data: str, task: str) -> None:
     x, settings = np.load(data), Task(**json.loads(task))
     rested = None
     for line in sys.stdin:
-        # Processor time while waiting: threads that spin would take it from whoever runs.
+        # Processor time while waiting: spinning threads would take it from the running contender.
         idle = 0.0 if rested is None else time.process_time() - rested
         answers.write(json.dumps(answer(module, x, settings, json.loads(line)) | {"idle": idle}) + "\n")
         rested = time.process_time()

@@ -1,4 +1,4 @@
-"""NumPyro as its example trains: a whole epoch is one jitted loop, which shuffles, binarises and steps."""
+"""NumPyro as in its example: a whole epoch is one jitted loop, which shuffles, binarises and steps."""
 
 import functools
 import time
@@ -62,7 +62,7 @@ def _compiled(num_pixels: int, num_rows: int, task: Task) -> tuple:
 
 
 def _device(task: Task) -> Any:
-    """Where to compute.
+    """The device.
 
     Raises:
         ImportError: if this jax was installed without support for the GPU.
@@ -77,7 +77,7 @@ _executables: dict[tuple, Any] = {}
 
 
 def _executable(epoch: Any, *arguments: Any) -> Any:
-    """The epoch, compiled before it is timed, and once for each shape of the data."""
+    """The epoch, compiled before timing, once for each shape of the data."""
     key = epoch, arguments[-1].shape
     if key not in _executables:
         _executables[key] = epoch.lower(*arguments).compile()

@@ -1,4 +1,4 @@
-"""The floor: the five large matrix products of a step of the MLP, forward and backward, and nothing else."""
+"""The floor: only the five large matrix products of a step of the MLP, forward and backward."""
 
 import math
 import time
@@ -10,7 +10,7 @@ from peers import Task
 
 
 def train(x: np.ndarray, task: Task, *, epochs: int, seed: int, dtype: str) -> list[dict[str, float]]:
-    """Multiplies as often as the steps of so many epochs would."""
+    """Multiplies as often as the steps of this many epochs."""
     torch.manual_seed(seed)
     batch, num_pixels, hidden = task.batch_size, math.prod(x.shape[1:]), task.hidden_dim
 

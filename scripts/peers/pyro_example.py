@@ -1,4 +1,4 @@
-"""Pyro the way its example trains: a DataLoader, ``SVI.step``, ``Trace_ELBO``, ``pyro.optim.Adam``, by default."""
+"""Pyro as in its example: a DataLoader, ``SVI.step``, ``Trace_ELBO``, ``pyro.optim.Adam``, with default settings."""
 
 import time
 from typing import Any
@@ -16,7 +16,7 @@ from peers import Look, Task
 
 
 class Program(nn.Module):
-    """Model and guide in one module, as the example has them."""
+    """Model and guide in one module, as in the example."""
 
     def __init__(self, num_pixels: int, task: Task) -> None:
         super().__init__()

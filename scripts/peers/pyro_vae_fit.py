@@ -56,7 +56,7 @@ def train(
 
 
 def sample(x: np.ndarray, task: Task, *, num_samples: int, seed: int) -> float:
-    """Seconds that draws from the prior take; the weights are as they were made."""
+    """Seconds that draws from the prior take, with initial weights."""
     vae = build(x.shape[1:], task, seed).to(task.device)
     started = time.perf_counter()
     vae.sample(num_samples).cpu()

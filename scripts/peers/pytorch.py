@@ -56,7 +56,7 @@ _kept: dict[tuple, tuple[Autoencoder, Callable[[Tensor], Tensor]]] = {}
 
 
 def fresh(shape: tuple[int, ...], task: Task, *, seed: int, compile: bool) -> tuple[Autoencoder, Callable]:
-    """A model with new weights, and its loss, which is compiled once."""
+    """A model with new weights, and its loss, compiled once."""
     torch.manual_seed(seed)
     if (shape, task, compile) not in _kept:
         model = Autoencoder(shape, task).to(task.device)
@@ -114,7 +114,7 @@ def _elbo(model: Autoencoder, rows: np.ndarray, task: Task) -> float:
 
 
 def captured(step: Callable[[], None], model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """The step as one CUDA graph; the weights and moments are put back after the steps that warm it up."""
+    """The step as one CUDA graph; the weights and moments are restored after the warm-up steps."""
     weights = [p.detach().clone() for p in model.parameters()]
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -141,7 +141,7 @@ def synchronize(task: Task) -> None:
 
 
 def sample(x: np.ndarray, task: Task, *, num_samples: int, seed: int) -> float:
-    """Seconds that draws from the prior take; the weights are as they were made."""
+    """Seconds that draws from the prior take, with initial weights."""
     model, _ = fresh(x.shape[1:], task, seed=seed, compile=False)
     started = time.perf_counter()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, a file each: what is compared, how, what was published, and what makes its rows."""
+"""The tables of docs/results.md, one file each: what is compared, how, published numbers, and the code for its rows."""
 
 from tables import (
     calibration,

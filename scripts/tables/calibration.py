@@ -1,4 +1,4 @@
-"""How often calibration says that a right guide is wrong, and a wrong one is right."""
+"""How often calibration calls a right guide wrong, or a wrong one right."""
 
 import json
 from collections import defaultdict
@@ -10,10 +10,10 @@ from judged.page import HELD_OUT, found
 from tables.row import Row
 
 TITLE = "Calibration of right and wrong guides"
-ABOUT = """From the judge's runs (`docs/judge.jsonl`, made by `scripts/judge.py`): in how many of them calibration, by
+ABOUT = """From the judge's runs (`docs/judge.jsonl`, from `scripts/judge.py`): in how many of them calibration, by
 ranks, jointly (TARP, Lemos et al., 2023, and the rank of the log-weight) or at the rows themselves, calls guides
-wrong or worth a look. The thresholds were set on most of these runs; [judge.md](judge.md) has those that
-they were not set on apart."""
+wrong or worth a look. The thresholds were set on most of these runs; [judge.md](judge.md) lists the others
+separately."""
 DIGITS = 0
 FINDINGS = {"calibration", "joint_calibration", "calibration_at_rows", "coverage"}
 JUDGED = Path(__file__).parents[2] / "docs" / "judge.jsonl"

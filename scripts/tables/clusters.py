@@ -7,10 +7,10 @@ from examples.clusters import trained
 from tables.row import Row, spread
 
 TITLE = "Clusters of digits"
-ABOUT = """A VAE with a Gaussian mixture for a prior, the cluster summed over exactly, on scikit-learn's digits; ten
-clusters, named after digits as well as can be (the Hungarian method), ten seeds; beside it k-means on pixels and on
-the codes of a plain VAE of the same networks, from which clusters start. Published, on MNIST, pretrained: 94.46%
-(Jiang et al., *Variational Deep Embedding*, 2017)."""
+ABOUT = """A VAE with a Gaussian mixture as prior, the cluster summed out exactly, on scikit-learn's digits: ten
+clusters, matched with digits by the Hungarian method, ten seeds. For comparison: k-means on pixels, and on the codes
+of a plain VAE with the same networks, where the clusters start. Published, on MNIST, pretrained: 94.46% (Jiang et
+al., *Variational Deep Embedding*, 2017)."""
 DIGITS = 1
 
 

@@ -1,4 +1,4 @@
-"""Counts: which likelihood has their zeros and their spread."""
+"""Counts: which likelihood fits their zeros and their spread."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from pyro_vae.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegative
 from tables.row import Row, spread, with_error
 
 TITLE = "Counts of visits to a doctor"
-ABOUT = """RAND's health insurance experiment (Newhouse, 1993), as statsmodels ships it (public domain): visits of a
-person in a year (`mdvis`), 20,190 of them, with two latents and nothing else. Evidence of a fifth held out, and the
-share of zeros that draws have. Single cells, by the same likelihoods: [likelihoods.md](likelihoods.md). Differences
-to the Poisson are paired by row."""
+ABOUT = """RAND's health insurance experiment (Newhouse, 1993), as shipped with statsmodels (public domain): visits of a
+person in a year (`mdvis`), 20,190 of them, with two latents and no covariates. Evidence of a held-out fifth, and the
+share of zeros among draws. The same likelihoods on single cells: [likelihoods.md](likelihoods.md). Differences to the
+Poisson are paired by row."""
 DIGITS = 3
-NOTES = """All four come to the same: two latents of its own give a person's Poisson all the spread and the zeros that
-the others have in their formula. On single cells, whose ten latents 765 genes share, they differ by 7 nats a cell."""
+NOTES = """All four are equally good: with two latents for each person, a Poisson gets all the spread and the zeros that
+the others have in their formula. On single cells, where 765 genes share ten latents, they differ by 7 nats a cell."""
 LIKELIHOODS = {
     "Poisson": Poisson,
     "zero-inflated Poisson": ZeroInflatedPoisson,

@@ -1,4 +1,4 @@
-"""One model, and every way of estimating its evidence."""
+"""One model, and every estimator of its evidence."""
 
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from pyro_vae.transforms import Binarize
 from tables.row import Row, with_error
 
 TITLE = "One model, every estimator"
-ABOUT = """Bits of scikit-learn's digits, 64-128-8, trained on 1,500 rows. All of them estimate, or are bounds on, the
-log evidence of the same held-out rows: the ELBO below all, importance weighting rising to it with its draws,
-annealing (Neal, 2001) from the guide, which is a lower bound in expectation, and refined guides between. Differences
-to 5,000 draws are paired by row. From both sides, on rows drawn from the model itself, annealing brackets the
-evidence (Grosse et al., 2015)."""
+ABOUT = """Bits of scikit-learn's digits, 64-128-8, trained on 1,500 rows. All estimators estimate or bound the log
+evidence of the same held-out rows: the ELBO is lowest, importance weighting rises to the evidence with the number of
+draws, annealing (Neal, 2001) from the guide is a lower bound in expectation, and refined guides are in between.
+Differences to 5,000 draws are paired by row. From both sides, on rows drawn from the model itself, annealing brackets
+the evidence (Grosse et al., 2015)."""
 DIGITS = 3
 
 

@@ -14,10 +14,10 @@ from pyro_vae.transforms import Binarize
 from tables.row import Row, with_error
 
 TITLE = "IWAE, one layer, by the number of draws"
-ABOUT = """MNIST, binarised again at each step; 784-200-200-50 with tanh and the start of Burda et al., *Importance
-Weighted Autoencoders*, 2016, Table 1. Published is minus the test log evidence by 5,000 draws after 3,280 epochs, and
-a rerun's (github.com/nbip/IWAE). Short: 20,000 rows, 6 epochs, the first 500 test rows, 500 draws; what is to be seen
-then is the order. Differences to k = 1 are paired by row and seed."""
+ABOUT = """MNIST, binarised again at each step; 784-200-200-50 with tanh and the initialisation of Burda et al.,
+*Importance Weighted Autoencoders*, 2016, Table 1. Published: minus the test log evidence with 5,000 draws after 3,280
+epochs, and that of a rerun (github.com/nbip/IWAE). Short: 20,000 rows, 6 epochs, the first 500 test rows, 500 draws,
+which only shows the order. Differences to k = 1 are paired by row and seed."""
 DIGITS = 2
 BOUNDS = {
     "k = 1": (ImportanceWeighted(1), "86.76", "86.35"),
@@ -28,7 +28,7 @@ BOUNDS = {
 
 
 def rows(*, short: bool, root: Path) -> list[Row]:
-    """Evidence by each bound, and how much more it is than by the first."""
+    """Evidence by each bound, and its difference to the first."""
     data = load_data("mnist", root)
     train, test = (data.x_train[:20000], data.x_test[:500]) if short else (data.x_train, data.x_test)
     found: dict[str, list[torch.Tensor]] = {name: [] for name in BOUNDS}

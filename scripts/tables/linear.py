@@ -17,14 +17,14 @@ from tables.row import Row, with_error
 
 TITLE = "The linear-Gaussian model, in closed form"
 ABOUT = """Probabilistic PCA (Tipping & Bishop, 1999) with two latents on the 150 irises of scikit-learn,
-standardised: a linear decoder with one learned scale, a linear encoder with a full covariance, trained by `fit`. The
-closed forms are those of the trained weights; `sklearn.decomposition.PCA.score` is the evidence of the best such
-model. Differences are means over rows of |ours − closed form|."""
+standardised: a linear decoder with one learned scale and a linear encoder with a full covariance, trained by `fit`.
+The closed forms are computed from the trained weights; `sklearn.decomposition.PCA.score` is the evidence of the best
+such model. Differences are means over rows of |ours − closed form|."""
 DIGITS = 4
 
 
 def rows(*, short: bool, root: Path) -> list[Row]:
-    """Training, evidence, posterior and imputation beside their closed forms."""
+    """Training, evidence, posterior and imputation compared with their closed forms."""
     irises: Any = load_iris()
     x = torch.tensor(irises.data, dtype=torch.float64)
     x = ((x - x.mean(0)) / x.std(0, correction=0)).float()
@@ -105,7 +105,7 @@ def conditional_means(x: Tensor, loc: Tensor, covariance: Tensor) -> Tensor:
 
 
 def scikit_learn_gap(x: Tensor) -> float:
-    """What the best model's evidence is above ``PCA.score``, whose covariance is divided by N − 1 and not by N."""
+    """The best model's evidence minus ``PCA.score``, whose covariance is divided by N − 1 instead of N."""
     num_rows, num_dims = x.shape
     ratio = (num_rows - 1) / num_rows
     return 0.5 * num_dims * (ratio - 1 - math.log(ratio))

@@ -1,4 +1,4 @@
-"""Missing entries: half of a table's, filled in by several ways."""
+"""Missing entries: half of a table, filled in several ways."""
 
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ from tables.row import Row, spread
 
 TITLE = "Half of the entries missing"
 ABOUT = """The setting of Mattei & Frellsen, *MIWAE*, 2019: the 569 rows and 30 columns of the breast cancer set
-(Wolberg et al., 1995), standardised, half of the entries removed completely at random, other ones for each seed.
-Ours: Student-t likelihood, 10 latents, 128-128-128 with tanh, the importance-weighted bound of 20 draws, imputed by
-500 draws weighted by importance. Errors are mean squares over removed entries, in units of the columns' variance;
+(Wolberg et al., 1995), standardised, half of the entries removed completely at random, others for each seed.
+Ours: Student-t likelihood, 10 latents, 128-128-128 with tanh, the importance-weighted bound with 20 draws, imputed with
+500 importance-weighted draws. Errors are mean squares over removed entries, in units of the columns' variance;
 coverage is the share of removed entries inside 90% intervals of the draws. The paper shows its errors in a figure."""
 DIGITS = 3
 
 
 def rows(*, short: bool, root: Path) -> list[Row]:
-    """The error of each way over masks."""
+    """The error of each method over masks."""
     cancers: Any = load_breast_cancer()
     x = torch.tensor(cancers.data, dtype=torch.float64)
     x = ((x - x.mean(0)) / x.std(0, correction=0)).float()

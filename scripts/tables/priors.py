@@ -1,4 +1,4 @@
-"""What a prior that is learned is worth."""
+"""The gain from a learned prior."""
 
 from pathlib import Path
 
@@ -9,18 +9,18 @@ from pyro_vae.data.sources import load_data
 from tables.row import Row, with_error
 
 TITLE = "Priors"
-ABOUT = """MNIST, binarised again at each step; 784-300-300-40, the same start and budget for all. Published, for a
-VampPrior after up to 2,000 epochs: 84.45 ± 0.12 → 82.43 ± 0.06 (minus the log evidence; Norouzi et al., *Exemplar
-VAE*, 2020, table 1). Short: 20,000 rows, 10 epochs, the first 500 test rows, 500 draws. Differences are paired by
-row."""
+ABOUT = """MNIST, binarised again at each step; 784-300-300-40, the same initialisation and budget for all. Published,
+for a VampPrior after up to 2,000 epochs: 84.45 ± 0.12 → 82.43 ± 0.06 (minus the log evidence; Norouzi et al.,
+*Exemplar VAE*, 2020, table 1). Short: 20,000 rows, 10 epochs, the first 500 test rows, 500 draws. Differences are
+paired by row."""
 DIGITS = 2
-NOTES = """In so short a training a VampPrior's inputs are not learned yet, and a flow already pays. After 20 epochs of
-all rows both are worth more than two nats: [parts.md](parts.md)."""
+NOTES = """In such a short run a VampPrior's inputs are not learned yet, while a flow already helps. After 20 epochs on
+all rows both gain more than two nats: [parts.md](parts.md)."""
 NAMES = ("standard, KL of draws", "normal mixture prior", "VampPrior", "flow prior")
 
 
 def rows(*, short: bool, root: Path) -> list[Row]:
-    """Evidence by each prior, and how much more it is than by the standard one."""
+    """Evidence with each prior, and its difference to the standard normal."""
     data = load_data("mnist", root)
     found: dict[str, torch.Tensor] = {}
     table: list[Row] = []

@@ -1,4 +1,4 @@
-"""Rate against distortion, beside Shannon's closed form."""
+"""Rate against distortion, compared with Shannon's closed form."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ DIGITS = 3
 
 
 def rows(*, short: bool, root: Path) -> list[Row]:
-    """Rate and distortion at several weights, and what they are in theory."""
+    """Rate and distortion at several weights, with their theoretical values."""
     torch.manual_seed(0)
     x = torch.randn(1000, 3) * torch.tensor([2.0, 0.5, 0.5])
     x = x - x.mean(0)

@@ -1,4 +1,4 @@
-"""A row of a table: numbers with their errors, and words."""
+"""A row of a table: numbers with their errors, and text."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-Row = dict[str, Any]  # by column: a word, a number, or a number with its error
+Row = dict[str, Any]  # by column: text, a number, or a number with its error
 
 
 def with_error(values: Any) -> dict[str, float]:
@@ -18,7 +18,7 @@ def with_error(values: Any) -> dict[str, float]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """The mean of some values, and how far they are apart: their standard deviation and extremes."""
+    """The mean of some values and their spread: standard deviation and extremes."""
     found = np.asarray(values, dtype=float)
     return {
         "value": float(found.mean()),
@@ -30,7 +30,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def text(cell: Any, digits: int) -> str:
-    """A cell as it is written: a number with its error or with its spread."""
+    """A cell as text: a number with its error or its spread."""
     if cell is None:
         return ""
     if isinstance(cell, str):

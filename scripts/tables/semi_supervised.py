@@ -1,4 +1,4 @@
-"""A hundred labels among many rows."""
+"""Classification with a hundred labels."""
 
 from pathlib import Path
 
@@ -8,8 +8,9 @@ from tables.row import Row, spread
 
 TITLE = "A hundred labels"
 ABOUT = """Model M2 (Kingma et al., *Semi-Supervised Learning with Deep Generative Models*, 2014) on scikit-learn's
-digits, ten labels of each, 500 held-out rows, other ones for each seed; beside it the same classifier trained on the
-labels alone. Shown is the whole spread, for published reruns of M2 scatter: 11.97% ± 1.71 on MNIST in the paper."""
+digits, with ten labels for each digit and 500 held-out rows, others for each seed, compared with the same classifier
+trained on the labels alone. The whole spread is shown, as published reruns of M2 vary: 11.97% ± 1.71 on MNIST in the
+paper."""
 DIGITS = 1
 
 

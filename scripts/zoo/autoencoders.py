@@ -141,7 +141,7 @@ def annealing_in_a_buffer() -> Programs:
 
 
 class Conditional(nn.Module):
-    """p(x | z, y) and q(z | x, y) by networks that are shown a one-hot label beside their input."""
+    """p(x | z, y) and q(z | x, y) by networks that take a one-hot label along with their input."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Whether two ways of computing a number agree. Each check returns what was found, in a few words."""
+"""Checks that two computations of a number agree. Each check returns a short description."""
 
 import math
 
@@ -9,7 +9,7 @@ __all__ = ["Disagreement", "agree", "below", "equal", "error_of", "same_draws"]
 
 
 class Disagreement(AssertionError):
-    """A tool's number, and another that a second way of computing it gave."""
+    """A tool's number differs from the second computation."""
 
 
 def error_of(values: Tensor) -> float:
@@ -18,7 +18,7 @@ def error_of(values: Tensor) -> float:
 
 
 def agree(what: str, found: Tensor | float, expected: Tensor | float, error: Tensor | float, limit: float = 5.0) -> str:
-    """Two estimates differ by no more than a few of their standard errors, in the worst place."""
+    """Checks that two estimates differ by at most a few standard errors, in the worst place."""
     found, expected = (torch.as_tensor(value).detach().double() for value in (found, expected))
     error = torch.as_tensor(error).double().expand_as(found)
     floor = 1e-4 * (1 + expected.abs())
@@ -27,14 +27,14 @@ def agree(what: str, found: Tensor | float, expected: Tensor | float, error: Ten
     if not worst < limit:
         place = int(scores.flatten().argmax())
         raise Disagreement(
-            f"{what}: {float(found.flatten()[place]):.5g} where a second way gives "
+            f"{what}: {float(found.flatten()[place]):.5g}, but a second computation gives "
             f"{float(expected.flatten()[place]):.5g} ± {float(error.flatten()[place]):.2g} ({worst:.1f} errors)"
         )
     return f"{what} within {worst:.1f} errors"
 
 
 def equal(what: str, found: Tensor | float, expected: Tensor | float, tolerance: float = 1e-4) -> str:
-    """Two numbers are the same up to rounding."""
+    """Checks that two numbers are equal up to rounding."""
     found, expected = (torch.as_tensor(value).detach().double() for value in (found, expected))
     if found.shape != expected.shape:
         raise Disagreement(f"{what}: shape {tuple(found.shape)} where {tuple(expected.shape)} is right")
@@ -43,27 +43,27 @@ def equal(what: str, found: Tensor | float, expected: Tensor | float, tolerance:
     if not worst < tolerance:
         place = int(off.flatten().argmax())
         raise Disagreement(
-            f"{what}: {float(found.flatten()[place]):.6g} where a second way gives "
+            f"{what}: {float(found.flatten()[place]):.6g}, but a second computation gives "
             f"{float(expected.flatten()[place]):.6g}"
         )
     return f"{what} equal"
 
 
 def below(what: str, lower: float, upper: float, error: float, limit: float = 5.0) -> str:
-    """One estimate is not above another by more than a few standard errors."""
+    """Checks that one estimate is not above another by more than a few standard errors."""
     if not lower < upper + limit * error + 1e-4 * (1 + abs(upper)):
         raise Disagreement(f"{what}: {lower:.4f} is above {upper:.4f} ± {error:.2g}")
     return f"{what}: {lower:.2f} ≤ {upper:.2f}"
 
 
 def same_draws(what: str, found: Tensor, expected: Tensor, between: Tensor | float = 0.0) -> str:
-    """Two sets of draws ``(S, ...)`` have the same mean and spread.
+    """Checks that two sets of draws ``(S, ...)`` have the same mean and spread.
 
     Args:
         what: Their name.
         found: The tool's.
-        expected: Those of a second way.
-        between: Variance of the difference of their means that comes from what each set shares.
+        expected: Those of the second computation.
+        between: Variance of the difference of their means due to what each set shares.
     """
     found, expected = found.detach().double(), expected.detach().double()
     if found.shape[1:] != expected.shape[1:]:

@@ -57,7 +57,7 @@ class Gaussian:
         return (covariance @ (residual @ self.weight)[..., None])[..., 0], covariance
 
     def imputed(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The mean of x given its observed entries: those themselves, and what they say of the others."""
+        """The mean of x given its observed entries: these themselves, and conditional means of the others."""
         return torch.where(mask, x.double(), self.posterior(x, mask)[0] @ self.weight.T + self.loc)
 
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ class Grid:
 
     Args:
         points: ``(G, L)``.
-        log_mass: ``(G,)``, or ``(N, G)`` where each row has a prior of its own.
+        log_mass: ``(G,)``, or ``(N, G)`` if each row has its own prior.
     """
 
     def __init__(self, points: Tensor, log_mass: Tensor) -> None:

@@ -375,7 +375,7 @@ def gaps_beside_rows() -> Data:
 
 
 def gaps_by_obs_mask() -> Programs:
-    """The gaps of y are latents of their own, as pyro.sample(..., obs_mask=...) makes them."""
+    """The gaps of y are separate latents, as pyro.sample(..., obs_mask=...) makes them."""
     to_x, encoder = nn.Linear(1, 3), nn.Linear(3, 2)
     slope = nn.Parameter(torch.tensor(0.5))
 
@@ -417,7 +417,7 @@ def obs_mask_rows() -> Data:
 
 
 def gaussian_process() -> Programs:
-    """Short series with a trend of their own and noise that is correlated in time: plain functions."""
+    """Short series, each with its own trend, and noise correlated in time: plain functions."""
     times = torch.linspace(0, 1, 6)
 
     def noise(length, scale):

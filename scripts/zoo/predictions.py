@@ -148,7 +148,7 @@ def posterior_draws(model: Any, guide: Any, data: Data, given: Mapping[str, Any]
 def mean_ranks(
     model: Any, guide: Any, data: Data, observed: Mapping[str, str], num_draws: int
 ) -> dict[str, tuple[float, float]]:
-    """The mean rank, from 0 to 1, of each latent of simulated rows among draws of the guide, with its standard error.
+    """The mean rank, from 0 to 1, of each latent of simulated rows among draws from the guide, with its standard error.
 
     Args:
         model: The model.

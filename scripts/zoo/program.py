@@ -1,4 +1,4 @@
-"""What an entry of the zoo is: two programs, their data, and exact answers where there are any."""
+"""An entry of the zoo: two programs, their data, and exact answers if there are any."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,18 +15,18 @@ Data = dict[str, Any]  # "x" and the programs' keyword arguments
 
 @dataclass(frozen=True)
 class Programs:
-    r"""A model and a guide, with exact answers at whatever values their parameters have now.
+    r"""A model and a guide, with exact answers for the current values of their parameters.
 
     The answers are closed forms, sums or quadrature. They use neither pyro_vae nor Pyro's handlers.
 
     Args:
         model: ``model(x=None, *, batch_size=None, ...)``.
         guide: ``guide(x, ...)``.
-        log_evidence: Data to the log-probability of each row's observations, ``(N,)``.
-        posterior: Data to the mean and standard deviation of each latent site given the row, ``(N, *event)``; without
-            N where the site is global.
-        moments: Data, of which x is ignored, to the mean and standard deviation of x, ``(N, *E)`` or ``(*E,)``.
-        imputed: Data to the mean of each site with gaps given the row's observed entries, ``(N, *E)``.
+        log_evidence: Maps data to the log-probability of each row's observations, ``(N,)``.
+        posterior: Maps data to the mean and standard deviation of each latent site given the row, ``(N, *event)``;
+            without N for a global site.
+        moments: Maps data, except x, to the mean and standard deviation of x, ``(N, *E)`` or ``(*E,)``.
+        imputed: Maps data to the mean of each site with gaps given the row's observed entries, ``(N, *E)``.
     """
 
     model: Callable[..., Any]
@@ -43,13 +43,13 @@ class Program:
 
     Args:
         name: A word or two, as in the table.
-        about: What kind of program it is, and the style it is written in.
+        about: The kind and style of the program.
         make: Makes the two programs with fresh parameters.
-        data: Makes some 300 rows and the keyword arguments that go with them.
-        fit: Arguments of ``fit`` that it needs to learn something in a second.
+        data: Makes about 300 rows and their keyword arguments.
+        fit: Arguments of ``fit`` with which it learns within a second.
         pair: Arguments of ``Pair``.
-        observed: Keyword arguments that are observations, beside x.
-        gaps: The site that has missing entries, and the argument that says where they are not.
+        observed: Keyword arguments that are observations, in addition to x.
+        gaps: The site with missing entries, and the argument with the mask of observed ones.
     """
 
     name: str
@@ -68,25 +68,25 @@ class Program:
         return self.make()
 
     def rows(self) -> Data:
-        """The data, the same at every call."""
+        """The data, the same in every call."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             return self.data()
 
 
 def first(data: Data, num: int) -> Data:
-    """The first ``num`` rows; what is the same for all rows stays."""
+    """The first ``num`` rows; values shared by all rows are unchanged."""
     return {name: value[:num] if isinstance(value, Tensor) and value.dim() else value for name, value in data.items()}
 
 
 def stored(name: str, start: Tensor) -> Tensor:
-    """What Pyro's parameter store holds under a name, or the value that a program would start from."""
+    """The value of a name in Pyro's parameter store, or a program's initial value."""
     store = pyro.get_param_store()
     return store[name].detach() if name in list(store) else start
 
 
 def without_nan(data: Data) -> Data:
-    """The data with 0 in the place of NaN, and a mask that says where: of x as ``mask``, of y as ``y_mask``."""
+    """The data with 0 instead of NaN, and a mask of observed entries: of x as ``mask``, of y as ``y_mask``."""
     filled = dict(data)
     for name, value in data.items():
         if isinstance(value, Tensor) and value.is_floating_point() and bool(value.isnan().any()):

@@ -223,7 +223,7 @@ class Importance:
 
 
 def importance(model: Any, guide: Any | None, data: Data, row: int, num: int = 50_000) -> Importance:
-    """Weighs draws of the guide, or of the prior where there is no guide, for one row."""
+    """Weights draws from the guide, or from the prior if there is no guide, for one row."""
     many = repeated(data, row, num)
     total = torch.zeros(num, dtype=torch.float64)
     with evaluation_mode(model, guide):

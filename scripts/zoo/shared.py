@@ -1,4 +1,4 @@
-"""Programs with latents that belong to all rows: Bayesian weights, group effects, a clustering of unknown size."""
+"""Programs with latents shared by all rows: Bayesian weights, group effects, a clustering of unknown size."""
 # Programs as users write them, and Pyro's types are narrower than what it takes:
 # ruff: noqa: ANN001, ANN201, ANN202, ANN204, D102, D103
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -23,7 +23,7 @@ def _regressed(design, y, scale, prior_scale=1.0):
 
 
 class LastLayer(nn.Module):
-    """A network whose last layer is a latent; x is the response, and what it is predicted from comes beside it."""
+    """A network whose last layer is a latent; x is the response, and its predictors are a keyword argument."""
 
     def __init__(self):
         super().__init__()
@@ -95,7 +95,7 @@ def partial_pooling() -> Programs:
 
     def posterior(data):
         design = torch.nn.functional.one_hot(data["group"], 6).double()
-        prior = 4.0 * torch.ones(7, 7).double()  # of the six effects and the mean, all of which share the mean
+        prior = 4.0 * torch.ones(7, 7).double()  # of the six effects and the mean, which they all share
         prior[:6, :6] += torch.eye(6)
         noise = 0.64 * torch.eye(len(design))
         gain = prior[:, :6] @ design.T @ torch.linalg.inv(design @ prior[:6, :6] @ design.T + noise)
@@ -112,7 +112,7 @@ def groups() -> Data:
 
 
 def common_scale() -> Programs:
-    """A scale that all rows share, and a level of each row's own."""
+    """A scale shared by all rows, and a level for each row."""
     encoder = nn.Linear(3, 1)
     positive = dist.constraints.positive
 
@@ -168,7 +168,7 @@ def groups_of_points() -> Data:
 
 
 def autoguide() -> Programs:
-    """An AutoNormal over latents of the rows: it has parameters for each row it first sees, and knows no others."""
+    """An AutoNormal over latents of the rows: it has parameters for the rows that it first sees only."""
     model = LinearModel()
     return model.programs(AutoNormal(model))
 

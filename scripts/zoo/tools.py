@@ -1,7 +1,7 @@
-"""Every tool of the library on one program of the zoo, beside a second way of computing what it gives.
+"""Runs every tool of the library on one program of the zoo, and checks it by a second computation.
 
-Each function here tries one tool and returns what agreed, in a few words. It raises what the tool raises, and
-:class:`~zoo.checks.Disagreement` where the numbers differ.
+Each function here runs one tool and returns what agreed, in a few words. It raises the tool's errors, and
+:class:`~zoo.checks.Disagreement` if the numbers differ.
 """
 
 import functools
@@ -29,17 +29,17 @@ _SETTINGS: Mapping[str, Any] = {"batch_size": 64, "learning_rate": 0.02, "progre
 
 @dataclass
 class Trial:
-    """A program that tools are tried on, in the order of :data:`TOOLS`: the first of them trains it a little.
+    """A program to run tools on, in the order of :data:`TOOLS`: the first of them trains it a little.
 
     Args:
         program: The entry.
-        epochs: Of training.
+        epochs: Epochs of training.
         programs: The two programs.
-        pair: Of them.
-        data: All rows, as a user has them.
-        prepared: The same as the programs take them, NaN replaced and with a mask.
-        sites: What the programs sample.
-        numbers: Found on the way, for the table of numbers.
+        pair: The pair of these.
+        data: All rows, as a user passes them.
+        prepared: The rows as the programs take them, with NaN replaced and a mask.
+        sites: The programs' sites.
+        numbers: Numbers for the table of numbers.
         execution: How the compiled training was run.
     """
 
@@ -60,7 +60,7 @@ class Trial:
         self.sites = reference.sites_of(self.model, self.guide, self.prepared)
 
     def restart(self) -> None:
-        """Fresh parameters."""
+        """Resets the parameters."""
         self.programs = self.program.build()
         self.pair = Pair(self.model, self.guide, **self.program.pair)
 
@@ -75,12 +75,12 @@ class Trial:
         return self.programs.guide
 
     def as_programs_take(self, data: Data) -> Data:
-        """Rows in floating point, NaN replaced and with a mask where it means that an entry is missing."""
+        """Rows in floating point, with NaN replaced and a mask where NaN means a missing entry."""
         x = data["x"].to(torch.get_default_dtype())
         return without_nan({**data, "x": x}) if self.program.pair.get("missing") == "nan" else {**data, "x": x}
 
     def given(self, data: Data, num: int) -> dict[str, Any]:
-        """Keyword arguments of a run without data: those that hold no observations, for so many rows."""
+        """Keyword arguments of a run without data: those without observations, for ``num`` rows."""
         index = torch.arange(num) % len(data["x"])
         return {
             name: value[index] if isinstance(value, Tensor) and value.dim() else value
@@ -89,19 +89,19 @@ class Trial:
         }
 
     def evidence(self, data: Data) -> Tensor | None:
-        """The exact log evidence of rows as a user has them."""
+        """The exact log evidence of rows as a user passes them."""
         if self.programs.log_evidence is None:
             return None
         with torch.no_grad():
             return self.programs.log_evidence(data)
 
     def elbo(self, data: Data | None = None, num: int = 20) -> Tensor:
-        """Estimates of the ELBO a row by Pyro's own objective."""
+        """Estimates of the ELBO per row by Pyro's own objective."""
         return reference.elbo_draws(self.model, self.guide, self.prepared if data is None else data, num)
 
 
 class _Recorder(torch.optim.Optimizer):
-    """Takes no steps, and keeps the gradients that it is given."""
+    """Takes no steps and stores the gradients."""
 
     def __init__(self, parameters: Any, lr: Any) -> None:
         super().__init__(parameters, {"lr": lr})
@@ -114,7 +114,7 @@ class _Recorder(torch.optim.Optimizer):
 
 
 def fit_programs(trial: Trial) -> str:
-    """Training step by step: its gradient is that of Pyro's own objective, and the ELBO rises."""
+    """Training step by step: the gradient is that of Pyro's own objective, and the ELBO rises."""
     text = _gradient(trial)
     trial.restart()
     before = trial.elbo()
@@ -141,7 +141,7 @@ def _gradient(trial: Trial, num: int = 60) -> str:
     fit(trial.pair, trial.data, optimizer=optimizer, epochs=num, batch_size=rows, compile=False, progress=False)
     scale = reference.plate_scale(trial.model, trial.prepared)
     pyros = reference.gradients(trial.model, trial.guide, trial.prepared, recorders[0].parameters, num) / scale
-    # Programs that count their steps, such as those that anneal, have come to the end of that in the second half.
+    # Programs that count their steps, such as those with annealing, have finished that in the second half.
     found, expected = (kept.double()[num // 2 :] for kept in (torch.stack(recorders[0].kept), pyros))
     error = (found.var(0) / len(found) + expected.var(0) / len(expected)).sqrt()
     size = float(expected.mean(0).norm()) / math.sqrt(expected.shape[1])
@@ -150,7 +150,7 @@ def _gradient(trial: Trial, num: int = 60) -> str:
 
 def fit_compiled(trial: Trial) -> str:
     """Training by a compiled graph and by the programs: the same ELBO in each epoch, the same weights at the end."""
-    # Without Adam's division by the size of gradients, which makes steps of rounding errors.
+    # Without Adam, whose division by the size of gradients turns rounding errors into steps.
     optimizer = functools.partial(torch.optim.Adam, eps=1e-3)
     runs = []
     for compile in (False, True):
@@ -167,7 +167,7 @@ def fit_compiled(trial: Trial) -> str:
 
 
 def _weights(trial: Trial) -> dict[str, Tensor]:
-    """All that was learned, by name."""
+    """All learned tensors, by name."""
     store = pyro.get_param_store()
     loose = {name: store[name] for name in list(store) if not isinstance(store[name], torch.nn.Parameter)}
     named = {**trial.pair.state_dict(), **loose}
@@ -175,7 +175,7 @@ def _weights(trial: Trial) -> dict[str, Tensor]:
 
 
 def sample(trial: Trial) -> str:
-    """New rows: their mean and spread are those of the model run forward by Pyro, and the exact ones."""
+    """New rows: their mean and spread match the model run forward by Pyro, and the exact ones."""
     num = 2000
     given = trial.given(trial.data, num)
     found = trial.pair.sample(num, given=given)
@@ -188,7 +188,7 @@ def sample(trial: Trial) -> str:
             text = agree("exact mean of x", found.double().mean(0), mean, sd / math.sqrt(num))
             agree("exact spread of x", found.double().std(0), sd, sd * 4 / math.sqrt(num))
         return text
-    runs = torch.stack([_learned(trial, 200) for _ in range(60)])  # shared latents are new in each
+    runs = torch.stack([_learned(trial, 200) for _ in range(60)])  # shared latents differ in each
     within = runs.var(1).mean(0)
     between = (runs.mean(1).var(0) - within / 200).clamp_min(0)
     return same_draws("x", found, runs.flatten(0, 1), between)
@@ -206,21 +206,21 @@ def _learned(trial: Trial, num: int) -> Tensor:
 
 
 def posterior_predictive(trial: Trial) -> str:
-    """Data like each row: the mean of each entry is that of draws by Pyro."""
+    """Data like each row: the mean of each entry matches draws by Pyro."""
     rows = first(trial.data, 12)
     given, prepared = trial.given(rows, 12), trial.as_programs_take(rows)
     found = trial.pair.posterior_predictive(rows, 200)
-    num = 40 if len(trial.sites.enumerated) > 1 else 120  # each looks at every combination of values
+    num = 40 if len(trial.sites.enumerated) > 1 else 120  # each enumerates every combination of values
     expected = predictions.posterior_draws(trial.model, trial.guide, prepared, given, num)
     return same_draws("x given each row", found, expected)
 
 
 def reconstruct(trial: Trial) -> str:
-    """The mean of x at the middle of every latent."""
+    """The mean of x at the centre of every latent."""
     rows = first(trial.data, 40)
     found = trial.pair.reconstruct(rows)
     prepared, given = trial.as_programs_take(rows), trial.given(rows, 40)
-    # Latents whose mean is not known are at that of some draws, and differ from time to time.
+    # Latents with an unknown mean are at that of some draws, and differ between calls.
     several = torch.stack([predictions.middle(trial.model, trial.guide, prepared, given) for _ in range(8)]).double()
     if bool((several[0] == several).all()):
         return equal("mean of x", found, several[0])
@@ -228,7 +228,7 @@ def reconstruct(trial: Trial) -> str:
 
 
 def encode(trial: Trial) -> str:
-    """The posterior of each latent of a row: the guide's, or that of what the model sums out."""
+    """The posterior of each latent of a row: the guide's, or the exact one of a latent that the model sums out."""
     rows, texts = first(trial.data, 20), []
     prepared = trial.as_programs_take(rows)
     local = [name for name in trial.sites.latent if name not in trial.sites.shared]
@@ -256,7 +256,7 @@ def encode(trial: Trial) -> str:
 
 def _summed_out(trial: Trial, name: str, found: Any, prepared: Data) -> str:
     """The posterior of a latent that the model sums out, averaged over draws of the others."""
-    parts, num = [], 1000  # some values are of few draws alone
+    parts, num = [], 1000  # some values come from few draws
     for _ in range(num):
         with reference.evaluation_mode(trial.model, trial.guide):
             traced = reference.trace(trial.guide, prepared["x"], **reference.taken(trial.guide, prepared))
@@ -283,7 +283,7 @@ def evaluate_(trial: Trial) -> str:
     evidence = trial.evidence(trial.data)
     if evidence is not None:
         trial.numbers["exact"] = float(evidence.mean())
-    if evidence is not None and not trial.sites.point:  # at a point it is the joint density, and no bound
+    if evidence is not None and not trial.sites.point:  # at a point it is the joint density, not a bound
         text += "; " + below("ELBO", float(found.mean()), float(evidence.mean()), error_of(found))
     metrics = evaluation.evaluate(trial.pair, trial.data)
     equal("elbo = -distortion - rate", metrics["elbo"], -metrics["distortion"] - metrics["rate"])
@@ -291,7 +291,7 @@ def evaluate_(trial: Trial) -> str:
 
 
 def evidence(trial: Trial) -> str:
-    """The log evidence of each row by weighted draws, and the exact one, or that of Pyro's own draws."""
+    """The log evidence of each row by weighted draws, compared with the exact one or that from Pyro's draws."""
     rows = first(trial.data, 30)
     found = evaluation.log_evidence(trial.pair, rows, num_particles=300)
     exact = trial.evidence(rows)
@@ -303,7 +303,7 @@ def evidence(trial: Trial) -> str:
             ]
         )
     trial.numbers["weighted"] = float((found.log_evidence - exact).mean())
-    believed = found.standard_error < 0.2  # beyond that the error is not to be believed
+    believed = found.standard_error < 0.2  # larger errors are unreliable
     if not bool(believed.any()):
         return below("evidence", float(found.log_evidence.mean()), float(exact.mean()), 0.1)
     text = agree("evidence", found.log_evidence[believed], exact[believed], found.standard_error[believed] + 1e-3, 7.0)
@@ -311,7 +311,7 @@ def evidence(trial: Trial) -> str:
 
 
 def annealing(trial: Trial) -> str:
-    """Bounds on the log evidence by annealing: around the exact one."""
+    """Bounds on the log evidence by annealing: they bracket the exact one."""
     rows = first(trial.data, 8)
     found = evaluation.ais_bounds(trial.pair, rows, num_chains=8, num_steps=40, num_leapfrog=3)
     exact = trial.evidence(rows)
@@ -339,7 +339,7 @@ def annealing(trial: Trial) -> str:
 
 
 def refinement(trial: Trial) -> str:
-    """The guide refined for each row: its ELBO is no lower, and no higher than the evidence."""
+    """The guide refined for each row: its ELBO is not lower than before, and not above the evidence."""
     rows = first(trial.data, 24)
     refined = evaluation.refine(trial.pair, rows, steps=100)
     before, better = (
@@ -355,7 +355,7 @@ def refinement(trial: Trial) -> str:
 
 
 def calibration(trial: Trial) -> str:
-    """Ranks of what made simulated rows among draws of the guide: their mean is that of ranks by Pyro."""
+    """Ranks of the latents of simulated rows among draws from the guide: their mean matches ranks by Pyro."""
     num = len(trial.data["x"])
     given = {name: value for name, value in trial.data.items() if name not in ("x", "mask")}
     found = evaluation.simulation_based_calibration(trial.pair, num, 39, given=given)
@@ -378,9 +378,9 @@ def calibration(trial: Trial) -> str:
 
 
 def nuts(trial: Trial) -> str:
-    """Draws of the posterior: their mean is the exact one, or that of weighted draws."""
+    """Draws from the posterior: their mean matches the exact one, or that of weighted draws."""
     rows = trial.data if trial.sites.shared else first(trial.data, 1)
-    if "lengths" in trial.data:  # a whole one, whose every step has a posterior of its own
+    if "lengths" in trial.data:  # a complete one, in which every step has its own posterior
         longest = int(trial.data["lengths"].argmax())
         rows = {name: value[longest : longest + 1] for name, value in trial.data.items()}
     if len(trial.sites.latent) > len(trial.sites.shared) > 0:
@@ -391,7 +391,7 @@ def nuts(trial: Trial) -> str:
     if trial.programs.posterior is not None:
         with torch.no_grad():
             means = {name: (mean, sd) for name, (mean, sd) in trial.programs.posterior(prepared).items()}
-    elif not trial.sites.shared and not trial.sites.point:  # a point's draws cannot be weighed
+    elif not trial.sites.shared and not trial.sites.point:  # a point's draws cannot be weighted
         weighed = reference.importance(trial.model, trial.guide, prepared, 0, 40_000)
         means = {name: (weighed.mean[name][None], weighed.sd[name][None]) for name in weighed.mean}
     texts = []
@@ -406,7 +406,7 @@ def nuts(trial: Trial) -> str:
 
 
 def impute(trial: Trial) -> str:
-    """Missing entries given those that are there: their mean is the exact one."""
+    """Missing entries given the observed ones: their mean matches the exact one."""
     rows, (site, mask) = first(trial.data, 30), trial.program.gaps
     seen = trial.as_programs_take(rows).get(mask)
     if seen is None:
@@ -422,7 +422,7 @@ def impute(trial: Trial) -> str:
 
 
 def save_and_open(trial: Trial) -> str:
-    """Saved, and opened into fresh programs: the same parameters, the same numbers."""
+    """Saving, and opening into fresh programs: the same parameters and numbers."""
     weights, expected = _weights(trial), evaluation.evaluate(trial.pair, first(trial.data, 100), seed=3)
     with tempfile.TemporaryDirectory() as folder:
         trial.pair.save(folder)  # pyright: ignore[reportCallIssue]
