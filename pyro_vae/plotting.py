@@ -159,7 +159,7 @@ def plot_latents(means: Tensor, labels: Tensor | None = None, names: Sequence[An
             axes.scatter([], [], s=30, color=_colour(kind, len(kinds)), label=_called(kind, names))
         if len(kinds) <= 20:
             axes.legend(title="label", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title="latent means of held-out data")
+    axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title="posterior means of the latents")
     axes.set_aspect("equal", adjustable="datalim")
     return figure
 
@@ -223,6 +223,7 @@ def plot_curves(history: "pd.DataFrame") -> "Figure":
         if f"validation_{term}" in history:
             axes.plot(history["epoch"], history[f"validation_{term}"], label="validation")
         axes.set(xlabel="epoch", ylabel="nats per datum", title=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         # The first epochs are far off and would squash the rest.
         settled = np.stack([np.asarray(line.get_ydata(), float)[len(history) // 20 :] for line in axes.lines])
         margin = 0.1 * np.ptp(settled)

@@ -603,7 +603,8 @@ def choose_transform(
         real = [i for i, column in enumerate(data_range.cseq) if column is constraints.real]
         if not real:
             return Identity(), "no column is a real number"
-        return Standardize(first.shape[1:], columns=real).fit(chunks), f"{len(real)} columns are real numbers"
+        standardize = Standardize(first.shape[1:], columns=real).fit(chunks)
+        return standardize, f"of the columns with real numbers, {len(real)}"
     if data_range is constraints.real:
         per_channel = first.dim() == 4
         standardize = Standardize(first.shape[1:], per_channel=per_channel).fit(chunks)

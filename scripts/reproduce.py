@@ -25,7 +25,6 @@ INTRODUCTION = """# Results
 `python scripts/reproduce.py NAME` computes a table: in a short form, which takes two cores at most half an hour, or
 with `--full` as published. `--check` computes it again and compares it with `results.json`. A number after ± is a
 standard error over rows, or, if a range follows, the standard deviation over seeds. Forms that were not run are marked.
-The time from the command to a test ELBO of −100 nats on MNIST is in [benchmarks](benchmarks/README.md).
 """
 MOST = 4.0  # standard errors that a repeated number may be off
 

@@ -114,6 +114,12 @@ def settings_of(run: Path) -> dict[str, Any]:
     return found | {name: made[name] for name in ("date", "commit") if made.get(name)}
 
 
+def bounds_of(run: Path) -> tuple[float, float] | None:
+    """The values that are black and white in the data of a run, if there are such."""
+    bounds = load_config(run)["run"].get("bounds")
+    return None if bounds is None else (bounds[0], bounds[1])
+
+
 def levels_of(run: Path) -> list[str]:
     """The levels of labels or groups that a run's model knows."""
     return load_config(run)["run"].get("levels", [])

@@ -136,7 +136,7 @@ def prepared(settings: dict[str, Any], *, resuming: bool) -> Task:
     likelihood, because = (
         (asked, "as asked for") if asked is not None else kind.likelihood or choices.default_likelihood(data)
     )
-    settings = settings | {"likelihood": likelihood}
+    settings = settings | {"likelihood": likelihood, "bounds": data.bounds}
     if data.schema is not None:
         settings |= {"schema": data.schema.to_json()}
     vae, why = build(settings, data, kind, levels)
@@ -241,7 +241,7 @@ def say_what_next(task: Task, folder: Path, history: Any) -> None:
     print(f"  pyro-vae sample {folder} --num-samples 64{example} --out samples.{picture}")
     print(f"  pyro-vae predict {folder} --num-samples 10 --out predictions.npz")
     print(f"  pyro-vae encode {folder} --out latents.csv")
-    print(f"  pyro-vae score {folder} --out scores.csv")
+    print(f"  pyro-vae score {folder} --whole --out scores.csv")
     if settings["missing"]:
         print(f"  pyro-vae impute {folder} --num-samples 5 --out imputed.{numbers}")
 

@@ -38,15 +38,15 @@ def only_pictures(run: Path, out: Path) -> None:
         )
 
 
-def write_tiles(x: torch.Tensor, out: Path) -> None:
+def write_tiles(bounds: plotting.Bounds, x: torch.Tensor, out: Path) -> None:
     """Draws rows as tiles."""
-    plotting.save_figure(plotting.plot_samples(x), out)
+    plotting.save_figure(plotting.plot_samples(x, bounds=bounds), out)
 
 
-def write_reconstructions(arrays: Mapping[str, torch.Tensor], out: Path) -> None:
+def write_reconstructions(bounds: plotting.Bounds, arrays: Mapping[str, torch.Tensor], out: Path) -> None:
     """Draws rows of data, their reconstructions and one draw for each."""
-    figure = plotting.plot_reconstructions(arrays["x"], arrays["reconstructions"], arrays["posterior_predictive"][0])
-    plotting.save_figure(figure, out)
+    x, means, draws = arrays["x"], arrays["reconstructions"], arrays["posterior_predictive"][0]
+    plotting.save_figure(plotting.plot_reconstructions(x, means, draws, bounds=bounds), out)
 
 
 def write_array(x: torch.Tensor, out: Path) -> None:

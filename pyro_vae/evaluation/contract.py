@@ -156,7 +156,7 @@ class _Look:
             found = tuple(predictive.rows_first(site, site["value"]).shape)
         except PROGRAM_ERRORS as error:
             self.forward = f"the model does not draw rows without data: {_sentence(error)}"
-            return Clause(name, f"{self.forward}: write it as model(x=None, *, batch_size=None)", holds=False)
+            return Clause(name, f"{self.forward}: {predictive.remedy(error)}", holds=False)
         if found != tuple(self.batch.x.shape):
             self.forward = f"the model draws rows of shape {found} where the data have {tuple(self.batch.x.shape)}"
             return Clause(name, self.forward, holds=False)

@@ -12,6 +12,7 @@ each, which a flow does not have.
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -337,6 +338,19 @@ def _forward(program: Program, latents: Draws, batch_size: int, arguments: Argum
     return drawn
 
 
+def remedy(error: Exception) -> str:
+    """How to make a model run without data, after it failed to.
+
+    Example:
+        >>> remedy(TypeError("model() missing 1 required keyword-only argument: 'cov'"))
+        "pass 'cov' along with the rows, in one mapping with 'x'"
+    """
+    lacking = re.search(r"missing \d+ required keyword-only arguments?: (.+)", str(error))
+    if lacking:
+        return f"pass {lacking[1]} along with the rows, in one mapping with 'x'"
+    return "write it as model(x=None, *, batch_size=None)"
+
+
 def forward_trace(model: Program, batch_size: int, arguments: Arguments) -> Any:
     """The trace of a run without data.
 
@@ -350,8 +364,8 @@ def forward_trace(model: Program, batch_size: int, arguments: Arguments) -> Any:
     except PROGRAM_ERRORS as error:
         raise ContractError(
             f"the model does not run without data, as model(batch_size={batch_size}) with the arguments passed "
-            f"({first_line(error)}): write it as model(x=None, *, batch_size=None), give its observations the default "
-            f"None, and pass its other arguments with given="
+            f"({first_line(error)}): {remedy(error)}, give its observations the default None, and pass its other "
+            f"arguments with given="
         ) from error
 
 

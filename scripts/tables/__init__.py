@@ -11,6 +11,7 @@ from tables import (
     priors,
     rate_distortion,
     semi_supervised,
+    time_to_quality,
 )
 
 TABLES = {
@@ -24,4 +25,5 @@ TABLES = {
     "clusters": clusters,
     "calibration": calibration,
     "counts": counts,
+    "time-to-quality": time_to_quality,
 }

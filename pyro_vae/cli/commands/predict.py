@@ -1,5 +1,6 @@
 """Reconstructs rows and draws from the posterior predictive of a trained model."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,7 +56,8 @@ def main(
         )
 
     tables = dict.fromkeys(writing.TABLES, write_draws)
-    write = writing.writer(out, {".png": writing.write_reconstructions, ".npz": writing.write_arrays, **tables})
+    pictures = {".png": functools.partial(writing.write_reconstructions, held.bounds)}
+    write = writing.writer(out, {**pictures, ".npz": writing.write_arrays, **tables})
     torch.manual_seed(seed)
     arrays = {
         "x": x,

@@ -1,5 +1,6 @@
 """Draws new data from a trained model."""
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -50,9 +51,8 @@ def main(
     writing.only_pictures(run, out)
     kind, mean = runs.kind_of(run), out.suffix == ".png" if mean is None else mean
     told = runs.given_of(run, given or (), num_samples)
-    write = writing.writer(
-        out, {".png": writing.write_tiles, ".npy": writing.write_array, **writing.table_writers(run, told)}
-    )
+    pictures = {".png": functools.partial(writing.write_tiles, runs.bounds_of(run))}
+    write = writing.writer(out, {**pictures, ".npy": writing.write_array, **writing.table_writers(run, told)})
     torch.manual_seed(seed)
     if told and kind.draw_given is not None:
         x = kind.draw_given(vae, told, mean).cpu()

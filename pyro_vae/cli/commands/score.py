@@ -51,7 +51,7 @@ def main(
     names = columns_of(run, as_tensor(rows.x_test[:1]).shape[1:])
     if not 0 <= entries <= len(names):
         raise ValueError(f"--entries must be from 0 to {len(names)}, the number of entries of a row; found {entries}")
-    pictures = {".png": lambda found, path: draw(rows.x_test, found, path)}
+    pictures = {".png": lambda found, path: draw(rows.x_test, found, rows.bounds, path)}
     write = writing.writer(out, {**writing.result_writers(run, rows), **pictures})
     evidence = log_evidence(vae, known, num_particles=num_particles, seed=seed)
     found: dict[str, Any] = {
@@ -67,8 +67,9 @@ def main(
     write(found, out)
     place = evidence.log_evidence.argmin()
     place = place if rows.rows_test is None else rows.rows_test[place]
+    which = "rows" if whole or not runs.is_own(run, data) else "held-out rows (--whole: of all)"
     print(
-        f"{out}: the log evidence of {len(evidence.log_evidence):,} rows, {evidence.mean:.2f} nats on average, "
+        f"{out}: the log evidence of {len(evidence.log_evidence):,} {which}, {evidence.mean:.2f} nats on average, "
         f"lowest in row {int(place)}"
     )
 
@@ -93,14 +94,16 @@ def least_expected(nats: np.ndarray, names: list[str], count: int) -> dict[str, 
     return found
 
 
-def draw(x: Any, found: dict[str, Any], out: Path) -> None:
+def draw(x: Any, found: dict[str, Any], bounds: plotting.Bounds, out: Path) -> None:
     """Draws the least probable rows, and below each how unexpected its entries are."""
     order = np.argsort(found["log_evidence"], kind="stable")[:SHOWN]
     rows = [as_tensor(x[torch.as_tensor(order)]).float()]
     if "unexpected" in found:
         nats = torch.as_tensor(found["unexpected"][order]).clamp(min=0)
-        rows.append(nats / nats.flatten(1).amax(1).reshape(-1, *(1,) * (nats.dim() - 1)) * rows[0].amax())
+        share = nats / nats.flatten(1).amax(1).reshape(-1, *(1,) * (nats.dim() - 1))
+        low, high = bounds or (float(rows[0].min()), float(rows[0].max()))
+        rows.append(low + (high - low) * share)
     labels = ("least probable", "unexpected")[: len(rows)]
-    low, high = (f"{found['log_evidence'][row]:.1f}".replace("-", "−") for row in (order[0], order[-1]))
-    title = f"log evidence from {low} to {high} nats"
-    plotting.save_figure(plotting.plot_grid(torch.stack(rows), row_labels=labels, title=title), out)
+    least, most = (f"{found['log_evidence'][row]:.1f}".replace("-", "−") for row in (order[0], order[-1]))
+    title = f"log evidence from {least} to {most} nats"
+    plotting.save_figure(plotting.plot_grid(torch.stack(rows), bounds=bounds, row_labels=labels, title=title), out)

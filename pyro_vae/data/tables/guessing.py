@@ -343,6 +343,9 @@ def _notes(column: Column, numbers: _Numbers, found: str, *, given: bool) -> lis
         span = f"whole numbers from {low:g} to {high:g}"
         said = f"column {name!r} has {span}: treated as a count; for levels, {is_}=category"
         notes.append(("count", said))
+    if not given and column.kind == "positive":
+        said = f"column {name!r} has only positive numbers: treated as log-normal; for a normal, {is_}=real"
+        notes.append(("positive", said))
     if not given and found == "float" and column.kind == "real" and numbers.values[0] > 0:
         said = (
             f"column {name!r} varies by less than a hundredth of its mean: treated as real, as the logarithms of kind "

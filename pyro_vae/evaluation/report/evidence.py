@@ -129,12 +129,14 @@ def evidence(job: Job, section: Section) -> None:
             f"The evidence is more than {last:.2f} nats per row: {more}.",
             step=max(step, found_beyond),
         )
+    gap += found_beyond
     level = of_gap.level(gap=gap, rate=rate)
     poor = ": the guide is a poor posterior" if level != "fine" else ""
+    least = "at least " if beyond or of_step.level(step=step) != "fine" else ""
     section.found(
         "elbo_gap",
         level,
-        f"The ELBO is {gap:z.2f} nats below the evidence, where the rate is {rate:.2f} nats{poor}.",
+        f"The ELBO is {least}{gap:z.2f} nats below the evidence, where the rate is {rate:.2f} nats{poor}.",
         gap=gap,
         rate=rate,
     )
