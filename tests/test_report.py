@@ -356,6 +356,10 @@ def test_curves_say_where_training_was_best_and_how_far_it_still_rose():
     assert section.numbers == {"epochs": 20, "best_epoch": 19, "best": -22.0, "rise": -2.5}
     assert section.about.startswith("The validation ELBO was highest after epoch 19 of 20: -22.00 nats.")
     assert len(section.figures) == 1
+    assert [finding.level for finding in section.findings] == ["fine"]
+    rising = evaluate_suite(exact.exact_pair(), x, parts=["curves"], history=history[:18]).sections["curves"]
+    assert [finding.level for finding in rising.findings] == ["look"]
+    assert "was still rising when training ended: it rose by 1.00 nats" in rising.findings[0].text
     assert report.facts["trained with"] == "epochs 20, likelihood normal"
     section = evaluate_suite(exact.exact_pair(), x, parts=["curves"], history=history[["epoch"]]).sections["curves"]
     assert section.about.startswith("Not done: a history has a row for each epoch")
@@ -428,6 +432,8 @@ def test_a_part_that_fails_leaves_the_others():
         ("overfitting", {"gap": 2.0, "error": 0.5, "rate": 8.0}, "look"),
         ("overfitting", {"gap": 5.0, "error": 0.5, "rate": 8.0}, "wrong"),
         ("overfitting", {"gap": 5.0, "error": 2.0, "rate": 8.0}, "fine"),
+        ("rise", {"rise": 0.11, "rate": 1.0}, "look"),
+        ("rise", {"rise": 1.1, "rate": 30.0}, "fine"),
         ("copies", {"nearer": 0.59, "error": 0.01}, "fine"),
         ("copies", {"nearer": 0.7, "error": 0.01}, "look"),
         ("copies", {"nearer": 0.8, "error": 0.01}, "wrong"),

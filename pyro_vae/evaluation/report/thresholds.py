@@ -210,6 +210,14 @@ THRESHOLDS: Mapping[str, Threshold] = {
         worth_a_look=lambda reached, possible, most, half, seen: reached < most * possible or possible < seen,
         is_wrong=lambda reached, possible, most, half, seen: reached < half * possible,
     ),
+    "rise": Threshold(
+        "rise of the ELBO in training between the last two tenths of the epochs",
+        fine="up to {nats:g} nats, or {share:.0%} of the rate",
+        look="more",
+        wrong="",
+        limits={"nats": 0.1, "share": 0.05},
+        worth_a_look=lambda rise, rate, nats, share: rise > max(nats, share * rate),
+    ),
     "overfitting": Threshold(
         "ELBO of training rows above that of held-out ones",
         fine="up to {nats:g} nat, or {errors:g} standard errors",

@@ -27,11 +27,18 @@ def curves(job: Job, section: Section) -> None:
     section.numbers |= {"epochs": len(history), "best_epoch": epoch, "best": highest}
     section.about = f"The {what} was highest after epoch {epoch} of {len(history)}: {highest:.2f} nats."
     if tenth:
-        rise = float(bound[-tenth:].mean() - bound[-2 * tenth : -tenth].mean())
+        rise, rate = float(bound[-tenth:].mean() - bound[-2 * tenth : -tenth].mean()), float(history["kl"].iloc[-1])
+        threshold = THRESHOLDS["rise"]
+        level = threshold.level(rise=rise, rate=rate)
         section.numbers["rise"] = rise
-        section.about += (
-            f" Between the last two tenths of the epochs it rose by {rise:z.2f} nats on average; if that matters, "
-            f"train longer."
+        section.about += f" {threshold}"
+        section.found(
+            "rise",
+            level,
+            f"The {what} {'had settled' if level == 'fine' else 'was still rising'} when training ended: it rose by "
+            f"{rise:z.2f} nats between the last two tenths of the epochs.",
+            rise=rise,
+            rate=rate,
         )
     section.figures["ELBO and its parts, by epoch"] = plot_curves(history)
 
