@@ -248,7 +248,7 @@ def test_a_value_outside_the_range_is_refused_by_fit_with_one_sentence(case):
             rf"x_train has values from .*, such as {case.bad:g}, but the likelihood describes {described}: .+", sentence
         )
     else:
-        hint = ", or give missing='nan' if NaN is a missing entry" if math.isnan(case.bad) else ""
+        hint = ", or build the model with missing='nan' if NaN is a missing entry" if math.isnan(case.bad) else ""
         assert sentence == (
             f"x_train has 1 NaN or infinite value, the first at index (7, 0): remove or fill those entries{hint}"
         )

@@ -50,6 +50,8 @@ def read_images(folder: Path, resize: Sequence[int] | None = None) -> DataSet:
             done["resized, each new pixel the mean of those that it covers"] += (
                 size is not None and found.shape[:2] != size
             )
+            height, width = found.shape[:2]
+            done["stretched to other proportions"] += size is not None and height * size[1] != width * size[0]
             pictures[path] = found if size is None else resized(found, size)
             done.update(remarks)
         except Exception as error:  # Pillow raises many kinds for damaged files
