@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pyro_vae import load
+from pyro_vae import load, plotting
 from pyro_vae.cli import running, writing
 from pyro_vae.vae import FORMAT_VERSION
 
@@ -132,6 +132,17 @@ def test_sample_writes_numbers_and_pictures(run, trained, tmp_path):
     assert len(np.unique(np.load(tmp_path / "mean.npy"))) > 100
     assert run("sample", trained, "--num-samples", 9, "--out", tmp_path / "x.png")[0] == 0
     assert min(picture_size(tmp_path / "x.png")) > 300
+
+
+@pytest.mark.parametrize("command", [("sample",), ("predict",), ("score", "--entries", "0")])
+def test_a_picture_has_black_and_white_where_the_data_have_them(run, trained, tmp_path, monkeypatch, command):
+    drawn = []
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, out: drawn.append(figure))
+    script, *options = command
+    status, _, err = run(script, trained, "--out", tmp_path / "x.png", *options)
+    assert status == 0, err
+    (figure,) = drawn
+    assert figure.axes[0].images[0].get_clim() == (0, 16)  # and not the extremes of the rows that are drawn
 
 
 def test_sample_streams_numbers_that_the_library_draws(run, trained, tmp_path):
