@@ -223,7 +223,8 @@ def _not_finite(x: Tensor, mask: Tensor | None, name: str, *, missing: bool) -> 
     seen = observed(x, mask, missing=missing)
     bad = ~torch.isfinite(x) if seen is None else ~torch.isfinite(x) & seen
     count, first = int(bad.sum()), tuple(int(i) for i in bad.nonzero()[0])
-    hint = ", or build the model with missing='nan' if NaN is a missing entry" if not missing and bool(x.isnan().any()) else ""
+    gaps = not missing and bool(x.isnan().any())
+    hint = ", or build the model with missing='nan' if NaN is a missing entry" if gaps else ""
     return (
         f"{name} has {count} NaN or infinite value{'s' if count > 1 else ''}, the first at index {first}: "
         f"remove or fill those entries{hint}"
