@@ -356,7 +356,9 @@ def test_curves_say_where_training_was_best_and_how_far_it_still_rose():
     assert section.numbers == {"epochs": 20, "best_epoch": 19, "best": -22.0, "rise": -2.5}
     assert section.about.startswith("The validation ELBO was highest after epoch 19 of 20: -22.00 nats.")
     assert len(section.figures) == 1
-    assert [finding.level for finding in section.findings] == ["fine"]
+    (finding,) = section.findings
+    assert finding.level == "fine"
+    assert "was no longer rising when training ended: it fell by 2.50 nats" in finding.text
     rising = evaluate_suite(exact.exact_pair(), x, parts=["curves"], history=history[:18]).sections["curves"]
     assert [finding.level for finding in rising.findings] == ["look"]
     assert "was still rising when training ended: it rose by 1.00 nats" in rising.findings[0].text

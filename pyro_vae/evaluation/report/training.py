@@ -35,8 +35,8 @@ def curves(job: Job, section: Section) -> None:
         section.found(
             "rise",
             level,
-            f"The {what} {'had settled' if level == 'fine' else 'was still rising'} when training ended: it rose by "
-            f"{rise:z.2f} nats between the last two tenths of the epochs.",
+            f"The {what} was {'no longer' if level == 'fine' else 'still'} rising when training ended: it "
+            f"{'fell' if rise < 0 else 'rose'} by {abs(rise):.2f} nats between the last two tenths of the epochs.",
             rise=rise,
             rate=rate,
         )
