@@ -28,9 +28,9 @@ class Neighbours:
             ImportError: if UMAP is not installed.
         """
         try:
-            import umap
+            import umap  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError as error:
-            raise ImportError("the map of neighbours needs UMAP: pip install umap-learn") from error
+            raise ImportError("the map of neighbours needs UMAP: pip install 'pyro-vae[umap]'") from error
         found = umap.UMAP(random_state=seed, n_jobs=1, n_neighbors=min(15, len(z) - 1)).fit_transform(z.numpy())
         return cls(z, torch.as_tensor(found, dtype=z.dtype))
 
