@@ -291,7 +291,7 @@ MISTAKES = {
     "no column": (["--labels", "species"], ["--labels names a column of a table"]),
     "topics of pictures": (["--model", "topics"], ["counts of words", "(8, 8)"]),
     "no labels": (["--model", "conditional", "--data", "{animals}"], ["needs labels", "with --labels"]),
-    "no groups": (["--model", "pooled", "--data", "{animals}"], ["needs groups", "by --groups"]),
+    "no groups": (["--model", "pooled", "--data", "{animals}"], ["needs groups", "with --groups"]),
     "labels of measurements": (
         ["--model", "conditional", "--data", "{animals}", "--labels", "weight"],
         ["--labels weight has", "levels repeat"],
