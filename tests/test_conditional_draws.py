@@ -225,7 +225,7 @@ def test_entries_of_one_event_are_left_out_together():
     mask = torch.tensor([[True, False], [False, True]])[..., None].expand(2, 2, 3).clone()
     torch.testing.assert_close(traced(model, x, mask), (probs[0] * probs[2]).log())
     mask[0, 1, 0] = True
-    with pytest.raises(ContractError, match="the OneHotCategorical at 'x' is of"):
+    with pytest.raises(ContractError, match="the OneHotCategorical at 'x' describes"):
         traced(model, x, mask)
 
 

@@ -169,7 +169,7 @@ def test_latents_that_are_kinds_are_refused():
     from pyro_vae import cluster_vae
 
     vae = cluster_vae((4,), 2, num_clusters=3, likelihood=Bernoulli(), hidden_dims=(8,))
-    with pytest.raises(ValueError, match="kinds"):
+    with pytest.raises(ValueError, match="is discrete, but the explorer needs continuous ones"):
         Page(vae, torch.randint(0, 2, (6, 4)).float(), site="y")
 
 

@@ -760,7 +760,7 @@ class ValueOfAParameter(Program):
 # Tensors that are replaced: a graph would go on with the first
 
 
-@kind(r"self\.average \(another tensor")
+@kind(r"self\.average \(replaced by another tensor")
 class TensorReplaced(Program):
     def __init__(self):
         super().__init__()
@@ -771,7 +771,7 @@ class TensorReplaced(Program):
         return self.average
 
 
-@kind(r"self\.calls \(another tensor")
+@kind(r"self\.calls \(replaced by another tensor")
 class BufferReplaced(Program):
     def __init__(self):
         super().__init__()

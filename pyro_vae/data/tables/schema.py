@@ -109,8 +109,8 @@ class Schema:
             ['count', 'positive']
             >>> Schema.infer(frame, {"stage": "category"}).columns[0].categories
             (1, 2, 4)
-            >>> Schema.infer(frame).notes
-            ("column 'stage' has whole numbers from 1 to 4: treated as a count; for levels, stage=category",)
+            >>> Schema.infer(frame).notes[0]
+            "column 'stage' has whole numbers from 1 to 4: treated as a count; for levels, stage=category"
         """
         kinds = dict(kinds or {})
         names = list(frame.columns)
