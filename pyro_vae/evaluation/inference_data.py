@@ -38,7 +38,7 @@ def to_inference_data(pair: Pair, x: Inputs, *, num_samples: int = 500, seed: in
       the user's units;
     - ``log_likelihood``: :math:`\log p(x \mid z)` of each observed site at those draws, a number for each row: in nats,
       in the user's units, over the observed entries. Sites that share an enumerated latent have one number, summed over
-      its values, under their names joined by `` & ``;
+      its values, under their names joined by an ampersand;
     - ``prior``: :math:`z \sim p(z)`, and ``prior_predictive``: :math:`x' \sim p(x \mid z)` there, in the user's units;
     - ``observed_data``: the rows as the model describes them, in the user's units, NaN where an entry is missing, and
       the other observed sites;
