@@ -117,6 +117,23 @@ def test_a_broken_clause_is_named_in_one_sentence_that_the_tools_raise(guide, se
         fit(pair, x, epochs=1, batch_size=10, progress=False)
 
 
+def test_an_argument_that_was_not_passed_is_asked_for():
+    def model(x=None, *, dose, batch_size=None):
+        with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(dose, 1.0))
+            return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    pair, x = Pair(model, guide), torch.randn(30)
+    broken = " ".join(clause.text for clause in check_pair(pair, x).broken)
+    assert "pass 'dose' along with the rows, in one mapping with 'x'" in broken
+    assert "write it as model(" not in broken
+    assert check_pair(pair, {"x": x, "dose": torch.zeros(30)})
+
+
 def test_a_model_that_does_not_run_without_data_can_be_trained_and_not_drawn_from():
     def model(x):
         scale = pyro.param("scale", torch.ones(()), constraint=dist.constraints.positive)

@@ -260,6 +260,8 @@ def test_an_image_of_the_right_size_is_left_as_it_is_and_others_are_averaged(tmp
     data = read(tmp_path, resize=(4, 6))
     np.testing.assert_array_equal(data.x_test[0], GREY)
     assert "1 of 2 images were resized, each new pixel the mean of those" in data.notes[0]
+    assert "stretched" not in " ".join(data.notes)
+    assert "2 of 2 images were stretched to other proportions" in " ".join(read(tmp_path, resize=(6, 6)).notes)
     board = np.indices((64, 64)).sum(0) % 2 * 255
     save(tmp_path / "fine", "a.png", board.astype(np.uint8))
     found = read(tmp_path / "fine", resize=(8, 8)).x_test[0, 2:-2, 2:-2]

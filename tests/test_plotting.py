@@ -96,6 +96,7 @@ def test_curves_show_training_and_validation():
     for term in ("elbo", "reconstruction", "kl"):
         history[f"validation_{term}"] = 7.0
     assert plotting.plot_curves(history).axes[2].lines[1].get_ydata().tolist() == [7, 7, 7]
+    assert all(tick == round(tick) for tick in figure.axes[0].get_xticks())  # there is no epoch one and a half
 
 
 def test_reconstructions_put_data_above_their_means_and_draws():

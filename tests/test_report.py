@@ -340,6 +340,10 @@ def test_a_missing_mode_is_wrong_and_its_evidence_is_not_fine():
     settled = next(finding for finding in report.findings if finding.name == "evidence_step")
     assert settled.level == "look"
     assert "on 12 rows, chains that start elsewhere find 0." in settled.text
+    gap = next(finding for finding in report.findings if finding.name == "elbo_gap")
+    assert gap.numbers["gap"] == pytest.approx(report.sections["evidence"].numbers["gap"] + 0.693, abs=0.05)
+    assert "at least" in gap.text
+    assert "below the evidence, and chains that start elsewhere find 0." in gap.text
 
 
 def test_curves_say_where_training_was_best_and_how_far_it_still_rose():
@@ -534,3 +538,20 @@ def test_the_script_writes_numbers_and_a_page(tmp_path, monkeypatch, capsys):
     assert "unknown suite 'all'" in printed.err
     assert "unknown part 'sample'" in printed.err
     assert "add --suite quick" in printed.err
+
+
+@pytest.mark.parametrize("name", ["history.csv", "run.toml"])
+def test_a_damaged_file_of_a_run_is_named(name, tmp_path, monkeypatch, capsys):
+    vae = mlp_vae((8, 8), 2, hidden_dims=(4,), likelihood=Normal(scale=1.0))
+    vae.save(tmp_path / "run", run={"data": "digits"})
+    (tmp_path / "run" / name).write_bytes(b'"\xff')
+    out = tmp_path / "m.json"
+    command = ["evaluate.py", str(tmp_path / "run"), "--suite", "quick", "--parts", "curves", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as end:
+        run_command(importlib.import_module("evaluate").main)
+    assert end.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert name in errors[0]
+    assert not out.exists()

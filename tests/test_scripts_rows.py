@@ -74,6 +74,12 @@ def test_latents_of_held_out_rows_as_arrays(folder, tmp_path):
     np.testing.assert_allclose(found["mean"], load(folder / "digits").encode(data.x_test).mean, rtol=1e-4, atol=1e-5)
 
 
+def test_scores_say_which_rows_they_are_of(folder, tmp_path, capsys):
+    for arguments, words in {(): "of 60 held-out rows (--whole scores all)", ("--whole",): "of 300 rows,"}.items():
+        command(score, folder / "people", tmp_path / "scores.csv", "--entries", 0, *arguments)
+        assert words in capsys.readouterr().out
+
+
 def test_scores_are_the_evidence_and_an_entry_out_of_place_is_named(folder, tmp_path):
     command(score, folder / "people", tmp_path / "scores.csv", "--whole", "--entries", 1)
     found = pd.read_csv(tmp_path / "scores.csv")

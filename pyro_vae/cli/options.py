@@ -2,11 +2,23 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pyro_vae._support.names import lookup
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Options in a file.
+
+    Raises:
+        ValueError: if it is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path} is not TOML with an option on each line, such as data = "digits": {error}') from error
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -17,10 +29,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """
     if path is None:
         return None
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path} is not TOML with an option on each line, such as data = "digits": {error}') from error
+    table = read_toml(path)
     known = {str(option.name).replace("_", "-") for option in context.command.params} - {"config", "help"}
     names = {name: lookup(name.replace("_", "-"), known, f"option in {path}") for name in table}
     context.default_map = {names[name].replace("-", "_"): value for name, value in table.items()}

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import torch
 from pyro_vae import load
 from pyro_vae._support import files
 from pyro_vae._support.names import lookup
-from pyro_vae.cli import beside
+from pyro_vae.cli import beside, options
 from pyro_vae.cli.models import MODELS, Kind
 from pyro_vae.cli.provenance import SETTINGS
 from pyro_vae.data.tables import Schema
@@ -101,15 +100,24 @@ def kind_of(run: Path) -> Kind:
 
 
 def history_of(run: Path) -> "pd.DataFrame | None":
-    """The history of a run that has finished training."""
+    """The history of a run that has finished training.
+
+    Raises:
+        ValueError: if its file is damaged.
+    """
     import pandas as pd
 
-    return pd.read_csv(run / HISTORY) if (run / HISTORY).exists() else None
+    if not (run / HISTORY).exists():
+        return None
+    try:
+        return pd.read_csv(run / HISTORY)
+    except ValueError as error:  # as pandas' errors are, and those of decoding
+        raise ValueError(f"{run / HISTORY} is damaged ({error}): restore it, or delete it to do without") from error
 
 
 def settings_of(run: Path) -> dict[str, Any]:
     """The options of a run that differ from the defaults, and when and at which commit it was trained."""
-    found = tomllib.loads((run / SETTINGS).read_text(encoding="utf-8")) if (run / SETTINGS).exists() else {}
+    found = options.read_toml(run / SETTINGS) if (run / SETTINGS).exists() else {}
     made = load_config(run)["run"].get("made", {})
     return found | {name: made[name] for name in ("date", "commit") if made.get(name)}
 

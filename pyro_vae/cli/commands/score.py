@@ -67,7 +67,7 @@ def main(
     write(found, out)
     place = evidence.log_evidence.argmin()
     place = place if rows.rows_test is None else rows.rows_test[place]
-    which = "rows" if whole or not runs.is_own(run, data) else "held-out rows (--whole: of all)"
+    which = "rows" if whole or not runs.is_own(run, data) else "held-out rows (--whole scores all)"
     print(
         f"{out}: the log evidence of {len(evidence.log_evidence):,} {which}, {evidence.mean:.2f} nats on average, "
         f"lowest in row {int(place)}"

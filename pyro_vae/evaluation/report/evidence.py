@@ -129,15 +129,15 @@ def evidence(job: Job, section: Section) -> None:
             f"The evidence is more than {last:.2f} nats per row: {more}.",
             step=max(step, found_beyond),
         )
-    gap += found_beyond
-    level = of_gap.level(gap=gap, rate=rate)
+    least = "at least " if beyond or level != "fine" else ""
+    more = f", and chains that start elsewhere find {found_beyond:.2f} more" if found_beyond else ""
+    level = of_gap.level(gap=gap + found_beyond, rate=rate)
     poor = ": the guide is a poor posterior" if level != "fine" else ""
-    least = "at least " if beyond or of_step.level(step=step) != "fine" else ""
     section.found(
         "elbo_gap",
         level,
-        f"The ELBO is {least}{gap:z.2f} nats below the evidence, where the rate is {rate:.2f} nats{poor}.",
-        gap=gap,
+        f"The ELBO is {least}{gap:z.2f} nats below the evidence{more}, where the rate is {rate:.2f} nats{poor}.",
+        gap=gap + found_beyond,
         rate=rate,
     )
 
