@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_vae import Pair, mlp_vae
+from pyro_vae.cli.running import run_command
 from pyro_vae.evaluation import plot_predictive_check, plot_rate_distortion, predictive_check, rate_distortion_curve
 from pyro_vae.likelihoods import Normal
 from pyro_vae.plotting import save_figure
@@ -36,7 +37,7 @@ def counts_pair(*, normal: bool) -> Pair:
 
 
 def main() -> None:
-    """Draws both."""
+    """Draws the figures of docs/evaluation.md."""
     torch.manual_seed(0)
     x = counts_pair(normal=False).sample(500)
     check = predictive_check(counts_pair(normal=True), x, kind="prior")
@@ -68,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

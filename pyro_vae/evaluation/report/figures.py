@@ -85,7 +85,8 @@ def plot_rate_distortion(curve: "pd.DataFrame") -> "Figure":
     curve = curve.sort_values("rate")
     axes.plot(curve["rate"], curve["distortion"], marker="o", color="#2c6e9b")
     for beta, rate, distortion in curve[["beta", "rate", "distortion"]].itertuples(index=False, name=None):
-        axes.annotate(f"β = {beta:g}", (rate, distortion), xytext=(6, 5), textcoords="offset points", fontsize=8)
+        place: Any = {"xytext": (2, 6), "textcoords": "offset points", "rotation": 40, "rotation_mode": "anchor"}
+        axes.annotate(f"β = {beta:g}", (rate, distortion), fontsize=8, **place)
     best = curve.sort_values("elbo").iloc[-1].to_dict()
     axes.axline(
         (best["rate"], best["distortion"]),
@@ -93,7 +94,7 @@ def plot_rate_distortion(curve: "pd.DataFrame") -> "Figure":
         color="#888888",
         linewidth=0.8,
         linestyle="--",
-        label=f"ELBO = {best['elbo']:.2f}",
+        label=f"ELBO = {best['elbo']:.2f}".replace("-", "−"),
     )
     axes.margins(0.12)
     axes.set(xlabel="rate: KL from posterior to prior, nats", ylabel="distortion: −E log p(x|z), nats")
