@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from pyro_vae import ImportanceWeighted
+from pyro_vae.cli import choices
 from pyro_vae.cli.__main__ import COMMANDS, main
 from pyro_vae.cli.running import command_of
 from pyro_vae.vae import load_config
@@ -164,3 +166,8 @@ def test_exported_files_are_written(call, tmp_path):
     status, out, _ = call("export", tmp_path / "run", "--no-onnx", "--out", tmp_path / "exported")
     assert status == 0
     assert out.split() == [str(tmp_path / "exported" / name) for name in ("encoder.pt2", "decoder.pt2")]
+
+
+def test_the_word_for_the_doubly_reparameterised_gradient_is_not_the_plain_one():
+    made = choices.WEIGHTED["doubly-reparameterized"](3)
+    assert made == ImportanceWeighted(3, doubly_reparameterized=True) != choices.WEIGHTED["importance-weighted"](3)

@@ -346,8 +346,12 @@ def test_what_a_model_is_not_drawn_given_is_refused(run, data, tmp_path):  # noq
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--objective", "wake-sleep", "--num-particles", 3), ("--posterior", "semi-amortized", "--latent-dim", 2)],
-    ids=["wake-sleep", "semi-amortized"],
+    [
+        ("--objective", "wake-sleep", "--num-particles", 3),
+        ("--objective", "doubly-reparameterized", "--num-particles", 3),
+        ("--posterior", "semi-amortized", "--latent-dim", 2),
+    ],
+    ids=["wake-sleep", "doubly-reparameterized", "semi-amortized"],
 )
 def test_words_of_objectives_and_posteriors_train(run, data, tmp_path, arguments):  # noqa: F811
     digits_too = ("--data", data / "digits.npz", "--hidden-dims", 8, "--epochs", 4, "--learning-rate", 0.01)

@@ -53,6 +53,7 @@ POSTERIORS: Mapping[str, Callable[[], posteriors.Posterior]] = {
 # By the number of draws per row. The ELBO has settings of its own.
 WEIGHTED: Mapping[str, Callable[[int], Any]] = {
     "importance-weighted": ImportanceWeighted,
+    "doubly-reparameterized": partial(ImportanceWeighted, doubly_reparameterized=True),
     "renyi": Renyi,
     "wake-sleep": WakeSleep,
 }
