@@ -181,7 +181,8 @@ def test_predict_keeps_the_order_of_the_rows_it_is_given(run, trained, tmp_path)
     np.save(tmp_path / "new.npy", x)
     arguments = ("--data", tmp_path / "new.npy", "--num-samples", 4, "--out", tmp_path / "out.npz")
     assert run("predict", trained, *arguments)[0] == 0
-    written = np.load(tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as file:
+        written = dict(file)
     assert np.array_equal(written["x"], x)
     assert written["posterior_predictive"].shape == (4, 30, 8, 8)
     assert written["reconstructions"].shape == (30, 8, 8)

@@ -127,7 +127,8 @@ def test_each_word_trains_opens_evaluates_draws_and_predicts(run, data, drawn, t
         assert (a.sum(-1) == 40).all()
 
     assert run("predict", folder, "--num-samples", 2, "--out", tmp_path / "predicted.npz")[0] == 0
-    predicted = np.load(tmp_path / "predicted.npz")
+    with np.load(tmp_path / "predicted.npz") as file:
+        predicted = dict(file)
     assert predicted["posterior_predictive"].shape == (2, 40, *shape)
     for name, shape in FINDS.get(word, {}).items():
         assert predicted[name].shape == shape

@@ -68,7 +68,9 @@ def test_latents_are_in_the_order_of_the_file_with_what_names_its_rows(folder, t
 
 def test_latents_of_held_out_rows_as_arrays(folder, tmp_path):
     command(encode, folder / "digits", tmp_path / "latents.npz", "--held-out")
-    found, data = np.load(tmp_path / "latents.npz"), load_data("digits")
+    data = load_data("digits")
+    with np.load(tmp_path / "latents.npz") as file:
+        found = dict(file)
     assert sorted(found) == ["labels", "mean", "rows", "scale"]
     np.testing.assert_array_equal(found["labels"], data.y_test)
     np.testing.assert_allclose(found["mean"], load(folder / "digits").encode(data.x_test).mean, rtol=1e-4, atol=1e-5)
@@ -95,7 +97,9 @@ def test_scores_are_the_evidence_and_an_entry_out_of_place_is_named(folder, tmp_
 def test_scores_of_pictures_have_a_number_for_each_pixel(folder, tmp_path):
     for suffix in ("npz", "png"):
         command(score, folder / "digits", tmp_path / f"scores.{suffix}", "--num-particles", 20)
-    found, data = np.load(tmp_path / "scores.npz"), load_data("digits")
+    data = load_data("digits")
+    with np.load(tmp_path / "scores.npz") as file:
+        found = dict(file)
     expected = unexpectedness(load(folder / "digits"), data.x_test, num_particles=20)
     np.testing.assert_allclose(found["unexpected"], expected, rtol=1e-4, atol=1e-5)
     assert (tmp_path / "scores.png").stat().st_size > 5000
