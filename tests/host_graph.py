@@ -54,11 +54,12 @@ class HostGraphs:
         self.num_recorded = self.num_launched = 0
         self.launching = False
         monkeypatch.setattr(devices, "captures", lambda device: True)
+        monkeypatch.setattr(capture, "new_pool", lambda: None)
         monkeypatch.setattr(capture, "recorded", self.recorded)
         monkeypatch.setattr(capture, "on_side_stream", contextlib.nullcontext)
         monkeypatch.setattr(capture, "refusing_to_wait", contextlib.nullcontext)
 
-    def recorded(self, function):
+    def recorded(self, function, pool=None):
         random, recorder = torch.get_rng_state(), Recorder()
         try:
             with recorder:

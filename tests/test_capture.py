@@ -68,6 +68,35 @@ def test_every_schedule_and_streamed_rows_reach_the_graph(graphs, schedule, stre
     assert rates.iloc[-1] < rates.iloc[0]
 
 
+@pytest.mark.parametrize(("several", "num_rows"), [(2, 96), (3, 170), (8, 400), (8, 410)])
+def test_several_steps_of_a_launch_are_the_steps_one_by_one(graphs, monkeypatch, several, num_rows):
+    monkeypatch.setattr(execution, "_STEPS_OF_A_LAUNCH", several)
+    x = torch.randint(0, 256, (num_rows, 12), dtype=torch.uint8)
+    launched = trained(bits_vae, x, epochs=6, max_grad_norm=5.0)
+    assert launched[0].attrs["execution"] == CAPTURED
+    assert graphs.num_recorded == 2
+    assert graphs.num_launched < 6 * (num_rows // 16) / 2 + 40  # those that are checked are launched alone
+    monkeypatch.setattr(execution, "_STEPS_OF_A_LAUNCH", num_rows)  # more than there are
+    alone = trained(bits_vae, x, epochs=6, max_grad_norm=5.0)
+    assert graphs.num_recorded == 3
+    assert_alike(launched, alone, rtol=0, atol=0)
+
+
+def test_steps_are_launched_one_by_one_where_several_cannot_be_recorded(graphs, monkeypatch):
+    x = torch.randint(0, 256, (400, 12), dtype=torch.uint8)
+    recorded = capture.recorded
+
+    def one(function, pool=None):
+        if graphs.num_recorded:
+            raise CannotStageError("out of memory")
+        return recorded(function, pool)
+
+    monkeypatch.setattr(capture, "recorded", one)
+    captured = trained(bits_vae, x)
+    assert captured[0].attrs["execution"] == CAPTURED
+    assert_alike(captured, trained(bits_vae, x, compile=False), rtol=1e-6, atol=1e-8)
+
+
 def test_a_replay_launches_nothing_beside_the_graph(graphs, monkeypatch):
     beside = []
 
@@ -79,10 +108,10 @@ def test_a_replay_launches_nothing_beside_the_graph(graphs, monkeypatch):
 
     replay, counts = execution.Execution._replay, []
 
-    def watched(self, *args):
+    def watched(self, *args, **options):
         beside.clear()
         with Log():
-            replay(self, *args)
+            replay(self, *args, **options)
         counts.append(list(beside))
 
     monkeypatch.setattr(execution.Execution, "_replay", watched)
@@ -153,7 +182,7 @@ def test_what_cannot_be_captured_trains_as_programs_and_says_so_once(graphs, mon
                 raise RuntimeError("called a synchronizing CUDA operation")
             return func(*args, **(kwargs or {}))
 
-    def refused(function):
+    def refused(function, pool=None):
         torch.rand(3)
         raise CannotStageError("called a synchronizing CUDA operation")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import special, stats
 
-from pyro_vae.distributions import Columns, ContinuousBernoulli, DiscretizedLogistic, Kinds, Levels
+from pyro_vae.distributions import Bernoulli, Columns, ContinuousBernoulli, DiscretizedLogistic, Kinds, Levels
 
 batches = pytest.mark.parametrize("batch_shape", [(), (3,), (2, 3)], ids=str)
 scales = pytest.mark.parametrize("scale", [1e-3, 3e-3, 1e-2, 0.1, 1.0, 10.0])
@@ -327,3 +327,29 @@ def test_draws_of_columns_have_the_type_of_their_parameters(cls, dtype):
     logits = torch.randn(3, 4, dtype=dtype)
     assert Columns([cls(logits=logits), dist.Bernoulli(logits=logits[:, 0])]).sample().dtype == dtype
     assert Columns([cls(logits=logits), cls(logits=logits)]).sample().dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_bits_have_their_probabilities(dtype):
+    probs = torch.tensor([0.0, 1e-4, 0.03, 0.5, 0.97, 1 - 1e-4, 1.0], dtype=dtype)
+    torch.manual_seed(0)
+    draws = Bernoulli(probs=probs).sample((200_000,))
+    assert draws.dtype == dtype
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    ones = draws.sum(0).long().numpy()
+    for count, p in zip(ones, probs.tolist(), strict=True):
+        assert stats.binomtest(int(count), 200_000, p).pvalue > 1e-3
+
+
+def test_bits_are_independent_and_otherwise_as_those_of_pyro():
+    logits = torch.randn(3, 1)
+    torch.manual_seed(0)
+    one = Bernoulli(logits=logits).expand([3, 2])
+    draws = one.sample((50_000,)).flatten(1)
+    assert np.abs(np.corrcoef(draws.T.numpy()) - np.eye(6)).max() < 0.02  # four standard errors and a half
+    assert draws.requires_grad is False
+    other = dist.Bernoulli(logits=logits).expand([3, 2])
+    assert torch.equal(one.log_prob(draws[0].reshape(3, 2)), other.log_prob(draws[0].reshape(3, 2)))
+    assert torch.equal(one.enumerate_support(), other.enumerate_support())
+    kl = torch.distributions.kl_divergence(one, Bernoulli(logits=torch.zeros(3, 2)))
+    torch.testing.assert_close(kl, math.log(2) - other.entropy())

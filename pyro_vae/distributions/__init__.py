@@ -1,5 +1,6 @@
 """Distributions that Pyro and PyTorch lack."""
 
+from pyro_vae.distributions.bits import Bernoulli
 from pyro_vae.distributions.codes import AutoregressiveOneHots, OneHots, Quantized, nearest_codes
 from pyro_vae.distributions.columns import Columns
 from pyro_vae.distributions.counts import Multinomial, ZeroInflated
@@ -10,6 +11,7 @@ from pyro_vae.distributions.proportions import ContinuousBernoulli
 
 __all__ = [
     "AutoregressiveOneHots",
+    "Bernoulli",
     "Columns",
     "ContinuousBernoulli",
     "DiscretizedLogistic",

@@ -28,6 +28,7 @@ __all__ = ["Evidence", "draw_log_weights", "log_evidence", "log_mean_exp", "redu
 _CURVE = (1, 10, 100, 1000)
 _DRAWS_THAT_REPAY = 5_000_000  # from here on compiling the programs pays off
 _MIB = 2**20
+_BYTES_PER_WEIGHT = 64  # eight numbers, with those between the weights and their summary
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,8 @@ def reduce_log_weights(
     repays = pair.device.type == "cpu" and rows.num_rows * num_particles >= _DRAWS_THAT_REPAY
     kept: Tensor | None = None  # in one piece: small results among large draws would fragment the memory
     done, jacobians = 0, []
+    drawn: list[Tensor] = []  # and not yet reduced, which takes as many calls for a few rows as for many
+    most_columns = max(1, int(memory_mib * _MIB / _BYTES_PER_WEIGHT) // num_particles)
     with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
         weigh: _Weigh | None = None
@@ -242,11 +245,16 @@ def reduce_log_weights(
                     compile=False,
                 )
             for part in batch.chunks(weigh.rows_at_once):
-                reduced = reduce(weigh(part))
+                drawn.append(weigh(part))
+                columns = sum(weights.shape[1] for weights in drawn)
+                if columns < most_columns and done + columns < rows.num_rows:
+                    continue
+                reduced = reduce(torch.cat(drawn, 1))
                 if kept is None:
                     kept = torch.empty(len(reduced), rows.num_rows, dtype=reduced.dtype)
-                kept[:, done : done + reduced.shape[1]] = reduced
-                done += reduced.shape[1]
+                kept[:, done : done + columns] = reduced
+                done += columns
+                drawn.clear()
     assert kept is not None
     assert weigh is not None
     more = any(argument not in (None, "x") for argument in weigh.structure.observed.values())

@@ -4,6 +4,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_vae._support.ranges import Constraint, constraints
+from pyro_vae.distributions import Bernoulli as BernoulliDistribution
 from pyro_vae.distributions import ContinuousBernoulli as ContinuousBernoulliDistribution
 from pyro_vae.likelihoods.base import Likelihood
 
@@ -36,7 +37,7 @@ class Bernoulli(Likelihood):
     def distribution(self, *params: Tensor) -> dist.TorchDistribution:
         """Bernoulli with the raw output as logits."""
         (logits,) = params
-        return dist.Bernoulli(logits=logits)
+        return BernoulliDistribution(logits=logits)
 
 
 class ContinuousBernoulli(Likelihood):

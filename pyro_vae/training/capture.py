@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.training.lowering import CannotStageError, reason_of
 
-__all__ = ["Tape", "captured", "on_side_stream", "recorded", "refusing_to_wait"]
+__all__ = ["Tape", "captured", "new_pool", "on_side_stream", "recorded", "refusing_to_wait"]
 
 
 class Tape:
@@ -70,10 +70,20 @@ class Tape:
         self._at += 1
 
 
-def recorded(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+def new_pool() -> Any:
+    """A handle to memory that several recordings may share, if they are launched one after another."""
+    return torch.cuda.graph_pool_handle()
+
+
+def recorded(function: Callable[[], Any], pool: Any = None) -> tuple[Any, Callable[[], None]]:
     """Records a function that has run a few times on a side stream, without running it.
 
     Other threads may use the GPU meanwhile, such as one that pins rows.
+
+    Args:
+        function: Without arguments.
+        pool: The memory of the function's tensors, by default its own. The result of an earlier recording in the same
+            pool keeps its place as long as somebody holds it.
 
     Returns:
         The function's result, whose tensors get their values at each launch, and a function that launches it. Each
@@ -83,7 +93,7 @@ def recorded(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         CannotStageError: if the function cannot be captured. Streams, random numbers and the allocator are then
         restored.
     """
-    graph, pool, stream = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+    graph, pool, stream = torch.cuda.CUDAGraph(), pool or new_pool(), torch.cuda.Stream()
     random = torch.cuda.get_rng_state()
     try:
         # The outer statement restores the stream: if a capture fails, the inner one does not.

@@ -14,6 +14,7 @@ The programs define the result; a graph may replace them only while it computes 
    keeps the graph if the new one is equal.
 """
 
+import contextlib
 import math
 import sys
 import warnings
@@ -48,6 +49,7 @@ CAPTURED_STEPS_THAT_REPAY = 60_000  # on a GPU it costs twelve, and saves a sixt
 _STEPS_BEFORE_CAPTURE = 3  # before a CUDA graph, to warm up libraries
 _LONG_EPOCH = 256  # steps, which make a check at the start cheap
 _SPACING, _CLOSE_CHECKS = 16, 64  # steps between checks of short epochs, after so many checks
+_STEPS_OF_A_LAUNCH = 8  # in a CUDA graph of several, which needs no host and leaves no gaps between them
 
 
 class _Mode(Enum):
@@ -402,10 +404,13 @@ class Execution:
             self._step_of_other_rows(tensors)
             return
         self._graph.steps += 1
-        if self._graph.is_due(is_last=self._position + 1 == self._epoch.whole_steps):
+        is_last = self._position + 1 == self._epoch.whole_steps
+        if self._graph.is_due(is_last=is_last):
+            if self._recording is not None:
+                self._recording.catch_up(self._position)
             self._checked_step(tensors)
         elif self._recording is not None:
-            self._replay(self._recording, tensors)
+            self._replay(self._recording, tensors, is_last=is_last)
         elif self._capture_in:
             self._step_on_the_way_to_capture(tensors)
         else:
@@ -551,17 +556,28 @@ class Execution:
             tape.wind_on()
             return [sums, *(parameter.grad for parameter in self.updates.parameters if parameter.grad is not None)]
 
-        results, launch = capture.recorded(step)
+        def steps() -> None:
+            for _ in range(_STEPS_OF_A_LAUNCH):
+                step()
+
+        pool = capture.new_pool()
+        results, launch = capture.recorded(step, pool)
 
         def run() -> Results:
             launch()
             return tuple(results)
 
         recording = _Recording(run, tape)
+        if by_index and self._epoch.whole_steps >= 2 * _STEPS_OF_A_LAUNCH:
+            with contextlib.suppress(CannotStageError):  # steps can still be launched one by one
+                _, recording.run_several = capture.recorded(steps, pool)
         recording.begin(self._epoch)
         return recording
 
-    def _replay(self, recording: "_Recording", tensors: list[Tensor]) -> None:
+    def _replay(self, recording: "_Recording", tensors: list[Tensor], *, is_last: bool) -> None:
+        if recording.run_several is not None:
+            recording.ask(self._position, is_last=is_last)
+            return
         results = self._launch(recording, tensors)
         if recording.tape is None:
             self._take(results, tensors)
@@ -608,11 +624,36 @@ class _Recording:
     """A CUDA graph of gradients, or of whole steps, which read a tape.
 
     ``has_the_noise`` says whether a replay draws the same random numbers as the programs; None while unknown.
+    ``run_several`` runs the next eight steps of the tape. Steps wait for it until there are as many, or until what they
+    leave is needed.
     """
 
     run: Callable[..., Results]
     tape: capture.Tape | None = None
     has_the_noise: bool | None = None
+    run_several: Callable[[], None] | None = None
+    waiting: int = 0
+
+    def ask(self, position: int, *, is_last: bool) -> None:
+        """Asks for the step at a position, after those that wait."""
+        assert self.tape is not None
+        assert self.run_several is not None
+        self.waiting += 1
+        if self.waiting == _STEPS_OF_A_LAUNCH:
+            self.tape.wind(position + 1 - self.waiting, ())
+            self.run_several()
+            self.tape.at, self.waiting = position + 1, 0
+        elif is_last:
+            self.catch_up(position + 1)
+
+    def catch_up(self, position: int) -> None:
+        """Takes the steps that wait, the last of which is the one before a position."""
+        for at in range(position - self.waiting, position):
+            assert self.tape is not None
+            self.tape.wind(at, ())
+            self.run()
+            self.tape.at = at + 1
+        self.waiting = 0
 
     def begin(self, epoch: Epoch) -> None:
         """Puts an epoch's steps on the tape."""
