@@ -1,5 +1,7 @@
 """Coverage of predictive intervals: nominal where the closed form says so, and flagged where it does not."""
 
+import warnings
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -166,3 +168,13 @@ def test_the_figure_shows_the_histogram_of_all_entries():
     lg = LinearGaussian()
     _, right = plot_coverage(predictive_coverage(lg.partial_pair(), lg.draw(200), num_samples=19)).axes
     assert right.patches[0].get_data().values.sum() == 200
+
+
+def test_a_guide_that_has_met_no_gaps_is_said_to_be_doubtful_about_them():
+    x = torch.randn(50, 3)
+    with pytest.warns(UserWarning, match="built for complete rows"):
+        predictive_coverage(mlp_vae((3,), 1, likelihood=Normal()), x, num_samples=9, num_particles=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predictive_coverage(mlp_vae((3,), 1, likelihood=Normal()), x, kind="prior", num_samples=9)
+        predictive_coverage(mlp_vae((3,), 1, likelihood=Normal(), missing="nan"), x, num_samples=9, num_particles=5)

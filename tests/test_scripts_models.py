@@ -178,6 +178,11 @@ def test_a_column_holds_the_labels_of_a_table(run, data, tmp_path):  # noqa: F81
     assert medians["ant"] == pytest.approx(1, rel=0.3)
     assert medians["bee"] == pytest.approx(3, rel=0.3)
 
+    assert run("encode", folder, "--out", tmp_path / "latents.csv")[0] == 0
+    latents = pd.read_csv(tmp_path / "latents.csv")
+    assert latents["species"].tolist() == animals()["species"].tolist()
+    assert "labels" not in latents
+
     # A file of the same kind is read alike, in whatever order its levels come.
     animals()[::-1].iloc[:50].to_csv(tmp_path / "more.csv", index=False)
     assert run("evaluate", folder, "--data", tmp_path / "more.csv", "--out", tmp_path / "m.json")[0] == 0

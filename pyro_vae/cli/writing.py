@@ -157,7 +157,10 @@ def result_writers(run: Path, data: DataSet) -> dict[str, Callable[[Mapping[str,
 
         schema = schema_of(run)
         index = {} if schema is None else dict(with_index(schema, data, pd.DataFrame(index=range(len(data.x_test)))))
-        columns: dict[str, Any] = {**index, **{n: np.asarray(v) for n, v in what_comes_along(data).items()}}
+        along = what_comes_along(data)
+        if load_config(run)["run"].get("labels") in index:  # under their own name
+            along.pop("labels", None)
+        columns: dict[str, Any] = {**index, **{n: np.asarray(v) for n, v in along.items()}}
         for name, values in found.items():
             if values.dtype.kind == "f":
                 values = np.vectorize(seven_digits, otypes=[float])(values)

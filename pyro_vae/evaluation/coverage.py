@@ -4,6 +4,7 @@ r"""Are the model's uncertainties about x right?
 :mod:`pyro_vae.evaluation.calibration`, it uses ranks.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -107,6 +108,9 @@ def predictive_coverage(
         ValueError: if the programs take no mask and one is needed, or rows or an argument do not fit.
         ContractError: if there are latents outside the plate ``"data"``, or the programs break the contract.
 
+    Warns:
+        UserWarning: with ``kind="posterior"``, if the pair is a VAE built for complete rows.
+
     Example:
         >>> from pyro_vae import mlp_vae
         >>> from pyro_vae.likelihoods import Poisson
@@ -138,6 +142,12 @@ def predictive_coverage(
         if kind == "posterior" and rows.num_rows >= 20:
             hint = "; a row with a single observed entry has no others to predict it from: use kind='prior'"
         raise ValueError(f"coverage needs at least 20 rows with an entry to predict, found {len(pit)}{hint}")
+    if kind == "posterior" and not pair.has_met_gaps:
+        warnings.warn(
+            "the pair was built for complete rows (missing=None): with an entry hidden its guide may be far off, and "
+            "intervals too narrow although the model is right; use kind='prior' unless it was trained with a mask",
+            stacklevel=2,
+        )
     return _summarised(kind, pit, levels)
 
 

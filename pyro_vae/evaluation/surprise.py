@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae._support.devices import memory_for_draws
+from pyro_vae._support.progress import bar
 from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.evidence import warn_if_in_turn
 from pyro_vae.inference.batch import Batch, rows_that_fit
@@ -23,7 +24,7 @@ _DRAWS = 32  # of each entry, for the model's expectation
 
 
 @torch.no_grad()
-def unexpectedness(pair: Pair, x: Inputs, *, num_particles: int = 500, seed: int = 0) -> Tensor:
+def unexpectedness(pair: Pair, x: Inputs, *, num_particles: int = 500, seed: int = 0, progress: bool = False) -> Tensor:
     r"""Measures how much less probable each entry is than the model expects, given the other entries of its row.
 
     .. math:: s_d = E\bigl[\log p(x'_d \mid x_{-d})\bigr] - \log p(x_d \mid x_{-d}), \quad
@@ -40,6 +41,7 @@ def unexpectedness(pair: Pair, x: Inputs, *, num_particles: int = 500, seed: int
         x: Rows ``(N, *E)``, or a mapping, as for :func:`~pyro_vae.evaluation.log_evidence`.
         num_particles: Draws from the guide for each row.
         seed: Seeds the draws.
+        progress: Show a progress bar.
 
     Returns:
         ``(N, *E)`` on the CPU in float64; NaN where an entry is missing.
@@ -62,7 +64,8 @@ def unexpectedness(pair: Pair, x: Inputs, *, num_particles: int = 500, seed: int
         raise ValueError(f"num_particles must be at least 1, found {num_particles}")
     rows, found = pair.check(x), []
     structure: Structure | None = None
-    with forked_random_state(pair.device), evaluating(pair.model, pair.guide):
+    done = bar(total=rows.num_rows, disable=not progress, unit="row")
+    with done, forked_random_state(pair.device), evaluating(pair.model, pair.guide):
         torch.manual_seed(seed)
         for chunk in rows.chunks(rows_that_fit(rows.num_elements)):
             batch = pair.prepare(chunk)
@@ -81,6 +84,7 @@ def unexpectedness(pair: Pair, x: Inputs, *, num_particles: int = 500, seed: int
                 with pyro.validation_enabled(is_validate=False):
                     nats = _of_rows(pair, part, structure, num_particles)
                 found.append(nats if part.mask is None else nats.where(part.mask.reshape(nats.shape), torch.nan))
+                done.update(len(part))
     return torch.cat(found).cpu()
 
 

@@ -59,7 +59,7 @@ def main(
         "standard_error": evidence.standard_error.numpy(),
     }
     if entries:
-        nats = unexpectedness(vae, known, num_particles=num_particles, seed=seed).numpy()
+        nats = unexpectedness(vae, known, num_particles=num_particles, seed=seed, progress=True).numpy()
         if out.suffix in (".npz", ".png"):
             found["unexpected"] = nats.astype(np.float32)
         else:
