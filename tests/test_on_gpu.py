@@ -26,7 +26,7 @@ from zoo.program import first
 
 from pyro_vae import Elbo, epochs, fit
 from pyro_vae.programs import local_parameters
-from pyro_vae.training import capture, lowering
+from pyro_vae.training import capture, execution, lowering
 from pyro_vae.training.parameters import trainable
 from pyro_vae.training.step import Gradients
 
@@ -128,6 +128,26 @@ def test_captured_training_is_the_programs_training(case, compile):
     assert captured["elbo"].tolist() == pytest.approx(history["elbo"].tolist(), rel=1e-3)
     for name, value in weights_of(pair).items():
         torch.testing.assert_close(weights_of(other)[name], value, rtol=1e-2, atol=1e-2)
+
+
+def test_eight_steps_of_a_launch_are_the_programs_steps(monkeypatch):
+    build, data = CASES["bits"][0], torch.randint(0, 256, (1290, 12), dtype=torch.uint8)
+    runs, several = [], []
+    ask = execution._Recording.ask
+
+    def noted(self, position, *, is_last):
+        ask(self, position, is_last=is_last)
+        several.append(self.waiting)
+
+    monkeypatch.setattr(execution._Recording, "ask", noted)
+    for compile in (False, "auto"):
+        pair, history = trained(build, data, "cuda", epochs=4, compile=compile)
+        runs.append((weights_of(pair), history["elbo"].tolist()))
+    assert several.count(7) > 8  # seven wait before the eighth is asked for
+    (expected, elbos), (found, others) = runs
+    assert others == pytest.approx(elbos, rel=1e-3)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("options", RUNS.values(), ids=list(RUNS))
