@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyro_vae import load
-from pyro_vae.cli.commands import encode, evaluate, score, train
+from pyro_vae.cli.commands import encode, evaluate, sample, score, train
 from pyro_vae.cli.running import run_command
 from pyro_vae.data.sources import load_data
 from pyro_vae.evaluation import log_evidence, unexpectedness
@@ -64,6 +64,23 @@ def test_latents_are_in_the_order_of_the_file_with_what_names_its_rows(folder, t
     q = vae.encode(data.x_test)
     np.testing.assert_allclose(found[["mean_1", "mean_2"]], q.mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found[["scale_1", "scale_2"]], q.stddev, rtol=1e-4, atol=1e-5)
+
+
+def test_tables_are_written_as_the_one_that_was_read(tmp_path):
+    lines = [f"{name};{height},5" for name, height in zip(["groß", "klein"] * 30, range(100, 160), strict=True)]
+    (tmp_path / "table.csv").write_bytes("\r\n".join(["art;höhe", *lines, ""]).encode("latin-1"))
+    arguments = ("--data", tmp_path / "table.csv", "--labels", "art", "--epochs", 1, "--hidden-dims", 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["train", "--out", str(tmp_path / "run"), *map(str, arguments)])
+        with contextlib.suppress(SystemExit):
+            run_command(train.main)
+    for script, header in ((sample, "höhe"), (encode, "art;rows;mean_1"), (score, "art;rows;log_evidence")):
+        assert command(script, tmp_path / "run", tmp_path / "out.csv") == 0
+        text = (tmp_path / "out.csv").read_bytes().decode("latin-1")
+        assert text.startswith(header)
+        first = text.split("\r\n")[1].split(";")[-1]
+        assert float(first.replace(",", ".")) == pytest.approx(0, abs=1000)
+        assert "." not in text
 
 
 def test_latents_of_held_out_rows_as_arrays(folder, tmp_path):

@@ -14,7 +14,7 @@ from pyro_vae._support.names import lookup
 from pyro_vae.cli import beside, options
 from pyro_vae.cli.models import MODELS, Kind
 from pyro_vae.cli.provenance import SETTINGS
-from pyro_vae.data.tables import Schema
+from pyro_vae.data.tables import Schema, Table
 from pyro_vae.training import resolve_device
 from pyro_vae.vae import CONFIG, WEIGHTS, load_config
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CHECKPOINT = "checkpoint.safetensors"
 HISTORY = "history.csv"
 START = "start.safetensors"  # the checkpoint of pretraining without clusters
+_TEXT = ("separator", "decimal", "encoding", "header", "newline")
 
 
 @contextlib.contextmanager
@@ -82,6 +83,19 @@ def schema_of(run: Path) -> Schema | None:
     """The columns of the table that a run was trained on; None if it was not a table."""
     schema = load_config(run)["run"].get("schema")
     return None if schema is None else Schema.from_json(schema)
+
+
+def text_settings(table: Table) -> dict[str, Any]:
+    """How a table is written as text, as settings of a run."""
+    return {name: getattr(table, name) for name in _TEXT}
+
+
+def text_of(run: Path) -> Table | None:
+    """An empty table, written like the one that a run was trained on; None if that is not known."""
+    import pandas as pd
+
+    settings = load_config(run)["run"].get("text")
+    return None if settings is None else Table(pd.DataFrame(), **settings)
 
 
 def absolute(data: str) -> str:

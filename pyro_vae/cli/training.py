@@ -138,7 +138,8 @@ def prepared(settings: dict[str, Any], *, resuming: bool) -> Task:
     )
     settings = settings | {"likelihood": likelihood, "bounds": data.bounds}
     if data.schema is not None:
-        settings |= {"schema": data.schema.to_json()}
+        assert data.table is not None
+        settings |= {"schema": data.schema.to_json(), "text": runs.text_settings(data.table)}
     vae, why = build(settings, data, kind, levels)
     return Task(settings, kind, data, levels, rows, watched, vae, because, why)
 

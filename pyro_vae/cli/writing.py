@@ -11,7 +11,7 @@ import torch
 
 from pyro_vae import plotting
 from pyro_vae._support import files
-from pyro_vae.cli.runs import levels_of, schema_of
+from pyro_vae.cli.runs import levels_of, schema_of, text_of
 from pyro_vae.data.sources import DataSet
 from pyro_vae.data.tables import Schema, write_table
 from pyro_vae.vae import load_config
@@ -74,7 +74,7 @@ def table_writers(
         for name, values in (given or {}).items():
             if settings.get(name) is not None:
                 table.insert(0, settings[name], np.array(levels_of(run))[values.numpy()])
-        save_table(table, out)
+        save_table(table, out, text_of(run))
 
     return dict.fromkeys(TABLES, write)
 
@@ -166,7 +166,7 @@ def result_writers(run: Path, data: DataSet) -> dict[str, Callable[[Mapping[str,
                 values = np.vectorize(seven_digits, otypes=[float])(values)
             parts = {name: values} if values.ndim == 1 else {f"{name}_{i + 1}": v for i, v in enumerate(values.T)}
             columns |= {free_name(part, columns): value for part, value in parts.items()}
-        save_table(pd.DataFrame(columns), out)
+        save_table(pd.DataFrame(columns), out, None if data.table is None else replace(data.table, header=True))
 
     def write_npz(found: Mapping[str, Any], out: Path) -> None:
         write_arrays({**found, **what_comes_along(data)}, out)
