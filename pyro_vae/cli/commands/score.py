@@ -13,6 +13,7 @@ from pyro_vae.cli import options, reading, runs, writing
 from pyro_vae.evaluation import log_evidence, unexpectedness
 
 SHOWN = 12  # rows of a picture
+USUAL_ENTRIES = 3
 
 EXAMPLES = (
     "pyro-vae score runs/digits-mlp --out scores.csv",
@@ -34,7 +35,12 @@ def main(
     ] = False,
     data_root: options.DataRoot = None,
     num_particles: Annotated[int, typer.Option(help="Draws from the guide for each row.")] = 500,
-    entries: Annotated[int, typer.Option(help="Number of least expected entries to name per row; 0 for none.")] = 3,
+    entries: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of least expected entries to name per row; 0 for none. [default: 3, or all if a row has fewer]"
+        ),
+    ] = None,
     device: options.Device = "auto",
     seed: options.Seed = 0,
 ) -> None:
@@ -49,6 +55,8 @@ def main(
     rows = reading.all_rows(run, data, data_root, held_out=not whole and runs.is_own(run, data))
     known = reading.rows_of(run, rows)
     names = columns_of(run, as_tensor(rows.x_test[:1]).shape[1:])
+    if entries is None:
+        entries = min(USUAL_ENTRIES, len(names))
     if not 0 <= entries <= len(names):
         raise ValueError(f"--entries must be from 0 to {len(names)}, the number of entries of a row; found {entries}")
     pictures = {".png": lambda found, path: draw(rows.x_test, found, rows.bounds, path)}
