@@ -98,7 +98,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Rounds; in each, every contender has its turn.")] = 5,
     epochs: Annotated[int, typer.Option(help="Epochs in a turn; the last one counts.")] = 2,
     num_rows: Annotated[int | None, typer.Option(help="Rows to train the MLP on. [default: all]")] = None,
-    conv_rows: Annotated[int, typer.Option(help="Rows to train the convolutional VAE on.")] = 2560,
+    conv_rows: Annotated[int, typer.Option(help="Rows to train the convolutional VAE on.")] = 12_800,
     num_samples: Annotated[int, typer.Option(help="Draws from the prior in a turn.")] = 20_000,
     evidence_rows: Annotated[int, typer.Option(help="Rows whose evidence is estimated in a turn.")] = 64,
     num_particles: Annotated[int, typer.Option(help="Draws from the guide for the evidence of a row.")] = 1000,

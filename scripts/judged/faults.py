@@ -18,7 +18,7 @@ __all__ = ["FAULTS", "STRENGTHS", "Fault"]
 
 STRENGTHS = ("slight", "plain", "gross")
 
-GUIDE = frozenset({"calibration", "amortisation", "modes"})
+GUIDE = frozenset({"calibration", "joint_calibration", "calibration_at_rows", "amortisation", "modes"})
 MODEL = frozenset({"checks", "coverage", "samples"})
 
 _ROWS = 500

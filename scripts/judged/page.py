@@ -85,7 +85,7 @@ def _head(
         "",
         *_shares(sound, wrong),
         "",
-        "The thresholds were set on these same cases. On new cases, drawn afterwards and evaluated once:",
+        "The thresholds were set on these same cases. On others, drawn afterwards, which no threshold was set on:",
         "",
         *_shares(new_sound, new_wrong),
         "",
