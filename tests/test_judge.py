@@ -62,7 +62,9 @@ def test_verdicts_hold_on_cases_that_thresholds_were_not_set_on(records):
 
 def test_documents_give_these_numbers(records):
     counts = Counter((r["key"].split("/")[2], named(r)) for r in records if r["key"].startswith("wrong/"))
-    evaluation, readme = (" ".join(path.read_text().split()) for path in (DOCS / "evaluation.md", DOCS / "../README.md"))
+    evaluation, readme = (
+        " ".join(path.read_text().split()) for path in (DOCS / "evaluation.md", DOCS / "../README.md")
+    )
     assert (
         f"so are {counts['plain', 'wrong']} of the {len(FAULTS)} plain ones and {counts['slight', 'wrong']} of the "
         f"slight ones, and {counts['plain', 'fine']} and {counts['slight', 'fine']} pass."
