@@ -17,7 +17,9 @@ from pyro_vae.evaluation.report.job import SIZES
 DOCS = Path(__file__).parents[1] / "docs"
 PARTS = {  # by what they find
     "amortisation": ["gaps"],
-    "calibration": ["calibration", "joint_calibration", "calibration_at_rows"],
+    "calibration": ["calibration"],
+    "joint_calibration": ["joint_calibration"],
+    "calibration_at_rows": ["calibration_at_rows"],
     "checks": ["prior_predictive", "posterior_predictive"],
     "copies": ["training"],
     "coverage": ["coverage"],
