@@ -329,7 +329,7 @@ def test_draws_of_columns_have_the_type_of_their_parameters(cls, dtype):
     assert Columns([cls(logits=logits), cls(logits=logits)]).sample().dtype == dtype
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_bits_have_their_probabilities(dtype):
     probs = torch.tensor([0.0, 1e-4, 0.03, 0.5, 0.97, 1 - 1e-4, 1.0], dtype=dtype)
     torch.manual_seed(0)

@@ -1,5 +1,7 @@
 """Differences of rounding are told from others, also where many terms are added and cancel."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,20 @@ def test_the_order_matters_here():
     terms = residuals(0)
     off = float((one_by_one(torch.sum, terms) - terms.sum()).abs())
     assert off > 64 * EPSILON * float(terms.sum().abs())  # or the first tolerance would do
+
+
+def test_infinities_are_left_alone():
+    scores = torch.randn(50, 8)
+    scores[:20] = -math.inf
+
+    def again(errors):
+        with errors:
+            return [scores.logsumexp(1)]
+
+    expected = scores.logsumexp(1)
+    close, far = expected * (1 + 100 * EPSILON), expected * (1 + 1e-2)
+    assert agree([close], [expected], again)
+    assert not agree([far], [expected], again)
 
 
 def test_whole_numbers_have_no_errors():

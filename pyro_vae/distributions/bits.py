@@ -24,4 +24,5 @@ class Bernoulli(dist.Bernoulli):
         if probs.device.type != "cpu":
             return super().sample(torch.Size(sample_shape))
         shape = torch.Size(sample_shape) + self.batch_shape
-        return (torch.rand(shape, dtype=probs.dtype) < probs).to(probs.dtype)
+        dtype = torch.promote_types(probs.dtype, torch.float32)  # shorter types have few numbers in [0, 1)
+        return (torch.rand(shape, dtype=dtype) < probs).to(probs.dtype)

@@ -96,7 +96,8 @@ def _moved(out: Any, raised: Any, operands: Any) -> Any:
     def moved(result: Any, other: Any) -> Any:
         if not isinstance(result, Tensor) or not _is_inexact(result) or not result.numel():
             return result
-        return result + (other - result) * (math.sqrt(max(1.0, most / result.numel())) / _RAISED)
+        further = result + (other - result) * (math.sqrt(max(1.0, most / result.numel())) / _RAISED)
+        return torch.where(result == other, result, further)  # infinities stay
 
     leaves, structure = tree_flatten(out)
     return tree_unflatten([moved(*both) for both in zip(leaves, tree_leaves(raised), strict=True)], structure)
