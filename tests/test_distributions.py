@@ -336,7 +336,7 @@ def test_bits_have_their_probabilities(dtype):
     draws = Bernoulli(probs=probs).sample((200_000,))
     assert draws.dtype == dtype
     assert set(draws.unique().tolist()) == {0.0, 1.0}
-    ones = draws.sum(0).long().numpy()
+    ones = draws.double().sum(0).long().numpy()
     for count, p in zip(ones, probs.tolist(), strict=True):
         assert stats.binomtest(int(count), 200_000, p).pvalue > 1e-3
 
