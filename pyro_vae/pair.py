@@ -22,7 +22,7 @@ from pyro_vae.data.checks import check_columns, check_digits, check_rows, observ
 from pyro_vae.data.rows import Inputs, Rows, as_rows
 from pyro_vae.inference import predictive
 from pyro_vae.inference.batch import Batch
-from pyro_vae.inference.imputation import draw_imputations, seen_by_obs_mask
+from pyro_vae.inference.imputation import draw_imputations, rows_at_once, seen_by_obs_mask
 from pyro_vae.inference.inspection import inspect_pair
 from pyro_vae.inference.placed import placed
 from pyro_vae.inference.posterior import posterior_at
@@ -778,7 +778,8 @@ class Pair(nn.Module):
         for chunk in rows.chunks(_ROWS):
             batch = self.prepare(chunk)
             structure = self.structure(batch) if structure is None else structure
-            for part, start in zip(batch.chunks(256), range(0, len(batch), 256), strict=True):
+            size = rows_at_once(self.device)
+            for part, start in zip(batch.chunks(size), range(0, len(batch), size), strict=True):
                 drawn = draw_imputations(
                     *self.programs,
                     part,

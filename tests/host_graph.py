@@ -10,9 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pyro_vae._support import devices
-from pyro_vae.training import capture
-from pyro_vae.training.lowering import CannotStageError
+from pyro_vae._support import cuda_graphs, devices
+from pyro_vae._support.cuda_graphs import CannotStageError
 
 WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
 
@@ -54,10 +53,10 @@ class HostGraphs:
         self.num_recorded = self.num_launched = 0
         self.launching = False
         monkeypatch.setattr(devices, "captures", lambda device: True)
-        monkeypatch.setattr(capture, "new_pool", lambda: None)
-        monkeypatch.setattr(capture, "recorded", self.recorded)
-        monkeypatch.setattr(capture, "on_side_stream", contextlib.nullcontext)
-        monkeypatch.setattr(capture, "refusing_to_wait", contextlib.nullcontext)
+        monkeypatch.setattr(cuda_graphs, "new_pool", lambda: None)
+        monkeypatch.setattr(cuda_graphs, "recorded", self.recorded)
+        monkeypatch.setattr(cuda_graphs, "on_side_stream", contextlib.nullcontext)
+        monkeypatch.setattr(cuda_graphs, "refusing_to_wait", contextlib.nullcontext)
 
     def recorded(self, function, pool=None):
         random, recorder = torch.get_rng_state(), Recorder()

@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
 from pyro_vae import Pair, fit, mlp_vae
+from pyro_vae._support import cuda_graphs
+from pyro_vae._support.cuda_graphs import CannotStageError
 from pyro_vae.likelihoods import Normal
-from pyro_vae.training import capture, execution
-from pyro_vae.training.lowering import CannotStageError
+from pyro_vae.training import execution
 
 CAPTURED = "uncompiled, captured in a CUDA graph"
 
@@ -84,14 +85,14 @@ def test_several_steps_of_a_launch_are_the_steps_one_by_one(graphs, monkeypatch,
 
 def test_steps_are_launched_one_by_one_where_several_cannot_be_recorded(graphs, monkeypatch):
     x = torch.randint(0, 256, (400, 12), dtype=torch.uint8)
-    recorded = capture.recorded
+    recorded = cuda_graphs.recorded
 
     def one(function, pool=None):
         if graphs.num_recorded:
             raise CannotStageError("out of memory")
         return recorded(function, pool)
 
-    monkeypatch.setattr(capture, "recorded", one)
+    monkeypatch.setattr(cuda_graphs, "recorded", one)
     captured = trained(bits_vae, x)
     assert captured[0].attrs["execution"] == CAPTURED
     assert_alike(captured, trained(bits_vae, x, compile=False), rtol=1e-6, atol=1e-8)
@@ -187,9 +188,9 @@ def test_what_cannot_be_captured_trains_as_programs_and_says_so_once(graphs, mon
         raise CannotStageError("called a synchronizing CUDA operation")
 
     if fails == "the capture":
-        monkeypatch.setattr(capture, "recorded", refused)
+        monkeypatch.setattr(cuda_graphs, "recorded", refused)
     else:
-        monkeypatch.setattr(capture, "refusing_to_wait", Waiting)
+        monkeypatch.setattr(cuda_graphs, "refusing_to_wait", Waiting)
     with pytest.warns(UserWarning, match="cannot be captured") as said:
         trained_as_programs = trained(bits_vae, x)
     assert len(said) == 1

@@ -6,11 +6,11 @@ import types
 import pytest
 import torch
 
-from pyro_vae._support import devices
+from pyro_vae._support import cuda_graphs, devices
+from pyro_vae._support.cuda_graphs import CannotStageError
 from pyro_vae._support.devices import current, forked_random_state, get_random_state, resolve_device, set_random_state
 from pyro_vae.inference.predictive import chunk_shape
-from pyro_vae.training import capture, parallel
-from pyro_vae.training.lowering import CannotStageError
+from pyro_vae.training import parallel
 
 CPU = torch.device("cpu")
 
@@ -147,14 +147,14 @@ class Cuda:
 
 def test_a_capture_lets_other_threads_go_on_and_mends_nothing(monkeypatch):
     cuda = Cuda(monkeypatch, ends=True)
-    out, _ = capture.recorded(lambda: "results")
+    out, _ = cuda_graphs.recorded(lambda: "results")
     assert (out, cuda.mode, cuda.stream_now, cuda.mended) == ("results", "thread_local", "the caller's", [])
 
 
 def test_a_failed_capture_leaves_streams_generator_and_allocator_sound(monkeypatch):
     cuda = Cuda(monkeypatch, ends=False)
     with pytest.raises(CannotStageError, match="it cannot be captured: RuntimeError: operation failed"):
-        capture.recorded(lambda: None)
+        cuda_graphs.recorded(lambda: None)
     assert cuda.stream_now == "the caller's"
     pool, state, generator = cuda.mended
     assert pool == (1, (0, 7))
@@ -164,7 +164,7 @@ def test_a_failed_capture_leaves_streams_generator_and_allocator_sound(monkeypat
 
 def test_waiting_is_refused_inside_and_as_the_caller_had_it_after(monkeypatch):
     cuda = Cuda(monkeypatch, ends=True)
-    with contextlib.suppress(KeyError), capture.refusing_to_wait():
+    with contextlib.suppress(KeyError), cuda_graphs.refusing_to_wait():
         assert cuda.sync_mode == "error"
         raise KeyError
     assert cuda.sync_mode == 1

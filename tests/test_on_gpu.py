@@ -25,8 +25,9 @@ from zoo import ZOO
 from zoo.program import first
 
 from pyro_vae import Elbo, epochs, fit
+from pyro_vae._support import cuda_graphs
 from pyro_vae.programs import local_parameters
-from pyro_vae.training import capture, execution, lowering
+from pyro_vae.training import execution, lowering
 from pyro_vae.training.parameters import trainable
 from pyro_vae.training.step import Gradients
 
@@ -91,12 +92,12 @@ def assert_alike(found, expected):
 def test_a_captured_step_is_the_programs_step(name):
     with local_parameters(), pyro.validation_enabled(is_validate=False):
         pair, step, inputs = step_of(*STEPS[name])
-        with capture.on_side_stream():
+        with cuda_graphs.on_side_stream():
             for _ in range(2):
                 seeded(pair, step, *inputs)
-            with capture.refusing_to_wait():
+            with cuda_graphs.refusing_to_wait():
                 step(*inputs)
-        launch = capture.captured(step, inputs)
+        launch = cuda_graphs.captured(step, inputs)
         assert_alike(seeded(pair, launch, *inputs), seeded(pair, step, *inputs))
 
 
@@ -111,9 +112,9 @@ def test_a_compiled_step_is_the_programs_step(name):
         compiled = lowering.compile_trace(traced, inputs)
         expected = seeded(pair, step, *inputs)
         assert_alike(seeded(pair, compiled, *inputs), expected)
-        with capture.on_side_stream():
+        with cuda_graphs.on_side_stream():
             compiled(*inputs)
-        assert_alike(seeded(pair, capture.captured(compiled, inputs), *inputs), expected)
+        assert_alike(seeded(pair, cuda_graphs.captured(compiled, inputs), *inputs), expected)
 
 
 @pytest.mark.parametrize("compile", ["auto", True])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_vae.training.rounding import agree
+from pyro_vae._support.rounding import agree
 
 N = 128 * 28 * 28
 EPSILON = torch.finfo(torch.float32).eps

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributions import Distribution
 
-from pyro_vae.training import capture
+from pyro_vae._support import cuda_graphs
 from pyro_vae.training import lowering as staging
 
 
@@ -49,7 +49,7 @@ def test_noise_is_what_the_function_would_draw_and_new_at_every_call():
 
 
 def test_a_function_that_looks_at_values_cannot_be_staged():
-    with pytest.raises(staging.CannotStageError, match="value"):
+    with pytest.raises(cuda_graphs.CannotStageError, match="value"):
         staging.compiled(lambda x: (x * 2 if x.sum() > 0 else x,), [torch.ones(3)])
 
 
@@ -88,7 +88,7 @@ def test_noise_is_new_at_every_replay():
     with torch.cuda.stream(stream):
         function(x)
     torch.cuda.synchronize()
-    run = capture.captured(function, [x])
+    run = cuda_graphs.captured(function, [x])
     first = run(x)[0].clone()
     assert not torch.equal(first, run(x)[0])
     torch.testing.assert_close(run(x + 100)[0].round(decimals=-2), torch.full((4,), 100.0, device="cuda"))

@@ -14,6 +14,7 @@ from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.evidence import log_mean_exp, warn_if_in_turn
 from pyro_vae.evaluation.latent_density import LatentDensity, Point, Start, latent_layout
 from pyro_vae.evaluation.simulation import Simulated, Simulator, given_rows
+from pyro_vae.evaluation.transitions import Density, Transitions
 from pyro_vae.inference.batch import Batch, rows_that_fit
 from pyro_vae.inference.structure import Structure
 from pyro_vae.pair import Pair
@@ -305,8 +306,9 @@ def posterior_kernel(density: LatentDensity, num_leapfrog: int = 5) -> Callable[
     steps = moves.steps[0][:, None] * moves.scale
 
     def moved(point: Point, num_transitions: int) -> Point:
+        transition = Transitions(density, num_leapfrog, num_transitions)
         for _ in range(num_transitions):
-            point, _ = _transition(density, point, 1.0, steps, num_leapfrog)
+            point, _ = transition(point, 1.0, steps)
         return point
 
     return moved
@@ -337,6 +339,11 @@ class Nearby:
         share = min(1.0, u.shape[-1] / num)  # too few chains cannot tell the correlations of many latents
         widened = _WIDENED * ((1 - share) * covariance + share * alone) + 1e-9 * alone
         return Nearby(density, loc, torch.linalg.cholesky(widened).to(u.dtype))
+
+    @property
+    def pair(self) -> Pair:
+        """Whose density it is."""
+        return self.density.pair
 
     def latents(self, v: Tensor) -> Tensor:
         """The latents u at these points."""
@@ -381,7 +388,7 @@ class _Moves:
 
 
 def _pilot(
-    density: "LatentDensity | Nearby", temperatures: list[float], num_leapfrog: int, num_chains: int = _PILOT_CHAINS
+    density: Density, temperatures: list[float], num_leapfrog: int, num_chains: int = _PILOT_CHAINS
 ) -> tuple[_Moves, Point]:
     """A forward run of separate chains: finds step sizes for every row and temperature, and where the chains end."""
     u = density.draw(num_chains)
@@ -392,9 +399,10 @@ def _pilot(
     step = torch.full_like(scale[:, 0], 0.5)
     point = density.at(u)
     repeats = math.ceil(_PILOT_TRANSITIONS / max(1, len(inner)))
+    transition = Transitions(density, num_leapfrog, repeats * len(inner))
     for t in inner:
         for _ in range(repeats):
-            point, accepted = _transition(density, point, t, step[:, None] * scale, num_leapfrog)
+            point, accepted = transition(point, t, step[:, None] * scale)
             step = step * (_GAIN * (accepted.mean(0) - _TARGET)).exp()
         steps.append(step)
     return _Moves(scale, steps, num_leapfrog), point
@@ -408,15 +416,16 @@ def settled(density: LatentDensity, u: Tensor, temperatures: list[float], num_le
     scale = u.std(0).nan_to_num(1.0).clamp_min(1e-6)
     step = torch.full_like(u[..., :1], 0.5)
     point, places = density.at(u), []
+    transition = Transitions(density, num_leapfrog, len(temperatures))
     for t in temperatures:
-        point, accepted = _transition(density, point, t, step * scale, num_leapfrog)
+        point, accepted = transition(point, t, step * scale)
         step = step * (_GAIN * (accepted[..., None] - _TARGET)).exp()
         places.append(point.u)
     return torch.stack(places)
 
 
 def _anneal(
-    density: "LatentDensity | Nearby", u: Tensor, temperatures: list[float], moves: _Moves, *, reverse: bool = False
+    density: Density, u: Tensor, temperatures: list[float], moves: _Moves, *, reverse: bool = False
 ) -> tuple[Tensor, float, Point]:
     """Log-weights ``(C, N)`` of chains from the start to the posterior, or back, their mean acceptance, and their end.
 
@@ -429,10 +438,10 @@ def _anneal(
     if reverse:
         widths, order = widths[::-1], order[::-1]
     weights = widths[0] * point.log_ratio()
-    rates = []
+    rates, transition = [], Transitions(density, moves.num_leapfrog, len(moves.steps))
     for width, k in zip(widths[1:], order, strict=True):
         steps = moves.steps[k][:, None] * moves.scale
-        point, accepted = _transition(density, point, temperatures[k + 1], steps, moves.num_leapfrog)
+        point, accepted = transition(point, temperatures[k + 1], steps)
         weights = weights + width * point.log_ratio()
         rates.append(accepted.mean())
     if bool(weights.isnan().any()):
@@ -441,27 +450,3 @@ def _anneal(
             f"programs gave a distribution with NaN in it, or log-probabilities of opposite infinities"
         )
     return weights, float(torch.stack(rates).mean()) if rates else math.nan, point
-
-
-def _transition(
-    density: "LatentDensity | Nearby", point: Point, t: float, steps: Tensor, num_leapfrog: int
-) -> tuple[Point, Tensor]:
-    """One transition of Hamiltonian Monte Carlo at temperature t, with steps ``(N, d)``; and its acceptance ``(C, N)``.
-
-    Steps are jittered by a fifth, whatever the state, so no trajectory length is a full orbit for every chain.
-    """
-    jitter = 0.8 + 0.4 * torch.rand_like(point.log_start)
-    step = jitter[..., None] * steps
-    start = torch.randn_like(point.u)
-    momentum, here = start + 0.5 * step * point.grad(t), point
-    for i in range(num_leapfrog):
-        here = density.at(here.u + step * momentum)
-        momentum = momentum + (0.5 if i == num_leapfrog - 1 else 1.0) * step * here.grad(t)
-    kinetic = 0.5 * (start.square().sum(-1) - momentum.square().sum(-1))
-    log_accept = (here.log_prob(t) - point.log_prob(t) + kinetic).nan_to_num(nan=-math.inf)
-    accept = torch.rand_like(log_accept).log() < log_accept
-    chosen = [
-        torch.where(accept[..., None] if new.dim() == 3 else accept, new, old)
-        for new, old in zip(here, point, strict=True)
-    ]
-    return Point(*chosen), log_accept.exp().clamp(max=1)

@@ -10,11 +10,13 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae._support.cuda_graphs import CannotStageError
 from pyro_vae._support.devices import memory_for_draws
 from pyro_vae._support.notebooks import Sentence
 from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.pareto import FEWEST, reliable_shape, tail_shape, widened
 from pyro_vae.inference.batch import Batch, rows_that_fit
+from pyro_vae.inference.replaying import Replayed
 from pyro_vae.inference.sites import run_pair
 from pyro_vae.inference.structure import Structure
 from pyro_vae.pair import Pair
@@ -115,7 +117,8 @@ def log_evidence(
       ``x``, the result is :math:`\log p(x, y)`. Sites observed outside the plate ``"data"`` are conditioned on.
     - Sites that the guide observes, and its factors, are ignored.
 
-    On a CPU the programs are compiled if there are enough draws for that to pay off.
+    On a CPU the programs are compiled if there are enough draws for that to pay off; on a GPU they are captured in a
+    CUDA graph.
 
     The curve's value at k is the mean of the K/k estimates from disjoint blocks of k draws. Draws are independent, so
     each block is a fresh set of k, and the mean is an unbiased estimate of the value with k particles.
@@ -233,7 +236,7 @@ def reduce_log_weights(
             batch = pair.prepare(chunk)
             jacobians.append(batch.log_jacobian.double().cpu())
             if weigh is None:
-                weigh = _Weigh(pair, batch, num_particles, memory_mib, compile=compile and repays)
+                weigh = _Weigh(pair, batch, rows.num_rows, num_particles, memory_mib, compile=compile and repays)
             if not weigh.graph_agrees(batch):  # then none of its results can be trusted
                 return reduce_log_weights(
                     pair,
@@ -287,35 +290,46 @@ def draw_log_weights(pair: Pair, batch: Batch, structure: Structure, num_particl
 
 
 class _Weigh:
-    """The log-weights of a few rows, ``(K, n)`` in float64, drawn in parts of equal size, so that they may be compiled.
+    """The log-weights of a few rows, ``(K, n)`` in float64, drawn in parts of equal size, which may thus be one graph.
 
     Args:
         pair: The programs.
         batch: Some of the rows.
+        num_rows: Number of all rows.
         num_particles: Draws K for each row.
         memory_mib: Bound on the memory for draws.
         compile: Whether compiling would pay off.
     """
 
-    def __init__(self, pair: Pair, batch: Batch, num_particles: int, memory_mib: float, *, compile: bool) -> None:
+    def __init__(
+        self, pair: Pair, batch: Batch, num_rows: int, num_particles: int, memory_mib: float, *, compile: bool
+    ) -> None:
         self.pair, self.num_particles = pair, num_particles
         self.structure = pair.structure(batch, count_bytes=True)
         self.structure.require_local()
         self.structure.require_weights()
         warn_if_in_turn(self.structure)
         draws = max(1, int(memory_mib * _MIB) // self.structure.bytes_per_draw)
-        parts = math.ceil(num_particles / draws) if self.structure.vectorised else num_particles
-        self.particles_at_once = math.ceil(num_particles / parts)
+        most = min(draws, num_particles) if self.structure.vectorised else 1
+        self.particles_at_once = math.ceil(num_particles / math.ceil(num_particles / most))
+        self.parts = math.ceil(num_particles / self.particles_at_once)
         self.rows_at_once = max(1, draws // self.particles_at_once)
+        names, constants = list(batch.context), batch.constants
+
+        def function(x: Tensor, *values: Tensor) -> tuple[Tensor]:
+            here = Batch.of(x, {**constants, **dict(zip(names, values, strict=True))})
+            return (draw_log_weights(pair, here, self.structure, self.particles_at_once),)
+
+        programs = {"the model": pair.model, "the guide": pair.guide}
+        self._drawn = Replayed(function, programs, pair.device, num_rows // self.rows_at_once * self.parts)
         self.graph: Callable[..., tuple[Tensor, ...]] | None = None
         if compile and self.structure.vectorised:
-            self._compile(batch[: self.rows_at_once])
+            self._compile(function, batch[: self.rows_at_once])
 
     def __call__(self, batch: Batch) -> Tensor:
         """The weights take 8 bytes each, next to nothing compared with the draws themselves."""
         with pyro.validation_enabled(is_validate=False):  # they were validated when inspected
-            parts = math.ceil(self.num_particles / self.particles_at_once)
-            weights = torch.cat([self._part(batch).double() for _ in range(parts)])
+            weights = torch.cat([self._part(batch).double() for _ in range(self.parts)])
         weights = weights[: self.num_particles]
         if bool(weights.isnan().any()):
             raise FloatingPointError(
@@ -325,22 +339,16 @@ class _Weigh:
         return weights
 
     def _part(self, batch: Batch) -> Tensor:
-        if self.graph is not None and len(batch) == self.rows_at_once:
-            return self.graph(batch.x, *batch.context.values())[0]
-        return draw_log_weights(self.pair, batch, self.structure, self.particles_at_once)
+        if len(batch) != self.rows_at_once:
+            return draw_log_weights(self.pair, batch, self.structure, self.particles_at_once)
+        return (self.graph or self._drawn)(batch.x, *batch.context.values())[0]
 
-    def _compile(self, batch: Batch) -> None:
+    def _compile(self, function: Callable[..., tuple[Tensor, ...]], batch: Batch) -> None:
         """Compiles the programs to a graph, for this number of rows and particles."""
-        from pyro_vae.training.lowering import CannotStageError, compiled, compiler_missing
+        from pyro_vae.training.lowering import compiled, compiler_missing
 
         if compiler_missing():
             return
-        names, constants = list(batch.context), batch.constants
-
-        def function(x: Tensor, *values: Tensor) -> tuple[Tensor]:
-            here = Batch.of(x, {**constants, **dict(zip(names, values, strict=True))})
-            return (draw_log_weights(self.pair, here, self.structure, self.particles_at_once),)
-
         try:
             with pyro.validation_enabled(is_validate=False), forked_random_state(batch.x.device):
                 self.graph = compiled(function, [batch.x, *batch.context.values()])

@@ -31,11 +31,11 @@ class Point(NamedTuple):
     grad_start: Tensor
     grad_joint: Tensor
 
-    def log_prob(self, t: float) -> Tensor:
+    def log_prob(self, t: float | Tensor) -> Tensor:
         """The geometric path's log-density at temperature t, up to a constant."""
         return (1 - t) * self.log_start + t * self.log_joint
 
-    def grad(self, t: float) -> Tensor:
+    def grad(self, t: float | Tensor) -> Tensor:
         """Its gradient."""
         return (1 - t) * self.grad_start + t * self.grad_joint
 

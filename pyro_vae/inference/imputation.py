@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae._support.devices import memory_for_draws
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.predictive import (
     Finish,
@@ -15,15 +17,27 @@ from pyro_vae.inference.predictive import (
     rows_first,
     without_sites,
 )
-from pyro_vae.inference.sites import Draws, run_pair
+from pyro_vae.inference.replaying import Replayed
+from pyro_vae.inference.sites import run_pair
 from pyro_vae.inference.structure import Structure
 from pyro_vae.programs.running import evaluating
 
-__all__ = ["draw_imputations", "draw_rows", "resampled", "seen_by_obs_mask"]
+__all__ = ["draw_imputations", "draw_rows", "resampled", "rows_at_once", "seen_by_obs_mask"]
 
 Program = Callable[..., Any]
 
-_DRAWN_ROWS = 2**13  # draws times rows in one run of the programs
+_BYTES_PER_ROW = 2**18  # of the memory for draws: 256 rows at a time on a CPU
+_BYTES_PER_DRAW = 2**13  # likewise for each draw of a row in one run of the programs: 8,192 on a CPU
+
+
+def rows_at_once(device: torch.device) -> int:
+    """The number of rows to impute at a time.
+
+    Example:
+        >>> rows_at_once(torch.device("cpu"))
+        256
+    """
+    return memory_for_draws(device) // _BYTES_PER_ROW
 
 
 def draw_imputations(
@@ -113,10 +127,11 @@ def _from_guide(
     one = run_pair(model, guide, batch, structure, enumerate_guide=False)
     log_weights = [one.log_weights]
     latents = {name: [value[None]] for name, value in one.latents.items() if name not in structure.extra}
-    for draws in _more_draws(model, guide, batch, structure, num_particles - 1):
-        log_weights.append(draws.log_weights)
-        for name, values in latents.items():  # a plate of draws leaves spare dimensions
-            values.append(draws.latents[name].reshape(draws.shape[0], *one.latents[name].shape))
+    with pyro.validation_enabled(is_validate=False):  # the first run was validated
+        for weights, *drawn in _more_draws(model, guide, batch, structure, list(latents), num_particles - 1):
+            log_weights.append(weights)
+            for name, value in zip(latents, drawn, strict=True):  # a plate of draws leaves spare dimensions
+                latents[name].append(value.reshape(len(weights), *one.latents[name].shape))
     return resampled(
         {name: torch.cat(values) for name, values in latents.items()},
         one.event_dims,
@@ -148,12 +163,23 @@ def resampled(
     return chosen
 
 
-def _more_draws(model: Program, guide: Program, batch: Batch, structure: Structure, num: int) -> Iterator[Draws]:
-    """``num`` draws from the guide, as many at once as fit."""
-    at_once = max(1, _DRAWN_ROWS // len(batch))
-    for first in range(0, num, at_once):
-        count = min(at_once, num - first)
-        yield run_pair(model, guide, batch, structure, num_particles=count, enumerate_guide=False)
+def _more_draws(
+    model: Program, guide: Program, batch: Batch, structure: Structure, names: Sequence[str], num: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """``num`` draws from the guide, as many at once as fit: log-weights and the latents with these names."""
+    device = batch.x.device
+    fit = max(1, memory_for_draws(device) // _BYTES_PER_DRAW // len(batch)) if structure.vectorised else 1
+    at_once = max(1, min(num, fit))
+
+    def drawn(count: int) -> tuple[Tensor, ...]:
+        draws = run_pair(model, guide, batch, structure, num_particles=count, enumerate_guide=False)
+        return draws.log_weights, *(draws.latents[name] for name in names)
+
+    whole = Replayed(lambda: drawn(at_once), {"the model": model, "the guide": guide}, device, num // at_once)
+    for _ in range(num // at_once):
+        yield whole()
+    if num % at_once:
+        yield drawn(num % at_once)
 
 
 def seen_by_obs_mask(model: Program, guide: Program, batch: Batch, name: str) -> Tensor:

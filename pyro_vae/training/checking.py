@@ -10,12 +10,12 @@ import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
+from pyro_vae._support.cuda_graphs import CannotStageError, reason_of
 from pyro_vae._support.devices import get_random_state, set_random_state
+from pyro_vae._support.rounding import RoundingErrors, agree
 from pyro_vae.data.rows import Streamed
-from pyro_vae.training.hidden_state import Watch
-from pyro_vae.training.lowering import CannotStageError, reason_of
-from pyro_vae.training.pictures import State
-from pyro_vae.training.rounding import RoundingErrors, agree
+from pyro_vae.programs.hidden_state import Watch
+from pyro_vae.programs.pictures import State
 from pyro_vae.training.step import Gradients
 
 __all__ = ["UNSEEN", "Checker", "Kept", "Observation", "Results"]

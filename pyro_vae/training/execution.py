@@ -27,16 +27,18 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae._support import devices
+from pyro_vae._support import cuda_graphs, devices
+from pyro_vae._support.cuda_graphs import CannotStageError, reason_of
+from pyro_vae._support.rounding import agree
 from pyro_vae.data.rows import Resident
-from pyro_vae.training import capture, lowering
+from pyro_vae.programs.pictures import State
+from pyro_vae.training import lowering
 from pyro_vae.training.averaging import WeightAverage
 from pyro_vae.training.checking import UNSEEN, Checker, Kept, Results
-from pyro_vae.training.lowering import CannotStageError, Trace, compiler_missing, reason_of
+from pyro_vae.training.lowering import Trace, compiler_missing
 from pyro_vae.training.parallel import add_up, broadcast, world_size
-from pyro_vae.training.pictures import State
-from pyro_vae.training.rounding import agree
 from pyro_vae.training.step import SUMS, Gradients
+from pyro_vae.training.tape import Tape
 from pyro_vae.training.updates import Updates
 
 __all__ = ["CAPTURED_STEPS_THAT_REPAY", "STEPS_THAT_REPAY", "Compile", "Epoch", "Execution"]
@@ -516,9 +518,9 @@ class Execution:
         """A step on a side stream without synchronisation, as capturing needs; records the graph after the last one."""
         self._capture_in -= 1
         results, reason = (), None
-        with pyro.validation_enabled(is_validate=False), capture.on_side_stream():
+        with pyro.validation_enabled(is_validate=False), cuda_graphs.on_side_stream():
             try:
-                with capture.refusing_to_wait():
+                with cuda_graphs.refusing_to_wait():
                     results = self.gradients(*self._inputs(tensors))
             except Exception as error:
                 reason = f"their graph cannot be captured ({reason_of(error)})"
@@ -544,9 +546,9 @@ class Execution:
 
     def _recorded(self, tensors: list[Tensor]) -> "_Recording":
         if not self._captures_whole_steps():  # communication between ranks stays outside the graph
-            return _Recording(capture.captured(self.gradients, self._inputs(tensors)))
+            return _Recording(cuda_graphs.captured(self.gradients, self._inputs(tensors)))
         groups, by_index = self.updates.optimizer.param_groups, isinstance(self.eager.rows, Resident)
-        tape = capture.Tape(self._epoch.whole_steps, len(groups), tensors, by_index=by_index)
+        tape = Tape(self._epoch.whole_steps, len(groups), tensors, by_index=by_index)
 
         def step() -> list[Tensor]:
             share, rates, rows = tape.read()
@@ -560,8 +562,8 @@ class Execution:
             for _ in range(_STEPS_OF_A_LAUNCH):
                 step()
 
-        pool = capture.new_pool()
-        results, launch = capture.recorded(step, pool)
+        pool = cuda_graphs.new_pool()
+        results, launch = cuda_graphs.recorded(step, pool)
 
         def run() -> Results:
             launch()
@@ -570,7 +572,7 @@ class Execution:
         recording = _Recording(run, tape)
         if by_index and self._epoch.whole_steps >= 2 * _STEPS_OF_A_LAUNCH:
             with contextlib.suppress(CannotStageError):  # steps can still be launched one by one
-                _, recording.run_several = capture.recorded(steps, pool)
+                _, recording.run_several = cuda_graphs.recorded(steps, pool)
         recording.begin(self._epoch)
         return recording
 
@@ -629,7 +631,7 @@ class _Recording:
     """
 
     run: Callable[..., Results]
-    tape: capture.Tape | None = None
+    tape: Tape | None = None
     has_the_noise: bool | None = None
     run_several: Callable[[], None] | None = None
     waiting: int = 0

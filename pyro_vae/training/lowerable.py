@@ -3,6 +3,7 @@
 import pyro
 import torch
 
+from pyro_vae._support.cuda_graphs import CannotStageError
 from pyro_vae.data.rows import Rows
 from pyro_vae.inference.objectives import Elbo
 from pyro_vae.inference.structure import Structure
@@ -47,7 +48,7 @@ def why_not_lowered(pair: Pair, rows: Rows, structure: Structure) -> str | None:
                 with checker.putting_back():
                     lowering.trace(gradients, inputs, changing=checker.changing)
             return reason
-    except lowering.CannotStageError as error:
+    except CannotStageError as error:
         return str(error)
     finally:
         pair.eval()

@@ -27,25 +27,20 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pyro_vae.training.code import is_library
+from pyro_vae._support.cuda_graphs import CannotStageError, reason_of
+from pyro_vae.programs.code import is_library
 
 __all__ = [
-    "CannotStageError",
     "Trace",
     "compile_trace",
     "compiled",
     "compiler_missing",
     "prepare_compiler",
-    "reason_of",
     "trace",
     "without_dead_code",
 ]
 
 Function = Callable[..., tuple[Tensor, ...]]
-
-
-class CannotStageError(Exception):
-    """A function that cannot be lowered, with the reason."""
 
 
 def compiler_missing() -> str | None:
@@ -464,9 +459,3 @@ def _quiet() -> Iterator[None]:
     finally:
         logging.disable(level)
         Distribution.set_default_validate_args(checks)
-
-
-def reason_of(error: BaseException) -> str:
-    """The first line of an error that is not empty."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -9,8 +9,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pyro_vae.training.code import Code
-from pyro_vae.training.pictures import BESIDE, Label, State, Walk
+from pyro_vae.programs.code import Code
+from pyro_vae.programs.pictures import BESIDE, Label, State, Walk
 
 __all__ = ["HINT", "Watch"]
 

@@ -32,7 +32,7 @@ from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
 from torch.distributions.transforms import Transform
 
-from pyro_vae.training.code import Code
+from pyro_vae.programs.code import Code
 
 __all__ = ["BESIDE", "Change", "Label", "State", "Walk"]
 
