@@ -21,11 +21,14 @@ from test_captured import (
 )
 from test_execution import CASES
 from test_fit_on_device import RUNS, table, table_vae, trained, weights_of
+from test_replaying import PAIRS as REPLAYED_PAIRS
+from test_replaying import TOOLS as REPLAYED
+from test_replaying import outcome
 from zoo import ZOO
 from zoo.program import first
 
 from pyro_vae import Elbo, epochs, fit
-from pyro_vae._support import cuda_graphs
+from pyro_vae._support import cuda_graphs, devices
 from pyro_vae.programs import local_parameters
 from pyro_vae.training import execution, lowering
 from pyro_vae.training.parameters import trainable
@@ -223,3 +226,15 @@ def test_tools_give_the_numbers_of_the_cpu(name):
 
 
 SAME = {"encode"}  # draw nothing
+
+
+@pytest.mark.parametrize("name", ["gaps", "two-headed", "gaussian mixture"])
+@pytest.mark.parametrize("tool", REPLAYED)
+def test_replayed_tools_give_the_numbers_of_the_programs(monkeypatch, tool, name):
+    if tool != "evidence" and name == "gaussian mixture":
+        pytest.skip("there is no latent to move")
+    found = outcome(REPLAYED[tool], *REPLAYED_PAIRS[name], "cuda")
+    monkeypatch.setattr(devices, "captures", lambda device: False)
+    expected = outcome(REPLAYED[tool], *REPLAYED_PAIRS[name], "cuda")
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)
