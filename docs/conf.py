@@ -1,6 +1,10 @@
 """How the documentation site is built, by ``python -m sphinx -W -b html docs build/site``."""
 
 import os
+from collections.abc import Callable
+from typing import Any
+
+from sphinx.application import Sphinx
 
 import pyro_vae
 
@@ -49,3 +53,19 @@ napoleon_use_rtype = False
 napoleon_custom_sections = ["Shape", "To write a new head"]
 toc_object_entries_show_parents = "hide"
 python_maximum_signature_line_length = 100
+
+
+def setup(app: Sphinx) -> None:
+    """Keeps the colons of a property's docstring from napoleon, which takes the words before one for a type."""
+    app.connect("autodoc-process-docstring", replacing(":", "\ue000"), priority=400)
+    app.connect("autodoc-process-docstring", replacing("\ue000", ":"), priority=600)  # napoleon's priority is 500
+
+
+def replacing(old: str, new: str) -> Callable[..., None]:
+    """Replaces a character in the docstrings of properties."""
+
+    def replaced(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+        if what in ("attribute", "property"):
+            lines[:] = [line.replace(old, new) for line in lines]
+
+    return replaced

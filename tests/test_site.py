@@ -1,10 +1,12 @@
 """The site of docs/: every page is reached, every public name is in the reference, every tutorial runs as it says."""
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import pytest
@@ -146,3 +148,26 @@ def test_the_page_of_commands_has_each_once():
     text = (DOCS / "commands.md").read_text()
     assert re.findall(r"^## pyro-vae (\w+)$", text, re.MULTILINE) == list(COMMANDS)
     assert re.findall(r"python -m pyro_vae\.cli (\w+) --help$", text, re.MULTILINE) == list(COMMANDS)
+
+
+def test_words_before_a_colon_are_no_type_in_a_propertys_docstring():
+    pytest.importorskip("sphinx")
+    from sphinx.ext.napoleon import Config, _process_docstring
+
+    spec = importlib.util.spec_from_file_location("conf", DOCS / "conf.py")
+    conf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conf)
+    handlers = {500: _process_docstring}
+    conf.setup(SimpleNamespace(connect=lambda event, handler, priority: handlers.update({priority: handler})))
+    app = SimpleNamespace(config=Config(napoleon_numpy_docstring=False))
+    checked = 0
+    for name in PUBLIC:
+        for _, of in inspect.getmembers(importlib.import_module(name), inspect.isclass):
+            for attribute, value in inspect.getmembers(of, lambda value: isinstance(value, property)):
+                lines = inspect.getdoc(value).splitlines() if value.__doc__ else []
+                before = [line for line in lines if line]
+                for _, handler in sorted(handlers.items()):
+                    handler(app, "property", attribute, value, None, lines)
+                assert [line for line in lines if line] == before, f"{of.__name__}.{attribute}"
+                checked += any(":" in line for line in before)
+    assert checked > 30

@@ -17,10 +17,10 @@ class DiscretizedLogistic(TorchDistribution):
     r"""A logistic distribution cut into ``num_levels`` levels 0, 1, …; the tails belong to the ends.
 
     .. math:: P(k) = F\left(\frac{b_{k+1} - \mu}{s}\right) - F\left(\frac{b_k - \mu}{s}\right), \qquad
-        F = \mathrm{sigmoid}, \quad b_k = \frac{2k - 1}{K - 1} - 1, \quad b_0 = -\infty,\ b_K = \infty
+        F = \mathrm{sigmoid}, \quad b_k = \frac{2k - 1}{K - 1} - 1
 
-    so level :math:`k` of :math:`K` sits at :math:`2k / (K - 1) - 1` in [-1, 1], half-way between its edges. An exact
-    probability mass function: it sums to 1.
+    with :math:`b_0 = -\infty` and :math:`b_K = \infty`, so level :math:`k` of :math:`K` sits at
+    :math:`2k / (K - 1) - 1` in [-1, 1], half-way between its edges. An exact probability mass function: it sums to 1.
 
     Source: Kingma et al., *Improving Variational Inference with Inverse Autoregressive Flow*, 2016; Salimans et al.,
     *PixelCNN++*, 2017.
