@@ -75,6 +75,11 @@ def made(key: str, of: tuple[str, str | int]) -> Case:
     return SOUND[name]() if "sound/" in key else FAULTS[name].make(STRENGTHS.index(str(which)))
 
 
+def expected(key: str, of: tuple[str, str | int]) -> dict[str, list[str]]:
+    """The findings that should detect a fault; nothing for a sound model."""
+    return {} if "sound/" in key else {"named_by": sorted(FAULTS[of[0]].named_by)}
+
+
 def main(
     results: Annotated[
         Path, typer.Option(help="File of results, one JSON line per case; results in it are kept.")
@@ -102,7 +107,7 @@ def main(
     for key, of in every.items():
         if key in done or not any(part in key for part in only.split(",")):
             continue
-        done[key] = {"key": key, **tried(made(key, of), show=show)}
+        done[key] = {"key": key, **expected(key, of), **tried(made(key, of), show=show)}
         with results.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(done[key], separators=(",", ":")) + "\n")
         levels = list(found(done[key]).values())
