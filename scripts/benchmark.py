@@ -17,10 +17,10 @@ import benchmark_report as report
 import numpy as np
 import torch
 import typer
-from machines import machine, versions
 
 from pyro_vae import plotting
 from pyro_vae._support import files
+from pyro_vae._support.machine import machine, versions
 from pyro_vae.cli.running import run_command
 from pyro_vae.data.sources import default_root, load_data
 from pyro_vae.training import resolve_device

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from pyro_vae._support import files
+from pyro_vae._support import files, markdown
 
 Numbers = dict[str, Any]
 TITLES = {
@@ -118,7 +118,7 @@ def contender_table(found: Numbers) -> str:
             first = row["first_step"]
             cells += [elbo, f"{row['peak_memory']:,.0f}", f"{first['from_start']:.1f}", f"{first['from_call']:.1f}"]
         rows.append(cells)
-    return markdown(head, rows)
+    return markdown.table(head, rows)
 
 
 def whole_table(found: Numbers) -> str:
@@ -140,7 +140,7 @@ def whole_table(found: Numbers) -> str:
         at = [epoch for epoch in row["goal_epoch"] if epoch is not None]
         cells += [spread(at, ".0f") if at else "", spread(row["elbo"], ".2f").replace("-", "−")]
         rows.append([*cells, f"{row['peak_memory']:,.0f}"])
-    return markdown(head, rows)
+    return markdown.table(head, rows)
 
 
 def growth_table(found: Numbers) -> str:
@@ -151,12 +151,7 @@ def growth_table(found: Numbers) -> str:
         for value in dict.fromkeys(value for times in by_label.values() for value in times):
             cells = [spread([1e3 * s for s in by_label[label][value]], ".2f") for label in labels]
             rows.append([f"{SIZES[name]} {int(value):,}", *cells])
-    return markdown(["milliseconds per step", *labels], rows)
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
+    return markdown.table(["milliseconds per step", *labels], rows)
 
 
 INTRODUCTION = """# Speed compared with Pyro, PyTorch and NumPyro

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import benchmark_report as report
 import numpy as np
 import pyro
 import torch
@@ -14,7 +13,7 @@ import typer
 from torch import Tensor
 
 from pyro_vae import Pair, fit, likelihoods, mlp_vae, pooled_vae
-from pyro_vae._support import files
+from pyro_vae._support import files, markdown
 from pyro_vae.cli import running, writing
 from pyro_vae.data.sources import split
 from pyro_vae.evaluation import log_evidence
@@ -163,7 +162,7 @@ def table(results: list[dict[str, Any]]) -> str:
         ]
         for row in results
     ]
-    return report.markdown(["", "evidence per cell, nats", "difference from the first", "range over seeds"], rows)
+    return markdown.table(["", "evidence per cell, nats", "difference from the first", "range over seeds"], rows)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from peers.pyro_vae_fit import build
 
 from pyro_vae import epochs as trained_epochs
 from pyro_vae import evaluate
-from pyro_vae._support import files
+from pyro_vae._support import files, markdown
 from pyro_vae.cli.running import run_command
 from pyro_vae.data.sources import DataSet, default_root, load_data
 from pyro_vae.training import resolve_device
@@ -138,7 +138,7 @@ def document(results: Numbers) -> str:
             f"Tests that need a GPU: {tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped.",
             "An MLP, 784-400-50, trained until the ELBO of the test rows reached a goal. The seconds include\n"
             "compilation, but not evaluating the test rows:",
-            report.markdown(["goal", "", "test ELBO, nats", "seconds"], rows),
+            markdown.table(["goal", "", "test ELBO, nats", "seconds"], rows),
             report.document([results]),
         ]
     )

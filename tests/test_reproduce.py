@@ -2,26 +2,33 @@
 
 import json
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import reproduce
 import torch
-from tables import TABLES, linear, rate_distortion
-from tables.row import spread, text, with_error
+from judged.faults import FAULTS
 
-KEPT = json.loads(reproduce.RESULTS.read_text())
+from pyro_vae.cli.commands import reproduce
+from pyro_vae.cli.running import run_command
+from pyro_vae.results import TABLES, calibration, counts, linear, rate_distortion, stored, time_to_quality
+from pyro_vae.results.page import page
+from pyro_vae.results.row import spread, text, with_error
+from pyro_vae.results.stored import DOCS, STORED, differences
+
+KEPT = json.loads(STORED.read_text())
 
 
 def test_the_page_is_that_of_what_is_kept():
-    assert reproduce.RESULTS.with_suffix(".md").read_text() == reproduce.page(KEPT)
+    assert (DOCS / "results.md").read_text() == page(KEPT)
     assert set(KEPT) <= set(TABLES)
 
 
 def test_every_table_says_what_it_is_and_has_its_room_on_the_page():
-    page = reproduce.page({})
+    empty = page({})
     for module in TABLES.values():
-        assert f"## {module.TITLE}\n\n{module.ABOUT}\n\n*Short: not run.*\n\n*Full: not run.*" in page
+        assert f"## {module.TITLE}\n\n{module.ABOUT}\n\n*Short: not run.*\n\n*Full: not run.*" in empty
 
 
 def test_errors_and_spreads():
@@ -38,8 +45,104 @@ def test_a_number_that_comes_out_otherwise_is_told():
     before = [{"": "ours", "nats": {"value": -80.0, "error": 0.1, "count": 100}, "rate": 3.0}]
     near = [{"": "ours", "nats": {"value": -80.5, "error": 0.1, "count": 100}, "rate": 9.0}]
     far = [{"": "ours", "nats": {"value": -81.0, "error": 0.1, "count": 100}}]
-    assert reproduce.differences(before, near) == []
-    assert reproduce.differences(before, far) == ["ours, nats: -81, was -80"]
+    assert differences(before, near) == []
+    assert differences(before, far) == ["ours, nats: -81, was -80"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command where a table ``quick`` is the only one; returns its exit status, output and errors."""
+    quick = SimpleNamespace(TITLE="Quick", ABOUT="At once.", DIGITS=1, rows=lambda **_: [{"": "ours", "nats": cell}])
+    cell = {"value": -80.0, "error": 0.1, "count": 100}
+    monkeypatch.setattr("pyro_vae.cli.commands.reproduce.TABLES", {"quick": quick})
+    monkeypatch.setattr("pyro_vae.results.page.TABLES", {"quick": quick})
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["reproduce", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            run_command(reproduce.main)
+        return end.value.code or 0, *capsys.readouterr()
+
+    command.cell, command.table = cell, quick
+    return command
+
+
+@pytest.fixture
+def installed(monkeypatch, tmp_path):
+    """The package without a checkout around it, whose stored results are another file."""
+    monkeypatch.setattr(reproduce, "DOCS", None)
+    monkeypatch.setattr(stored, "DOCS", None)
+    monkeypatch.setattr(reproduce, "STORED", tmp_path / "installed" / "results.json")
+
+
+def test_results_are_stored_with_their_page_and_compared(run, tmp_path):
+    file = tmp_path / "new" / "mine.json"
+    assert "has no short form of quick" in run("quick", "--results", file, "--check")[2]
+    status, out, _ = run("quick", "--results", file)
+    assert status == 0
+    assert "| ours | −80.0 ± 0.1 |" in out
+    assert json.loads(file.read_text())["quick"]["short"]["rows"] == [{"": "ours", "nats": run.cell}]
+    assert "| ours | −80.0 ± 0.1 |" in file.with_suffix(".md").read_text()
+    assert run("quick", "--results", file, "--check")[0] == 0
+    run.cell["value"] = -81.0
+    status, _, err = run("quick", "--results", file, "--check")
+    assert status == 2
+    assert "ours, nats: -81, was -80" in err
+    assert json.loads(file.read_text())["quick"]["short"]["rows"][0]["nats"]["value"] == -80.0
+
+
+def test_a_wrong_file_or_table_is_refused_in_one_sentence(run, tmp_path):
+    for arguments, said in (
+        (("quick", "--results", tmp_path / "x.md"), "must name a .json file"),
+        (("quik",), "did you mean 'quick'"),
+        (("quick", "--full", "--check"), "results.json has no full form of quick"),
+    ):
+        status, _, err = run(*arguments)
+        assert (status, err.count("\n")) == (2, 1)
+        assert said in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("installed")
+def test_outside_a_checkout_nothing_is_written_unless_a_file_is_named(run, tmp_path):
+    assert run("quick")[0] == 0
+    assert "name a file by --results" in run("page")[2]
+    assert list(tmp_path.iterdir()) == []
+    assert run("quick", "--results", tmp_path / "mine.json")[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.json", "mine.md"]
+
+
+@pytest.mark.usefixtures("installed")
+def test_outside_a_checkout_tables_of_its_records_say_where_they_are():
+    for table, name in ((calibration, "judge.jsonl"), (time_to_quality, "benchmarks")):
+        with pytest.raises(ValueError, match=f"counted from docs/{name} of the project.*in a checkout"):
+            table.rows(short=True, root=None)
+
+
+def test_a_table_that_cannot_be_computed_does_not_stop_the_others(run, monkeypatch):
+    def rows(**_):
+        raise ImportError("these counts come with statsmodels: pip install 'pyro-vae[results]'")
+
+    monkeypatch.setattr(reproduce, "TABLES", {"counts": SimpleNamespace(rows=rows), "quick": run.table})
+    monkeypatch.setattr(reproduce, "DOCS", None)
+    status, out, err = run("all")
+    assert status == 2
+    assert "| ours | −80.0 ± 0.1 |" in out
+    assert err == "error: counts: these counts come with statsmodels: pip install 'pyro-vae[results]'\n"
+
+
+def test_counts_without_statsmodels_say_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "statsmodels.datasets", None)
+    with pytest.raises(ImportError, match=r"pip install 'pyro-vae\[results\]'"):
+        counts.rows(short=True, root=None)
+
+
+def test_tables_of_records_are_those_of_the_records():
+    for name, module in (("calibration", calibration), ("time-to-quality", time_to_quality)):
+        assert module.rows(short=True, root=None) == KEPT[name]["short"]["rows"]
+    for line in (DOCS / "judge.jsonl").read_text().splitlines():
+        kind, name = (record := json.loads(line))["key"].removeprefix("held-out/").split("/")[:2]
+        assert record.get("named_by") == (sorted(FAULTS[name].named_by) if kind == "wrong" else None)
 
 
 def test_the_evidence_of_the_best_linear_model_is_scikit_learns():

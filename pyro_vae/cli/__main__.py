@@ -21,6 +21,7 @@ COMMANDS = {
     "explore": "Explore a model in your browser.",
     "export": "Export a model to files that run without this library.",
     "publish": "Upload a model to the Hugging Face hub, with a model card.",
+    "reproduce": "Compute a table of this library's results again, or compare it with the stored one.",
 }
 
 

@@ -26,6 +26,7 @@ from pyro_vae import (
     vector_quantized_vae,
 )
 from pyro_vae.cli import beside
+from pyro_vae.evaluation.matching import matched
 from pyro_vae.likelihoods import Categorical, Likelihood
 from pyro_vae.priors import StandardNormal
 from pyro_vae.vae.premade import Premade
@@ -322,13 +323,3 @@ def scores(kind: Kind, model: Any, rows: Any, y: Tensor | None) -> dict[str, flo
         return {}
     num = int(there.sum())
     return {name: share, f"{name}_se": (share * (1 - share) / num) ** 0.5, "num_labelled": num}
-
-
-def matched(clusters: Tensor, y: Tensor) -> tuple[float, Tensor]:
-    """The share of rows that are right under the best assignment of clusters to labels, and the assignment."""
-    from scipy.optimize import linear_sum_assignment
-
-    num = int(max(clusters.max(), y.max())) + 1
-    table = torch.zeros(num, num).index_put((clusters, y), torch.ones(len(y)), accumulate=True)
-    names = torch.as_tensor(linear_sum_assignment(-table)[1])
-    return float((names[clusters] == y).double().mean()), names

@@ -5,15 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_breast_cancer
-from sklearn.ensemble import RandomForestRegressor
-from sklearn.experimental import enable_iterative_imputer  # noqa: F401
-from sklearn.impute import IterativeImputer, SimpleImputer
 from torch import Tensor
 
 from pyro_vae import ImportanceWeighted, fit, mlp_vae
 from pyro_vae.likelihoods import StudentT
-from tables.row import Row, spread
+from pyro_vae.results.row import Row, spread
 
 TITLE = "Half of the entries missing"
 ABOUT = """The setting of Mattei & Frellsen, *MIWAE*, 2019: the 569 rows and 30 columns of the breast cancer set
@@ -26,6 +22,11 @@ DIGITS = 3
 
 def rows(*, short: bool, root: Path) -> list[Row]:
     """The error of each method over masks."""
+    from sklearn.datasets import load_breast_cancer
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.experimental import enable_iterative_imputer  # noqa: F401
+    from sklearn.impute import IterativeImputer, SimpleImputer
+
     cancers: Any = load_breast_cancer()
     x = torch.tensor(cancers.data, dtype=torch.float64)
     x = ((x - x.mean(0)) / x.std(0, correction=0)).float()

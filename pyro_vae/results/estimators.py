@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.datasets import load_digits
 
 from pyro_vae import evaluate, fit, mlp_vae
 from pyro_vae.evaluation import ais_bounds, log_evidence, refine
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.posteriors import DiagonalNormal, SemiAmortized
+from pyro_vae.results.row import Row, with_error
 from pyro_vae.transforms import Binarize
-from tables.row import Row, with_error
 
 TITLE = "One model, every estimator"
 ABOUT = """Bits of scikit-learn's digits, 64-128-8, trained on 1,500 rows. All estimators estimate or bound the log
@@ -24,6 +23,8 @@ DIGITS = 3
 
 def rows(*, short: bool, root: Path) -> list[Row]:
     """Means over held-out rows by each estimator."""
+    from sklearn.datasets import load_digits
+
     digits: Any = load_digits()
     bits = (torch.tensor(digits.data, dtype=torch.float32) > 7).float()
     train, test = bits[:1500], bits[1500 : 1600 if short else None]

@@ -10,7 +10,7 @@ from pyro_vae import fit, mlp_vae
 from pyro_vae.data.sources import split
 from pyro_vae.evaluation import log_evidence
 from pyro_vae.likelihoods import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial, ZeroInflatedPoisson
-from tables.row import Row, spread, with_error
+from pyro_vae.results.row import Row, spread, with_error
 
 TITLE = "Counts of visits to a doctor"
 ABOUT = """RAND's health insurance experiment (Newhouse, 1993), as shipped with statsmodels (public domain): visits of a
@@ -30,10 +30,7 @@ LIKELIHOODS = {
 
 def rows(*, short: bool, root: Path) -> list[Row]:
     """Evidence and zeros by likelihood."""
-    from statsmodels.datasets import randhie  # pyright: ignore[reportMissingImports]
-
-    frame: Any = randhie.load_pandas().data
-    visits = torch.tensor(frame["mdvis"].to_numpy(), dtype=torch.float32)[:, None]
+    visits = load_visits()
     found: dict[str, list[torch.Tensor]] = {name: [] for name in LIKELIHOODS}
     zeros: dict[str, list[float]] = {name: [] for name in LIKELIHOODS}
     truth: list[float] = []
@@ -61,3 +58,13 @@ def rows(*, short: bool, root: Path) -> list[Row]:
         )
     table.append({"": "held-out rows", "zeros, %": float(np.mean(truth))})
     return table
+
+
+def load_visits() -> torch.Tensor:
+    """Visits of each person in a year."""
+    try:
+        from statsmodels.datasets import randhie  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError("these counts come with statsmodels: pip install 'pyro-vae[results]'") from error
+    frame: Any = randhie.load_pandas().data
+    return torch.tensor(frame["mdvis"].to_numpy(), dtype=torch.float32)[:, None]

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from tables.row import Row, spread
+from pyro_vae.results.row import Row, spread
+from pyro_vae.results.stored import records
 
 TITLE = "Time to quality"
 ABOUT = """Whole processes on MNIST, imports and compilation included: an MLP, 784-400-50, batches of 128, 20 epochs.
@@ -12,13 +13,12 @@ All evaluate the test rows after every epoch; some end just short of −100 nats
 deviation over rounds. Cold means that nothing had been compiled on the machine before, warm that the same training
 had. How it is measured: [benchmarks](benchmarks/README.md)."""
 DIGITS = 1
-MEASURED = Path(__file__).parents[2] / "docs" / "benchmarks"
 
 
 def rows(*, short: bool, root: Path) -> list[Row]:
     """Seconds of every contender on every machine."""
     found: list[Row] = []
-    for path in sorted(MEASURED.glob("*.json")):
+    for path in sorted(records("benchmarks").glob("*.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
         whole = results["sections"].get("whole", {"contenders": {}})
         for name, row in whole["contenders"].items():

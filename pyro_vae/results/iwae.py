@@ -10,8 +10,8 @@ from pyro_vae.data.sources import load_data
 from pyro_vae.evaluation import log_evidence
 from pyro_vae.likelihoods import Bernoulli
 from pyro_vae.networks import iwae_network
+from pyro_vae.results.row import Row, with_error
 from pyro_vae.transforms import Binarize
-from tables.row import Row, with_error
 
 TITLE = "IWAE, one layer, by the number of draws"
 ABOUT = """MNIST, binarised again at each step; 784-200-200-50 with tanh and the initialisation of Burda et al.,

@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.datasets import load_iris
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from pyro_vae import Elbo, evaluate, fit, mlp_vae
 from pyro_vae.evaluation import log_evidence
 from pyro_vae.likelihoods import Normal
 from pyro_vae.posteriors import FullNormal
-from tables.row import Row, with_error
+from pyro_vae.results.row import Row, with_error
 
 TITLE = "The linear-Gaussian model, in closed form"
 ABOUT = """Probabilistic PCA (Tipping & Bishop, 1999) with two latents on the 150 irises of scikit-learn,
@@ -25,6 +23,9 @@ DIGITS = 4
 
 def rows(*, short: bool, root: Path) -> list[Row]:
     """Training, evidence, posterior and imputation compared with their closed forms."""
+    from sklearn.datasets import load_iris
+    from sklearn.decomposition import PCA
+
     irises: Any = load_iris()
     x = torch.tensor(irises.data, dtype=torch.float64)
     x = ((x - x.mean(0)) / x.std(0, correction=0)).float()

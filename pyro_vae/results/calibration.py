@@ -4,10 +4,9 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-from judged.faults import FAULTS
-from judged.page import HELD_OUT, found
-
-from tables.row import Row
+from pyro_vae.evaluation.report.thresholds import THRESHOLDS
+from pyro_vae.results.row import Row
+from pyro_vae.results.stored import records
 
 TITLE = "Calibration of right and wrong guides"
 ABOUT = """From the judge's runs (`docs/judge.jsonl`, from `scripts/judge.py`): in how many of them calibration, by
@@ -16,22 +15,21 @@ wrong or worth a look. The thresholds were set on most of these runs; [judge.md]
 separately."""
 DIGITS = 0
 FINDINGS = {"calibration", "joint_calibration", "calibration_at_rows", "coverage"}
-JUDGED = Path(__file__).parents[2] / "docs" / "judge.jsonl"
 
 
 def rows(*, short: bool, root: Path) -> list[Row]:
     """Counts by kind of guide."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for line in JUDGED.read_text(encoding="utf-8").splitlines():
+    for line in records("judge.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        kind, name, *strength = record["key"].removeprefix(HELD_OUT).split("/")
-        if kind == "sound":
+        if "named_by" not in record:  # only faults have such findings
             which = "right guides"
-        elif FAULTS[name].named_by & FINDINGS:
-            which = f"wrong ones, {strength[0]}"
+        elif FINDINGS.intersection(record["named_by"]):
+            which = f"wrong ones, {record['key'].rpartition('/')[2]}"
         else:
             continue
-        levels = {level for finding, level in found(record).items() if finding in FINDINGS}
+        found = [finding for finding in record["findings"] if finding["name"] in FINDINGS]
+        levels = {THRESHOLDS[finding["name"]].level(**finding["numbers"]) for finding in found}
         counts[which][0] += 1
         counts[which][1] += "wrong" in levels
         counts[which][2] += "wrong" not in levels and "look" in levels

@@ -13,9 +13,14 @@ __all__ = ["machine", "versions"]
 
 def machine(device: str) -> dict[str, object]:
     """The names of the hardware."""
-    found: dict[str, object] = {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "system": platform.system()}
+    found: dict[str, object] = {"cpu": cpu_model(), "cores": usable_cores(), "system": platform.system()}
     found["vectors"] = torch.backends.cpu.get_cpu_capability()
     return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
+
+
+def usable_cores() -> int | None:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def cpu_model() -> str:

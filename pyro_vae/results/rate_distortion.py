@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.datasets import load_digits
 
 from pyro_vae import mlp_vae
 from pyro_vae.evaluation import rate_distortion_curve
 from pyro_vae.likelihoods import Bernoulli, Normal
-from tables.row import Row
+from pyro_vae.results.row import Row
 
 TITLE = "Rate and distortion"
 ABOUT = """Models trained with the KL's weight β (Alemi et al., *Fixing a Broken ELBO*, 2018). Above: a linear model
@@ -22,6 +21,8 @@ DIGITS = 3
 
 def rows(*, short: bool, root: Path) -> list[Row]:
     """Rate and distortion at several weights, with their theoretical values."""
+    from sklearn.datasets import load_digits
+
     torch.manual_seed(0)
     x = torch.randn(1000, 3) * torch.tensor([2.0, 0.5, 0.5])
     x = x - x.mean(0)

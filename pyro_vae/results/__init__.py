@@ -1,6 +1,6 @@
 """The tables of docs/results.md, one file each: what is compared, how, published numbers, and the code for its rows."""
 
-from tables import (
+from pyro_vae.results import (
     calibration,
     clusters,
     counts,

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import torch
-from compare_parts import PARTS, trained
 
 from pyro_vae.data.sources import load_data
-from tables.row import Row, with_error
+from pyro_vae.results.parts import PARTS, trained
+from pyro_vae.results.row import Row, with_error
+from pyro_vae.transforms import Binarize
 
 TITLE = "Priors"
 ABOUT = """MNIST, binarised again at each step; 784-300-300-40, the same initialisation and budget for all. Published,
@@ -28,10 +29,10 @@ def rows(*, short: bool, root: Path) -> list[Row]:
         made, found[name] = trained(
             data,
             PARTS[name],
-            10 if short else 200,
-            20000 if short else None,
-            40,
-            "auto",
+            transform=Binarize(0, 255),
+            latent_dim=40,
+            epochs=10 if short else 200,
+            num_rows=20000 if short else None,
             test_rows=500 if short else 10000,
             num_particles=500 if short else 5000,
         )

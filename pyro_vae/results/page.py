@@ -1,0 +1,44 @@
+"""The page of results: every table in Markdown."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyro_vae._support import markdown
+from pyro_vae.results import TABLES
+from pyro_vae.results.row import Row, text
+
+__all__ = ["page", "table"]
+
+FORMS = ("short", "full")
+INTRODUCTION = """# Results
+
+`pyro-vae reproduce NAME` computes a table: in a short form, which takes two cores at most half an hour, or with
+`--full` as published. `--check` computes it again and compares it with the stored numbers, which come with the package.
+A number after ± is a standard error over rows, or, if a range follows, the standard deviation over seeds. Forms that
+were not run are marked.
+"""
+
+
+def table(rows: list[Row], digits: int) -> str:
+    """Rows in Markdown, with the columns of all rows."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return markdown.table(columns, [[text(row.get(column), digits) for column in columns] for row in rows])
+
+
+def page(kept: Mapping[str, Any]) -> str:
+    """The page: every table, with a note on what was not run."""
+    lines = [INTRODUCTION]
+    for name, module in TABLES.items():
+        lines += [f"## {module.TITLE}", "", module.ABOUT, ""]
+        for form in FORMS:
+            found = kept.get(name, {}).get(form)
+            if found is None:
+                lines += [f"*{form.capitalize()}: not run.*", ""]
+                continue
+            where = found["machine"]
+            said = f"{where['cpu']}, {where['cores']} cores with {where['vectors']}; torch {found['versions']['torch']}"
+            lines += [table(found["rows"], module.DIGITS), ""]
+            lines += [f"*{form.capitalize()}: {found['date']}, {found['seconds']:,} s; {said}.*", ""]
+        if notes := getattr(module, "NOTES", ""):
+            lines += [notes, ""]
+    return "\n".join(lines)
