@@ -7,6 +7,7 @@ import re
 import sys
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from pyro_vae import Pair, fit, mlp_vae
 from pyro_vae.cli.running import run_command
 from pyro_vae.data.sources import load_data
 from pyro_vae.evaluation import Finding, Report, Section, evaluate_suite, render_html
+from pyro_vae.evaluation.report import guide
 from pyro_vae.evaluation.report.job import SIZES
 from pyro_vae.evaluation.report.thresholds import LEVELS, THRESHOLDS, as_markdown
 from pyro_vae.likelihoods import Bernoulli, Normal
@@ -555,3 +557,22 @@ def test_a_damaged_file_of_a_run_is_named(name, tmp_path, monkeypatch, capsys):
     assert len(errors) == 1
     assert name in errors[0]
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("gain", "error", "missed", "level", "words"),
+    [
+        (0.0, 0.1, 0.0, "fine", "misses next to nothing"),
+        (1.05, 0.42, 0.58, "fine", "cannot be told from chance"),
+        (0.2, 0.01, 0.15, "look", "misses some"),
+        (0.69, 0.01, 0.5, "wrong", "misses much"),
+    ],
+)
+def test_the_words_about_modes_are_those_of_the_numbers(gain, error, missed, level, words):
+    found = SimpleNamespace(
+        gain=torch.tensor([gain]), missed=torch.tensor([missed]), standard_error=torch.tensor([error])
+    )
+    section = Section("")
+    guide.modes(SimpleNamespace(modes=found, size=SimpleNamespace(modes=(1, 16))), section)
+    assert section.findings[0].level == level
+    assert words in section.findings[0].text

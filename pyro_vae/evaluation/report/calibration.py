@@ -8,6 +8,7 @@ from pyro_vae.evaluation.ranks_at_rows import calibration_at_rows
 from pyro_vae.evaluation.report.findings import Section
 from pyro_vae.evaluation.report.job import Job
 from pyro_vae.evaluation.report.thresholds import THRESHOLDS
+from pyro_vae.evaluation.report.words import as_p_value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +49,7 @@ def joint(job: Job, section: Section) -> None:
         "joint_calibration",
         level,
         f"On data drawn from the model, draws from the guide and from the posterior {what}, all latents together "
-        f"(p = {found.p_value:.2g}{by_weight}).",
+        f"({as_p_value(found.p_value)}{by_weight}).",
         p_value=found.p_value,
     )
 
@@ -96,7 +97,7 @@ def at_rows(job: Job, section: Section) -> None:
     section.found(
         "calibration_at_rows",
         level,
-        f"At rows of the data the guide {what} (p = {found.p_value:.2g}; its ranks among chains near the posterior "
+        f"At rows of the data the guide {what} ({as_p_value(found.p_value)}; its ranks among chains near the posterior "
         f"are spread {smallest:.2f} to {largest:.2f} times as widely as they should be).",
         p_value=found.p_value,
         largest=largest,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyro_vae._support.figures import new_figure
+from pyro_vae.evaluation.report.words import as_p_value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +46,7 @@ def plot_predictive_check(check: "PredictiveCheck", *, max_panels: int = 12) -> 
     rows = math.ceil(len(table) / columns)
     figure = _figure(2.9 * columns, 1.9 * rows)
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    shown = zip(table.index.astype(str), table["observed"].to_list(), table["p_value"].to_list(), strict=True)
+    shown = zip(table.index.astype(str), table["observed"].to_list(), list(table["p_value"]), strict=True)
     for axes, (name, observed, p_value) in zip(grid, shown, strict=False):
         drawn = check.replications[name]
         low, high = min(drawn.min(), observed), max(drawn.max(), observed)
@@ -57,7 +58,7 @@ def plot_predictive_check(check: "PredictiveCheck", *, max_panels: int = 12) -> 
         )
         axes.axvline(observed, color=_WRONG if p_value < 0.01 else _OBSERVED, linewidth=2)
         axes.set_xlim(low - margin, high + margin)
-        axes.set_title(f"{name}, p = {p_value:.2g}", fontsize=9)
+        axes.set_title(f"{name}, {as_p_value(p_value)}", fontsize=9)
         axes.set_yticks([])
         axes.tick_params(labelsize=7)
         axes.locator_params(axis="x", nbins=4)
@@ -117,10 +118,10 @@ def plot_simulation_based_calibration(found: "SimulationBasedCalibration", *, ma
     rows = math.ceil(len(table) / columns)
     figure = _figure(2.9 * columns, 1.9 * rows)
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axes, (name, row) in zip(grid, table.iterrows(), strict=False):
+    for axes, (name, row), p_value in zip(grid, table.iterrows(), list(table["p_value"]), strict=False):
         wrong = bool(row["adjusted_p_value"] < 0.01)
         _histogram(axes, found.ranks[str(name)], found.num_draws + 1, found.num_bins, _WRONG if wrong else _DRAWN)
-        axes.set_title(f"{name}, p = {row['p_value']:.2g}", fontsize=9)
+        axes.set_title(f"{name}, {as_p_value(p_value)}", fontsize=9)
         axes.set_yticks([])
         axes.set_xticks([0, found.num_draws])
         axes.tick_params(labelsize=7)
@@ -146,7 +147,7 @@ def plot_coverage(found: "PredictiveCoverage") -> "Figure":
     color = _WRONG if found.p_value < 0.01 else _DRAWN
     _histogram(right, (found.pit * found.num_bins).astype(int), found.num_bins, found.num_bins, color, ends=(0, 1))
     right.set(xlabel="where the entry lies in its distribution (PIT)", ylabel="entries")
-    right.set_title(f"p = {found.p_value:.2g}", fontsize=9)
+    right.set_title(as_p_value(found.p_value), fontsize=9)
     return figure
 
 

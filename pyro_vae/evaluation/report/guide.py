@@ -18,6 +18,7 @@ from pyro_vae.evaluation.report.figures import plot_k_hat, plot_simulation_based
 from pyro_vae.evaluation.report.findings import Section
 from pyro_vae.evaluation.report.job import Job
 from pyro_vae.evaluation.report.thresholds import THRESHOLDS
+from pyro_vae.evaluation.report.words import as_p_value
 from pyro_vae.evaluation.summary import evaluate
 from pyro_vae.programs.running import forked_random_state
 
@@ -89,10 +90,16 @@ def modes(job: Job, section: Section) -> None:
             f"programs, the density of a latent is not that of its draws"
         )
     else:
-        what = {"fine": "misses next to nothing of", "look": "misses some of", "wrong": "misses much of"}[level]
+        what = {
+            "fine": "The guide misses next to nothing of the posterior",
+            "look": "The guide misses some of the posterior",
+            "wrong": "The guide misses much of the posterior",
+        }[level]
+        if level == "fine" and missed > threshold.limits["some"]:
+            what = "Whether the guide misses some of the posterior cannot be told from chance"
         text = (
-            f"The guide {what} the posterior: chains that start elsewhere find {gain:z.2f} ± {error:.2f} nats per row "
-            f"more, {missed:.0%} of the posterior"
+            f"{what}: chains that start elsewhere find {gain:z.2f} ± {error:.2f} nats per row more, {missed:.0%} of "
+            f"the posterior"
         )
     section.found("modes", level, f"{text}.", gain=gain, error=error, missed=missed)
 
@@ -237,9 +244,9 @@ def calibration(job: Job, section: Section) -> None:
     section.found(
         "calibration",
         level,
-        f"On data drawn from the model, the guide is {what} (p = {found.p_value:.2g}; the ranks of latents are spread "
-        f"{min(spread):.2f} to {max(spread):.2f} times as widely as they should be, and their mean is off by up to "
-        f"{max(shift):.2f}).",
+        f"On data drawn from the model, the guide is {what} ({as_p_value(found.p_value)}; the ranks of latents are "
+        f"spread {min(spread):.2f} to {max(spread):.2f} times as widely as they should be, their mean is off by up to "
+        f"{max(shift):.2f}, and up to {max(beyond, 0.0):.0%} too many lie beyond all draws).",
         p_value=found.p_value,
         **numbers,
     )

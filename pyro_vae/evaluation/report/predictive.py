@@ -9,6 +9,7 @@ from pyro_vae.evaluation.report.figures import plot_coverage, plot_predictive_ch
 from pyro_vae.evaluation.report.findings import Section
 from pyro_vae.evaluation.report.job import Job
 from pyro_vae.evaluation.report.thresholds import THRESHOLDS
+from pyro_vae.evaluation.report.words import as_number, as_p_value
 from pyro_vae.inference.structure import ContractError
 
 __all__ = ["checks", "coverage"]
@@ -26,7 +27,7 @@ def coverage(job: Job, section: Section) -> None:
         raise
     except ValueError:  # the programs take no mask, or rows have a single entry
         found = predictive_coverage(job.pair, rows, kind="prior", seed=job.seed)
-    given = "given the rest of its row" if found.kind == "posterior" else "without the rest of its row"
+    given = "each given the rest of its row" if found.kind == "posterior" else "each drawn without the rest of its row"
     threshold = THRESHOLDS["coverage"]
     levels, held = found.table.index.to_list(), found.table["coverage"].to_list()
     furthest = max(range(len(levels)), key=lambda place: abs(held[place] - levels[place]))
@@ -45,7 +46,7 @@ def coverage(job: Job, section: Section) -> None:
         "coverage",
         threshold.level(**numbers),
         f"Where coverage is furthest off, {levels[furthest]:.0%} intervals hold {held[furthest]:.0%} of the entries, "
-        f"{given} (p = {found.p_value:.2g} for all levels).",
+        f"{given} ({as_p_value(found.p_value)} for all levels).",
         **numbers,
     )
 
@@ -85,7 +86,7 @@ def checks(kind: Literal["prior", "posterior"]) -> Callable[[Job, Section], None
 
 
 def _judge(check: PredictiveCheck, section: Section) -> None:
-    p = f"joint p = {check.joint_p_value:.2g}"
+    p = f"joint {as_p_value(check.joint_p_value)}"
     threshold = THRESHOLDS["checks"]
     off: Any = check.table.copy()
     off["off"] = (off["observed"] - off["replicated"]).abs() / _sizes(off)
@@ -98,7 +99,7 @@ def _judge(check: PredictiveCheck, section: Section) -> None:
         section.found("checks", level, text, **numbers)
         return
     shown = "; ".join(
-        f"{name} is {row['observed']:.3g} in the data and {row['replicated']:.3g} in its draws"
+        f"{name} is {as_number(row['observed'])} in the data and {as_number(row['replicated'])} in its draws"
         for name, row in off.head(3).iterrows()
     )
     more = f"; and {len(off) - 3} more" if len(off) > 3 else ""
