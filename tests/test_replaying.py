@@ -13,14 +13,14 @@ from every_tool import numbers, some
 from host_graph import HostGraphs
 from pretended_cuda import PretendedCuda
 from test_captured import of
+from test_tools_on_device import gaps_vae, table_with_gaps
 from zoo import ZOO
 
-from pyro_vae import Pair, mlp_vae
+from pyro_vae import Pair
 from pyro_vae.evaluation import ais_bounds, calibration_at_rows, find_modes, log_evidence
 from pyro_vae.generation import conditional
 from pyro_vae.inference.replaying import Replayed
 from pyro_vae.inference.structure import ContractError
-from pyro_vae.likelihoods import Normal
 
 NUM_ROWS = 20
 
@@ -30,19 +30,9 @@ def graphs(monkeypatch):
     return HostGraphs(monkeypatch)
 
 
-def gaps_vae():
-    return mlp_vae((4,), 2, hidden_dims=(3,), likelihood=Normal(), missing="nan")
-
-
-def table_with_gaps():
-    x = torch.randn(NUM_ROWS, 4)
-    x[0, 0] = x[1, 2] = float("nan")
-    return x
-
-
 def in_turn_pair():
     """The decoder takes one draw for each row and no more, so the programs run for one draw after another."""
-    decoder = torch.nn.Linear(1, 4)
+    decoder = torch.nn.Linear(1, 6)
 
     def model(x=None, *, batch_size=None, mask=None):
         with pyro.plate("data", batch_size if x is None else len(x), dim=-1):
