@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
+import pyro
 import torch
 from zoo.program import first
 
@@ -76,6 +77,16 @@ TOOLS = {
     "impute": lambda pair, data: pair.impute(data, 2, num_particles=5),
     "save": saved,
 }
+
+
+def seeded(tool, build, data, device):
+    """The numbers of a tool, given a pair and rows that are made from one seed, on a device."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    pair, rows = build(), data()
+    pair.to(device).eval()
+    pyro.set_rng_seed(1)
+    return numbers(tool(pair, rows))
 
 
 def refined(pair, data):

@@ -13,6 +13,7 @@ from pairs import function_pair
 
 from pyro_vae import Pair, evaluate, fit, mlp_vae
 from pyro_vae.evaluation import log_evidence
+from pyro_vae.inference.imputation import resampled
 from pyro_vae.likelihoods import Bernoulli, Gamma, Mixed, Normal, Poisson
 from pyro_vae.training.elbo import elbo_per_row
 from pyro_vae.transforms import Binarize, Scale, Standardize
@@ -267,3 +268,11 @@ def test_a_row_may_miss_one_view_altogether_where_it_has_another():
     torch.testing.assert_close(alone, of_x, rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match="rows without any observed entry, the first at index 0"):
         evaluate(mlp_vae((2,), 1, likelihood=Normal(), missing="nan"), x)
+
+
+@pytest.mark.parametrize(("weight", "words"), [(-torch.inf, "1 of 3 rows have no draw"), (torch.nan, "1 of 3 rows")])
+def test_rows_that_no_draw_explains_are_named_before_a_device_fails(weight, words):
+    log_weights = torch.zeros(4, 3)
+    log_weights[:, 1] = weight
+    with pytest.raises(FloatingPointError, match=words):
+        resampled({"z": torch.zeros(4, 3)}, {"z": 0}, log_weights, 2)

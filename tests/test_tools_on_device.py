@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from coverings import covering
-from every_tool import TOOLS, numbers
+from every_tool import TOOLS, seeded
 from pretended_cuda import PretendedCuda
 from test_captured import bits_vae, numbers_pair, of
 from zoo import ZOO
@@ -46,15 +46,10 @@ PAIRS = {
 
 def outcome(tool, build, data, device):
     """The tool's numbers, or the sentence by which it refuses."""
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    pair, rows = build(), data()
-    pair.to(device).eval()
-    pyro.set_rng_seed(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return numbers(TOOLS[tool](pair, rows))
+            return seeded(TOOLS[tool], build, data, device)
         except (ValueError, TypeError, NotImplementedError) as error:
             return str(error)
 

@@ -16,6 +16,7 @@ from pyro_vae.evaluation.latent_density import LatentDensity, Point, Start, late
 from pyro_vae.evaluation.simulation import Simulated, Simulator, given_rows
 from pyro_vae.evaluation.transitions import Density, Transitions
 from pyro_vae.inference.batch import Batch, rows_that_fit
+from pyro_vae.inference.sites import check_log_weights
 from pyro_vae.inference.structure import Structure
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import evaluating, forked_random_state
@@ -444,9 +445,5 @@ def _anneal(
         point, accepted = transition(point, temperatures[k + 1], steps)
         weights = weights + width * point.log_ratio()
         rates.append(accepted.mean())
-    if bool(weights.isnan().any()):
-        raise FloatingPointError(
-            f"{int(weights.isnan().any(0).sum())} of {weights.shape[1]} rows have NaN among their log-weights: the "
-            f"programs gave a distribution with NaN in it, or log-probabilities of opposite infinities"
-        )
+    check_log_weights(weights)
     return weights, float(torch.stack(rates).mean()) if rates else math.nan, point

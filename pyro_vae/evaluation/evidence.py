@@ -17,7 +17,7 @@ from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.pareto import FEWEST, reliable_shape, tail_shape, widened
 from pyro_vae.inference.batch import Batch, rows_that_fit
 from pyro_vae.inference.replaying import Replayed
-from pyro_vae.inference.sites import run_pair
+from pyro_vae.inference.sites import check_log_weights, run_pair
 from pyro_vae.inference.structure import Structure
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import evaluating, forked_random_state
@@ -331,11 +331,7 @@ class _Weigh:
         with pyro.validation_enabled(is_validate=False):  # they were validated when inspected
             weights = torch.cat([self._part(batch).double() for _ in range(self.parts)])
         weights = weights[: self.num_particles]
-        if bool(weights.isnan().any()):
-            raise FloatingPointError(
-                f"{int(weights.isnan().any(0).sum())} of {len(batch)} rows have NaN among their log-weights: the "
-                f"programs gave a distribution with NaN in it, or log-probabilities of opposite infinities"
-            )
+        check_log_weights(weights)
         return weights
 
     def _part(self, batch: Batch) -> Tensor:

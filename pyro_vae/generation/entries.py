@@ -20,7 +20,7 @@ from pyro_vae.evaluation.latent_density import LatentDensity, latent_layout
 from pyro_vae.inference.batch import Batch, rows_that_fit
 from pyro_vae.inference.gaps import leaving_out_gaps
 from pyro_vae.inference.imputation import draw_rows, resampled
-from pyro_vae.inference.sites import Draws, run_pair
+from pyro_vae.inference.sites import Draws, check_log_weights, run_pair
 from pyro_vae.inference.structure import ContractError, Fixed, Structure, sample_sites, under_particles
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import evaluating
@@ -302,11 +302,7 @@ class _Proposals:
         log_parts = [log_prior, *(self._log_guide(latents, num, batch) for batch in self.filled)]
         log_mixture = torch.stack(log_parts).double().nan_to_num(nan=-torch.inf).logsumexp(0)
         log_weights = log_joint.double() - log_mixture + torch.tensor(len(parts), dtype=torch.float64).log()
-        if bool(log_weights.isnan().any()):
-            raise FloatingPointError(
-                f"{int(log_weights.isnan().any(0).sum())} of {len(self.batch)} rows have NaN among their log-weights: "
-                f"the programs gave a distribution with NaN in it, or log-probabilities of opposite infinities"
-            )
+        check_log_weights(log_weights)
         return latents, log_weights
 
     def _canonical(self, latents: Mapping[str, Tensor], num: int) -> dict[str, Tensor]:

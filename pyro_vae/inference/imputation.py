@@ -18,7 +18,7 @@ from pyro_vae.inference.predictive import (
     without_sites,
 )
 from pyro_vae.inference.replaying import Replayed
-from pyro_vae.inference.sites import run_pair
+from pyro_vae.inference.sites import check_log_weights, run_pair
 from pyro_vae.inference.structure import Structure
 from pyro_vae.programs.running import evaluating
 
@@ -153,7 +153,16 @@ def resampled(
 
     Returns:
         By site ``(S, *plates, N, *event)``.
+
+    Raises:
+        FloatingPointError: if a log-weight is NaN, or a row has none above −∞.
     """
+    check_log_weights(log_weights)
+    if impossible := int((log_weights.max(0).values == -torch.inf).sum()):
+        raise FloatingPointError(
+            f"{impossible} of {log_weights.shape[1]} rows have no draw of the latents under which their observed "
+            f"entries are possible: give the guide the model's support, or draw more particles"
+        )
     index = torch.multinomial(log_weights.double().softmax(0).T, num_samples, replacement=True).T  # (S, N)
     chosen = {}
     for name, values in latents.items():

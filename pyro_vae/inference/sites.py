@@ -59,7 +59,7 @@ from pyro_vae.inference.structure import (
     vectorised_frames,
 )
 
-__all__ = ["Draws", "Term", "enumerated_logits", "over_draws", "run_pair", "unscaled"]
+__all__ = ["Draws", "Term", "check_log_weights", "enumerated_logits", "over_draws", "run_pair", "unscaled"]
 
 Program = Callable[..., Any]
 Kind = Literal["likelihood", "prior", "guide", "auxiliary"]
@@ -396,6 +396,15 @@ def _joined(parts: list[Draws]) -> Draws:
 def over_draws(values: Tensor) -> Tensor:
     """The mean over draws ``(K, N)``; a single one is returned unchanged, without a kernel."""
     return values[0] if len(values) == 1 else values.mean(0)
+
+
+def check_log_weights(log_weights: Tensor) -> None:
+    """Raises a FloatingPointError if any log-weight ``(K, N)`` is NaN."""
+    if bool(log_weights.isnan().any()):
+        raise FloatingPointError(
+            f"{int(log_weights.isnan().any(0).sum())} of {log_weights.shape[1]} rows have NaN among their log-weights: "
+            f"the programs gave a distribution with NaN in it, or log-probabilities of opposite infinities"
+        )
 
 
 class _Run:
