@@ -12,7 +12,18 @@ from judged.faults import FAULTS
 
 from pyro_vae.cli.commands import reproduce
 from pyro_vae.cli.running import run_command
-from pyro_vae.results import TABLES, calibration, counts, linear, rate_distortion, stored, time_to_quality
+from pyro_vae.data.dataset import DataSet
+from pyro_vae.results import (
+    TABLES,
+    calibration,
+    clusters,
+    counts,
+    linear,
+    rate_distortion,
+    semi_supervised,
+    stored,
+    time_to_quality,
+)
 from pyro_vae.results.page import page
 from pyro_vae.results.row import spread, text, with_error
 from pyro_vae.results.stored import DOCS, STORED, differences
@@ -42,11 +53,22 @@ def test_errors_and_spreads():
 
 
 def test_a_number_that_comes_out_otherwise_is_told():
-    before = [{"": "ours", "nats": {"value": -80.0, "error": 0.1, "count": 100}, "rate": 3.0}]
-    near = [{"": "ours", "nats": {"value": -80.5, "error": 0.1, "count": 100}, "rate": 9.0}]
-    far = [{"": "ours", "nats": {"value": -81.0, "error": 0.1, "count": 100}}]
-    assert differences(before, near) == []
-    assert differences(before, far) == ["ours, nats: -81, was -80"]
+    before = [
+        {"": "mean", "nats": 1.0},
+        {"": "ours", "nats": {"value": -80.0, "error": 0.1, "count": 100}, "rate": 3.0, "published": None},
+    ]
+    assert differences(before, before) == []
+
+    def told(**ours):  # rows are told apart by their names, in any order
+        return differences(before, [{**before[1], **ours}, before[0]])
+
+    assert told(nats={"value": -80.5, "error": 0.1, "count": 100}, rate=3.2) == []
+    assert told(nats={"value": -81.0, "error": 0.1, "count": 100}) == ["ours, nats: -81, was -80"]
+    assert told(nats={"value": -80.5, "sd": 0.1, "count": 100}) == ["ours, nats: -80.5, was -80"]
+    assert told(rate=3.4) == ["ours, rate: 3.4, was 3"]
+    assert told(rate=None) == ["ours, rate: not in the new table"]
+    assert differences(before, before[:1]) == ["ours: only in the stored table"]
+    assert differences(before[:1], before) == ["ours: only in the new table"]
 
 
 @pytest.fixture
@@ -168,3 +190,29 @@ def test_nothing_of_a_direction_that_drowns_is_told():
     rate, distortion = rate_distortion.water_filling([4.0], 1.0, 1.0)
     assert rate == pytest.approx(math.log(2))
     assert distortion == pytest.approx(0.5 + 0.5 * math.log(2 * math.pi))
+
+
+@pytest.fixture
+def small_mnist(monkeypatch):
+    """Three hundred of scikit-learn's digits in the place of MNIST."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    x = torch.tensor(images[:300].reshape(-1, 8, 8)).float().repeat_interleave(3, 1).repeat_interleave(3, 2)
+    x = (torch.nn.functional.pad(x, (2, 2, 2, 2)) * 255 / 16).round()
+    y = torch.tensor(labels[:300])
+    data = DataSet("mnist", x[:200], x[200:], (0.0, 255.0), y[:200], y[200:])
+    for module in (clusters, semi_supervised):
+        monkeypatch.setattr(module, "load_data", lambda *_: data)
+
+
+@pytest.mark.usefixtures("small_mnist")
+def test_the_full_forms_of_labels_and_clusters_train_on_mnist():
+    error, alone = semi_supervised.trained_on_mnist(None, seed=0, epochs=20)
+    assert error < 0.5  # 0.9 by guessing
+    assert alone < 0.5
+    middles, members, accuracies = clusters.trained_on_mnist(None, seed=0, epochs=1)
+    assert middles.shape == (10, 28, 28)
+    assert members.shape == (10, 11, 28, 28)
+    assert 0.1 <= accuracies[0] <= 1
+    assert accuracies[1] > 0.5  # k-means on pixels

@@ -2,6 +2,7 @@
 
 from pyro_vae.results import (
     calibration,
+    cells,
     clusters,
     counts,
     estimators,
@@ -25,5 +26,6 @@ TABLES = {
     "clusters": clusters,
     "calibration": calibration,
     "counts": counts,
+    "cells": cells,
     "time-to-quality": time_to_quality,
 }

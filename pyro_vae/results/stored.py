@@ -14,6 +14,7 @@ STORED = Path(__file__).with_name("results.json")
 _docs = Path(__file__).parents[2] / "docs"
 DOCS = _docs if (_docs / "results.md").exists() else None  # only a checkout has the page, and what is behind it
 MOST = 4.0  # standard errors that a repeated number may be off
+UNKNOWN = 0.1  # the same for a number whose error is not known, as a share of it
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -36,20 +37,33 @@ def records(name: str) -> Path:
 
 
 def differences(before: list[Row], now: list[Row]) -> list[str]:
-    """Descriptions of numbers that differ by more than their errors allow."""
-    found = []
-    for old, new in zip(before, now, strict=True):
-        for column, cell in old.items():
-            if isinstance(cell, Mapping) and column in new:
-                errors = [error_of(one) for one in (cell, new[column])]
-                allowed = MOST * math.hypot(*errors)
-                off = abs(cell["value"] - new[column]["value"])
-                if off > allowed:
-                    found.append(f"{old['']}, {column}: {new[column]['value']:.4g}, was {cell['value']:.4g}")
+    """Descriptions of rows that only one table has, and of numbers that differ by more than their errors allow.
+
+    Rows are told apart by their texts. A number without an error may differ by a tenth.
+    """
+    old, new = ({_texts(row): row for row in table} for table in (before, now))
+    found = [f"{only}: only in the {'stored' if only in old else 'new'} table" for only in sorted(old.keys() ^ new)]
+    for name, column in ((shared, column) for shared in old if shared in new for column in old[shared]):
+        was, cell = old[name][column], new[name].get(column)
+        if was is None or isinstance(was, str):
+            continue
+        if cell is None:
+            found.append(f"{name}, {column}: not in the new table")
+            continue
+        (value, error), (stored, stored_error) = _number(cell), _number(was)
+        errors = math.hypot(error, stored_error)
+        if abs(value - stored) > (MOST * errors if errors else UNKNOWN * abs(stored)):
+            found.append(f"{name}, {column}: {value:.4g}, was {stored:.4g}")
     return found
 
 
-def error_of(cell: Mapping[str, float]) -> float:
-    """The standard error of a number, or 0."""
+def _texts(row: Row) -> str:
+    return ", ".join(cell for cell in row.values() if isinstance(cell, str))
+
+
+def _number(cell: float | Mapping[str, float]) -> tuple[float, float]:
+    """A number, and its standard error or 0."""
+    if not isinstance(cell, Mapping):
+        return cell, 0.0
     error = cell["error"] if "error" in cell else cell["sd"] / math.sqrt(cell["count"])
-    return 0.0 if math.isnan(error) else error
+    return cell["value"], 0.0 if math.isnan(error) else error

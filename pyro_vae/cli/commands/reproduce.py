@@ -44,7 +44,8 @@ def main(
     """Computes a table of results again, and prints it.
 
     In a checkout of the project it is stored, and docs/results.md is rewritten, which page does without computing
-    anything. Elsewhere it is stored if --results names a file. counts needs pip install 'pyro-vae[results]'.
+    anything. Elsewhere it is stored if --results names a file. counts needs pip install 'pyro-vae[results]', and cells
+    'pyro-vae[cells]'.
     calibration and time-to-quality are counted from records that only a checkout has.
     """
     if results is not None and (results.suffix != ".json" or results.is_dir()):
