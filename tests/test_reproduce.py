@@ -19,14 +19,18 @@ from pyro_vae.results import (
     clusters,
     counts,
     linear,
+    parts,
+    priors,
     rate_distortion,
     semi_supervised,
     stored,
     time_to_quality,
 )
 from pyro_vae.results.page import page
+from pyro_vae.results.pictures import differences_of
 from pyro_vae.results.row import spread, text, with_error
 from pyro_vae.results.stored import DOCS, STORED, differences
+from pyro_vae.transforms import Binarize
 
 KEPT = json.loads(STORED.read_text())
 
@@ -194,7 +198,7 @@ def test_nothing_of_a_direction_that_drowns_is_told():
 
 @pytest.fixture
 def small_mnist(monkeypatch):
-    """Three hundred of scikit-learn's digits in the place of MNIST."""
+    """Three hundred of scikit-learn's digits in the place of MNIST; returns them."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -204,6 +208,7 @@ def small_mnist(monkeypatch):
     data = DataSet("mnist", x[:200], x[200:], (0.0, 255.0), y[:200], y[200:])
     for module in (clusters, semi_supervised):
         monkeypatch.setattr(module, "load_data", lambda *_: data)
+    return data
 
 
 @pytest.mark.usefixtures("small_mnist")
@@ -216,3 +221,34 @@ def test_the_full_forms_of_labels_and_clusters_train_on_mnist():
     assert members.shape == (10, 11, 28, 28)
     assert 0.1 <= accuracies[0] <= 1
     assert accuracies[1] > 0.5  # k-means on pixels
+
+
+@pytest.mark.parametrize("name", priors.FULL[4:])
+def test_the_models_of_full_forms_alone_train_on_mnist(name, small_mnist):
+    sizes = {"latent_dim": 5, "epochs": 1, "num_rows": None, "test_rows": 20, "num_particles": 20}
+    metrics, evidence = parts.trained(small_mnist, parts.PARTS[name], transform=Binarize(0, 255), **sizes)
+    assert evidence.shape == (20,)
+    assert -784 * math.log(2) * 1.5 < metrics["elbo"] < metrics["evidence"] < 0
+
+
+def test_pictures_show_the_numbers_and_are_next_to_the_page(run, tmp_path):
+    run.table.PICTURE = differences_of("nats", "to nothing")
+    assert run("quick", "--results", tmp_path / "mine.json")[0] == 0
+    assert "![Quick](images/results/quick-short.png)" in (tmp_path / "mine.md").read_text()
+    assert (tmp_path / "images/results/quick-short.png").stat().st_size > 1000
+    axes = run.table.PICTURE([{"": "ours", "nats": run.cell}, {"": "without"}]).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ours"]
+    assert axes.collections[0].get_segments()[0][:, 0] == pytest.approx([-80.2, -79.8])  # two standard errors
+
+
+def test_rates_have_a_panel_for_each_set_of_data_with_the_closed_form_where_there_is_one():
+    linear_panel, digits_panel = rate_distortion.PICTURE(KEPT["rate-distortion"]["short"]["rows"]).axes
+    assert [axes.get_title() for axes in (linear_panel, digits_panel)] == ["linear", "digits"]
+    first = KEPT["rate-distortion"]["short"]["rows"][0]
+    assert linear_panel.lines[0].get_xydata()[0] == pytest.approx(
+        [first["rate in theory"], first["distortion in theory"]]
+    )
+    assert linear_panel.lines[1].get_xydata()[0] == pytest.approx(
+        [first[part]["value"] for part in ("rate", "distortion")]
+    )
+    assert len(digits_panel.lines) == 1

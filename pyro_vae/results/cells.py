@@ -16,6 +16,7 @@ from pyro_vae import Pair, fit, mlp_vae, pooled_vae
 from pyro_vae.data.sources import split
 from pyro_vae.evaluation import log_evidence
 from pyro_vae.results.counts import LIKELIHOODS, compared
+from pyro_vae.results.pictures import differences_of
 from pyro_vae.results.row import Row
 
 TITLE = "Counts of single cells"
@@ -26,6 +27,7 @@ the cell's total. Evidence of a held-out fifth by 500 draws, another fifth for e
 cell; and the share of zeros among draws with the totals of these cells. Pooled: with effects of the eight wells on
 every gene, partially pooled. Short: two seeds, at most 100 epochs; full: five, at most 300."""
 DIGITS = 1
+PICTURE = differences_of("to the Poisson", "nats a cell to the Poisson, ± 2 standard errors")
 NOTES = """A Poisson misses the variation that the latents do not explain. Adding it either way, with extra zeros or
 with a dispersion, gains nats; both together gain nothing more from so few cells. Effects of the wells, 765 numbers
 each, cost nats: the wells were sorted on one day, so there is nothing to learn but noise."""

@@ -7,7 +7,7 @@ from pyro_vae._support import markdown
 from pyro_vae.results import TABLES
 from pyro_vae.results.row import Row, text
 
-__all__ = ["page", "table"]
+__all__ = ["page", "picture", "table"]
 
 FORMS = ("short", "full")
 INTRODUCTION = """# Results
@@ -25,6 +25,11 @@ def table(rows: list[Row], digits: int) -> str:
     return markdown.table(columns, [[text(row.get(column), digits) for column in columns] for row in rows])
 
 
+def picture(name: str, form: str) -> str:
+    """Where the picture of a table is, seen from the page."""
+    return f"images/results/{name}-{form}.png"
+
+
 def page(kept: Mapping[str, Any]) -> str:
     """The page: every table, with a note on what was not run."""
     lines = [INTRODUCTION]
@@ -37,7 +42,10 @@ def page(kept: Mapping[str, Any]) -> str:
                 continue
             where = found["machine"]
             said = f"{where['cpu']}, {where['cores']} cores with {where['vectors']}; torch {found['versions']['torch']}"
+            said = f"{where['gpu']}; {said}" if "gpu" in where else said
             lines += [table(found["rows"], module.DIGITS), ""]
+            if hasattr(module, "PICTURE"):
+                lines += [f"![{module.TITLE}]({picture(name, form)})", ""]
             lines += [f"*{form.capitalize()}: {found['date']}, {found['seconds']:,} s; {said}.*", ""]
         if notes := getattr(module, "NOTES", ""):
             lines += [notes, ""]

@@ -14,6 +14,7 @@ from pyro_vae import (
     TotalCorrelation,
     evaluate,
     fit,
+    ladder_vae,
     make_vae,
     mlp_vae,
     posteriors,
@@ -22,7 +23,7 @@ from pyro_vae import (
 from pyro_vae.data.dataset import DataSet
 from pyro_vae.evaluation import log_evidence
 from pyro_vae.likelihoods import Bernoulli
-from pyro_vae.networks import GatedMLP
+from pyro_vae.networks import GatedMLP, ResidualConvDecoder, ResidualConvEncoder
 from pyro_vae.transforms import Transform
 
 # Differences to the first: prior, posterior, objective, networks.
@@ -44,8 +45,13 @@ PARTS: Mapping[str, dict[str, Any]] = {
     "IWAE 50 doubly": {"objective": ImportanceWeighted(50, doubly_reparameterized=True)},
     "total correlation": {"objective": TotalCorrelation(6.0)},
     "MMD": {"objective": InfoVae(100.0)},
-    "gated networks": {"gated": True},
-    "gated VampPrior": {"gated": True, "prior": priors.VampPrior},
+    "gated networks": {"networks": (GatedMLP, GatedMLP)},
+    "gated VampPrior": {"networks": (GatedMLP, GatedMLP), "prior": priors.VampPrior},
+    "VampPrior, two levels": {"levels": 2, "prior": priors.VampPrior},
+    "flow prior, residual networks": {
+        "networks": (ResidualConvEncoder, ResidualConvDecoder),
+        "prior": priors.FlowPrior,
+    },
 }
 
 
@@ -67,13 +73,18 @@ def trained(
         "likelihood": Bernoulli(),
         "transform": transform,
         "prior": parts.get("prior", priors.StandardNormal)(latent_dim),
-        "posterior": parts.get("posterior", posteriors.DiagonalNormal)(),
     }
+    posterior, hidden_dims = parts.get("posterior", posteriors.DiagonalNormal)(), (300, 300)
     shape, x_test = tuple(data.x_train.shape[1:]), data.x_test[:test_rows]
-    if parts.get("gated"):
-        vae = make_vae(shape, latent_dim, encoder_network=GatedMLP, decoder_network=GatedMLP, **common)
+    if levels := parts.get("levels"):
+        vae: Any = ladder_vae(shape, (latent_dim,) * levels, hidden_dims=hidden_dims, **common)
+    elif networks := parts.get("networks"):
+        encoder, decoder = networks
+        vae = make_vae(
+            shape, latent_dim, encoder_network=encoder, decoder_network=decoder, posterior=posterior, **common
+        )
     else:
-        vae = mlp_vae(shape, latent_dim, hidden_dims=(300, 300), **common)
+        vae = mlp_vae(shape, latent_dim, hidden_dims=hidden_dims, posterior=posterior, **common)
     started = time.perf_counter()
     objective = parts.get("objective", Elbo(kl="auto"))
     fit(vae, data.x_train[:num_rows], objective=objective, epochs=epochs, device=device, progress=False)

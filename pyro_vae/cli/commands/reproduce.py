@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from pyro_vae._support import files
+from pyro_vae._support.devices import resolve_device
 from pyro_vae._support.machine import machine, versions
 from pyro_vae._support.names import lookup
 from pyro_vae.data.sources import default_root
+from pyro_vae.plotting import save_figure
 from pyro_vae.results import TABLES
-from pyro_vae.results.page import page, table
+from pyro_vae.results.page import page, picture, table
 from pyro_vae.results.stored import DOCS, STORED, differences, read
 
 EXAMPLES = (
@@ -36,8 +38,9 @@ def main(
     results: Annotated[
         Path | None,
         typer.Option(
-            help="JSON file to store results in, with a page in Markdown next to it, or to compare with. [default: the "
-            "results that come with the package; they are only written in a checkout of the project]"
+            help="JSON file to store results in, with a page in Markdown and its pictures next to it, or to compare "
+            "with. [default: the results that come with the package; they are only written in a checkout of the "
+            "project]"
         ),
     ] = None,
 ) -> None:
@@ -90,7 +93,12 @@ def reproduce(one: str, form: str, root: Path, file: Path, out: Path | None, *, 
             raise ValueError(f"numbers differ from those of {before['date']}: {'; '.join(found)}")
         print(f"The numbers agree with those of {before['date']}.")
     elif out is not None:
-        made = {"date": date.today().isoformat(), "seconds": seconds, "machine": machine("cpu"), "versions": versions()}
+        made = {
+            "date": date.today().isoformat(),
+            "seconds": seconds,
+            "machine": machine(resolve_device("auto").type),
+            "versions": versions(),
+        }
         kept = read(file)  # another process may have written it meanwhile
         kept.setdefault(one, {})[form] = {**made, "rows": rows}
         files.write_json(kept, file)
@@ -105,6 +113,13 @@ def page_of(results: Path | None) -> Path | None:
 
 
 def write_page(file: Path, out: Path) -> None:
-    """Writes the page of the stored results."""
+    """Writes the page of the stored results and its pictures."""
+    kept = read(file)
+    for name, module in TABLES.items():
+        for form, found in kept.get(name, {}).items():
+            if hasattr(module, "PICTURE"):
+                path = out.parent / picture(name, form)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_figure(module.PICTURE(found["rows"]), path)
     with files.replacing(out) as temporary:
-        temporary.write_text(page(read(file)), encoding="utf-8")
+        temporary.write_text(page(kept), encoding="utf-8")
