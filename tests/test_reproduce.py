@@ -26,7 +26,7 @@ from pyro_vae.results import (
     stored,
     time_to_quality,
 )
-from pyro_vae.results.page import page
+from pyro_vae.results.page import forms, page
 from pyro_vae.results.pictures import differences_of
 from pyro_vae.results.row import spread, text, with_error
 from pyro_vae.results.stored import DOCS, STORED, differences
@@ -43,7 +43,8 @@ def test_the_page_is_that_of_what_is_kept():
 def test_every_table_says_what_it_is_and_has_its_room_on_the_page():
     empty = page({})
     for module in TABLES.values():
-        assert f"## {module.TITLE}\n\n{module.ABOUT}\n\n*Short: not run.*\n\n*Full: not run.*" in empty
+        rooms = "\n\n".join(f"*{form.capitalize()}: not run.*" for form in forms(module))
+        assert f"## {module.TITLE}\n\n{module.ABOUT}\n\n{rooms}" in empty
 
 
 def test_errors_and_spreads():
@@ -143,6 +144,13 @@ def test_outside_a_checkout_tables_of_its_records_say_where_they_are():
     for table, name in ((calibration, "judge.jsonl"), (time_to_quality, "benchmarks")):
         with pytest.raises(ValueError, match=f"counted from docs/{name} of the project.*in a checkout"):
             table.rows(short=True, root=None)
+
+
+def test_a_table_of_records_has_one_form(run, monkeypatch):
+    run.table.FORMS = ("short",)
+    status, _, err = run("quick", "--full")
+    assert (status, err) == (2, "error: quick is counted from records and has one form: leave out --full\n")
+    assert run("all", "--full")[0] == 0  # of the others
 
 
 def test_a_table_that_cannot_be_computed_does_not_stop_the_others(run, monkeypatch):

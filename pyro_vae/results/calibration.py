@@ -14,6 +14,7 @@ ranks, jointly (TARP, Lemos et al., 2023, and the rank of the log-weight) or at 
 wrong or worth a look. The thresholds were set on most of these runs; [judge.md](judge.md) lists the others
 separately."""
 DIGITS = 0
+FORMS = ("short",)  # it is counted from records
 FINDINGS = {"calibration", "joint_calibration", "calibration_at_rows", "coverage"}
 
 

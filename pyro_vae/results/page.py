@@ -7,9 +7,9 @@ from pyro_vae._support import markdown
 from pyro_vae.results import TABLES
 from pyro_vae.results.row import Row, text
 
-__all__ = ["page", "picture", "table"]
+__all__ = ["forms", "page", "picture", "table"]
 
-FORMS = ("short", "full")
+FORMS = ("short", "full")  # of a table that does not name its own
 INTRODUCTION = """# Results
 
 `pyro-vae reproduce NAME` computes a table: in a short form, which takes two cores at most half an hour, or with
@@ -25,6 +25,11 @@ def table(rows: list[Row], digits: int) -> str:
     return markdown.table(columns, [[text(row.get(column), digits) for column in columns] for row in rows])
 
 
+def forms(module: Any) -> tuple[str, ...]:
+    """The forms that a table has."""
+    return getattr(module, "FORMS", FORMS)
+
+
 def picture(name: str, form: str) -> str:
     """Where the picture of a table is, seen from the page."""
     return f"images/results/{name}-{form}.png"
@@ -35,7 +40,7 @@ def page(kept: Mapping[str, Any]) -> str:
     lines = [INTRODUCTION]
     for name, module in TABLES.items():
         lines += [f"## {module.TITLE}", "", module.ABOUT, ""]
-        for form in FORMS:
+        for form in forms(module):
             found = kept.get(name, {}).get(form)
             if found is None:
                 lines += [f"*{form.capitalize()}: not run.*", ""]
@@ -46,7 +51,9 @@ def page(kept: Mapping[str, Any]) -> str:
             lines += [table(found["rows"], module.DIGITS), ""]
             if hasattr(module, "PICTURE"):
                 lines += [f"![{module.TITLE}]({picture(name, form)})", ""]
-            lines += [f"*{form.capitalize()}: {found['date']}, {found['seconds']:,} s; {said}.*", ""]
+            counted = len(forms(module)) == 1
+            when = found["date"] if counted else f"{found['date']}, {found['seconds']:,} s"
+            lines += [f"*{'Counted' if counted else form.capitalize()}: {when}; {said}.*", ""]
         if notes := getattr(module, "NOTES", ""):
             lines += [notes, ""]
     return "\n".join(lines)

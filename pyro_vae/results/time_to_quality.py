@@ -13,6 +13,7 @@ All evaluate the test rows after every epoch; some end just short of −100 nats
 deviation over rounds. Cold means that nothing had been compiled on the machine before, warm that the same training
 had. How it is measured: [benchmarks](benchmarks/README.md)."""
 DIGITS = 1
+FORMS = ("short",)  # it is counted from records
 
 
 def rows(*, short: bool, root: Path) -> list[Row]:

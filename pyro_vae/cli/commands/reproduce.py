@@ -14,7 +14,7 @@ from pyro_vae._support.names import lookup
 from pyro_vae.data.sources import default_root
 from pyro_vae.plotting import save_figure
 from pyro_vae.results import TABLES
-from pyro_vae.results.page import page, picture, table
+from pyro_vae.results.page import forms, page, picture, table
 from pyro_vae.results.stored import DOCS, STORED, differences, read
 
 EXAMPLES = (
@@ -61,10 +61,14 @@ def main(
             )
         write_page(file, out)
         return
-    faults = []
+    faults, form = [], "short" if short else "full"
     for one in TABLES if name == "all" else [lookup(name, TABLES, "table")]:
+        if form not in forms(TABLES[one]):
+            if name != "all":
+                raise ValueError(f"{one} is counted from records and has one form: leave out --{form}")
+            continue
         try:
-            reproduce(one, "short" if short else "full", data_root or default_root(), file, out, check=check)
+            reproduce(one, form, data_root or default_root(), file, out, check=check)
         except (ImportError, OSError, ValueError) as error:
             if name != "all":
                 raise
