@@ -216,6 +216,12 @@ def test_all_unclear_columns_are_in_one_message_and_its_advice_works():
     assert [column.kind for column in schema.columns] == ["date", "date", "date", "positive"]
 
 
+def test_gaps_of_other_columns_are_told_with_unclear_ones():
+    dose = np.where(ROWS < 3, np.nan, RNG.lognormal(size=30))
+    with pytest.raises(ValueError, match=r"\. Entries are missing too, in dose \(3\): missing=nan allows them$"):
+        Schema.infer(of(seen=UNCLEAR["seen"], dose=dose))
+
+
 @pytest.mark.parametrize("name", list(UNCLEAR))
 def test_every_piece_of_advice_can_be_followed(name):
     frame = of(**{name: UNCLEAR[name]}, dose=RNG.lognormal(size=30))

@@ -136,7 +136,7 @@ class Schema:
                 else:
                     columns.append(guessed.column)
                     notes.extend(guessed.notes)
-        _check_all(problems)
+        _check_all(problems, columns)
         index = [name for name in names if aside.get(name) == "index"]
         dropped = [name for name in names if aside.get(name) == "drop"]
         return cls(tuple(columns), tuple(index), tuple(dropped), tuple(names), gathered(notes))
@@ -403,10 +403,12 @@ def _check_names(names: Sequence[Any]) -> None:
     check_unique(names)
 
 
-def _check_all(problems: Sequence[str]) -> None:
-    """Raises all problems as one."""
-    if len(problems) == 1:
-        raise ValueError(problems[0])
-    if problems:
-        more = f"; and {len(problems) - _MAX_CLAUSES} more columns" if len(problems) > _MAX_CLAUSES else ""
-        raise ValueError(f"{len(problems)} columns need attention: {'; '.join(problems[:_MAX_CLAUSES])}{more}")
+def _check_all(problems: Sequence[str], columns: Sequence[Column] = ()) -> None:
+    """Raises all problems as one, with what will be refused next unless it is asked for."""
+    if not problems:
+        return
+    count = f"{len(problems)} columns need attention: " if len(problems) > 1 else ""
+    more = f"; and {len(problems) - _MAX_CLAUSES} more columns" if len(problems) > _MAX_CLAUSES else ""
+    gaps = [f"{column.name} ({column.num_missing})" for column in columns if column.num_missing]
+    missing = f". Entries are missing too, in {', '.join(gaps)}: missing=nan allows them" if gaps else ""
+    raise ValueError(f"{count}{'; '.join(problems[:_MAX_CLAUSES])}{more}{missing}")
