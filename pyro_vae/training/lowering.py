@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.distributions import Distribution
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
@@ -107,7 +109,8 @@ def trace(function: Function, inputs: Sequence[Tensor], *, changing: Sequence[Te
         with _Operations(values), _Functions(values):
             return function(*inputs)
 
-    with _quiet():
+    # Every result is described by a fake tensor; without a mode for all of them, each would make its own, slowly.
+    with _quiet(), tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
         try:
             graph = make_fx(watched, decomposition_table=_DECOMPOSED)(*inputs)
         except CannotStageError:
