@@ -160,9 +160,18 @@ def read(settings: Mapping[str, Any], kind: models.Kind, *, resuming: bool) -> D
     if settings["missing"] is None and kind.has_gaps and data.lengths_train is None:
         if data.schema is not None:
             check_no_gaps(data.schema)
-        if isinstance(data.x_train, Tensor):
-            check_finite(data.x_train, settings["data"])
+        for x in in_files_order(data):
+            check_finite(x, settings["data"], allow="give --missing nan")
     return data
+
+
+def in_files_order(data: DataSet) -> list[Tensor]:
+    """The rows in memory as they are in their file, or in each of its parts."""
+    parts = [(x, rows) for x, rows in ((data.x_train, data.rows_train), (data.x_test, data.rows_test))]
+    if not all(isinstance(part, Tensor) for pair in parts for part in pair):
+        return [x for x, _ in parts if isinstance(x, Tensor)]
+    x, rows = (torch.cat(found) for found in zip(*parts, strict=True))
+    return [x[rows.argsort()]] if len(rows.unique()) == len(rows) else [data.x_train, data.x_test]
 
 
 def announce(task: Task, objective: Any) -> None:

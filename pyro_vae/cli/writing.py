@@ -19,12 +19,25 @@ from pyro_vae.vae import load_config
 TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".parquet")
 
 
-def writer(out: Path, by_suffix: Mapping[str, Callable[[Any, Path], None]]) -> Callable[[Any, Path], None]:
-    """The function that writes a file of this type, after checks that the file can be written."""
+def writer(
+    out: Path, by_suffix: Mapping[str, Callable[[Any, Path], None]], *, run: Path | None = None, data: str | None = None
+) -> Callable[[Any, Path], None]:
+    """The function that writes a file of this type, after checks that it can be written and is not data.
+
+    Args:
+        out: The file.
+        by_suffix: How to write each type.
+        run: A run, whose training data are not to be replaced.
+        data: Other data that are read, likewise.
+    """
     if out.suffix not in by_suffix:
         raise ValueError(f"--out must end in {' or '.join(by_suffix)}, found {out}")
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: name a file in it, such as {out / ('out' + out.suffix)}")
+    trained_on = None if run is None else load_config(run)["run"].get("data")
+    for name in filter(None, (data, trained_on)):
+        if out.exists() and Path(name).exists() and out.samefile(name):
+            raise ValueError(f"--out {out} would replace the data that are read: name another file")
     files.check_writable(out.parent)
     return by_suffix[out.suffix]
 

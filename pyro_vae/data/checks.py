@@ -25,6 +25,8 @@ from pyro_vae.transforms import Transform
 
 __all__ = ["check_columns", "check_digits", "check_finite", "check_fit", "check_rows", "observed"]
 
+_ALLOW = "build the model with missing='nan'"
+
 
 def check_fit(transform: Transform, data_range: Constraint, likelihood: str) -> None:
     """Compares the range of a transform with that of a likelihood.
@@ -209,22 +211,27 @@ def _reshape_hint(x: Tensor, event_shape: Sequence[int]) -> str:
     return f"; reshape it to (N, {', '.join(map(str, event_shape))})" if same_size else ""
 
 
-def check_finite(x: Tensor, name: str) -> None:
+def check_finite(x: Tensor, name: str, *, allow: str = _ALLOW) -> None:
     """Refuses NaN and infinity.
+
+    Args:
+        x: The rows.
+        name: Their name.
+        allow: How NaN can be allowed.
 
     Raises:
         ValueError: with their number and the index of the first.
     """
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-        raise ValueError(_not_finite(x, None, name, missing=False))
+        raise ValueError(_not_finite(x, None, name, missing=False, allow=allow))
 
 
-def _not_finite(x: Tensor, mask: Tensor | None, name: str, *, missing: bool) -> str:
+def _not_finite(x: Tensor, mask: Tensor | None, name: str, *, missing: bool, allow: str = _ALLOW) -> str:
     seen = observed(x, mask, missing=missing)
     bad = ~torch.isfinite(x) if seen is None else ~torch.isfinite(x) & seen
     count, first = int(bad.sum()), tuple(int(i) for i in bad.nonzero()[0])
     gaps = not missing and bool(x.isnan().any())
-    hint = ", or build the model with missing='nan' if NaN is a missing entry" if gaps else ""
+    hint = f", or {allow} if NaN is a missing entry" if gaps else ""
     return (
         f"{name} has {count} NaN or infinite value{'s' if count > 1 else ''}, the first at index {first}: "
         f"remove or fill those entries{hint}"

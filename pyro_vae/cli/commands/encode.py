@@ -35,7 +35,7 @@ def main(
     """
     vae = runs.open_run(run, device)
     rows = reading.all_rows(run, data, data_root, held_out=held_out)
-    write = writing.writer(out, writing.result_writers(run, rows))
+    write = writing.writer(out, writing.result_writers(run, rows), run=run, data=data)
     known, count = reading.rows_of(run, rows), len(rows.x_test)
     parts = [beliefs(vae.encode(part, site=site)) for part in beside.in_parts(known, count, ROWS)]
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

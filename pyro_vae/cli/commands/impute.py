@@ -48,7 +48,9 @@ def main(
         tables = [schema.fill(writing.held_table(rows), draw) for draw in draws]
         writing.save_table(writing.draws_of_table(tables), out, rows.table)
 
-    write = writing.writer(out, {".npy": writing.write_array, **dict.fromkeys(writing.TABLES, write_filled)})
+    write = writing.writer(
+        out, {".npy": writing.write_array, **dict.fromkeys(writing.TABLES, write_filled)}, run=run, data=data
+    )
     torch.manual_seed(seed)
     draws = vae.impute(known, num_samples, num_particles=num_particles).cpu()
     write(draws, out)

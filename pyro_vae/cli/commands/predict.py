@@ -57,7 +57,7 @@ def main(
 
     tables = dict.fromkeys(writing.TABLES, write_draws)
     pictures = {".png": functools.partial(writing.write_reconstructions, held.bounds)}
-    write = writing.writer(out, {**pictures, ".npz": writing.write_arrays, **tables})
+    write = writing.writer(out, {**pictures, ".npz": writing.write_arrays, **tables}, run=run, data=data)
     torch.manual_seed(seed)
     arrays = {
         "x": x,

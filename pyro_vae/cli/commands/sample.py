@@ -52,7 +52,7 @@ def main(
     kind, mean = runs.kind_of(run), out.suffix == ".png" if mean is None else mean
     told = runs.given_of(run, given or (), num_samples)
     pictures = {".png": functools.partial(writing.write_tiles, runs.bounds_of(run))}
-    write = writing.writer(out, {**pictures, ".npy": writing.write_array, **writing.table_writers(run, told)})
+    write = writing.writer(out, {**pictures, ".npy": writing.write_array, **writing.table_writers(run, told)}, run=run)
     torch.manual_seed(seed)
     if told and kind.draw_given is not None:
         x = kind.draw_given(vae, told, mean).cpu()

@@ -60,7 +60,7 @@ def main(
     if not 0 <= entries <= len(names):
         raise ValueError(f"--entries must be from 0 to {len(names)}, the number of entries of a row; found {entries}")
     pictures = {".png": lambda found, path: draw(rows.x_test, found, rows.bounds, path)}
-    write = writing.writer(out, {**writing.result_writers(run, rows), **pictures})
+    write = writing.writer(out, {**writing.result_writers(run, rows), **pictures}, run=run, data=data)
     evidence = log_evidence(vae, known, num_particles=num_particles, seed=seed)
     found: dict[str, Any] = {
         "log_evidence": evidence.log_evidence.numpy(),
