@@ -36,7 +36,7 @@ def test_rate_and_distortion_estimate_their_closed_forms():
 
 def test_standard_errors_are_the_spread_of_the_mean():
     lg = LinearGaussian()
-    means = [evaluate(lg.vae, lg.draw(500), seed=seed)["elbo"] for seed in range(200)]
+    means = [evaluate(lg.vae, lg.draw(500), seed=seed)["elbo"] for seed in range(100)]  # their spread within 7%
     claimed = evaluate(lg.vae, lg.draw(500))["elbo_se"]
     assert claimed == pytest.approx(float(torch.tensor(means).std()), rel=0.3)
 

@@ -1,8 +1,10 @@
 """The README's code runs: its Python as one session, its commands one after another, with fewer epochs."""
 
+import dataclasses
 import importlib
 import re
 import shlex
+import struct
 import sys
 from functools import partial
 from pathlib import Path
@@ -10,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from pyro_vae.cli.__main__ import main
 from pyro_vae.cli.running import run_command
+from pyro_vae.data.sources import load_data
+from pyro_vae.evaluation.report.job import SIZES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -38,7 +43,11 @@ def python_session(text, first=0):
 
 def test_the_python_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    session = python_session(README, first=2)
+    # The parts of the report that take longest are smaller; of their sizes tests/test_report.py has tests.
+    less = dataclasses.replace(SIZES["quick"], bounds=(4, 2, 10), gaps=(6, 20), simulations=(200, 49))
+    monkeypatch.setitem(SIZES, "quick", less)
+    assert README.count("epochs=200") == 2
+    session = python_session(README.replace("epochs=200", "epochs=60"), first=2)
     printed = capsys.readouterr().out.splitlines()
     assert any(line.startswith("Nothing is wrong") for line in printed)
     assert {line for line in blocks("text")[0].splitlines() if line != "…"} <= set(printed)
@@ -130,13 +139,27 @@ def test_the_commands_run_one_after_another(tmp_path, monkeypatch):
     assert list(pd.read_csv(tmp_path / "new-patients.csv").columns) == ["age", "pressure", "group"]
 
 
+def write_some_of_mnist(root, data_root):
+    """A data root with some rows of MNIST, in its own format; tests/test_scripts.py trains on all."""
+    data, raw = load_data("mnist", data_root), root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, x, y in (
+        ("train", data.x_train[:2000], data.y_train[:2000]),
+        ("t10k", data.x_test[:300], data.y_test[:300]),
+    ):
+        for name, values in ((f"{part}-images-idx3", x), (f"{part}-labels-idx1", y)):
+            header = struct.pack(f">4B{values.dim()}I", 0, 0, 8, values.dim(), *values.shape)
+            (raw / f"{name}-ubyte").write_bytes(header + values.to(torch.uint8).numpy().tobytes())
+
+
 def test_the_commands_on_mnist_run(tmp_path, monkeypatch, data_root):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYRO_VAE_DATA", str(data_root))
+    write_some_of_mnist(tmp_path / "data", data_root)
+    monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path / "data"))
     _, on_mnist = commands()
     assert len(on_mnist) == 2
     for command in on_mnist:
-        run(command, monkeypatch, "--epochs", "1", "--channels", "2,4", "--hidden-dims", "16", "--batch-size", "1000")
+        run(command, monkeypatch, "--epochs", "1", "--channels", "2,4", "--hidden-dims", "16", "--batch-size", "100")
 
 
 def test_the_pictures_and_documents_it_links_to_are_there():

@@ -45,7 +45,11 @@ def run(monkeypatch, capsys):
 def trained(tmp_path_factory):
     """A run on the digits, trained once for all tests that only read it."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    subprocess.run([sys.executable, SCRIPTS / "train.py", *SMALL, "--out", folder], check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", *SMALL, "--out", str(folder)])
+        with pytest.raises(SystemExit) as end:
+            running.run_command(importlib.import_module("train").main)
+    assert not end.value.code
     return folder
 
 

@@ -46,6 +46,7 @@ def folder(tmp_path_factory):
     of_people = ["--data", folder / "people.csv", "--columns", "id=index", "--latent-dim", 2, "--epochs", 150]
     for name, arguments in {"people": of_people, "digits": ["--epochs", 2]}.items():
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pyro_vae.cli.training.draw_figures", lambda *_, **__: None)  # takes seconds
             patch.setattr(
                 "sys.argv", ["train", "--hidden-dims", "16", "--out", str(folder / name), *map(str, arguments)]
             )

@@ -8,6 +8,7 @@ from linear_gaussian import LinearGaussian
 
 from pyro_vae import Pair, mlp_vae
 from pyro_vae.evaluation import unexpectedness
+from pyro_vae.evaluation.surprise import _distinct
 from pyro_vae.inference.structure import ContractError
 from pyro_vae.likelihoods import Bernoulli, Normal, Poisson
 
@@ -77,6 +78,19 @@ def test_missing_entries_have_none_and_shapes_are_those_of_the_rows(likelihood):
     nats = unexpectedness(vae, x, num_particles=50)
     assert nats.shape == (7, 2, 3)
     assert torch.equal(nats.isnan(), x.isnan())
+
+
+def test_draws_of_one_value_are_looked_at_once():
+    draws = torch.cat([torch.randint(0, 2, (32, 5, 2)), torch.randint(0, 9, (32, 5, 1))], -1).double()
+    values, place = _distinct(draws)
+    assert torch.equal(values.gather(0, place), draws)
+    for entry in ((row, column) for row in range(5) for column in range(3)):
+        distinct = draws[:, *entry].unique()
+        assert torch.equal(values[:, *entry].unique(), distinct)
+        assert int(place[:, *entry].max()) + 1 == len(distinct)
+    assert len(values) == max(len(draws[:, row, 2].unique()) for row in range(5))
+    assert len(_distinct(draws[..., :2])[0]) == 2
+    assert len(_distinct(torch.rand(32, 5, 2))[0]) == 32
 
 
 def test_programs_that_run_in_turn_say_the_same():

@@ -345,7 +345,7 @@ def test_modules_of_one_name_do_not_share_parameters():
 
 def test_functions_leave_their_parameters_in_pyros_store_where_pyro_finds_them():
     x = torch.randn(500) * 1.1 + 3
-    fit(function_pair(), x, epochs=500, batch_size=100, learning_rate=0.1, progress=False)
+    fit(function_pair(), x, epochs=200, batch_size=100, learning_rate=0.2, progress=False)
     store = pyro.get_param_store()
     # One row is Normal(mean, sqrt(1 + 0.25)): the posterior of the mean is known.
     assert float(store["loc"].detach()) == pytest.approx(float(x.mean()), abs=0.1)

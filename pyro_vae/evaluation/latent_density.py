@@ -1,5 +1,6 @@
 """The latents of each row as one vector of real numbers, and a pair's densities and their gradients there."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -13,7 +14,7 @@ from torch.distributions import biject_to, constraints
 
 from pyro_vae.inference.batch import Batch
 from pyro_vae.inference.sites import Draws, run_pair
-from pyro_vae.inference.structure import Fixed, Structure, is_discrete, sample_sites, under_particles
+from pyro_vae.inference.structure import Fixed, Structure, is_discrete, nothing, sample_sites, under_particles
 from pyro_vae.pair import Pair
 
 __all__ = ["LatentDensity", "Point", "Start", "latent_layout", "support_of"]
@@ -67,6 +68,10 @@ class LatentDensity:
     layout: Mapping[str, slice]
     start: Start = "guide"
 
+    @functools.cached_property
+    def _programs(self) -> tuple[Program, Program]:
+        return self.pair.programs
+
     def draw(self, num_chains: int) -> Tensor:
         """Draws from the start, ``(C, N, d)``."""
         return torch.cat([self._draw(count) for count in self._counts(num_chains)])
@@ -78,7 +83,7 @@ class LatentDensity:
     def _draw(self, num_chains: int | None) -> Tensor:
         if self.start == "prior":
             return self.flatten({}, num_chains)
-        return self.flatten(self._run(_nothing, self.pair.programs[1], num_chains).latents, num_chains)
+        return self.flatten(self._run(nothing, self._programs[1], num_chains).latents, num_chains)
 
     def _run(self, model: Program, guide: Program, num_chains: int | None) -> Draws:
         """Draws from two programs, either of which may be empty, without global sites."""
@@ -105,12 +110,12 @@ class LatentDensity:
 
     def latents(self, u: Tensor) -> dict[str, Tensor]:
         """The latents that real numbers ``(C, N, d)`` are mapped to, by site ``(C, *plates, N, *event)``."""
-        model, counts = self.pair.programs[0], self._counts(len(u))
+        model, counts = self._programs[0], self._counts(len(u))
         shapes = {name: site["value"].shape for name, site in self._model_sites({}, None).items()}
         found: list[dict[str, Tensor]] = []
         for part, count in zip(u.split(len(u) // len(counts)), counts, strict=True):
             with _Mapped(part, self.layout, self.structure.nesting, plated=count is not None) as mapped:
-                self._run(model, _nothing, count)
+                self._run(model, nothing, count)
             found.append(mapped.values)
         return {  # a plate of chains leaves spare dimensions
             name: torch.cat([values[name] for values in found]).reshape(len(u), *shapes[name]) for name in self.layout
@@ -118,7 +123,7 @@ class LatentDensity:
 
     def _model_sites(self, latents: Mapping[str, Tensor], num_chains: int | None) -> dict[str, Any]:
         """The model's sites with these values of some latents; latents that it enumerates are drawn."""
-        program = under_particles(self.pair.programs[0], num_chains, self.structure.particle_dim)
+        program = under_particles(self._programs[0], num_chains, self.structure.particle_dim)
         with Fixed(latents):
             return sample_sites(poutine.trace(program).get_trace(self.batch.x, **self.batch.arguments))
 
@@ -146,9 +151,9 @@ class LatentDensity:
         return log_start, log_joint
 
     def _log_probs(self, u: Tensor, num_chains: int | None) -> tuple[Tensor, Tensor]:
-        model, guide = self.pair.programs
+        model, guide = self._programs
         with _Mapped(u, self.layout, self.structure.nesting, plated=num_chains is not None) as mapped:
-            joint = self._run(model, _nothing, num_chains)
+            joint = self._run(model, nothing, num_chains)
         if mapped.blurred:
             raise ValueError(
                 f"the support of the latent {mapped.blurred!r} depends on one that the model enumerates, so there is "
@@ -158,12 +163,8 @@ class LatentDensity:
             log_start = -joint.where(lambda term: term.kind == "prior").rate
         else:
             with Fixed(mapped.values):
-                log_start = self._run(_nothing, guide, num_chains).where(lambda term: term.kind == "guide").rate
+                log_start = self._run(nothing, guide, num_chains).where(lambda term: term.kind == "guide").rate
         return log_start + mapped.log_jacobian, joint.elbo + mapped.log_jacobian
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    """A program without sites."""
 
 
 def support_of(fn: Any) -> Any:

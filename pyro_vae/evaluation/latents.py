@@ -14,7 +14,7 @@ from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.summary import ACTIVE_VARIANCE
 from pyro_vae.inference.batch import Batch, rows_of, rows_that_fit, with_rows
 from pyro_vae.inference.sites import run_pair
-from pyro_vae.inference.structure import Fixed, is_point
+from pyro_vae.inference.structure import Fixed, is_point, nothing
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import evaluating, forked_random_state
 
@@ -177,12 +177,12 @@ def latent_information(pair: Pair, x: Inputs, *, num_others: int = 31, seed: int
         def log_guide(others: Batch, latents: Any) -> Tensor:
             """The log-density of each latent and those before it, ``(sites, N)``."""
             with Fixed(latents), pyro.validation_enabled(is_validate=False):
-                draws = run_pair(_nothing, pair.programs[1], others, structure, enumerate_guide=False)
+                draws = run_pair(nothing, pair.programs[1], others, structure, enumerate_guide=False)
             terms = [draws.log_guide[name][0].double() for name in draws.log_guide if name in named]
             return torch.stack(terms).cumsum(0) if terms else batch.x.new_zeros(0, len(batch)).double()
 
         with pyro.validation_enabled(is_validate=False):  # they were validated when inspected
-            drawn = run_pair(_nothing, pair.programs[1], batch, structure, enumerate_guide=False)
+            drawn = run_pair(nothing, pair.programs[1], batch, structure, enumerate_guide=False)
         order = [name for name in drawn.log_guide if name in named]
         own = log_guide(batch, drawn.latents)
         places, total = torch.randperm(len(batch), device=batch.x.device), own
@@ -194,10 +194,6 @@ def latent_information(pair: Pair, x: Inputs, *, num_others: int = 31, seed: int
         so_far = own - total + math.log(len(offsets) + 1)
         each = torch.diff(so_far, dim=0, prepend=torch.zeros_like(so_far[:1]))
     return {name: values.cpu() for name, values in zip(order, each, strict=True)}
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    """A model without sites."""
 
 
 @torch.no_grad()

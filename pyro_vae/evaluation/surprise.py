@@ -115,13 +115,24 @@ def _of_rows(pair: Pair, batch: Batch, structure: Structure, num_particles: int)
     weights = weights.log_softmax(0)
     chosen = torch.multinomial(weights.exp().flatten(1).T, _DRAWS, replacement=True).T
     drawn = torch.cat([fn.sample().reshape(-1, *batch.x.shape) for fn in likelihoods])
-    expected = torch.stack(
-        [
-            (weights + log_prob(drawn.flatten(1).gather(0, index[None])[0].reshape(batch.x.shape))).logsumexp(0)
-            for index in chosen
-        ]
-    )
-    return expected.mean(0) - (weights + here).logsumexp(0)
+
+    def predicted(x: Tensor) -> Tensor:
+        """Log-probability of entries ``(n, *E)`` given the others of their row."""
+        return (weights + log_prob(x)).logsumexp(0)
+
+    chances = drawn.flatten(1).gather(0, chosen).reshape(_DRAWS, *batch.x.shape)
+    distinct, place = _distinct(chances)
+    expected = torch.stack([predicted(values) for values in distinct]).gather(0, place)
+    return expected.mean(0) - predicted(batch.x)
+
+
+def _distinct(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct values of each entry, and where each draw ``(D, n, *E)`` is among them: bits have two at most."""
+    ordered, order = draws.sort(0)
+    is_new = ordered[1:] != ordered[:-1]
+    ranks = torch.cat([is_new.new_zeros(1, *is_new.shape[1:]), is_new]).cumsum(0)
+    values = ordered[:1].repeat(int(ranks.max()) + 1, *(1,) * (draws.dim() - 1)).scatter(0, ranks, ordered)
+    return values, torch.empty_like(order).scatter(0, order, ranks)
 
 
 def _of_entries(fn: Any) -> Any:

@@ -21,7 +21,7 @@ from pyro_vae.inference.batch import Batch, rows_that_fit
 from pyro_vae.inference.gaps import leaving_out_gaps
 from pyro_vae.inference.imputation import draw_rows, resampled
 from pyro_vae.inference.sites import Draws, check_log_weights, run_pair
-from pyro_vae.inference.structure import ContractError, Fixed, Structure, sample_sites, under_particles
+from pyro_vae.inference.structure import ContractError, Fixed, Structure, nothing, sample_sites, under_particles
 from pyro_vae.pair import Pair
 from pyro_vae.programs.running import evaluating
 
@@ -310,7 +310,7 @@ class _Proposals:
         return {name: latents[name].reshape(num, *self.shapes[name]) for name in self.names}
 
     def _from_guide(self, batch: Batch, num: int) -> dict[str, Tensor]:
-        draws = run_pair(_nothing, self.guide, batch, self.structure, num_particles=num, enumerate_guide=False)
+        draws = run_pair(nothing, self.guide, batch, self.structure, num_particles=num, enumerate_guide=False)
         return self._canonical(draws.latents, num)
 
     def _from_prior(self, num: int) -> dict[str, Tensor]:
@@ -327,12 +327,12 @@ class _Proposals:
 
     def _joint(self, latents: Mapping[str, Tensor], num: int, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log p(z), and log p(x, z) of the observed entries, ``(K, n)``."""
-        parts = self._at(latents, num, self.model, _nothing, batch)
+        parts = self._at(latents, num, self.model, nothing, batch)
         priors = [-part.where(lambda term: term.kind == "prior").rate for part in parts]
         return torch.cat(priors), torch.cat([part.elbo for part in parts])
 
     def _log_guide(self, latents: Mapping[str, Tensor], num: int, batch: Batch) -> Tensor:
-        parts = self._at(latents, num, _nothing, self.guide, batch)
+        parts = self._at(latents, num, nothing, self.guide, batch)
         return torch.cat([part.where(lambda term: term.kind == "guide").rate for part in parts])
 
     def _at(self, latents: Mapping[str, Tensor], num: int, model: Program, guide: Program, batch: Batch) -> list[Draws]:
@@ -351,7 +351,3 @@ class _Proposals:
             with Fixed(plated):
                 parts = [run_pair(model, guide, batch, self.structure, num_particles=num, **options)]
         return [part.where(lambda term: term.is_local) for part in parts]
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    """A program without sites."""

@@ -22,6 +22,7 @@ __all__ = [
     "is_local",
     "is_point",
     "is_unobserved_part",
+    "nothing",
     "sample_sites",
     "some",
     "under_particles",
@@ -274,9 +275,13 @@ class Fixed(Messenger):
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
+def nothing(*_: Any, **__: Any) -> None:
+    """A program without sites."""
+
+
 def under_particles(program: Program, num_particles: int | None, dim: int) -> Program:
     """The program under a plate of ``num_particles`` draws, or unchanged if that is None."""
-    if num_particles is None:
+    if num_particles is None or program is nothing:
         return program
 
     def repeated(*args: Any, **kwargs: Any) -> Any:
