@@ -1,6 +1,5 @@
 """The README's code runs: its Python as one session, its commands one after another, with fewer epochs."""
 
-import dataclasses
 import importlib
 import re
 import shlex
@@ -17,7 +16,6 @@ import torch
 from pyro_vae.cli.__main__ import main
 from pyro_vae.cli.running import run_command
 from pyro_vae.data.sources import load_data
-from pyro_vae.evaluation.report.job import SIZES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -43,11 +41,7 @@ def python_session(text, first=0):
 
 def test_the_python_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    # The parts of the report that take longest are smaller; of their sizes tests/test_report.py has tests.
-    less = dataclasses.replace(SIZES["quick"], bounds=(4, 2, 10), gaps=(6, 20), simulations=(200, 49))
-    monkeypatch.setitem(SIZES, "quick", less)
-    assert README.count("epochs=200") == 2
-    session = python_session(README.replace("epochs=200", "epochs=60"), first=2)
+    session = python_session(README, first=2)
     printed = capsys.readouterr().out.splitlines()
     assert any(line.startswith("Nothing is wrong") for line in printed)
     assert {line for line in blocks("text")[0].splitlines() if line != "…"} <= set(printed)
