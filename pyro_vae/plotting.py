@@ -176,6 +176,8 @@ def _plane(points: np.ndarray, kinds: np.ndarray | None) -> tuple[np.ndarray, tu
             )
             names = tuple(f"{which} direction that separates labels" for which in ("first", "second"))
             return discriminants.transform(points), names
+    if len(points) < 2:  # which span no plane
+        return points[:, :2], ("first latent", "second latent")
     from sklearn.decomposition import PCA
 
     pca = PCA(2).fit(points)

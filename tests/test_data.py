@@ -346,7 +346,7 @@ def test_images_of_other_sizes_are_refused_and_named(tmp_path):
     folder = save_images(tmp_path, images | {f"z{i}.png": np.zeros((4, 4 + i), np.uint8) for i in range(7)})
     with pytest.raises(ValueError, match=r"9 images have the size 4×3 and 7 another, z0\.png ") as caught:
         load_data(folder)
-    assert "z4.png (4×8) and 2 more: save them in one size, or set resize to" in str(caught.value)
+    assert "z4.png (4×8) and 2 more: save them in one size, or give resize" in str(caught.value)
 
 
 def test_the_colours_of_a_palette_are_kept(tmp_path):

@@ -255,6 +255,16 @@ def model_that_observes_nothing():
     return model, guide
 
 
+@case("the model observes nothing when run on rows: pass obs=x at the site 'x'")
+def model_that_forgets_to_observe():
+    def model(x=None, *, batch_size=None):
+        with pyro.plate("data", rows_of(x, batch_size), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0))
+
+    return model, guide
+
+
 @case("the latent 'z' is in the plate 'data' in one program and outside of it in the other")
 def latent_that_is_local_in_one_program_and_global_in_the_other():
     def guide(x):

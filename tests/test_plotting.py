@@ -17,6 +17,11 @@ def pixels(figure):
     return np.asarray(figure.axes[0].images[0].get_array())
 
 
+def test_one_row_has_a_place_among_latents():
+    (points,) = plotting.plot_latents(torch.tensor([[1.0, 2.0, 3.0]])).axes[0].collections
+    assert points.get_offsets().tolist() == [[1.0, 2.0]]
+
+
 def test_tiles_lie_in_reading_order_with_a_line_between():
     grid = torch.arange(6.0).reshape(2, 3, 1, 1).expand(2, 3, 4, 5)
     picture = pixels(plotting.plot_grid(grid, bounds=(0, 10)))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyro_vae import load
-from pyro_vae.cli.commands import encode, evaluate, sample, score, train
+from pyro_vae.cli.commands import encode, evaluate, predict, sample, score, train
 from pyro_vae.cli.running import run_command
 from pyro_vae.data.sources import load_data
 from pyro_vae.evaluation import log_evidence, unexpectedness
@@ -142,6 +142,36 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(folder, tmp_path, caps
     assert said.startswith(words)
     assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", [sample, score, encode, predict])
+def test_data_are_not_replaced_by_what_is_made_of_them(folder, tmp_path, capsys, script):
+    others = shutil.copy(folder / "people.csv", tmp_path / "others.csv")
+    (tmp_path / "link.csv").symlink_to(others)
+    trained_on = folder / "people.csv"
+    before = trained_on.read_bytes()
+    asked = [(trained_on, [])] if script is sample else [(trained_on, []), (tmp_path / "link.csv", ["--data", others])]
+    for out, arguments in asked:
+        assert command(script, folder / "people", out, *arguments) == 2
+        assert (
+            capsys.readouterr().err == f"error: --out {out} would replace the data that are read: name another file\n"
+        )
+    assert trained_on.read_bytes() == (tmp_path / "others.csv").read_bytes() == before
+
+
+def test_a_gap_is_named_by_its_place_in_the_file_and_with_the_commands_advice(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for row in (4, 31, 49):  # among the rows to train on, or to test with, once they are shuffled
+        x = rng.normal(size=(50, 3))
+        x[row, 1] = np.nan
+        np.save(tmp_path / "x.npy", x)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["train", "--data", str(tmp_path / "x.npy"), "--out", str(tmp_path / "run")])
+            with pytest.raises(SystemExit):
+                run_command(train.main)
+        said = f"has 1 NaN or infinite value, the first at index ({row}, 1): remove or fill those entries, or give "
+        assert said + "--missing nan if NaN is a missing entry\n" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
 
 
 def test_names_of_least_expected_entries_leave_out_what_is_missing():

@@ -198,7 +198,7 @@ def _refuse(folder: Path, unreadable: Mapping[Path, str], pictures: Mapping[Path
     if set(kinds.values()) == {_KIND["bool"], _KIND["uint8"]}:  # which can be mixed
         kinds = {}
     for what, of_each, way in (
-        ("size", sizes, "save them in one size, or set resize to a height and width"),
+        ("size", sizes, "save them in one size, or give resize, a height and a width"),
         ("depth", kinds, "save all with one depth"),
     ):
         usual = Counter(of_each.values()).most_common(1)

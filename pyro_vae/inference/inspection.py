@@ -164,6 +164,8 @@ def _structure(model_trace: Any, guide_trace: Any, program: Program, guide: Prog
     model, guided = sample_sites(model_trace), sample_sites(guide_trace)
     for which, sites in (("model", model), ("guide", guided)):
         _check_plates(which, sites, len(batch))
+    if not any(site["is_observed"] for site in model.values()):
+        raise ContractError("the model observes nothing when run on rows: pass obs=x at the site 'x'")
     latents: dict[str, Latent] = {}
     taken = accepted(getattr(program, "__wrapped__", program)) or set()
     for name, site in model.items():
@@ -181,8 +183,6 @@ def _structure(model_trace: Any, guide_trace: Any, program: Program, guide: Prog
                 f"the guide samples {name!r}, which is not a latent of the model: its latents are "
                 f"{', '.join(latents) or 'none'}"
             )
-    if not any(site["is_observed"] for site in model.values()):
-        raise ContractError("the model observes nothing when run on rows: pass obs=x at the site 'x'")
     depths = [-(frame.dim or 0) for s in (*model.values(), *guided.values()) for frame in vectorised_frames(s)]
     observed = {name: _argument(site, name, batch) for name, site in model.items() if site["is_observed"]}
     subsampled = {

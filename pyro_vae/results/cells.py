@@ -29,8 +29,8 @@ every gene, partially pooled. Short: two seeds, at most 100 epochs; full: five, 
 DIGITS = 1
 PICTURE = differences_of("to the Poisson", "nats a cell to the Poisson, ± 2 standard errors")
 NOTES = """A Poisson misses the variation that the latents do not explain. Adding it either way, with extra zeros or
-with a dispersion, gains nats; both together gain nothing more from so few cells. Effects of the wells, 765 numbers
-each, cost nats: the wells were sorted on one day, so there is nothing to learn but noise."""
+with a dispersion, gains six to seven nats; both together gain nothing more from so few cells. Effects of the wells, 765
+numbers each, cost nats: the wells were sorted on one day, so there is nothing to learn but noise."""
 FILE = "10x_pbmc68k_reduced.h5ad"
 LATENTS, WIDTH = 10, 64
 EFFECTS = 4  # draws from the posterior of the batches' effects

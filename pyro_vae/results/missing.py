@@ -15,11 +15,11 @@ ABOUT = """The setting of Mattei & Frellsen, *MIWAE*, 2019: the 569 rows and 30 
 (Wolberg et al., 1995), standardised, half of the entries removed completely at random, others for each seed.
 Ours: Student-t likelihood, 10 latents, 128-128-128 with tanh, the importance-weighted bound with 20 draws, imputed with
 500 importance-weighted draws. Errors are mean squares over removed entries, in units of the columns' variance;
-coverage is the share of removed entries inside 90% intervals of the draws. The paper shows its errors in a figure. Short:
-two masks; full: five."""
+coverage is the share of removed entries inside 90% intervals of the draws. The paper shows its errors in a figure.
+Short: two masks; full: five."""
 DIGITS = 3
-NOTES = """569 rows are few, and training stops after 200 epochs. After 600 the model has overfitted: over five masks its
-error was 0.333 ± 0.024, and its 90% intervals held 52% of the entries."""
+NOTES = """569 rows are few, and training stops after 200 epochs. After 600 the model has overfitted: over five masks
+its error was 0.333 ± 0.024, and its 90% intervals held 52% of the entries."""
 
 
 def rows(*, short: bool, root: Path) -> list[Row]:

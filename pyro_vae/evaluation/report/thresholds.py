@@ -68,7 +68,7 @@ THRESHOLDS: Mapping[str, Threshold] = {
         look="less",
         wrong="less than {none:g} nats, and the guide's log-densities of a draw under different rows differ by less "
         "than {still:g} on average",
-        limits={"little": 0.05, "none": 0.005, "still": 0.05},
+        limits={"little": 0.1, "none": 0.005, "still": 0.05},
         worth_a_look=lambda nats, moved, little, none, still: nats < little,
         is_wrong=lambda nats, moved, little, none, still: nats < none and moved < still,
     ),
@@ -217,6 +217,14 @@ THRESHOLDS: Mapping[str, Threshold] = {
         wrong="",
         limits={"nats": 0.1, "share": 0.05},
         worth_a_look=lambda rise, rate, nats, share: rise > max(nats, share * rate),
+    ),
+    "fall": Threshold(
+        "fall of the validation ELBO from its best epoch to the last tenth",
+        fine="up to {nats:g} nat, or {share:.0%} of the rate at the end",
+        look="more: training went on for too long, at this learning rate",
+        wrong="",
+        limits={"nats": 1.0, "share": 0.1},
+        worth_a_look=lambda fall, rate, nats, share: fall > max(nats, share * rate),
     ),
     "overfitting": Threshold(
         "ELBO of training rows above that of held-out ones",

@@ -32,15 +32,35 @@ def curves(job: Job, section: Section) -> None:
         level = threshold.level(rise=rise, rate=rate)
         section.numbers["rise"] = rise
         section.about += f" {threshold}"
+        fallen = name == "validation_elbo" and _fallen(section, highest - float(bound[-tenth:].mean()), rate, epoch)
+        if level != "fine" or not fallen:  # a bound that has fallen far is not fine for not rising
+            section.found(
+                "rise",
+                level,
+                f"The {what} was {'no longer' if level == 'fine' else 'still'} rising when training ended: it "
+                f"{'fell' if rise < 0 else 'rose'} by {abs(rise):.2f} nats between the last two tenths of the epochs.",
+                rise=rise,
+                rate=rate,
+            )
+    section.figures["ELBO and its parts, by epoch"] = plot_curves(history)
+
+
+def _fallen(section: Section, fall: float, rate: float, epoch: int) -> bool:
+    """Whether the bound fell far below its highest, which is then a finding."""
+    threshold = THRESHOLDS["fall"]
+    level = threshold.level(fall=fall, rate=rate)
+    section.numbers["fall"] = fall
+    section.about += f" {threshold}"
+    if level != "fine":
         section.found(
-            "rise",
+            "fall",
             level,
-            f"The {what} was {'no longer' if level == 'fine' else 'still'} rising when training ended: it "
-            f"{'fell' if rise < 0 else 'rose'} by {abs(rise):.2f} nats between the last two tenths of the epochs.",
-            rise=rise,
+            f"The validation ELBO fell by {fall:.2f} nats after epoch {epoch}, whose weights were kept: from then on "
+            f"the model learned its training rows by heart. Train with a lower learning rate, or a smaller model.",
+            fall=fall,
             rate=rate,
         )
-    section.figures["ELBO and its parts, by epoch"] = plot_curves(history)
+    return level != "fine"
 
 
 def training(job: Job, section: Section) -> None:
