@@ -275,6 +275,18 @@ def test_the_default_statistics_are_what_their_names_say():
     assert float(functions["largest"](torch.tensor(counts))) == counts.max()
 
 
+def test_values_of_named_columns_have_their_names():
+    likelihood = Mixed([Normal(), Bernoulli(), Normal()], ["weight", "smokes", "height"])
+    x = torch.stack([torch.randn(30), (torch.rand(30) < 0.5).float(), torch.randn(30) + 9], 1)
+    table = predictive_check(mlp_vae((3,), 1, likelihood=likelihood), x, num_replications=19).table
+    for name, column in {"real: mean[weight]": 0, "real: mean[height]": 2, "bits: mean[smokes]": 1}.items():
+        assert table.loc[name, "observed"] == pytest.approx(float(x[:, column].mean()), abs=1e-6)
+    assert "real: sd of row totals" in table.index
+    assert [name for name in table.index if "at one value" in name] == [
+        f"real: share at one value[{i}]" for i in (0, 1)
+    ]
+
+
 @pytest.mark.parametrize("kind", [constraints.real, constraints.nonnegative_integer, constraints.boolean])
 def test_what_a_statistic_chooses_it_chooses_in_each_data_set(kind):
     """So the observed data set is one among others: chosen by another one, every statistic is the same."""

@@ -348,6 +348,12 @@ def test_a_missing_mode_is_wrong_and_its_evidence_is_not_fine():
     assert "below the evidence, and chains that start elsewhere find 0." in gap.text
 
 
+def test_one_row_is_not_judged():
+    exact = LinearGaussian()
+    with pytest.raises(ValueError, match="a report needs at least 2 rows, .*; found 1$"):
+        evaluate_suite(exact.exact_pair(), exact.draw(1))
+
+
 def test_curves_say_where_training_was_best_and_how_far_it_still_rose():
     exact = LinearGaussian()
     x = exact.draw(30)

@@ -22,7 +22,7 @@ from pyro_vae._support.ranges import constraints
 from pyro_vae.data.rows import Inputs
 from pyro_vae.evaluation.described import as_described
 from pyro_vae.evaluation.simulation import check_forward, prior_globals
-from pyro_vae.evaluation.statistics import Statistic, default_statistics
+from pyro_vae.evaluation.statistics import OfColumns, Statistic, default_statistics
 from pyro_vae.inference.batch import Batch, rows_that_fit
 from pyro_vae.inference.predictive import (
     forward_trace,
@@ -191,7 +191,7 @@ def _draw_data_set(pair: Pair, batch: Batch, structure: Structure, kind: Kind, c
 
 
 def _components(statistics: Mapping[str, Statistic], data: Tensor, what: str) -> dict[str, float]:
-    """Every number that the statistics return, by name; elements of a vector have their index after the name."""
+    """Every number that the statistics return, by name; elements of a vector have their column or index after it."""
     out: dict[str, float] = {}
     for name, statistic in statistics.items():
         try:
@@ -204,7 +204,10 @@ def _components(statistics: Mapping[str, Statistic], data: Tensor, what: str) ->
         if not all(map(math.isfinite, values)):
             hint = "; missing entries are NaN, so ignore them" if data.isnan().any() else ""
             raise ValueError(f"the statistic {name!r} is NaN or infinite for {what}{hint}")
-        out |= {name: values[0]} if len(values) == 1 else {f"{name}[{i}]": value for i, value in enumerate(values)}
+        places = statistic.components(len(values)) if isinstance(statistic, OfColumns) else None
+        if places is None and len(values) > 1:
+            places = range(len(values))
+        out |= {name if places is None else f"{name}[{places[i]}]": value for i, value in enumerate(values)}
     return out
 
 

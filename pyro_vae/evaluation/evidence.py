@@ -91,8 +91,9 @@ class Evidence(Sentence):
 
     def __str__(self) -> str:
         bits = "" if math.isnan(self.num_dims) else f"{self.bits_per_dim:.4f} bits/dim, "
+        error = "" if len(self.log_evidence) < 2 else f" ± {self.mean_standard_error:.2f}"
         return (
-            f"log evidence {self.mean:.2f} ± {self.mean_standard_error:.2f} nats, {bits}"
+            f"log evidence {self.mean:.2f}{error} nats, {bits}"
             f"over {len(self.log_evidence):,} rows with {self.curve['num_particles'].iloc[-1]:,} particles each"
         )
 

@@ -1,7 +1,8 @@
 """Statistics of a data set that show where models of it usually go wrong, chosen by the kind of its values."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae._support.ranges import Constraint, constraints, elementwise, is_boolean, is_bounded
 
-__all__ = ["Statistic", "default_statistics"]
+__all__ = ["OfColumns", "Statistic", "default_statistics"]
 
 Statistic = Callable[[Tensor], Any]
 
@@ -29,7 +30,7 @@ def default_statistics(x: Tensor, data_range: Constraint) -> dict[str, Statistic
 
     Returns:
         Functions of a data set ``(N, *E)`` by name; NaN is ignored. Up to 16 elements have a value each; with more,
-        the average is used.
+        the average is used. Values of named columns, those of a table, have their names.
 
         - For all: ``mean``; ``sd``; with two elements or more ``sd of row totals``, and ``mean |correlation|`` and
           ``max |correlation|`` over the pairs of the 64 elements that vary most.
@@ -51,11 +52,12 @@ def default_statistics(x: Tensor, data_range: Constraint) -> dict[str, Statistic
     """
     flat = _flat(x)
     columns = _columns_by_kind(elementwise(data_range), flat.shape[1])
+    names = getattr(elementwise(data_range), "names", None)
     chosen: dict[str, Statistic] = {}
     for kind, index in columns.items():
         prefix = f"{kind}: " if len(columns) > 1 else ""
         for name, function in _of_kind(kind, len(index), len(flat), _ends(data_range, index)).items():
-            chosen[prefix + name] = _on(index, function)
+            chosen[prefix + name] = OfColumns(index, function, tuple(names[i] for i in index.tolist()) if names else ())
     return chosen
 
 
@@ -63,12 +65,28 @@ def _flat(x: Tensor) -> Tensor:
     return x.reshape(len(x), -1).double()
 
 
-def _on(index: Tensor, function: Callable[[Tensor], Tensor]) -> Statistic:
-    def statistic(x: Tensor) -> Tensor:
-        part = _flat(x)
-        return function(part if len(index) == part.shape[1] else part[:, index])
+@dataclass(frozen=True)
+class OfColumns:
+    """A statistic of some columns.
 
-    return statistic
+    Args:
+        index: The columns.
+        function: The statistic of these.
+        names: Their names, if the columns of the data have names.
+    """
+
+    index: Tensor
+    function: Callable[[Tensor], Tensor]
+    names: tuple[str, ...] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The statistic of a data set ``(N, *E)``."""
+        part = _flat(x)
+        return self.function(part if len(self.index) == part.shape[1] else part[:, self.index])
+
+    def components(self, count: int) -> Sequence[str] | None:
+        """Names of ``count`` values, if there is one for each named column."""
+        return self.names if len(self.names) == count and self.function is not _share_of_atoms else None
 
 
 def _columns_by_kind(data_range: Constraint, num_dims: int) -> dict[str, Tensor]:

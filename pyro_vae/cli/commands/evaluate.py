@@ -1,5 +1,6 @@
 """Evaluates a trained model on data it was not trained on."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -69,7 +70,8 @@ def main(
     metrics |= models.scores(kind, vae, rows, reading.labels_of(run, held))
     for name in ("elbo", "rate", "distortion", "bits_per_dim", "auxiliary"):
         if name in metrics:
-            print(f"{name:<13}{metrics[name]:>12.4f} ± {metrics.get(name + '_se', float('nan')):.4f}")
+            error = metrics.get(f"{name}_se", math.nan)  # of one row there is none
+            print(f"{name:<13}{metrics[name]:>12.4f}{'' if math.isnan(error) else f' ± {error:.4f}'}")
     if "active_units" in metrics:
         print(f"active units {metrics['active_units']:>12} of {metrics['num_latents']}")
     print(f"rows         {metrics['num_rows']:>12,}")

@@ -96,6 +96,8 @@ def evaluate_suite(
     size = SIZES[lookup(suite, SIZES, "suite")]
     chosen = PARTS if parts is None else [lookup(name, PARTS, "part") for name in parts]
     rows = pair.check(x, fingerprint=True)
+    if rows.num_rows < 2:
+        raise ValueError("a report needs at least 2 rows, as one says nothing about the spread of any number; found 1")
     with forked_random_state(pair.device):
         few = next(iter(rows.batches([torch.arange(min(3, rows.num_rows))])))
         structure = pair.structure(pair.prepare(few))
