@@ -350,7 +350,7 @@ def test_a_missing_mode_is_wrong_and_its_evidence_is_not_fine():
 
 def test_one_row_is_not_judged():
     exact = LinearGaussian()
-    with pytest.raises(ValueError, match="a report needs at least 2 rows, .*; found 1$"):
+    with pytest.raises(ValueError, match=r"a report needs at least 2 rows, .*; found 1$"):
         evaluate_suite(exact.exact_pair(), exact.draw(1))
 
 

@@ -80,8 +80,8 @@ def evaluate_suite(
         A :class:`~pyro_vae.evaluation.Report`. If a part fails or does not apply, its section says why.
 
     Raises:
-        ValueError: if the rows do not fit the model, the programs break the contract, or the suite or a part is
-            unknown.
+        ValueError: if the rows do not fit the model, the programs break the contract, the suite or a part is
+            unknown, or there is one row.
         TypeError: if a keyword argument is one that neither program takes.
 
     Example:
