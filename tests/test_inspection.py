@@ -306,6 +306,15 @@ def guide_that_fails():
     return model, wrong
 
 
+@case("the guide fails on 5 rows .* 5 vs 3; dimensions that belong to one row are declared by .to_event\\(\\)$")
+def guide_without_to_event():
+    def of_three(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(x[:, None].expand(-1, 3), 1.0))
+
+    return model, of_three
+
+
 @case("the parameter 'loc' has an entry for each row, shape \\(3,\\) for 3 of them, and so fits the rows of one batch")
 def parameter_with_an_entry_for_each_row():
     def guide(x):

@@ -42,6 +42,7 @@ from pyro_vae.programs.running import evaluating
 __all__ = ["LOOKED_AT", "inspect_pair"]
 
 LOOKED_AT = 256  # rows to inspect first: the number of steps may depend on the rows
+_IN_PLATE = "Shape mismatch inside plate"  # in Pyro's words
 
 Program = Callable[..., Any]
 
@@ -108,9 +109,10 @@ def _traced(program: Program, which: str, batch: Batch) -> Any:
 def _failed(which: str, batch: Batch, error: Exception) -> ContractError:
     if isinstance(error, ContractError):
         return ContractError(first_line(error))
+    why = first_line(error)
+    hint = "; dimensions that belong to one row are declared by .to_event()" if _IN_PLATE in why else ""
     return ContractError(
-        f"the {which} fails on {len(batch)} rows of {batch.x.dtype}, and must run on any number of them: "
-        f"{first_line(error)}"
+        f"the {which} fails on {len(batch)} rows of {batch.x.dtype}, and must run on any number of them: {why}{hint}"
     )
 
 
