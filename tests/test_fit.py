@@ -343,3 +343,17 @@ def test_progress_is_quiet_in_a_log(capfd):
     said = capfd.readouterr().err
     assert "480/480" in said
     assert said.count("%|") <= 2
+
+
+@pytest.mark.usefixtures("as_traced")
+def test_progress_says_that_programs_are_compiled_and_then_what_was_reached(capfd):
+    torch.manual_seed(0)
+    fit(function_pair(), torch.randn(64), epochs=3, batch_size=8, compile=True)
+    first, *_, last = [
+        line for line in capfd.readouterr().err.replace("\r", "\n").splitlines() if "compil" in line or "ELBO" in line
+    ]
+    assert "0/24" in first
+    assert "compiling the programs" in first
+    assert "24/24" in last
+    assert "ELBO" in last
+    assert "compiling" not in last

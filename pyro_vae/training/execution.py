@@ -254,6 +254,11 @@ class Execution:
         return [self._share, *tensors]
 
     @property
+    def is_to_compile(self) -> bool:
+        """Whether one of the next steps compiles the programs, which takes seconds."""
+        return self._mode is _Mode.WATCHED and self._plan.compiles
+
+    @property
     def _is_whole(self) -> bool:
         """Whether the step has the usual number of rows. A rank's share of a smaller step may still be as large."""
         return self._position < self._epoch.whole_steps

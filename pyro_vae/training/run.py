@@ -321,6 +321,9 @@ class Run:
         epoch, seen = len(self.history) + 1, 0
         self.execution.begin_epoch(plan)
         sums = self.execution.sums
+        compiling = self.execution.is_to_compile and not bar.disable
+        if compiling:
+            bar.set_postfix_str("compiling the programs, which takes a while")
         for step, (index, reference) in enumerate(zip(plan.indices, plan.read(plan.indices), strict=True)):
             if step % _STEPS_BETWEEN_AGREEMENTS == 0:
                 self.interrupts.agree(self.device)
@@ -329,7 +332,8 @@ class Run:
                 self._equal_buffers()
             seen += len(index)
             # Values are read back from the device only when the bar is redrawn.
-            if not bar.disable and time.time() - bar.last_print_t >= bar.mininterval:
+            due = time.time() - bar.last_print_t >= bar.mininterval or (compiling and step == self.steps - 1)
+            if due and not bar.disable:
                 rate = plan.rates[step][0]
                 bar.set_postfix_str(self._postfix(epoch, sums / seen, started, seen, rate), refresh=False)
             bar.update()
