@@ -332,8 +332,9 @@ class Run:
                 self._equal_buffers()
             seen += len(index)
             # Values are read back from the device only when the bar is redrawn.
-            due = time.time() - bar.last_print_t >= bar.mininterval or (compiling and step == self.steps - 1)
-            if due and not bar.disable:
+            if bar.disable:
+                continue
+            if time.time() - bar.last_print_t >= bar.mininterval or (compiling and step == self.steps - 1):
                 rate = plan.rates[step][0]
                 bar.set_postfix_str(self._postfix(epoch, sums / seen, started, seen, rate), refresh=False)
             bar.update()
