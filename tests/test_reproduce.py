@@ -214,7 +214,7 @@ def small_mnist(monkeypatch):
     x = (torch.nn.functional.pad(x, (2, 2, 2, 2)) * 255 / 16).round()
     y = torch.tensor(labels[:300])
     data = DataSet("mnist", x[:200], x[200:], (0.0, 255.0), y[:200], y[200:])
-    fewer = DataSet("mnist", x[:60], x[60:80], (0.0, 255.0), y[:60], y[60:80])  # clusters of a row take many draws
+    fewer = DataSet("mnist", x[:90], x[90:110], (0.0, 255.0), y[:90], y[90:110])  # clusters of a row take many draws
     for module, rows in ((clusters, fewer), (semi_supervised, data)):
         monkeypatch.setattr(module, "load_data", lambda *_, rows=rows: rows)
     return data
