@@ -402,6 +402,24 @@ def test_arguments_that_do_not_suit_are_refused_before_anything_changes(argument
     assert all(torch.equal(before[name], tensor) for name, tensor in vae.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"epochs": 1.5}, "epochs must be a whole number, found 1.5"),
+        ({"batch_size": "16"}, "batch_size must be a whole number, found '16'"),
+        ({"learning_rate": "1e-3"}, "learning_rate must be a number, found '1e-3'"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(arguments, sentence):
+    with pytest.raises(TypeError, match=f"^{sentence}$"):
+        fit(small_vae(), grey_levels(), **{"batch_size": 16, "progress": False, **arguments})
+
+
+def test_numbers_of_numpy_are_numbers():
+    sizes = {"epochs": np.int64(1), "batch_size": np.int32(16), "learning_rate": np.float64(1e-3)}
+    assert len(fit(small_vae(), grey_levels(), progress=False, **sizes)) == 1
+
+
 def test_programs_with_nothing_to_train_are_refused():
     lg = LinearGaussian()
     for p in lg.vae.parameters():

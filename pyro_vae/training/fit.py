@@ -116,7 +116,7 @@ def fit(
 
     Raises:
         ValueError: if the data or an argument are invalid, or the programs break the contract, before training starts.
-        TypeError: if neither program takes a keyword argument.
+        TypeError: if neither program takes a keyword argument, or a number is none.
         FloatingPointError: if the objective becomes NaN or infinite; the weights of the last complete epoch are
             restored.
 

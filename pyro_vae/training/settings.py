@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -55,12 +56,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
+            if (value := self._number(name, Integral, int, "a whole number")) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}")
         for name in ("learning_rate", "max_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
+            if (value := self._number(name, Real, float, "a number")) is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, found {value}")
         if self.average_weights is not None and not 0 < self.average_weights < 1:
             raise ValueError(
@@ -73,6 +72,16 @@ class Settings:
             raise ValueError(f"compile must be 'auto', True or False, found {self.compile!r}")
         if not callable(self.optimizer):
             raise TypeError(f"optimizer is of type {type(self.optimizer).__name__}: {_EXPECTED_OPTIMIZER}")
+
+    def _number(self, name: str, kind: type, plain: Callable[[Any], Any], what: str) -> Any:
+        """A setting as Python's own number, which it is from now on; None if it is not set."""
+        value = getattr(self, name)
+        if value is None:
+            return None
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be {what}, found {value!r}")
+        object.__setattr__(self, name, plain(value))
+        return plain(value)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when a run is resumed, as JSON data."""
