@@ -71,6 +71,8 @@ def test_a_number_that_comes_out_otherwise_is_told():
     assert told(nats={"value": -81.0, "error": 0.1, "count": 100}) == ["ours, nats: -81, was -80"]
     assert told(nats={"value": -80.5, "sd": 0.1, "count": 100}) == ["ours, nats: -80.5, was -80"]
     assert told(rate=3.4) == ["ours, rate: 3.4, was 3"]
+    assert told(rate=math.nan) == ["ours, rate: nan, was 3"]
+    assert told(nats={"value": math.nan, "error": math.nan, "count": 100}) == ["ours, nats: nan, was -80"]
     assert told(rate=None) == ["ours, rate: not in the new table"]
     assert differences(before, before[:1]) == ["ours: only in the stored table"]
     assert differences(before[:1], before) == ["ours: only in the new table"]

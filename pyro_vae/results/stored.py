@@ -52,7 +52,7 @@ def differences(before: list[Row], now: list[Row]) -> list[str]:
             continue
         (value, error), (stored, stored_error) = _number(cell), _number(was)
         errors = math.hypot(error, stored_error)
-        if abs(value - stored) > (MOST * errors if errors else UNKNOWN * abs(stored)):
+        if not abs(value - stored) <= (MOST * errors if errors else UNKNOWN * abs(stored)):  # nor is NaN
             found.append(f"{name}, {column}: {value:.4g}, was {stored:.4g}")
     return found
 
